@@ -1,0 +1,123 @@
+"""Windows as batches of tensors, straight from the memory map."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.token_files import Document, TokenFile
+from datamodules.windows import ScoringWindow, TrainingOrder
+from llp.scoring import ScoringBatch
+
+
+@dataclass
+class SampleCounter:
+    """Training windows taken so far, over all ranks: the whole state of the training order."""
+
+    samples: int = 0
+
+
+class TrainingLoader:
+    """`(inputs, targets)` of consecutive samples, (B, n) each.
+
+    It goes on from where `counter` stands, which a checkpoint keeps: a resumed run takes the very next window.
+
+    Args:
+        tokens: The stream.
+        order: Where the window of each sample number starts.
+        counter: Advanced with every batch.
+        window_len: n.
+        batch_size: B, windows of one rank.
+        n_batches: Length of the loader.
+        rank: Of this process; it takes the samples `rank`, `rank + world_size`, ...
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        order: TrainingOrder,
+        counter: SampleCounter,
+        window_len: int,
+        batch_size: int,
+        n_batches: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.tokens, self.order, self.counter = tokens, order, counter
+        self.window_len, self.batch_size, self.n_batches = window_len, batch_size, n_batches
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(self.n_batches):
+            first = self.counter.samples
+            self.counter.samples += (
+                self.batch_size * self.world_size
+            )  # before the yield: a checkpoint counts this batch
+            samples = range(first + self.rank, self.counter.samples, self.world_size)
+            windows = torch.from_numpy(np.stack([self._window(self.order.start(sample)) for sample in samples]))
+            yield windows[:, :-1], windows[:, 1:]  # (B, n) each
+
+    def _window(self, start: int) -> np.ndarray:
+        stop = start + self.window_len + 1
+        tokens = self.tokens[start:stop]
+        if stop > len(self.tokens):  # the stream is a circle
+            tokens = np.concatenate((tokens, self.tokens[: stop - len(self.tokens)]))
+        return tokens.astype(np.int64)
+
+
+class ScoringLoader:
+    """A split's scoring windows, and what is known of their text.
+
+    Args:
+        file: The split's tokens.
+        batches: Windows of one length each.
+        split: Its name.
+        protocol: How it is scored.
+        unigram_nats: Computes the unigram baseline of a split; called only where a report wants it.
+    """
+
+    def __init__(
+        self,
+        file: TokenFile,
+        batches: list[list[ScoringWindow]],
+        split: str,
+        protocol: dict[str, Any],
+        unigram_nats: Callable[[str], list[float]],
+    ) -> None:
+        self.file, self.batches, self.split, self.protocol = file, batches, split, protocol
+        self._unigram_nats = unigram_nats
+
+    @property
+    def documents(self) -> list[Document]:
+        return self.file.documents
+
+    def unigram_nats(self) -> list[float]:
+        """Loss of each document under a unigram model of the training split, in nats."""
+        return self._unigram_nats(self.split)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[ScoringBatch]:
+        for batch in self.batches:
+            n_scored = batch[0].n_scored
+            rows = torch.from_numpy(np.stack([self._tokens(window) for window in batch]))  # (B, N + 1)
+            yield ScoringBatch(
+                rows[:, :-1], rows[:, rows.shape[1] - n_scored :], torch.tensor([window.document for window in batch])
+            )
+
+    def places(self, batch: int) -> list[int]:
+        """Where the first scored token of each window of a batch stands among all scored tokens of the split."""
+        before = np.cumsum([0, *(document.tokens for document in self.documents)])
+        return [int(before[window.document]) + window.stop - window.n_scored for window in self.batches[batch]]
+
+    def _tokens(self, window: ScoringWindow) -> np.ndarray:
+        origin = self.documents[window.document].start
+        return self.file.tokens[origin + window.start : origin + window.stop + 1].astype(np.int64)

@@ -1,0 +1,293 @@
+"""What every benchmark shares: documents to tokens on disk, once a machine, and from there to windows."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from tqdm import tqdm
+
+from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
+from datamodules.token_files import Document, TokenFile, TokenWriter
+from datamodules.tokenizers import SentencePiece, Tokenizer
+from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
+from llp.errors import SettingError, require
+
+_FORMAT = 1  # of the prepared folder; a new one makes every cache anew
+_CHUNK = 1 << 20  # characters that are encoded at a time
+
+
+class Text(NamedTuple):
+    """A document before it is encoded: its name and its lines, each with its line end."""
+
+    name: str
+    lines: Iterable[str]
+
+
+class TextDataModule(LightningDataModule, ABC):
+    """Language-model training windows and scoring windows over a benchmark's text.
+
+    A benchmark says where its text lies (`source`, `texts`) and how its words are counted.
+
+    Args:
+        path: Folder with the benchmark's files in their official layout; without it the Hub is the source.
+        cache_dir: Where prepared tokens are kept, one folder for each text and tokenizer.
+        tokenizer: Trained on the training split when the text is prepared; SentencePiece unless given.
+        window_len: n, the positions of a training window, which reads n + 1 tokens.
+        train_stride: Tokens between the starts of training windows; a window's length unless given.
+        batch_size: Training windows in a batch of one device.
+        scoring_window_len: Positions of a scoring window; the architecture's own choice unless given.
+        scoring_stride: Positions that a scoring window scores; the architecture's own choice unless given.
+        seed: Of the order of training windows. On the command line it is `seed_everything`.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+
+    name: str
+    """Of the prepared folders."""
+    splits = ("train", "validation", "test")
+    word_count = "whitespace-separated words"
+    """What `count_words` counts."""
+
+    def __init__(
+        self,
+        path: str | None = None,
+        cache_dir: str = "~/.cache/llp",
+        tokenizer: Tokenizer | None = None,
+        window_len: int = 2048,
+        train_stride: int | None = None,
+        batch_size: int = 8,
+        scoring_window_len: int | None = None,
+        scoring_stride: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["tokenizer", "path", "cache_dir"])
+        for setting, value in (("window_len", window_len), ("train_stride", train_stride), ("batch_size", batch_size)):
+            require(value is None or value >= 1, f"data.init_args.{setting}", value, "set it to 1 or more")
+        self.path = None if path is None else Path(path).expanduser()
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.tokenizer = tokenizer or SentencePiece()
+        self.window_len, self.batch_size = window_len, batch_size
+        self.train_stride = train_stride or window_len
+        self.scoring_window_len, self.scoring_stride = scoring_window_len, scoring_stride
+        self.seed = seed
+        self.counter = SampleCounter()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, known before anything is prepared."""
+        return self.tokenizer.vocab_size
+
+    # The benchmark
+
+    @abstractmethod
+    def source(self) -> dict[str, Any]:
+        """What identifies the text without reading it: names, sizes and dates of files, or a Hub revision.
+
+        Raises:
+            SettingError: If a part of the text is missing.
+        """
+
+    @abstractmethod
+    def texts(self, split: str) -> Iterator[Text]:
+        """The documents of a split."""
+
+    def count_words(self, line: str) -> int:
+        """Words of a line, as the benchmark counts them."""
+        return len(line.split())
+
+    def start_token(self) -> int:
+        """The token that a document begins with: context for its first token, never scored."""
+        return self.tokenizer.start_token
+
+    # Preparing
+
+    def prepared_folder(self) -> Path:
+        """Where this text lies encoded by this tokenizer."""
+        key = {"format": _FORMAT, "source": self.source(), "tokenizer": self.tokenizer.settings()}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.cache_dir / f"{self.name}-{digest[:16]}"
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and encode every split, once. The prepared folder appears whole or not at all."""
+        if self.trainer is not None:
+            self._scoring_window()  # a model that these windows don't fit stops the run before the long work
+        folder = self.prepared_folder()
+        if folder.exists():
+            return
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.cache_dir))
+        except OSError as error:
+            raise SettingError(
+                "data.init_args.cache_dir", self.cache_dir, f"can't be written ({error.strerror}); name another folder"
+            ) from error
+        try:
+            self._prepare(unfinished)
+            unfinished.chmod(0o755)
+            os.replace(unfinished, folder)
+        except OSError as error:
+            if not folder.exists():  # else another process was faster: its folder is as good
+                raise SettingError(
+                    "data.init_args.cache_dir", self.cache_dir, f"preparing the text failed: {error}"
+                ) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _prepare(self, folder: Path) -> None:
+        self.tokenizer.train((line for text in self.texts("train") for line in text.lines), folder)
+        self.tokenizer.load(folder)
+        digest = hashlib.sha256()
+        for split in self.splits:
+            self._encode(split, folder, digest)
+        about = {
+            "data_fingerprint": digest.hexdigest(),
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "tokenizer": self.tokenizer.settings(),
+            "source": self.source(),
+        }
+        (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    def _encode(self, split: str, folder: Path, digest: "hashlib._Hash") -> None:
+        writer = TokenWriter(folder, split, self.vocab_size)
+        with tqdm(desc=f"encoding {self.name} {split}", unit="B", unit_scale=True) as progress:
+            for text in self.texts(split):
+                digest.update(f"{split}\0{text.name}\0".encode())
+                start, tokens, words, n_bytes = writer.length, 0, 0, 0
+                writer.write([self.start_token()])
+                for lines in _chunks(text.lines):
+                    data = "".join(lines).encode()
+                    digest.update(data)
+                    tokens += writer.write(self.tokenizer.encode(lines))
+                    words += sum(map(self.count_words, lines))
+                    n_bytes += len(data)
+                    progress.update(len(data))
+                writer.documents.append(Document(text.name, start, tokens, words, n_bytes))
+        writer.close()
+        if not any(document.tokens for document in writer.documents):
+            raise SettingError("data.init_args.path", self.path, f"its {split} split holds no text")
+
+    def setup(self, stage: str) -> None:
+        """Open what was prepared."""
+        folder = self.prepared_folder()
+        self.tokenizer.load(folder)
+        self.files = {split: TokenFile(folder, split) for split in self.splits}
+        self.about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        n_tokens = len(self.files["train"].tokens)
+        for setting, value in (("window_len", self.window_len), ("train_stride", self.train_stride)):
+            require(
+                value < n_tokens,
+                f"data.init_args.{setting}",
+                value,
+                f"the training split has {n_tokens} tokens; shorten it",
+            )
+
+    # Training
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Batches of `(inputs, targets)` in the training order, from where the run stands."""
+        trainer = self.trainer
+        assert trainer is not None
+        tokens = self.files["train"].tokens
+        order = TrainingOrder(len(tokens), self.train_stride, self.seed)
+        samples_per_batch = self.batch_size * trainer.world_size
+        # One pass of the trainer over this loader is the whole run, where its length is known: the progress bar
+        # then shows how much is left. The epochs of the data are inside the order.
+        n_batches = (
+            trainer.max_steps * trainer.accumulate_grad_batches
+            if trainer.max_steps > 0
+            else max(1, order.windows_per_epoch // samples_per_batch)
+        )
+        return TrainingLoader(
+            tokens,
+            order,
+            self.counter,
+            self.window_len,
+            self.batch_size,
+            n_batches,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "samples_taken": self.counter.samples,
+            "tokenizer_fingerprint": self.about["tokenizer_fingerprint"],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        ours, theirs = self.about["tokenizer_fingerprint"], state_dict["tokenizer_fingerprint"]
+        require(
+            ours == theirs,
+            "data.init_args.tokenizer",
+            ours,
+            f"the checkpoint was trained with tokenizer {theirs}; use the text and the tokenizer settings of its run",
+        )
+        self.counter.samples = state_dict["samples_taken"]
+
+    # Scoring
+
+    def val_dataloader(self) -> ScoringLoader:
+        """The validation split in scoring windows."""
+        return self._scoring_loader("validation")
+
+    def test_dataloader(self) -> ScoringLoader:
+        """The test split in scoring windows."""
+        return self._scoring_loader("test")
+
+    predict_dataloader = test_dataloader
+
+    def _scoring_window(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        model: Any = self.trainer.lightning_module
+        return model.scoring_window(self.window_len, self.scoring_window_len, self.scoring_stride)
+
+    def _scoring_loader(self, split: str) -> ScoringLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        file = self.files[split]
+        window_len, stride = self._scoring_window()
+        # As many positions at a time as in training: scoring windows may be much longer.
+        batch_size = max(1, self.batch_size * self.window_len // window_len)
+        batches = scoring_batches([document.tokens for document in file.documents], window_len, stride, batch_size)
+        protocol = {
+            "data_fingerprint": self.about["data_fingerprint"],
+            "tokenizer_fingerprint": self.about["tokenizer_fingerprint"],
+            "window_len": window_len,
+            "stride": stride,
+            "word_count": self.word_count,
+        }
+        share = share_of_rank(batches, trainer.global_rank, trainer.world_size)
+        return ScoringLoader(file, share, split, protocol, self.unigram_nats)
+
+    def unigram_nats(self, split: str) -> list[float]:
+        """Loss of each document of a split under the training text's token frequencies, with add-one smoothing."""
+        counts = self.files["train"].counts(self.vocab_size) + 1
+        nats = np.log(counts.sum()) - np.log(counts)  # (vocab_size,)
+        file = self.files[split]
+        return [
+            float(np.bincount(file.text_of(document), minlength=self.vocab_size) @ nats) for document in file.documents
+        ]
+
+
+def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of consecutive lines, each of about a million characters."""
+    chunk: list[str] = []
+    size = 0
+    for line in lines:
+        chunk.append(line)
+        size += len(line)
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,183 @@
+"""Tokenizers: text to tokens and back, every string exactly. A tokenizer is made once, on the training split."""
+
+import hashlib
+import io
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sentencepiece as spm
+
+from llp.errors import SettingError, require
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space: U+2581
+
+
+class Tokenizer(ABC):
+    """Text to tokens and back. `vocab_size` is known before the tokenizer is trained."""
+
+    vocab_size: int
+    start_token: int
+    """The token that a document begins with; it stands for no text."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What determines the tokenizer beside the text it is trained on."""
+
+    @abstractmethod
+    def train(self, lines: Iterable[str], folder: Path) -> None:
+        """Make the tokenizer from lines of text and write it into `folder`."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read what `train` wrote."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that encode alike."""
+
+    @abstractmethod
+    def encode(self, lines: list[str]) -> np.ndarray:
+        """Tokens of the lines' text in one row. A line holds its line end; no token crosses it."""
+
+    @abstractmethod
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens; a start token gives none."""
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes as tokens, and token 256 to start a document."""
+
+    vocab_size = 257
+    start_token = 256
+
+    def settings(self) -> dict[str, Any]:
+        return {"tokenizer": "bytes"}
+
+    def train(self, lines: Iterable[str], folder: Path) -> None:
+        pass
+
+    def load(self, folder: Path) -> None:
+        pass
+
+    @property
+    def fingerprint(self) -> str:
+        return "bytes"
+
+    def encode(self, lines: list[str]) -> np.ndarray:
+        return np.frombuffer("".join(lines).encode(), dtype=np.uint8)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return bytes(token for token in tokens if token != self.start_token).decode(errors="replace")
+
+
+class SentencePiece(Tokenizer):
+    """A SentencePiece model trained on the training split: no normalisation, unknown characters as bytes.
+
+    Newlines and WikiText's `<unk>` are always tokens of their own.
+
+    Args:
+        vocab_size: Number of tokens, the 256 bytes and 4 special ones among them.
+        model_type: `bpe` or `unigram`.
+        sample_lines: Train on at most so many lines, drawn at random.
+        seed: Of that sample.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        model_type: Literal["bpe", "unigram"] = "bpe",
+        sample_lines: int = 500_000,
+        seed: int = 0,
+    ) -> None:
+        require(
+            vocab_size > 260, "tokenizer.vocab_size", vocab_size, "set it above 260: 256 bytes and 4 special tokens"
+        )
+        require(sample_lines >= 1, "tokenizer.sample_lines", sample_lines, "set it to 1 or more")
+        self.vocab_size, self.model_type, self.sample_lines, self.seed = vocab_size, model_type, sample_lines, seed
+        self._processor = spm.SentencePieceProcessor()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "tokenizer": "sentencepiece",
+            "vocab_size": self.vocab_size,
+            "model_type": self.model_type,
+            "sample_lines": self.sample_lines,
+            "seed": self.seed,
+        }
+
+    def train(self, lines: Iterable[str], folder: Path) -> None:
+        model = io.BytesIO()
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter(_sample((line.rstrip("\n") for line in lines), self.sample_lines, self.seed)),
+                model_writer=model,
+                vocab_size=self.vocab_size,
+                model_type=self.model_type,
+                max_sentence_length=1 << 20,
+                # Every string comes back exactly: nothing normalised, nothing trimmed, unknown characters as bytes.
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                user_defined_symbols=["\n", "<unk>"],
+                unk_piece="<unknown>",  # never produced; its usual name is a word of WikiText
+                bos_id=1,
+                eos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).rpartition("] ")[2].strip()
+            raise SettingError(
+                "data.init_args.tokenizer.init_args.vocab_size",
+                self.vocab_size,
+                f"the training text does not support it. SentencePiece: {reason}",
+            ) from error
+        (folder / "tokenizer.model").write_bytes(model.getvalue())
+
+    def load(self, folder: Path) -> None:
+        path = folder / "tokenizer.model"
+        try:
+            self._processor.load_from_serialized_proto(path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise SettingError(
+                "data.init_args.cache_dir",
+                folder.parent,
+                f"{path} is missing or damaged; remove the folder {folder}, the next run makes it anew",
+            ) from error
+        self.start_token = self._processor.bos_id()
+        # U+2581 would come back as the space it stands for: it is written as its three bytes.
+        self._space_bytes = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()
+
+    def encode(self, lines: list[str]) -> np.ndarray:
+        rows = self._processor.encode(lines, num_threads=-1)
+        rows = [self._encode_spaces(line) if _SPACE in line else row for line, row in zip(lines, rows, strict=True)]
+        return np.fromiter((token for row in rows for token in row), dtype=np.int64)
+
+    def _encode_spaces(self, line: str) -> list[int]:
+        first, *rest = self._processor.encode(line.split(_SPACE))
+        return first + [token for row in rest for token in (*self._space_bytes, *row)]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return self._processor.decode([int(token) for token in tokens])
+
+
+def _sample(lines: Iterable[str], size: int, seed: int) -> list[str]:
+    """At most `size` of the lines, each with the same chance (reservoir sampling: one pass, bounded memory)."""
+    rng = random.Random(seed)
+    sample: list[str] = []
+    for number, line in enumerate(lines):
+        if number < size:
+            sample.append(line)
+        elif (place := int(rng.random() * (number + 1))) < size:
+            sample[place] = line
+    return sample

@@ -1,0 +1,30 @@
+"""Long-context Perceiver language models: one LightningModule per architecture.
+
+The names below are imported when they are first used, so that `import llp` and `llp --help` stay light.
+An architecture of your own needs no entry here: its class path is enough (`my_module.MyArchitecture`).
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llp.long_lora_perceiver import LLP as LLP
+    from llp.transformer import Transformer as Transformer
+
+__version__ = metadata.version("llp")
+
+_HOMES = {
+    "LLP": "llp.long_lora_perceiver",
+    "Transformer": "llp.transformer",
+}
+__all__ = ["LLP", "Transformer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llp' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

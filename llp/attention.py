@@ -1,0 +1,68 @@
+"""Who queries whom: the attention patterns, as functions on (batch, heads, positions, head width).
+
+Every pattern takes `query` (B, H, Q, D), `key` and `value` (B, H, N, D) with Q <= N, where the queries stand at the
+last Q of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """Lower-right causal: query i of Q sees the keys 0 .. i + (N - Q), so that the last query sees all.
+
+    With Q = N this is the dense causal attention of a Transformer.
+    """
+    n_queries, n_keys = query.shape[-2], key.shape[-2]
+    if n_queries == n_keys:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
+    mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left here: another mask
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+
+
+def segment_pair_attention(
+    query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
+) -> Tensor:
+    """Long LoRA Perceiver: segment k sees segment k - 1 whole and itself causally; segment 0 sees itself causally.
+
+    Q must be N. The sequence is cut into segments of `segment_len` from its first position on. All pairs of segments
+    are one batch of small lower-right causal problems (`segment_len` queries, twice as many keys): O(N segment_len).
+
+    Source: arXiv 2412.06106, section on the Long LoRA Perceiver; the segments are those of LongLoRA, arXiv 2309.12307.
+    """
+    batch, _, n, _ = query.shape
+    if n <= segment_len:
+        return causal_attention(query, key, value, dropout_p)
+    # A last segment that is shorter is filled up at its end: causality hides the filling from every true query.
+    query, key, value = (
+        F.pad(x, (0, 0, 0, -n % segment_len)).unflatten(2, (-1, segment_len)).transpose(1, 2)
+        for x in (query, key, value)
+    )  # (B, S, H, M, D)
+    key_pairs, value_pairs = (torch.cat((x[:, :-1], x[:, 1:]), dim=-2) for x in (key, value))  # (B, S - 1, H, 2 M, D)
+    first = causal_attention(query[:, 0], key[:, 0], value[:, 0], dropout_p)  # (B, H, M, D)
+    later = causal_attention(
+        query[:, 1:].flatten(0, 1), key_pairs.flatten(0, 1), value_pairs.flatten(0, 1), dropout_p
+    )  # (B (S - 1), H, M, D)
+    output = torch.cat((first.unsqueeze(1), later.unflatten(0, (batch, -1))), dim=1)  # (B, S, H, M, D)
+    return output.transpose(1, 2).flatten(2, 3)[:, :, :n]  # (B, H, N, D)
+
+
+def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles p * base^(-2 j / D), each (N, D / 2), on the device of `like`.
+
+    The angles are taken in float64, since float32 has lost half of its digits at position 10,000; the table is in
+    float32, or in float64 where `like` is.
+    """
+    positions = torch.arange(n_positions, device=like.device, dtype=torch.float64)
+    pairs = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64)
+    angles = torch.outer(positions, base ** (-pairs / head_dim))
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding: turn the interleaved pairs (2 j, 2 j + 1) of `x` (B, H, N, D) by the table's angles."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, N, D / 2) each
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)

@@ -1,0 +1,135 @@
+"""What a run shows that Lightning doesn't log already."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from llp.checkpoints import run_folder
+
+StepOutput = Tensor | Mapping[str, Any] | None
+
+
+class RunMetrics(Callback):
+    """Logs the learning rate, the gradient norm, the tokens trained on and their rate, each over optimizer steps.
+
+    Tokens are trained positions, those with a loss, over all ranks. The rate is that since the last logged step;
+    validation does not count.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._logged_tokens = 0
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens = self._logged_tokens = state_dict["tokens"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seconds += time.perf_counter() - self._started
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer._logger_connector.should_update_logs:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)  # before clipping
+            pl_module.log("train/grad_norm", norm)
+            pl_module.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
+    ) -> None:
+        self.tokens += _trained_positions(batch) * trainer.world_size
+        if trainer.fit_loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
+            return
+        now = time.perf_counter()
+        rate = (self.tokens - self._logged_tokens) / (self._seconds + now - self._started)
+        self._logged_tokens, self._seconds, self._started = self.tokens, 0.0, now
+        pl_module.log("train/tokens", float(self.tokens))
+        pl_module.log("train/tokens_per_second", rate, prog_bar=True)
+
+
+def _trained_positions(batch: tuple[Tensor, Tensor]) -> int:
+    return batch[1].numel()
+
+
+class LastStepValidation(Callback):
+    """Validates after the last step, whatever the interval: a run never ends without a score and a checkpoint."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
+    ) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.val_check_batch = 1  # consulted right after this hook
+
+
+class FinalHyperparameters(Callback):
+    """Writes the hyperparameters with the last validation's figures to TensorBoard's HPARAMS page."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        final = {
+            f"final/{name.removeprefix('val/')}": value.item()
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        trainer.logger.log_hyperparams(trainer.logger.hparams, final, step=trainer.global_step)
+
+
+class TokenLosses(BasePredictionWriter):
+    """`llp predict`: the loss of every token of the test split, in nats and in the order of the text.
+
+    Written as `token_losses.npy` (float32) into the run's folder, whole or not at all. Each rank writes its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loader: Any = trainer.predict_dataloaders
+        path = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+        self._path = path / "token_losses.npy"
+        self._unfinished = path / f".{self._path.name}"
+        if trainer.is_global_zero:
+            np.lib.format.open_memmap(self._unfinished, "w+", np.float32, (sum(d.tokens for d in loader.documents),))
+        trainer.strategy.barrier("token losses")
+        self._losses = np.lib.format.open_memmap(self._unfinished, "r+")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Tensor,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        loader: Any = trainer.predict_dataloaders
+        for place, nats in zip(loader.places(batch_idx), prediction.float().cpu().numpy(), strict=True):
+            self._losses[place : place + len(nats)] = nats
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._losses.flush()
+        trainer.strategy.barrier("token losses")
+        if trainer.is_global_zero:
+            self._unfinished.replace(self._path)
+            print(f"Written to {self._path}: the loss of {len(self._losses):,} tokens, in nats")

@@ -1,0 +1,81 @@
+"""What a checkpoint says of itself, and whether it fits a model."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llp.errors import SettingError
+
+if TYPE_CHECKING:
+    from llp.language_model import LanguageModel
+
+
+def architecture(model: "LanguageModel") -> str:
+    """The class path under which a configuration names the model's class."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def describe(model: "LanguageModel") -> dict[str, Any]:
+    """What a checkpoint says beside its weights: `architecture`, and the `seed` it was trained with."""
+    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's `seed_everything` leaves it
+    return {"architecture": architecture(model), "seed": None if seed is None else int(seed)}
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Open a checkpoint without reading its weights into memory.
+
+    Raises:
+        SettingError: If there is no such file, or it is truncated, or no checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SettingError("ckpt_path", path, "there is no such file; give the path of a checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises what its unpickler and its zip reader happen to meet
+        reason = str(error).splitlines()[0]
+        raise SettingError(
+            "ckpt_path", path, f"the file is truncated or no checkpoint ({reason}); give another one of the run"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"architecture", "hyper_parameters", "state_dict"} <= checkpoint.keys():
+        raise SettingError("ckpt_path", path, "the file was not written by `llp fit`; give a checkpoint that was")
+    return checkpoint
+
+
+def check_fits(checkpoint: dict[str, Any], model: "LanguageModel") -> None:
+    """Raise a `SettingError` unless the checkpoint holds the weights of this very architecture, vocabulary and size."""
+    if "architecture" not in checkpoint:
+        raise SettingError("ckpt_path", "(loaded)", "the checkpoint was not written by `llp fit`; give one that was")
+    if checkpoint["architecture"] != architecture(model):
+        raise SettingError(
+            "model.class_path",
+            architecture(model),
+            f"the checkpoint holds a {checkpoint['architecture']}; name that class",
+        )
+    for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_ratio", "tie_embeddings"):
+        ours, theirs = model.hparams[name], checkpoint["hyper_parameters"][name]
+        if ours != theirs:
+            source = "the tokenizer of `data`" if name == "vocab_size" else f"model.init_args.{name}"
+            raise SettingError(
+                name, ours, f"the checkpoint has {theirs}; give {source} that value or another checkpoint"
+            )
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a checkpoint: of the file, or of all files in a sharded checkpoint's folder, in the order of names."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def run_folder(path: str | Path) -> Path:
+    """The folder of the run that wrote a checkpoint: the one above `checkpoints/`, else the checkpoint's own."""
+    parent = Path(path).absolute().parent
+    return parent.parent if parent.name == "checkpoints" else parent

@@ -1,0 +1,191 @@
+"""LightningCLI with this project's defaults. Nothing else in `llp` knows about command lines."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+import datamodules  # noqa: F401  its classes can be named without their module
+import llp.long_lora_perceiver
+import llp.transformer  # noqa: F401
+from llp import checkpoints
+from llp.callbacks import FinalHyperparameters, LastStepValidation, RunMetrics, TokenLosses
+from llp.errors import SettingError, require
+from llp.language_model import LanguageModel
+from llp.report import TestReport
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one message, without the list of all options before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        noise = r"Does not validate against any|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
+        lines = [line for line in message.splitlines() if not re.match(rf"\s*({noise})", line)]
+        print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp fit --help", file=sys.stderr)
+        sys.exit(2)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Keeps the configuration of a training run in its folder; the other commands write none."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class LLPCLI(LightningCLI):
+    """`llp fit | validate | test | predict`."""
+
+    trainer: Trainer
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="The run's folder in lightning_logs/; version_N unless given."
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods, without the arguments that this command line decides on."""
+        hidden = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
+        return {name: skip | hidden.get(name, set()) for name, skip in LightningCLI.subcommands().items()}
+
+    def _parse_ckpt_path(self) -> None:
+        # The stock method lets a checkpoint's hyperparameters win over files and flags. Here the run's own
+        # configuration is the subcommand's default instead (`run_defaults`), which files and flags override.
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Open the checkpoint: a broken one is refused before anything is built."""
+        path = self._get(self.config, "ckpt_path")
+        self.resumed_run = None if path is None else checkpoints.run_folder(path)
+        self.checkpoint = None if path is None else checkpoints.read(path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.logger in (None, True):
+            kwargs["logger"] = self._logger(trainer.default_root_dir or ".") if self.subcommand == "fit" else False
+        self.save_config_kwargs = {"overwrite": self.resumed_run is not None}
+        return super().instantiate_trainer(**kwargs)
+
+    def _logger(self, root: str) -> TensorBoardLogger:
+        name = self._get(self.config, "name") or SLURMEnvironment.job_id()
+        if name is None and self.resumed_run is not None:
+            name = self.resumed_run.name  # a run goes on in its own folder
+        return TensorBoardLogger(root, name="lightning_logs", version=name, default_hp_metric=False)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a checkpoint of another model, and a folder that holds another run, before any long work."""
+        if self.checkpoint is not None:
+            checkpoints.check_fits(self.checkpoint, self.model)
+        self.checkpoint = None
+        if self.subcommand != "fit" or not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.log_dir or ".")
+        if (folder / "config.yaml").exists() and folder.absolute() != self.resumed_run:
+            raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(verbose=False, **kwargs)  # the report's table stands for Lightning's
+
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(verbose=False, **kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        self.trainer.predict(return_predictions=False, **kwargs)  # `TokenLosses` writes them as they come
+
+
+def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
+    """The configuration of the run whose checkpoint the arguments name: the subcommand's defaults.
+
+    Raises:
+        SettingError: If a checkpoint is needed and none is named, or it can't be opened, or nothing says what was run.
+    """
+    path = next(_values("--ckpt_path", arguments), None)
+    has_config = any(_values("--config", arguments)) or any(_values("-c", arguments))
+    if path is None:
+        remedy = f"`llp {subcommand}` needs a trained model; name its checkpoint"
+        require(subcommand == "fit" or has_config, "ckpt_path", None, remedy)
+        return None
+    checkpoints.read(path)
+    config = checkpoints.run_folder(path) / "config.yaml"
+    remedy = f"the configuration of its run is not there ({config}); name it with --config"
+    require(config.is_file() or has_config, "ckpt_path", path, remedy)
+    return config if config.is_file() else None
+
+
+def _values(flag: str, arguments: list[str]) -> Iterator[str]:
+    """The values that a flag has on the command line, as `--flag value` or `--flag=value`."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            yield value if equals else following
+
+
+def run(arguments: list[str]) -> int:
+    """Run a subcommand; returns the exit status. A `SettingError` becomes one message on standard error."""
+    _silence()
+    subcommand, options = arguments[0], arguments[1:]
+    parser_kwargs: dict[str, Any] = {"prog": "llp"}
+    try:
+        if subcommand in LLPCLI.subcommands() and not {"-h", "--help"} & set(options):
+            defaults = run_defaults(subcommand, options)
+            parser_kwargs[subcommand] = {"default_config_files": [] if defaults is None else [str(defaults)]}
+        LLPCLI(
+            LanguageModel,
+            LightningDataModule,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            trainer_defaults={
+                "callbacks": [RunMetrics(), LastStepValidation(), FinalHyperparameters(), TokenLosses(), TestReport()],
+                "use_distributed_sampler": False,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+            },
+            parser_kwargs=parser_kwargs,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except Exception as error:
+        setting_error = _setting_error(error)
+        if setting_error is None:
+            raise
+        print(f"llp {subcommand}: error: {setting_error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _setting_error(error: BaseException | None) -> SettingError | None:
+    """The `SettingError` that an exception is or was raised from: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__cause__
+    return error
+
+
+def _silence() -> None:
+    """Leave out what tells the user of this command line nothing."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)

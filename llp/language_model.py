@@ -1,0 +1,199 @@
+"""The LightningModule that every architecture inherits: loss, optimizer, schedule, scoring."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from llp import optimization
+from llp.checkpoints import check_fits, describe
+from llp.decoder import Decoder, LayerPattern
+from llp.errors import require
+from llp.scoring import Score, ScoringBatch
+
+
+class LanguageModel(LightningModule, ABC):
+    """A decoder over tokens with its training and scoring. An architecture adds its attention pattern per layer.
+
+    Nothing is allocated before `configure_model` has built `decoder`.
+
+    Args:
+        vocab_size: Number of tokens. On the command line it comes from the data.
+        dim: Width of the stream.
+        n_layers: Number of layers.
+        n_heads: Attention heads; `dim / n_heads` must be an even number.
+        mlp_ratio: Width of the MLP over `dim`.
+        dropout: Probability of dropping attention weights and hidden units of the MLP in training.
+        rotary_base: Base of the rotary frequencies.
+        tie_embeddings: Whether the head shares its weight with the token embedding.
+        learning_rate: Peak learning rate of AdamW.
+        betas: AdamW's decay rates of the first and second moment.
+        weight_decay: AdamW's weight decay, on the weights of linear maps only.
+        schedule: `cosine` falls to `final_learning_rate` at `trainer.max_steps`; `halving` halves every
+            `halve_every` steps.
+        warmup_steps: Optimizer steps of linear warm-up, under either schedule.
+        final_learning_rate: Where the cosine ends, as a share of `learning_rate`.
+        halve_every: Optimizer steps between two halvings.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+
+    decoder: Decoder
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int = 512,
+        n_layers: int = 6,
+        n_heads: int = 8,
+        mlp_ratio: int = 4,
+        dropout: float = 0.0,
+        rotary_base: float = 10000.0,
+        tie_embeddings: bool = False,
+        learning_rate: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+        schedule: Literal["cosine", "halving"] = "cosine",
+        warmup_steps: int = 500,
+        final_learning_rate: float = 0.1,
+        halve_every: int = 100_000,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_ratio", "halve_every"):
+            require(self.hparams[name] >= 1, name, self.hparams[name], "set it to 1 or more")
+        require(dim % n_heads == 0, "dim", dim, f"n_heads = {n_heads} must divide it; change one of the two")
+        require(
+            dim // n_heads % 2 == 0, "dim", dim, f"dim / n_heads must be even for rotary pairs; here {dim // n_heads}"
+        )
+        require(0 <= dropout < 1, "dropout", dropout, "set it to 0 or more and less than 1")
+        require(learning_rate > 0, "learning_rate", learning_rate, "set it above 0")
+        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "set it to 0 or more")
+        self.n_layers = n_layers
+        self.trained: dict[str, Any] = {"step": None, "seed": None}
+
+    # The architecture
+
+    @abstractmethod
+    def layer_pattern(self, layer: int) -> LayerPattern:
+        """The attention pattern of one layer, counted from 0."""
+
+    def configure_model(self) -> None:
+        """Build the decoder, once."""
+        if hasattr(self, "decoder"):
+            return
+        hparams = self.hparams
+        self.decoder = Decoder(
+            vocab_size=hparams["vocab_size"],
+            dim=hparams["dim"],
+            n_heads=hparams["n_heads"],
+            patterns=[self.layer_pattern(layer) for layer in range(self.n_layers)],
+            mlp_ratio=hparams["mlp_ratio"],
+            dropout=hparams["dropout"],
+            rotary_base=hparams["rotary_base"],
+            tie_embeddings=hparams["tie_embeddings"],
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), at the last T positions."""
+        return self.decoder(tokens)
+
+    # Training
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss in nats over the positions with a loss; `batch` is inputs and targets, (B, N) each."""
+        inputs, targets = batch
+        loss = self.decoder(inputs, targets).mean()
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The learning rate of an optimizer step, as a share of `learning_rate`."""
+        hparams = self.hparams
+        if hparams["schedule"] == "halving":
+            return optimization.halving(step, hparams["warmup_steps"], hparams["halve_every"])
+        return optimization.cosine(
+            step, hparams["warmup_steps"], self.trainer.max_steps, hparams["final_learning_rate"]
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with decay on linear weights only, and the learning rate as a function of the step."""
+        if self.hparams["schedule"] == "cosine":
+            require(
+                self.trainer.max_steps > 0, "trainer.max_steps", self.trainer.max_steps, "the cosine needs its length"
+            )
+        optimizer = torch.optim.AdamW(
+            optimization.parameter_groups(self.decoder, self.hparams["weight_decay"]),
+            lr=self.hparams["learning_rate"],
+            betas=tuple(self.hparams["betas"]),
+            # With float16 Lightning clips unscaled gradients, which the fused step would unscale itself.
+            fused=self.trainer.precision != "16-mixed",
+        )
+        scheduler = LambdaLR(optimizer, self.learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Scoring
+
+    def scoring_window(
+        self, train_window_len: int, window_len: int | None = None, stride: int | None = None
+    ) -> tuple[int, int]:
+        """Length and stride of the windows that score a text; each window scores what the one before did not.
+
+        Args:
+            train_window_len: n, the number of positions of a training window.
+            window_len: A length asked for; None: as in training.
+            stride: A stride asked for; None: half a window, so that a token has at least that much context.
+
+        Raises:
+            SettingError: If the architecture can't score with them.
+        """
+        window_len = train_window_len if window_len is None else window_len
+        stride = max(1, window_len // 2) if stride is None else stride
+        require(window_len >= 1, "scoring_window_len", window_len, "set it to 1 or more")
+        require(
+            1 <= stride <= window_len, "scoring_stride", stride, f"set it to 1 .. {window_len}, the window's length"
+        )
+        return window_len, stride
+
+    def score_nats(self, batch: ScoringBatch) -> Tensor:
+        """Loss in nats of every target: (B, S)."""
+        return self.decoder(batch.inputs, batch.targets)
+
+    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
+        self.score.update(self.score_nats(batch), batch.documents)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
+        return self.score_nats(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        loader: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        self.score = Score(loader.documents).to(self.device)
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_score("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_score("test")
+
+    def _log_score(self, split: str) -> None:
+        # The metric has summed over the ranks already; every rank logs the same figures.
+        figures = {f"{split}/{name}": value for name, value in self.score.total().items()}
+        self.log_dict(figures, sync_dist=True)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(describe(self))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_fits(checkpoint, self)
+        self.trained = {"step": checkpoint["global_step"], "seed": checkpoint["seed"]}

@@ -1,0 +1,64 @@
+"""LLP, the Long LoRA Perceiver (arXiv 2412.06106; called ECP in its second version)."""
+
+from functools import partial
+from typing import Any
+
+from llp.attention import segment_pair_attention
+from llp.decoder import LayerPattern
+from llp.errors import SettingError, require
+from llp.language_model import LanguageModel
+
+
+class LLP(LanguageModel):
+    """Each segment attends to itself causally and to the whole segment before it; all positions have a loss.
+
+    A layer costs O(n m) for n positions in segments of m. Through L layers a position reads back to the start of the
+    segment that lies L segments before its own.
+
+    Args:
+        vocab_size: Number of tokens. On the command line it comes from the data.
+        segment_len: m, the positions of a segment. The length of a sequence needn't be a multiple of it.
+        kwargs: The arguments of `LanguageModel`.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+
+    def __init__(self, vocab_size: int, segment_len: int = 256, **kwargs: Any) -> None:
+        super().__init__(vocab_size, **kwargs)
+        require(segment_len >= 1, "segment_len", segment_len, "set it to 1 or more")
+        self.segment_len = segment_len
+
+    def layer_pattern(self, layer: int) -> LayerPattern:
+        return LayerPattern(partial(segment_pair_attention, segment_len=self.segment_len))
+
+    def scoring_window(
+        self, train_window_len: int, window_len: int | None = None, stride: int | None = None
+    ) -> tuple[int, int]:
+        """Windows that hold the whole reach, so that they score exactly what one pass over the text would.
+
+        The reach is `n_layers * segment_len` tokens; by default the stride is the reach and the window twice as long.
+
+        Raises:
+            SettingError: If `segment_len` exceeds the training window, or length and stride are not multiples of it,
+                or the window is shorter than reach and stride together.
+        """
+        segment_len = self.segment_len
+        require(
+            segment_len <= train_window_len, "segment_len", segment_len, f"window_len = {train_window_len} is shorter"
+        )
+        reach = self.n_layers * segment_len
+        if stride is None:
+            stride = reach if window_len is None else max(segment_len, window_len - reach)
+        if window_len is None:
+            window_len = reach + stride
+        for name, value in (("scoring_window_len", window_len), ("scoring_stride", stride)):
+            if value < 1 or value % segment_len:
+                raise SettingError(name, value, f"set it to a multiple of segment_len = {segment_len}")
+        require(
+            window_len >= reach + stride,
+            "scoring_window_len",
+            window_len,
+            f"set it to {reach + stride} or more: n_layers * segment_len = {reach} plus scoring_stride = {stride}",
+        )
+        return window_len, stride

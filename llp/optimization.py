@@ -1,0 +1,38 @@
+"""Which parameters decay, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two optimizer groups: the weights of linear maps, which decay, and all else (embeddings, norms, biases)."""
+    decaying = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
+
+    def members(decays: bool) -> Iterable[nn.Parameter]:
+        return [p for p in module.parameters() if p.requires_grad and (id(p) in decaying) is decays]
+
+    return [
+        {"params": members(True), "weight_decay": weight_decay},
+        {"params": members(False), "weight_decay": 0.0},
+    ]
+
+
+def warmup(step: int, warmup_steps: int) -> float:
+    """Linear from 1 / warmup_steps in step 0 to 1."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def cosine(step: int, warmup_steps: int, max_steps: int, floor: float) -> float:
+    """Linear warm-up, then a half cosine from 1 down to `floor` in step `max_steps`."""
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return warmup(step, warmup_steps) * (
+        floor + (1 - floor) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+    )
+
+
+def halving(step: int, warmup_steps: int, halve_every: int) -> float:
+    """Linear warm-up, and half after every `halve_every` steps (the published schedule)."""
+    return warmup(step, warmup_steps) * 0.5 ** (step // halve_every)

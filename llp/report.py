@@ -1,0 +1,134 @@
+"""The report of `llp test`: a table on standard output, and `test.json` with its provenance beside the run."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.apply_func import apply_to_collection
+
+from llp import checkpoints
+from llp.scoring import figures
+
+_COLUMNS = ("tokens", "words", "bytes", "loss", "perplexity", "word_perplexity", "bits_per_byte")
+_PACKAGES = ("llp", "torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
+
+
+class TestReport(Callback):
+    """Prints the table after a test or a validation of its own; a test is written to the run's `test.json` too."""
+
+    __test__ = False  # no test case, whatever its name
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The very end: the progress bar is closed, and nothing is printed after the table.
+        if trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING):
+            self._report(trainer, pl_module, write=trainer.state.fn == TrainerFn.TESTING)
+
+    def _report(self, trainer: Trainer, model: Any, write: bool) -> None:
+        loader: Any = trainer.test_dataloaders if write else trainer.val_dataloaders
+        rows = model.score.rows()  # on every rank: it sums over them
+        if not trainer.is_global_zero:
+            return
+        rows = with_unigram(rows, loader.unigram_nats())
+        rows = [{"split": loader.split, **row} for row in rows]
+        protocol = {**model_protocol(model, trainer.ckpt_path), **loader.protocol}
+        expected = sum(document.tokens for document in loader.documents)
+        protocol["complete"] = rows[0]["tokens"] == expected
+        print(format_table(rows, protocol))
+        if not protocol["complete"]:
+            print(f"PARTIAL: {rows[0]['tokens']:,} of {expected:,} tokens were scored; words and bytes in proportion.")
+        if write:
+            folder = checkpoints.run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+            path = write_json(folder / "test.json", {"protocol": protocol, "rows": rows})
+            print(f"Written to {path}")
+
+
+def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[dict[str, Any]]:
+    """The rows with the figures of a unigram model beside the model's own, as `unigram_*`; its `nats` per document."""
+    baseline = [sum(nats), *nats][: len(rows)]
+    return [
+        {
+            **row,
+            **{
+                f"unigram_{name}": value
+                for name, value in figures(total, row["tokens"], row["words"], row["bytes"]).items()
+            },
+        }
+        for row, total in zip(rows, baseline, strict=True)
+    ]
+
+
+def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
+    """Which model was scored, how it was trained and what computed its figures."""
+    return {
+        "architecture": checkpoints.architecture(model),
+        "hyperparameters": dict(model.hparams),
+        "checkpoint": None if ckpt_path is None else str(ckpt_path),
+        "checkpoint_sha256": None if ckpt_path is None else checkpoints.sha256(ckpt_path),
+        **model.trained,
+        "precision": str(model.trainer.precision),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that runs, with `-dirty` behind it where files differ; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> str:
+    """The rows as a table of text: for each the model's figures, and below them the unigram model's."""
+    table: list[list[str]] = [["split", "document", "model", *_COLUMNS]]
+    name = protocol["architecture"].rpartition(".")[2]
+    for row in rows:
+        where = [row["split"], row["document"] or "(all)"]
+        table.append([*where, name, *(_cell(row[column]) for column in _COLUMNS)])
+        table.append(["", "", "unigram", "", "", "", *(_cell(row[f"unigram_{column}"]) for column in _COLUMNS[3:])])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if number < 3 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    lines.append(
+        f"Windows of {protocol['window_len']} tokens, stride {protocol['stride']}; words: {protocol['word_count']}."
+    )
+    return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a file whole or not at all; one that is there already is kept under a numbered name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
+    if path.exists():
+        number = 1
+        while (older := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(older)
+    temporary.rename(path)
+    return path
+
+
+def _finite(content: Any) -> Any:
+    """JSON knows no nan and no infinity: null stands for both."""
+    return apply_to_collection(content, float, lambda value: value if math.isfinite(value) else None)

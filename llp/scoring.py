@@ -1,0 +1,117 @@
+"""What the score of a text is: nats, tokens, words and bytes, and the figures that follow from them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ScoringBatch(NamedTuple):
+    """Windows of one length that score equally many positions; what a scoring loader yields.
+
+    `inputs` is (B, N); `targets` (B, S) are the tokens after the last S inputs; `documents` (B,) holds the number of
+    the document that each window belongs to.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor
+
+
+class ScoredDocument(Protocol):
+    """A document's size: `tokens` that are scored (its start token is not), `words` and `bytes` of its text."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def words(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+def figures(nats: float, tokens: float, words: float, n_bytes: float) -> dict[str, float]:
+    """The four figures of a score.
+
+    `loss` is in nats per token and `perplexity` per token, so both hang on the tokenizer; `word_perplexity`
+    = exp(nats / words) and `bits_per_byte` do not, and compare across tokenizers. A text without words, bytes or
+    scored tokens has nan there.
+    """
+
+    def ratio(numerator: float, denominator: float) -> float:
+        return numerator / denominator if denominator else math.nan
+
+    def exp(x: float) -> float:
+        return math.exp(x) if x < 700 else math.inf
+
+    return {
+        "loss": ratio(nats, tokens),
+        "perplexity": exp(ratio(nats, tokens)),
+        "word_perplexity": exp(ratio(nats, words)),
+        "bits_per_byte": ratio(nats, n_bytes) / math.log(2),
+    }
+
+
+class Score(Metric):
+    """Total nats and tokens of each document, summed in float64 over batches and ranks.
+
+    Args:
+        documents: The documents of the split; windows name them by their number.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+
+    def __init__(self, documents: Sequence[ScoredDocument]) -> None:
+        super().__init__()
+        self.documents = documents
+        self.add_state("nats", torch.zeros(len(documents), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros(len(documents), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, documents: Tensor) -> None:
+        """Add the loss of each scored token, `nats` (B, S), to the documents (B,) that the windows belong to."""
+        self.nats.index_add_(0, documents, nats.double().sum(dim=1))
+        self.tokens.index_add_(0, documents, torch.full_like(documents, nats.shape[1]))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Nats and scored tokens of each document, over all ranks."""
+        return self.nats, self.tokens
+
+    def total(self) -> dict[str, float]:
+        """The figures of the whole split, over all ranks."""
+        row = self.rows()[0]
+        return {name: row[name] for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte")}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for the whole split (`document` None) and one for each document, if there are several.
+
+        Where not all tokens were scored (a limited number of batches), words and bytes are taken in proportion.
+        """
+        nats, tokens = (state.tolist() for state in self.compute())
+        sizes = [
+            _scored_size(document, scored, total)
+            for document, scored, total in zip(self.documents, tokens, nats, strict=True)
+        ]
+        rows: list[dict[str, Any]] = [{"document": None, **_sum(sizes)}]
+        if len(sizes) > 1:
+            rows += [{"document": document.name, **size} for document, size in zip(self.documents, sizes, strict=True)]
+        return [{**row, **figures(row["nats"], row["tokens"], row["words"], row["bytes"])} for row in rows]
+
+
+def _scored_size(document: ScoredDocument, tokens: int, nats: float) -> dict[str, float]:
+    words, n_bytes = document.words, document.bytes
+    if tokens != document.tokens:
+        words, n_bytes = (round(size * tokens / document.tokens) for size in (words, n_bytes))
+    return {"tokens": tokens, "words": words, "bytes": n_bytes, "nats": nats}
+
+
+def _sum(sizes: list[dict[str, float]]) -> dict[str, float]:
+    return {
+        key: math.fsum(size[key] for size in sizes) if key == "nats" else sum(size[key] for size in sizes)
+        for key in sizes[0]
+    }

@@ -1,0 +1,15 @@
+"""The dense decoder-only Transformer: the baseline that a user would pick instead."""
+
+from llp.attention import causal_attention
+from llp.decoder import LayerPattern
+from llp.language_model import LanguageModel
+
+
+class Transformer(LanguageModel):
+    """Causal attention over all positions in every layer; all positions have a loss.
+
+    Its arguments are those of `LanguageModel`.
+    """
+
+    def layer_pattern(self, layer: int) -> LayerPattern:
+        return LayerPattern(causal_attention)
