@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,7 +85,7 @@ class LLPCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         if trainer.logger in (None, True):
             kwargs["logger"] = self._logger(trainer.default_root_dir or ".") if self.subcommand == "fit" else False
-        self.save_config_kwargs = {"overwrite": self.resumed_run is not None}
+        self.save_config_kwargs = {"overwrite": True}  # a folder that holds another run is refused below
         return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root: str) -> TensorBoardLogger:
@@ -101,7 +102,8 @@ class LLPCLI(LightningCLI):
         if self.subcommand != "fit" or not self.trainer.is_global_zero:
             return
         folder = Path(self.trainer.log_dir or ".")
-        if (folder / "config.yaml").exists() and folder.absolute() != self.resumed_run:
+        # `hparams.yaml` comes with the first logged figures: a run that failed to start leaves its name free.
+        if (folder / "hparams.yaml").exists() and folder.absolute() != self.resumed_run:
             raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
 
     def validate(self, **kwargs: Any) -> None:
@@ -135,7 +137,7 @@ def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
 
 def _values(flag: str, arguments: list[str]) -> Iterator[str]:
     """The values that a flag has on the command line, as `--flag value` or `--flag=value`."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         name, equals, value = argument.partition("=")
         if name == flag:
             yield value if equals else following
@@ -188,4 +190,7 @@ def _silence() -> None:
     """Leave out what tells the user of this command line nothing."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # scoring windows have places instead
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)

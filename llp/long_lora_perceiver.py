@@ -5,7 +5,7 @@ from typing import Any
 
 from llp.attention import segment_pair_attention
 from llp.decoder import LayerPattern
-from llp.errors import SettingError, require
+from llp.errors import require
 from llp.language_model import LanguageModel
 
 
@@ -50,11 +50,10 @@ class LLP(LanguageModel):
         reach = self.n_layers * segment_len
         if stride is None:
             stride = reach if window_len is None else max(segment_len, window_len - reach)
+        self._require_aligned("scoring_stride", stride)
         if window_len is None:
             window_len = reach + stride
-        for name, value in (("scoring_window_len", window_len), ("scoring_stride", stride)):
-            if value < 1 or value % segment_len:
-                raise SettingError(name, value, f"set it to a multiple of segment_len = {segment_len}")
+        self._require_aligned("scoring_window_len", window_len)
         require(
             window_len >= reach + stride,
             "scoring_window_len",
@@ -62,3 +61,7 @@ class LLP(LanguageModel):
             f"set it to {reach + stride} or more: n_layers * segment_len = {reach} plus scoring_stride = {stride}",
         )
         return window_len, stride
+
+    def _require_aligned(self, setting: str, value: int) -> None:
+        aligned = value >= 1 and value % self.segment_len == 0
+        require(aligned, setting, value, f"set it to a multiple of segment_len = {self.segment_len}")

@@ -78,9 +78,9 @@ class Score(Metric):
         self.nats.index_add_(0, documents, nats.double().sum(dim=1))
         self.tokens.index_add_(0, documents, torch.full_like(documents, nats.shape[1]))
 
-    def compute(self) -> tuple[Tensor, Tensor]:
+    def compute(self) -> tuple[list[float], list[int]]:
         """Nats and scored tokens of each document, over all ranks."""
-        return self.nats, self.tokens
+        return self.nats.tolist(), self.tokens.tolist()
 
     def total(self) -> dict[str, float]:
         """The figures of the whole split, over all ranks."""
@@ -92,7 +92,7 @@ class Score(Metric):
 
         Where not all tokens were scored (a limited number of batches), words and bytes are taken in proportion.
         """
-        nats, tokens = (state.tolist() for state in self.compute())
+        nats, tokens = self.compute()
         sizes = [
             _scored_size(document, scored, total)
             for document, scored, total in zip(self.documents, tokens, nats, strict=True)

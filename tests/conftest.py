@@ -1,0 +1,41 @@
+"""Small models and a small text that several files use."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import llp
+from llp.language_model import LanguageModel
+
+torch.set_num_threads(1)  # the models are too small for more
+
+SIZES = {"vocab_size": 19, "dim": 16, "n_layers": 3, "n_heads": 2}
+
+
+def build(name: str, **settings) -> LanguageModel:
+    """A small model of the given architecture in float64 with large random weights, so that nothing is near zero."""
+    own = {"LLP": {"segment_len": 4}, "Transformer": {}}[name]
+    torch.manual_seed(0)
+    model = getattr(llp, name)(**{**SIZES, **own, **settings})
+    model.configure_model()
+    model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def wikitext(tmp_path: Path) -> Path:
+    """A folder in WikiText-103's layout with invented text."""
+    folder = tmp_path / "wikitext"
+    folder.mkdir()
+    rng = random.Random(0)
+    words = ["the", "cat", "<unk>", "sat", "on", "a", "mat", "@-@", "Ünïcode", "\u2581", ",", "."]
+    for split, n_lines in (("train", 300), ("valid", 40), ("test", 50)):
+        lines = [" \n", " = Title = \n", " \n"]
+        lines += [" " + " ".join(rng.choices(words, k=rng.randint(3, 20))) + " \n" for _ in range(n_lines)]
+        (folder / f"wiki.{split}.tokens").write_text("".join(lines), encoding="utf-8", newline="")
+    return folder

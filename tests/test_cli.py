@@ -1,0 +1,335 @@
+"""The command line, from a YAML to a score: real runs of a tiny model, and one clear error for each bad input."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import llp
+from datamodules import Bytes, WikiText103
+from llp import __main__ as console
+from llp import cli
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TINY = """
+model:
+  class_path: llp.LLP
+  init_args: {dim: 16, n_layers: 2, n_heads: 2, segment_len: 8, learning_rate: 1.0e-2, schedule: halving}
+data:
+  class_path: datamodules.WikiText103
+  init_args: {path: WIKITEXT, cache_dir: CACHE, tokenizer: datamodules.Bytes, window_len: 32, batch_size: 4}
+trainer: {accelerator: cpu, max_steps: 6, val_check_interval: 4, log_every_n_steps: 1, enable_progress_bar: false,
+  enable_model_summary: false, gradient_clip_val: 1.0}
+"""
+
+
+@pytest.fixture
+def work(tmp_path, wikitext, monkeypatch):
+    """A folder to run in, with `tiny.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(
+        TINY.replace("WIKITEXT", str(wikitext)).replace("CACHE", str(tmp_path / "cache"))
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run(work, monkeypatch, capsys):
+    """Run `llp` in this process; returns exit status, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llp", *map(str, arguments)])
+        try:
+            status = console.main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def trained(run, work):
+    """A finished run: its folder."""
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run")
+    assert status == 0, err
+    return work / "lightning_logs/run"
+
+
+def test_a_run_and_its_test(run, trained):
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    status, out, err = run("test", "--ckpt_path", trained / "checkpoints/best.ckpt")
+    assert status == 0, err
+    report = json.loads((trained / "test.json").read_text())
+    protocol, rows = report["protocol"], report["rows"]
+    assert len(rows) == 1
+    row = rows[0]
+
+    # The same checkpoint, scored here in one pass over the whole text.
+    checkpoint = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
+    model = llp.LLP(**checkpoint["hyper_parameters"])
+    model.configure_model()
+    model.load_state_dict(checkpoint["state_dict"])
+    text = (trained.parents[1] / "wikitext/wiki.test.tokens").read_bytes()
+    tokens = torch.tensor([[10, *text]])
+    with torch.no_grad():
+        nats = model.double().eval().decoder(tokens[:, :-1], tokens[:, 1:]).sum().item()
+    n_words = len(text.decode().split()) + text.count(b"\n")
+    assert (row["split"], row["document"]) == ("test", None)
+    assert (row["tokens"], row["bytes"], row["words"]) == (len(text), len(text), n_words)
+    assert row["loss"] == pytest.approx(nats / len(text), rel=1e-6)
+    assert row["perplexity"] == pytest.approx(math.exp(nats / len(text)), rel=1e-6)
+    assert row["word_perplexity"] == pytest.approx(math.exp(nats / n_words), rel=1e-5)
+    assert row["bits_per_byte"] == pytest.approx(nats / len(text) / math.log(2), rel=1e-6)
+
+    assert protocol["architecture"] == "llp.long_lora_perceiver.LLP"
+    assert (protocol["step"], protocol["seed"]) == (6, 0)
+    assert (protocol["window_len"], protocol["stride"]) == (32, 16)
+    assert protocol["word_count"] == "whitespace-separated words and line ends"
+    assert protocol["tokenizer_fingerprint"] == "bytes"
+    for key in ("checkpoint_sha256", "data_fingerprint", "versions", "git_commit"):
+        assert key in protocol
+    last_lines = out.strip().splitlines()[-6:]
+    assert last_lines[0].split()[:3] == ["split", "document", "model"]
+    assert f"{row['word_perplexity']:,.4f}" in last_lines[2]
+    assert f"{row['unigram_loss']:,.4f}" in last_lines[3]
+
+    # A second test keeps the first one's file; the figures are the same with other batches and windows.
+    status, _, err = run(
+        *("test", "--ckpt_path", trained / "checkpoints/best.ckpt", "--data.init_args.batch_size", 3),
+        *("--data.init_args.scoring_window_len", 40, "--data.init_args.scoring_stride", 24),
+    )
+    assert status == 0, err
+    assert json.loads((trained / "test-1.json").read_text()) == report
+    again = json.loads((trained / "test.json").read_text())
+    assert again["protocol"]["stride"] == 24
+    assert again["rows"][0]["word_perplexity"] == pytest.approx(row["word_perplexity"], rel=1e-6)
+    assert {path.name for path in (trained.parent).iterdir()} == {"run"}  # a test makes no run of its own
+
+
+def test_what_a_run_shows(trained):
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    training = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
+    for tag in training:
+        assert [event.step for event in events.Scalars(f"train/{tag}")] == [0, 1, 2, 3, 4, 5], tag
+    for tag in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
+        assert [event.step for event in events.Scalars(f"val/{tag}")] == [3, 5], tag  # the last step too
+        assert f"final/{tag}" in tags
+    assert [event.value for event in events.Scalars("train/tokens")] == [4 * 32 * (step + 1) for step in range(6)]
+    assert events.Scalars("train/loss")[5].value < events.Scalars("train/loss")[0].value
+    assert all(event.value > 0 for event in events.Scalars("train/grad_norm"))
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["init_args"]["segment_len"] == 8
+    assert "vocab_size" not in config["model"]["init_args"]
+
+
+def test_validate_and_predict(run, trained):
+    checkpoint = trained / "checkpoints/last.ckpt"
+    status, out, err = run("validate", "--ckpt_path", checkpoint)
+    assert status == 0, err
+    assert "validation  (all)" in out
+    assert not (trained / "test.json").exists()
+    run("test", "--ckpt_path", checkpoint)
+    status, out, err = run("predict", "--ckpt_path", checkpoint)
+    assert status == 0, err
+    losses = np.load(trained / "token_losses.npy")
+    row = json.loads((trained / "test.json").read_text())["rows"][0]
+    assert len(losses) == row["tokens"]
+    assert losses.mean() == pytest.approx(row["loss"], rel=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run, work):
+    assert run("fit", "--config", "tiny.yaml", "--name", "whole")[0] == 0
+    assert run("fit", "--config", "tiny.yaml", "--name", "half", "--trainer.max_steps", 4)[0] == 0
+    half = work / "lightning_logs/half/checkpoints/last.ckpt"
+    status, _, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", 6)
+    assert status == 0, err
+    paths = [work / f"lightning_logs/{name}/checkpoints/last.ckpt" for name in ("whole", "half")]
+    whole, resumed = (torch.load(path, weights_only=True) for path in paths)
+    assert resumed["global_step"] == whole["global_step"] == 6
+    assert resumed["WikiText103"] == whole["WikiText103"]
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name
+
+
+def test_accumulated_gradients_are_one_step(run, work):
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "x", "--trainer.accumulate_grad_batches", 3)
+    assert status == 0, err
+    checkpoint = torch.load(work / "lightning_logs/x/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    assert checkpoint["WikiText103"]["samples_taken"] == 6 * 3 * 4
+
+
+def test_help_and_version_need_no_torch():
+    for argument in ("--help", "--version"):
+        code = f"import sys; sys.argv = ['llp', '{argument}']; from llp.__main__ import main; main()"
+        code += "; print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "False"
+        assert "llp" in done.stdout
+
+
+COMPLETE = sorted(CONFIGS.glob("*.yaml"))
+LAYERED = [
+    [model, data, CONFIGS / "trainer/cpu.yaml"]
+    for model in sorted((CONFIGS / "model").iterdir())
+    for data in sorted((CONFIGS / "data").iterdir())
+]
+
+
+@pytest.mark.parametrize(
+    "files", [*([path] for path in COMPLETE), *LAYERED], ids=lambda files: "+".join(f.stem for f in files)
+)
+def test_every_config_prints_a_config_that_builds_its_model(run, work, monkeypatch, files):
+    status, printed, err = run("fit", *(word for path in files for word in ("--config", path)), "--print_config")
+    assert status == 0, err
+    (work / "printed.yaml").write_text(printed)
+    assert run("fit", "--config", "printed.yaml", "--print_config")[1] == printed
+    config = yaml.safe_load(printed)
+    model_class = getattr(llp, config["model"]["class_path"].rpartition(".")[2])
+    monkeypatch.setattr(cli.LLPCLI, "_run_subcommand", lambda self, subcommand: built.append(self.model))
+    built = []
+    status, _, err = run("fit", "--config", "printed.yaml", "--trainer.accelerator", "cpu")
+    assert status == 0, err
+    (model,) = built
+    assert type(model) is model_class
+    with torch.device("meta"):
+        model.configure_model()
+    assert model.decoder.embed.num_embeddings == config["data"]["init_args"]["tokenizer"]["init_args"]["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model.init_args.segment_len", "0"), "segment_len = 0: set it to 1 or more"),
+        (("--model.init_args.segment_len", "64"), "segment_len = 64: window_len = 32 is shorter"),
+        (("--model.init_args.dim", "15"), "dim = 15: n_heads = 2 must divide it"),
+        (("--model.init_args.dim", "6"), "dim = 6: dim / n_heads must be even"),
+        (("--model.init_args.segmentlen", "8"), "'segmentlen' is not accepted"),
+        (("--model.init_args.dim", "wide"), "Parser key \"dim\""),
+        (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: there is no such folder"),
+        (("--data.init_args.window_len", "100000"), "window_len = 100000: the training split has"),
+        (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of segment_len = 8"),
+        (
+            ("--data.init_args.tokenizer", "datamodules.SentencePiece"),
+            "data.init_args.tokenizer.init_args.vocab_size = 32000: the training text does not support it",
+        ),
+        (("--ckpt_path", "missing.ckpt"), "ckpt_path = missing.ckpt: there is no such file"),
+        (("--config", "missing.yaml"), "missing.yaml"),
+        (("--no_such_flag", "1"), "no_such_flag"),
+        (("--model.init_args.schedule", "cosine", "--trainer.max_steps", "-1"), "trainer.max_steps = -1"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_one_message(run, work, arguments, message):
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *arguments)
+    assert status not in (0, None)
+    assert message in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if "error" in line]) == 1
+    assert not list(work.glob("lightning_logs/*/checkpoints"))
+    assert not list(work.glob("lightning_logs/*/hparams.yaml"))
+
+
+def test_an_unknown_key_in_a_file(run, work):
+    (work / "more.yaml").write_text("trainer: {max_stepz: 3}\n")
+    status, _, err = run("fit", "--config", "tiny.yaml", "--config", "more.yaml")
+    assert status == 2
+    assert "max_stepz" in err
+
+
+def test_an_unwritable_cache_folder(run, work):
+    (work / "file").write_text("not a folder")
+    status, _, err = run("fit", "--config", "tiny.yaml", "--data.init_args.cache_dir", "file/cache")
+    assert status == 1
+    assert "data.init_args.cache_dir = file/cache: can't be written" in err
+
+
+def test_a_run_is_never_overwritten(run, trained):
+    assert run("fit", "--config", "tiny.yaml", "--name", "failed", "--data.init_args.window_len", 100_000)[0] == 1
+    assert run("fit", "--config", "tiny.yaml", "--name", "failed")[0] == 0  # it never started: its name is free
+    before = (trained / "checkpoints/last.ckpt").read_bytes()
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run")
+    assert status == 1
+    assert "name = run: lightning_logs/run holds a run already" in err
+    assert (trained / "checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_checkpoints_that_do_not_fit(run, trained, work):
+    good = trained / "checkpoints/best.ckpt"
+    cases = [
+        ((), "ckpt_path = None: `llp test` needs a trained model"),
+        (("--ckpt_path", good, "--model", "llp.Transformer"), "model.class_path = llp.transformer.Transformer: the"),
+        (("--ckpt_path", good, "--model.init_args.dim", "32"), "dim = 32: the checkpoint has 16"),
+        (
+            ("--ckpt_path", good, "--data.init_args.tokenizer", "datamodules.SentencePiece",
+             "--data.init_args.tokenizer.init_args.vocab_size", "320"),
+            "vocab_size = 320: the checkpoint has 257",
+        ),
+    ]  # fmt: skip
+    truncated, foreign = work / "truncated.ckpt", work / "foreign.ckpt"
+    truncated.write_bytes(good.read_bytes()[:-500])
+    torch.save({"state_dict": {}}, foreign)
+    cases += [
+        (("--ckpt_path", truncated), f"ckpt_path = {truncated}: the file is truncated or no checkpoint"),
+        (("--ckpt_path", foreign), f"ckpt_path = {foreign}: the file was not written by `llp fit`"),
+        (("--ckpt_path", work / "tiny.yaml"), "the file is truncated or no checkpoint"),
+    ]
+    for arguments, message in cases:
+        status, out, err = run("test", *arguments)
+        assert status == 1, message
+        assert message in err
+        assert "Traceback" not in err
+        assert "perplexity" not in out
+    assert not (trained / "test.json").exists()
+
+
+def test_a_checkpoint_without_its_run_says_what_is_missing(run, trained, work):
+    moved = (trained / "checkpoints/best.ckpt").rename(work / "moved.ckpt")
+    status, _, err = run("test", "--ckpt_path", moved)
+    assert status == 1
+    assert "name it with --config" in err
+    status, _, err = run("test", "--ckpt_path", moved, "--config", trained / "config.yaml")
+    assert status == 0, err
+    assert (work / "test.json").exists()
+
+
+def test_files_and_flags_override_the_run(run, trained, work):
+    """Among other text the same model is scored; nothing of the run's own setting is left."""
+    other = work / "other"
+    other.mkdir()
+    for path in (work / "wikitext").iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "wiki.test.tokens").write_text(" just one line \n")
+    status, _, err = run("test", "--ckpt_path", trained / "checkpoints/best.ckpt", "--data.init_args.path", other)
+    assert status == 0, err
+    assert json.loads((trained / "test.json").read_text())["rows"][0]["words"] == 4
+
+
+def test_a_bug_keeps_its_traceback(run, work, monkeypatch):
+    monkeypatch.setattr(WikiText103, "setup", lambda self, stage: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("fit", "--config", "tiny.yaml")
+
+
+def test_python_api(wikitext, tmp_path):
+    """Without the command line: plain Lightning."""
+    from lightning.pytorch import Trainer
+
+    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "c"), tokenizer=Bytes(), window_len=32, batch_size=2)
+    model = llp.Transformer(data.vocab_size, dim=16, n_layers=1, n_heads=2)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, limit_val_batches=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    (figures,) = trainer.test(model, data, verbose=False)
+    assert figures["test/loss"] < math.log(257) + 0.5

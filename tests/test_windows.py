@@ -1,0 +1,53 @@
+"""The training order and the scoring windows, by counting."""
+
+import pytest
+
+from datamodules.windows import TrainingOrder, scoring_batches, scoring_windows, share_of_rank
+
+
+@pytest.mark.parametrize(("n_tokens", "stride"), [(100, 7), (64, 8), (9, 9), (50, 1)])
+def test_every_window_once_an_epoch(n_tokens, stride):
+    order = TrainingOrder(n_tokens, stride, seed=3)
+    n_windows = n_tokens // stride
+    for epoch in range(3):
+        starts = [order.start(sample) for sample in range(epoch * n_windows, (epoch + 1) * n_windows)]
+        assert len(set(starts)) == n_windows
+        starts.sort()
+        gaps = [(after - before) % n_tokens for before, after in zip(starts, starts[1:] + starts[:1], strict=True)]
+        # neighbours are one stride apart, but for the place where the circle closes
+        assert sorted(gaps)[:-1] == [stride] * (n_windows - 1)
+
+
+def test_the_order_is_a_function_of_seed_and_sample():
+    starts = [TrainingOrder(1000, 10, seed=1).start(sample) for sample in range(250)]
+    order = TrainingOrder(1000, 10, seed=1)
+    assert [order.start(sample) for sample in reversed(range(250))] == starts[::-1]
+    assert [TrainingOrder(1000, 10, seed=2).start(sample) for sample in range(250)] != starts
+    assert starts[:100] != starts[100:200]
+    assert {start % 10 for start in starts[:100]} != {start % 10 for start in starts[100:200]}  # another offset
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 5, 8, 9, 31, 64])
+@pytest.mark.parametrize(("window_len", "stride"), [(8, 8), (8, 4), (8, 1), (16, 3), (1, 1)])
+def test_each_position_is_scored_once_with_the_context_that_fits(n_tokens, window_len, stride):
+    scored = []
+    for window in scoring_windows(0, n_tokens, window_len, stride):
+        positions = range(window.stop - window.n_scored, window.stop)
+        assert window.stop - window.start <= window_len
+        # as much context as the rule allows: to the document's start, or a full window up to the next multiple
+        assert window.start == max(0, positions[0] + stride - window_len)
+        scored += positions
+    assert scored == list(range(n_tokens))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_share_the_batches_and_run_equally_many(world_size):
+    batches = scoring_batches([31, 0, 8, 50], window_len=8, stride=4, batch_size=3)
+    for batch in batches:
+        assert len(batch) <= 3
+        assert len({(window.stop - window.start, window.n_scored) for window in batch}) == 1
+    shares = [share_of_rank(batches, rank, world_size) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    windows = [window for share in shares for batch in share for window in batch if window.n_scored]
+    expected = [w for document, n in enumerate([31, 0, 8, 50]) for w in scoring_windows(document, n, 8, 4)]
+    assert sorted(windows) == sorted(expected)
