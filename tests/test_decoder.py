@@ -1,11 +1,11 @@
 """The architectures against the brute-force reference, their causality, their reach, their size."""
 
 import pytest
-import reference
 import torch
-from conftest import SIZES, build
 
 import llp
+import reference
+from conftest import SIZES, build
 
 SEES = {"LLP": reference.llp_sees(4), "Transformer": reference.transformer_sees}
 ARCHITECTURES = list(SEES)

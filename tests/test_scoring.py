@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import SIZES, build
-from test_text import attach, prepare
 
+from conftest import SIZES, build
 from datamodules import Bytes, PythonReference
 from datamodules.windows import scoring_batches
 from llp.errors import SettingError
 from llp.scoring import Score, ScoringBatch, figures
+from test_text import attach, prepare
 
 
 @dataclass

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
-from conftest import build
 
+from conftest import build
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
 from datamodules.token_files import TokenFile
 from llp.errors import SettingError
