@@ -1,6 +1,7 @@
 """Draws who attends to whom, as the code itself behaves.
 
-Run `python docs/draw_patterns.py`. Each picture is an SVG in docs/images/. A row is a position that queries, a column one that is seen.
+Run `python docs/draw_patterns.py`. Each picture is an SVG in docs/images/: a row is a position that queries, a column
+one that is seen.
 """
 
 from pathlib import Path
