@@ -8,16 +8,24 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llp.compressed_attention import CompressedAttention as CompressedAttention
+    from llp.double_attention import DoubleAttention as DoubleAttention
     from llp.long_lora_perceiver import LLP as LLP
+    from llp.perceiver_ar import PerceiverAR as PerceiverAR
+    from llp.split_attention import SplitAttention as SplitAttention
     from llp.transformer import Transformer as Transformer
 
 __version__ = metadata.version("llp")
 
 _HOMES = {
+    "CompressedAttention": "llp.compressed_attention",
+    "DoubleAttention": "llp.double_attention",
     "LLP": "llp.long_lora_perceiver",
+    "PerceiverAR": "llp.perceiver_ar",
+    "SplitAttention": "llp.split_attention",
     "Transformer": "llp.transformer",
 }
-__all__ = ["LLP", "Transformer"]
+__all__ = ["LLP", "CompressedAttention", "DoubleAttention", "PerceiverAR", "SplitAttention", "Transformer"]
 
 
 def __getattr__(name: str) -> Any:

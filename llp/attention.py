@@ -49,6 +49,63 @@ def segment_pair_attention(
     return output.transpose(1, 2).flatten(2, 3)[:, :, :n]  # (B, H, N, D)
 
 
+def history_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    latent_len: int,
+    segment_len: int | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """History and latents: the last `latent_len` positions see all, lower-right causal; those before see each other.
+
+    The history's own attention has no mask. With `segment_len` the history is cut into segments from its first
+    position on, and each sees only itself. Q is N, or `latent_len` where only the latents query.
+
+    Source: arXiv 2412.06106, enhancements V1 (double attention) and V2 (split attention).
+    """
+    n_latents = min(latent_len, key.shape[-2])
+    n_history = query.shape[-2] - n_latents  # 0 where only the latents query
+    latents = causal_attention(query[:, :, n_history:], key, value, dropout_p)  # (B, H, L, D)
+    if n_history == 0:
+        return latents
+    query, key, value = query[:, :, :n_history], key[:, :, :n_history], value[:, :, :n_history]
+    attended = segment_attention(query, key, value, segment_len or n_history, dropout_p)
+    return torch.cat((attended, latents), dim=2)  # (B, H, N, D)
+
+
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0) -> Tensor:
+    """Each segment of `segment_len` positions sees itself, without a mask; the last one may be shorter. Q must be N."""
+    batch, n = query.shape[0], query.shape[2]
+    n_whole = n - n % segment_len
+
+    def fold(x: Tensor) -> Tensor:  # the whole segments into the batch: (B S, H, M, D)
+        return x[:, :, :n_whole].unflatten(2, (-1, segment_len)).transpose(1, 2).flatten(0, 1)
+
+    outputs = []
+    if n_whole:
+        attended = F.scaled_dot_product_attention(fold(query), fold(key), fold(value), dropout_p=dropout_p)
+        outputs.append(attended.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3))  # (B, H, S M, D)
+    if n_whole < n:
+        query, key, value = query[:, :, n_whole:], key[:, :, n_whole:], value[:, :, n_whole:]
+        outputs.append(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p))
+    return torch.cat(outputs, dim=2)  # (B, H, N, D)
+
+
+def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tuple[Tensor, Tensor]:
+    """Leave out the same share of the first `n_history` of N positions in every sample, drawn anew for each.
+
+    Perceiver AR's cross-attend (prefix) dropout, arXiv 2202.07765. Keys are rotated before: the rest keep their
+    positions. `key` and `value` (B, H, N, D) -> (B, H, N - round(share * n_history), D).
+    """
+    batch, n = key.shape[0], key.shape[2]
+    n_kept = n_history - round(share * n_history)
+    kept = torch.rand(batch, n_history, device=key.device).topk(n_kept, dim=1).indices.sort(dim=1).values
+    latents = torch.arange(n_history, n, device=key.device).expand(batch, -1)
+    places = torch.cat((kept, latents), dim=1)[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
+    return key.gather(2, places), value.gather(2, places)  # (B, H, n_kept + N - n_history, D)
+
+
 def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the angles p * base^(-2 j / D), each (N, D / 2), on the device of `like`.
 

@@ -21,21 +21,22 @@ StepOutput = Tensor | Mapping[str, Any] | None
 class RunMetrics(Callback):
     """Logs the learning rate, the gradient norm, the tokens trained on and their rate, each over optimizer steps.
 
-    Tokens are trained positions, those with a loss, over all ranks. The rate is that since the last logged step;
-    validation does not count.
+    `tokens` are trained positions, those with a loss, and `input_tokens` all that the model read, over all ranks. The
+    rate is that of trained positions since the last logged step; validation does not count.
     """
 
     def __init__(self) -> None:
-        self.tokens = 0
+        self.tokens = self.input_tokens = 0
         self._logged_tokens = 0
         self._seconds = 0.0
         self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens}
+        return {"tokens": self.tokens, "input_tokens": self.input_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens = self._logged_tokens = state_dict["tokens"]
+        self.tokens, self.input_tokens = state_dict["tokens"], state_dict["input_tokens"]
+        self._logged_tokens = self.tokens
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
@@ -56,18 +57,17 @@ class RunMetrics(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
-        self.tokens += _trained_positions(batch) * trainer.world_size
+        assert isinstance(outputs, Mapping)
+        self.tokens += outputs["trained_tokens"] * trainer.world_size
+        self.input_tokens += outputs["input_tokens"] * trainer.world_size
         if trainer.fit_loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
             return
         now = time.perf_counter()
         rate = (self.tokens - self._logged_tokens) / (self._seconds + now - self._started)
         self._logged_tokens, self._seconds, self._started = self.tokens, 0.0, now
         pl_module.log("train/tokens", float(self.tokens))
+        pl_module.log("train/input_tokens", float(self.input_tokens))
         pl_module.log("train/tokens_per_second", rate, prog_bar=True)
-
-
-def _trained_positions(batch: tuple[Tensor, Tensor]) -> int:
-    return batch[1].numel()
 
 
 class LastStepValidation(Callback):

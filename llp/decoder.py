@@ -6,13 +6,14 @@ materialised piece by piece.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llp.attention import rotary_table, rotate
+from llp.attention import drop_history, rotary_table, rotate
 
 Attend = Callable[..., Tensor]
 """An attention pattern: `attend(query, key, value, dropout_p=...)`, see `llp.attention`."""
@@ -25,67 +26,115 @@ class LayerPattern(NamedTuple):
     """Who queries whom."""
     n_out: int | None = None
     """How many positions, the last ones, leave the layer (and query in it); None: all that enter."""
+    history_dropout: float = 0.0
+    """Share of the positions before those that query which is left out of the keys in training."""
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """The size of a decoder and what is optional in it; `LanguageModel` documents each."""
+
+    vocab_size: int
+    dim: int
+    n_heads: int
+    mlp_ratio: int
+    dropout: float
+    rotary_base: float
+    tie_embeddings: bool
+    share_key_value: bool
+    key_value_norm: bool
+    rotary_first_layer_only: bool
+    initialization: Literal["normal", "torch"]
+
+    def std(self, scale: float = 1.0) -> float | None:
+        """Standard deviation of initial weights; None: torch's own initialisation."""
+        return 0.02 * scale if self.initialization == "normal" else None
 
 
 class Linear(nn.Linear):
-    """A linear map with weights drawn from N(0, `std`) and zero biases."""
+    """A linear map with weights drawn from N(0, `std`) and zero biases; `std` None: torch's own initialisation."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, std: float = 0.02) -> None:
+    def __init__(self, in_features: int, out_features: int, std: float | None, bias: bool = True) -> None:
         self.std = std
         super().__init__(in_features, out_features, bias)
 
     def reset_parameters(self) -> None:
+        if self.std is None:
+            return super().reset_parameters()
         nn.init.normal_(self.weight, std=self.std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        return None
 
 
 class Embedding(nn.Embedding):
-    """A token embedding drawn from N(0, 0.02)."""
+    """A token embedding drawn from N(0, `std`); `std` None: torch's own initialisation."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, std: float | None) -> None:
+        self.std = std
+        super().__init__(num_embeddings, embedding_dim)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=1.0 if self.std is None else self.std)
 
 
 class Attention(nn.Module):
     """Projections and rotary embedding around an attention pattern.
 
     Args:
-        dim: Width of the stream.
-        n_heads: Number of heads; divides `dim` into heads of even width.
+        settings: Of the decoder.
         pattern: The layer's attention pattern.
-        dropout: Probability of dropping an attention weight in training.
+        rotary: Whether this layer rotates its queries and keys.
         output_std: Standard deviation of the output projection's initial weights.
     """
 
-    def __init__(self, dim: int, n_heads: int, pattern: LayerPattern, dropout: float, output_std: float) -> None:
+    def __init__(
+        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
+    ) -> None:
         super().__init__()
-        self.n_heads, self.pattern, self.dropout = n_heads, pattern, dropout
-        self.query = Linear(dim, dim, bias=False)
-        self.key_value = Linear(dim, 2 * dim, bias=False)
-        self.output = Linear(dim, dim, std=output_std)
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, N, H D) -> (B, H, N, D)
+        dim, std = settings.dim, settings.std()
+        self.n_heads, self.dropout = settings.n_heads, settings.dropout
+        self.pattern, self.rotary, self.share_key_value = pattern, rotary, settings.share_key_value
+        self.query = Linear(dim, dim, std, bias=False)
+        self.key_value = Linear(dim, dim if settings.share_key_value else 2 * dim, std, bias=False)
+        self.key_value_norm = nn.LayerNorm(dim // settings.n_heads) if settings.key_value_norm else None
+        self.output = Linear(dim, dim, output_std)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, n_out: int) -> Tensor:
         """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim)."""
-        first = x.shape[1] - n_out
-        query = self.split_heads(self.query(x[:, first:]))  # (B, H, n_out, D)
-        key, value = map(self.split_heads, self.key_value(x).chunk(2, dim=-1))  # (B, H, N, D) each
-        query, key = rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin)
+        n_history = x.shape[1] - n_out
+        query = self.split_heads(self.query(x[:, n_history:]))  # (B, H, n_out, D)
+        key, value = self.keys_and_values(x, cos, sin)  # (B, H, N, D) each
+        if self.rotary:
+            query = rotate(query, cos[n_history:], sin[n_history:])
+        if self.training and self.pattern.history_dropout:
+            key, value = drop_history(key, value, n_history, self.pattern.history_dropout)
         attended = self.pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
         return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
+
+    def keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions, (B, H, N, D) each; shared, they are one tensor, rotated and normed."""
+        projected = self.key_value(x)
+        key, value = (projected, projected) if self.share_key_value else projected.chunk(2, dim=-1)
+        key = self.split_heads(key)
+        if self.rotary:
+            key = rotate(key, cos, sin)
+        if self.key_value_norm is not None:
+            key = self.key_value_norm(key)
+        return key, key if self.share_key_value else self.split_heads(value)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, N, H D) -> (B, H, N, D)
 
 
 class MLP(nn.Module):
     """dim -> mlp_ratio dim -> dim with exact (erf) GELU; dropout before the second map."""
 
-    def __init__(self, dim: int, mlp_ratio: int, dropout: float, output_std: float) -> None:
+    def __init__(self, settings: DecoderSettings, output_std: float | None) -> None:
         super().__init__()
-        self.dropout = dropout
-        self.up = Linear(dim, mlp_ratio * dim)
-        self.down = Linear(mlp_ratio * dim, dim, std=output_std)
+        self.dropout = settings.dropout
+        self.up = Linear(settings.dim, settings.mlp_ratio * settings.dim, settings.std())
+        self.down = Linear(settings.mlp_ratio * settings.dim, settings.dim, output_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, dim) -> (B, N, dim)."""
@@ -96,59 +145,73 @@ class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the stream."""
 
     def __init__(
-        self, dim: int, n_heads: int, pattern: LayerPattern, mlp_ratio: int, dropout: float, output_std: float
+        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
     ) -> None:
         super().__init__()
         self.n_out = pattern.n_out
-        self.attention_norm = nn.LayerNorm(dim)
-        self.attention = Attention(dim, n_heads, pattern, dropout, output_std)
-        self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, mlp_ratio, dropout, output_std)
+        self.attention_norm = nn.LayerNorm(settings.dim)
+        self.attention = Attention(settings, pattern, rotary, output_std)
+        self.mlp_norm = nn.LayerNorm(settings.dim)
+        self.mlp = MLP(settings, output_std)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, N, dim) -> (B, n_out, dim); `cos` and `sin` are (N, D / 2)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, between: nn.Module | None = None) -> Tensor:
+        """(B, N, dim) -> (B, n_out, dim); `cos` and `sin` are (N, D / 2); `between` acts before the MLP."""
         n = x.shape[1]
         n_out = n if self.n_out is None else min(self.n_out, n)
         x = x[:, n - n_out :] + self.attention(self.attention_norm(x), cos, sin, n_out)
+        if between is not None:
+            x = between(x)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class Compress(Linear):
+    """The history made shorter by one linear map along its positions, the same for all features; latents pass.
+
+    Args:
+        history_len: h, the longest history; a shorter one meets the map's last columns.
+        compressed_len: c, what it becomes.
+        latent_len: l, the positions at the end that pass.
+        std: Standard deviation of the initial weights; None: torch's own initialisation.
+    """
+
+    def __init__(self, history_len: int, compressed_len: int, latent_len: int, std: float | None) -> None:
+        super().__init__(history_len, compressed_len, std, bias=False)
+        self.latent_len = latent_len
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without history (B, N, dim) stays as it is."""
+        n_history = x.shape[1] - self.latent_len
+        if n_history <= 0:
+            return x
+        weight = self.weight[:, self.in_features - n_history :]  # (c, h')
+        return torch.cat((weight @ x[:, :n_history], x[:, n_history:]), dim=1)
 
 
 class Decoder(nn.Module):
     """Embedding, blocks, final norm and head on the positions that leave the last block.
 
     Args:
-        vocab_size: Number of tokens.
-        dim: Width of the stream.
-        n_heads: Number of heads.
+        settings: Size and options.
         patterns: One attention pattern per layer.
-        mlp_ratio: Width of the MLP over `dim`.
-        dropout: Probability, on attention weights and inside the MLP.
-        rotary_base: Base of the rotary frequencies.
-        tie_embeddings: Whether the head's weight is the embedding.
+        compress: Acts between the first layer's attention and its MLP.
     """
 
     def __init__(
-        self,
-        vocab_size: int,
-        dim: int,
-        n_heads: int,
-        patterns: Sequence[LayerPattern],
-        mlp_ratio: int,
-        dropout: float,
-        rotary_base: float,
-        tie_embeddings: bool,
+        self, settings: DecoderSettings, patterns: Sequence[LayerPattern], compress: Compress | None = None
     ) -> None:
         super().__init__()
-        self.head_dim, self.rotary_base = dim // n_heads, rotary_base
+        self.head_dim, self.rotary_base = settings.dim // settings.n_heads, settings.rotary_base
         # Two maps a layer write into the stream; scaled so, its variance does not grow with depth.
-        output_std = 0.02 / (2 * len(patterns)) ** 0.5
-        self.embed = Embedding(vocab_size, dim)
+        output_std = settings.std(scale=(2 * len(patterns)) ** -0.5)
+        self.embed = Embedding(settings.vocab_size, settings.dim, settings.std())
         self.layers = nn.ModuleList(
-            Block(dim, n_heads, pattern, mlp_ratio, dropout, output_std) for pattern in patterns
+            Block(settings, pattern, layer == 0 or not settings.rotary_first_layer_only, output_std)
+            for layer, pattern in enumerate(patterns)
         )
-        self.final_norm = nn.LayerNorm(dim)
-        self.head = Linear(dim, vocab_size)
-        if tie_embeddings:
+        self.compress = compress
+        self.final_norm = nn.LayerNorm(settings.dim)
+        self.head = Linear(settings.dim, settings.vocab_size, settings.std())
+        if settings.tie_embeddings:
             self.head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -163,9 +226,12 @@ class Decoder(nn.Module):
             better. The loss is computed in here so that a sharded head is used where its weights are gathered.
         """
         x = self.embed(tokens)  # (B, N, dim)
-        cos, sin = rotary_table(tokens.shape[1], self.head_dim, self.rotary_base, like=x)
-        for block in self.layers:
-            x = block(x, cos[: x.shape[1]], sin[: x.shape[1]])  # (B, n_out, dim)
+        # A history shorter than `compressed_len` becomes longer.
+        n_positions = tokens.shape[1] + (0 if self.compress is None else self.compress.out_features)
+        cos, sin = rotary_table(n_positions, self.head_dim, self.rotary_base, like=x)
+        for layer, block in enumerate(self.layers):
+            n = x.shape[1]  # each layer numbers the positions that it holds from 0
+            x = block(x, cos[:n], sin[:n], self.compress if layer == 0 else None)  # (B, n_out, dim)
         if targets is None:
             return self.head(self.final_norm(x))  # (B, T, vocab_size)
         n_scored = min(targets.shape[1], x.shape[1])

@@ -1,6 +1,7 @@
 """The LightningModule that every architecture inherits: loss, optimizer, schedule, scoring."""
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from llp import optimization
 from llp.checkpoints import check_fits, describe
-from llp.decoder import Decoder, LayerPattern
+from llp.decoder import Compress, Decoder, DecoderSettings, LayerPattern
 from llp.errors import require
 from llp.scoring import Score, ScoringBatch
 
@@ -30,6 +31,11 @@ class LanguageModel(LightningModule, ABC):
         dropout: Probability of dropping attention weights and hidden units of the MLP in training.
         rotary_base: Base of the rotary frequencies.
         tie_embeddings: Whether the head shares its weight with the token embedding.
+        share_key_value: Whether keys and values are one projection, used as both (the published code does so).
+        key_value_norm: Whether that projection is normed over a head's width (the published code does so but in LLP).
+        rotary_first_layer_only: Whether later layers do without rotary embedding (the published code's do, but V1's).
+        initialization: `normal` draws weights from N(0, 0.02), smaller in the maps that write into the stream;
+            `torch` leaves torch's defaults, as the published code does.
         learning_rate: Peak learning rate of AdamW.
         betas: AdamW's decay rates of the first and second moment.
         weight_decay: AdamW's weight decay, on the weights of linear maps only.
@@ -55,6 +61,10 @@ class LanguageModel(LightningModule, ABC):
         dropout: float = 0.0,
         rotary_base: float = 10000.0,
         tie_embeddings: bool = False,
+        share_key_value: bool = False,
+        key_value_norm: bool = False,
+        rotary_first_layer_only: bool = False,
+        initialization: Literal["normal", "torch"] = "normal",
         learning_rate: float = 5e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
@@ -71,10 +81,13 @@ class LanguageModel(LightningModule, ABC):
         require(
             dim // n_heads % 2 == 0, "dim", dim, f"dim / n_heads must be even for rotary pairs; here {dim // n_heads}"
         )
+        remedy = "it norms a shared projection; set share_key_value, or leave it out"
+        require(share_key_value or not key_value_norm, "key_value_norm", key_value_norm, remedy)
         require(0 <= dropout < 1, "dropout", dropout, "set it to 0 or more and less than 1")
         require(learning_rate > 0, "learning_rate", learning_rate, "set it above 0")
         require(warmup_steps >= 0, "warmup_steps", warmup_steps, "set it to 0 or more")
         self.n_layers = n_layers
+        self.settings = DecoderSettings(**{field.name: self.hparams[field.name] for field in fields(DecoderSettings)})
         self.trained: dict[str, Any] = {"step": None, "seed": None}
 
     # The architecture
@@ -87,17 +100,12 @@ class LanguageModel(LightningModule, ABC):
         """Build the decoder, once."""
         if hasattr(self, "decoder"):
             return
-        hparams = self.hparams
-        self.decoder = Decoder(
-            vocab_size=hparams["vocab_size"],
-            dim=hparams["dim"],
-            n_heads=hparams["n_heads"],
-            patterns=[self.layer_pattern(layer) for layer in range(self.n_layers)],
-            mlp_ratio=hparams["mlp_ratio"],
-            dropout=hparams["dropout"],
-            rotary_base=hparams["rotary_base"],
-            tie_embeddings=hparams["tie_embeddings"],
-        )
+        patterns = [self.layer_pattern(layer) for layer in range(self.n_layers)]
+        self.decoder = Decoder(self.settings, patterns, self.compression())
+
+    def compression(self) -> Compress | None:
+        """What makes the history shorter between the first layer's attention and its MLP; None: nothing does."""
+        return None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), at the last T positions."""
@@ -105,12 +113,13 @@ class LanguageModel(LightningModule, ABC):
 
     # Training
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss; `batch` is inputs and targets, (B, N) each."""
         inputs, targets = batch
-        loss = self.decoder(inputs, targets).mean()
+        losses = self.decoder(inputs, targets)  # (B, T)
+        loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        return loss
+        return {"loss": loss, "trained_tokens": losses.numel(), "input_tokens": inputs.numel()}
 
     def learning_rate_factor(self, step: int) -> float:
         """The learning rate of an optimizer step, as a share of `learning_rate`."""

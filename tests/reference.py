@@ -9,20 +9,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Visible = Callable[[int], list[int]]
-"""The positions that position i of a layer attends to."""
+Sees = Callable[[int, int], list[int]]
+"""The positions that position i attends to in a layer that holds n positions: `sees(i, n)`."""
 
 
-def transformer_sees(i: int) -> list[int]:
+def transformer_sees(i: int, n: int) -> list[int]:
     return list(range(i + 1))
 
 
-def llp_sees(segment_len: int) -> Visible:
-    def sees(i: int) -> list[int]:
+def llp_sees(segment_len: int) -> Sees:
+    def sees(i: int, n: int) -> list[int]:
         segment = i // segment_len
         previous = [j for j in range(i) if j // segment_len == segment - 1]
         own = [j for j in range(i + 1) if j // segment_len == segment]
         return previous + own
+
+    return sees
+
+
+def double_sees(latent_len: int) -> Sees:
+    def sees(i: int, n: int) -> list[int]:
+        history = range(n - latent_len)
+        return list(history) if i in history else list(range(i + 1))
+
+    return sees
+
+
+def split_sees(latent_len: int, segment_len: int) -> Sees:
+    def sees(i: int, n: int) -> list[int]:
+        history = range(n - latent_len)
+        if i in history:
+            return [j for j in history if j // segment_len == i // segment_len]
+        return list(range(i + 1))
 
     return sees
 
@@ -48,37 +66,84 @@ def turn(vector: Tensor, position: int, base: float) -> Tensor:
 
 
 def logits(
-    weights: dict[str, Tensor], tokens: list[int], n_layers: int, n_heads: int, sees: Visible, base: float = 10000.0
+    weights: dict[str, Tensor],
+    tokens: list[int],
+    n_layers: int,
+    n_heads: int,
+    sees: Sees,
+    base: float = 10000.0,
+    latent_len: int | None = None,
+    latents_only: bool = False,
+    rotary_first_layer_only: bool = False,
 ) -> Tensor:
-    """Logits at every position: (N, vocab_size)."""
+    """Logits at the scored positions: (T, vocab_size).
+
+    Args:
+        weights: The state dict, in float64. What it holds tells of shared or normed keys and values and of compression.
+        tokens: One sequence.
+        n_layers: Number of layers.
+        n_heads: Number of heads.
+        sees: Who attends to whom; its n is the number of positions that the layer holds.
+        base: Of the rotary frequencies.
+        latent_len: The last positions, which are scored; None: all.
+        latents_only: Whether the history is gone after the first layer (Perceiver AR).
+        rotary_first_layer_only: Whether later layers rotate nothing.
+    """
     stream = [weights["embed.weight"][token] for token in tokens]
     dim = len(stream[0])
     width = dim // n_heads
     for number in range(n_layers):
-        layer = {
-            k.removeprefix(f"layers.{number}."): v for k, v in weights.items() if k.startswith(f"layers.{number}.")
-        }
+        prefix = f"layers.{number}."
+        layer = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        n = len(stream)
+        rotates = number == 0 or not rotary_first_layer_only
+        shared = len(layer["attention.key_value.weight"]) == dim
         normed = [layer_norm(x, layer["attention_norm.weight"], layer["attention_norm.bias"]) for x in stream]
         queries = [layer["attention.query.weight"] @ x for x in normed]
         keys = [layer["attention.key_value.weight"][:dim] @ x for x in normed]
-        values = [layer["attention.key_value.weight"][dim:] @ x for x in normed]
-        after_attention = []
-        for i, x in enumerate(stream):
+        values = [layer["attention.key_value.weight"][0 if shared else dim :] @ x for x in normed]
+        outputs = []
+        for i in range(n):
             heads = []
             for head in range(n_heads):
                 part = slice(head * width, (head + 1) * width)
-                query = turn(queries[i][part], i, base)
-                seen = sees(i)
-                scores = torch.stack([query @ turn(keys[j][part], j, base) / math.sqrt(width) for j in seen])
+                seen = sees(i, n)
+                head_keys, head_values = [], []
+                for j in seen:
+                    key = turn(keys[j][part], j, base) if rotates else keys[j][part]
+                    if "attention.key_value_norm.weight" in layer:
+                        norm = layer["attention.key_value_norm.weight"], layer["attention.key_value_norm.bias"]
+                        key = layer_norm(key, *norm)
+                    head_keys.append(key)
+                    head_values.append(key if shared else values[j][part])
+                query = turn(queries[i][part], i, base) if rotates else queries[i][part]
+                scores = torch.stack([query @ key / math.sqrt(width) for key in head_keys])
                 shares = torch.exp(scores - scores.max())
                 shares = shares / shares.sum()
-                heads.append(sum(share * values[j][part] for share, j in zip(shares, seen, strict=True)))
-            output = layer["attention.output.weight"] @ torch.cat(heads) + layer["attention.output.bias"]
-            after_attention.append(x + output)
-        stream = []
-        for x in after_attention:
+                heads.append(sum(share * value for share, value in zip(shares, head_values, strict=True)))
+            outputs.append(layer["attention.output.weight"] @ torch.cat(heads) + layer["attention.output.bias"])
+        stream = [x + output for x, output in zip(stream, outputs, strict=True)]
+        if latents_only and latent_len is not None:
+            stream = stream[-latent_len:]
+        if number == 0 and "compress.weight" in weights:
+            stream = compress(weights["compress.weight"], stream, latent_len)
+        after = []
+        for x in stream:
             hidden = layer["mlp.up.weight"] @ layer_norm(x, layer["mlp_norm.weight"], layer["mlp_norm.bias"])
             hidden = gelu(hidden + layer["mlp.up.bias"])
-            stream.append(x + layer["mlp.down.weight"] @ hidden + layer["mlp.down.bias"])
-    normed = [layer_norm(x, weights["final_norm.weight"], weights["final_norm.bias"]) for x in stream]
+            after.append(x + layer["mlp.down.weight"] @ hidden + layer["mlp.down.bias"])
+        stream = after
+    scored = stream if latent_len is None else stream[-latent_len:]
+    normed = [layer_norm(x, weights["final_norm.weight"], weights["final_norm.bias"]) for x in scored]
     return torch.stack([weights["head.weight"] @ x + weights["head.bias"] for x in normed])
+
+
+def compress(weight: Tensor, stream: list[Tensor], latent_len: int) -> list[Tensor]:
+    """The history's positions made fewer; missing ones, at its start, are zeros."""
+    history, latents = stream[:-latent_len], stream[-latent_len:]
+    if not history:
+        return latents
+    missing = [torch.zeros_like(latents[0])] * (weight.shape[1] - len(history))
+    filled = missing + history
+    compressed = [sum(w * x for w, x in zip(row, filled, strict=True)) for row in weight]
+    return compressed + latents

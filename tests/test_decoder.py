@@ -5,49 +5,93 @@ import torch
 
 import llp
 import reference
-from conftest import SIZES, build
+from conftest import ARCHITECTURES, LATENT, OWN_SETTINGS, SIZES, build
+from llp.errors import SettingError
 
-SEES = {"LLP": reference.llp_sees(4), "Transformer": reference.transformer_sees}
-ARCHITECTURES = list(SEES)
+
+def expected_logits(model, tokens: list[int]) -> torch.Tensor:
+    """The reference's logits with a model's weights and settings."""
+    settings = dict(model.hparams)
+    latent_len = settings.get("latent_len")
+    sees = {
+        "Transformer": lambda: reference.transformer_sees,
+        "LLP": lambda: reference.llp_sees(settings["segment_len"]),
+        "PerceiverAR": lambda: reference.transformer_sees,
+        "DoubleAttention": lambda: reference.double_sees(latent_len),
+        "SplitAttention": lambda: reference.split_sees(latent_len, settings["segment_len"]),
+        "CompressedAttention": lambda: reference.double_sees(latent_len),
+    }[type(model).__name__]()
+    return reference.logits(
+        model.decoder.state_dict(),
+        tokens,
+        settings["n_layers"],
+        settings["n_heads"],
+        sees,
+        settings["rotary_base"],
+        latent_len,
+        latents_only=isinstance(model, llp.PerceiverAR),
+        rotary_first_layer_only=settings["rotary_first_layer_only"],
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("n", [1, 3, 4, 8, 11])
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 6, 8, 11, 18])
 def test_equals_the_reference(name, n):
     model = build(name)
     tokens = torch.randint(SIZES["vocab_size"], (2, n))
     with torch.no_grad():
         logits = model(tokens)
+    assert logits.shape == (2, min(n, 5) if name in LATENT else n, SIZES["vocab_size"])
     for row, sequence in zip(logits, tokens.tolist(), strict=True):
-        expected = reference.logits(model.decoder.state_dict(), sequence, 3, 2, SEES[name])
-        torch.testing.assert_close(row, expected, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(row, expected_logits(model, sequence), rtol=1e-11, atol=1e-11)
+
+
+PUBLISHED = {"share_key_value": True, "key_value_norm": True, "rotary_first_layer_only": True}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PUBLISHED,
+        {"share_key_value": True},
+        {"rotary_first_layer_only": True, "n_heads": 8},
+        {"share_key_value": True, "key_value_norm": True, "n_heads": 1},
+        {"n_heads": 4, "n_layers": 4, "mlp_ratio": 2, "rotary_base": 100.0, "tie_embeddings": True},
+        {"n_layers": 2, "initialization": "torch"},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_equals_the_reference_with_other_settings(name, settings):
+    model = build(name, **settings)
+    for n in (3, 12):
+        tokens = torch.randint(SIZES["vocab_size"], (1, n))
+        expected = expected_logits(model, tokens[0].tolist())
+        torch.testing.assert_close(model(tokens)[0].detach(), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("LLP", {"n_heads": 4, "n_layers": 1, "mlp_ratio": 2, "rotary_base": 100.0, "segment_len": 3}),
-        ("LLP", {"n_heads": 1, "n_layers": 4, "tie_embeddings": True, "segment_len": 1}),
-        ("Transformer", {"n_heads": 8, "n_layers": 2, "mlp_ratio": 1, "rotary_base": 7.0, "tie_embeddings": True}),
+        ("LLP", {"segment_len": 1}),
+        ("LLP", {"segment_len": 3, "n_layers": 1}),
+        ("PerceiverAR", {"latent_len": 1}),
+        ("DoubleAttention", {"latent_len": 1, "n_layers": 1}),
+        ("SplitAttention", {"latent_len": 4, "segment_len": 1}),
+        ("SplitAttention", {"latent_len": 2, "segment_len": 20}),
+        ("CompressedAttention", {"latent_len": 1, "history_len": 9, "compressed_len": 1, "n_layers": 2}),
     ],
 )
-def test_equals_the_reference_with_other_settings(name, settings):
+def test_equals_the_reference_in_other_shapes(name, settings):
     model = build(name, **settings)
-    sees = reference.llp_sees(settings["segment_len"]) if name == "LLP" else reference.transformer_sees
-    tokens = torch.randint(SIZES["vocab_size"], (1, 10))
-    expected = reference.logits(
-        model.decoder.state_dict(),
-        tokens[0].tolist(),
-        settings["n_layers"],
-        settings["n_heads"],
-        sees,
-        settings.get("rotary_base", 10000.0),
-    )
-    torch.testing.assert_close(model(tokens)[0].detach(), expected, rtol=1e-11, atol=1e-11)
+    for n in (2, 10):
+        tokens = torch.randint(SIZES["vocab_size"], (1, n))
+        expected = expected_logits(model, tokens[0].tolist())
+        torch.testing.assert_close(model(tokens)[0].detach(), expected, rtol=1e-11, atol=1e-11)
 
 
 def influence(model, n: int) -> torch.Tensor:
-    """(N, N): the largest gradient of position i's logits with respect to the embedding of position j."""
+    """(T, N): the largest gradient of the i-th scored position's logits with respect to the embedding of position j."""
     tokens = torch.randint(SIZES["vocab_size"], (1, n))
     embedded = model.decoder.embed(tokens).detach().requires_grad_()
     hook = model.decoder.embed.register_forward_hook(lambda module, args, output: embedded)
@@ -63,15 +107,33 @@ def influence(model, n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_no_gradient_from_a_later_token(name):
-    matrix = influence(build(name), 18)
-    assert torch.equal(matrix.triu(1), torch.zeros_like(matrix))
-    assert (matrix.diagonal() > 0).all()
+@pytest.mark.parametrize("settings", [{}, PUBLISHED], ids=["usual", "published"])
+def test_no_gradient_from_a_later_token(name, settings):
+    n = 18
+    matrix = influence(build(name, **settings), n)  # (T, N)
+    first = n - len(matrix)  # position of the first scored row
+    assert torch.equal(matrix.triu(first + 1), torch.zeros_like(matrix))
+    assert (matrix.diagonal(first) > 0).all()
 
 
-def test_transformer_sees_every_earlier_token():
-    matrix = influence(build("Transformer"), 18)
-    assert (matrix.tril()[torch.ones(18, 18).tril().bool()] > 0).all()
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "LLP"])
+def test_every_earlier_token_is_seen(name):
+    n = 18
+    matrix = influence(build(name), n)
+    seen = torch.ones_like(matrix).tril(n - len(matrix)).bool()
+    assert (matrix[seen] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["DoubleAttention", "SplitAttention", "CompressedAttention"])
+def test_history_knows_its_future_through_depth(name):
+    """What makes these three different: latents read a history that has read on (in V2 within its segment)."""
+    model = build(name, n_layers=2)
+    x = torch.randn(1, 14, 16, dtype=torch.float64, requires_grad=True)
+    cos, sin = llp.decoder.rotary_table(14, 8, 10000.0, like=x)
+    stream = model.decoder.layers[0](x, cos, sin)
+    seen = torch.autograd.grad(stream[0, 0].square().sum(), x)[0][0].abs().amax(-1) > 0
+    expected = {"SplitAttention": 3}.get(name, 9)  # its segment of 3, or the history of 14 - 5
+    assert seen.nonzero().flatten().tolist() == list(range(expected))
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
@@ -92,6 +154,17 @@ def test_llp_reaches_to_the_start_of_the_segment_n_layers_back(n_layers):
         ("LLP", {"n_layers": 12}, 129_595_204),
         ("LLP", {"n_layers": 12, "tie_embeddings": True}, 107_326_276),
         ("Transformer", {"n_layers": 24, "tie_embeddings": True}, 192_353_092),
+        *((name, {"n_layers": 12}, 129_595_204) for name in ("PerceiverAR", "DoubleAttention", "SplitAttention")),
+        *((name, {"n_layers": 24}, 214_622_020) for name in ("PerceiverAR", "DoubleAttention", "SplitAttention")),
+        ("CompressedAttention", {"n_layers": 12}, 130_119_492),
+        ("CompressedAttention", {"n_layers": 24}, 215_146_308),
+        ("PerceiverAR", {"n_layers": 24, "tie_embeddings": True}, 192_353_092),
+        *((name, {"n_layers": 12, **PUBLISHED}, 122_520_388) for name in ("PerceiverAR", "SplitAttention")),
+        *((name, {"n_layers": 24, **PUBLISHED}, 200_472_388) for name in ("PerceiverAR", "DoubleAttention")),
+        ("CompressedAttention", {"n_layers": 12, **PUBLISHED}, 123_044_676),
+        ("CompressedAttention", {"n_layers": 24, **PUBLISHED}, 200_996_676),
+        ("LLP", {"n_layers": 12, **PUBLISHED, "key_value_norm": False}, 122_517_316),
+        ("LLP", {"n_layers": 24, **PUBLISHED, "key_value_norm": False}, 200_466_244),
     ],
 )
 def test_published_sizes(name, settings, expected):
@@ -110,7 +183,12 @@ def test_names_in_the_state_dict():
     names = ["embed.weight"] + [f"layers.{i}.{name}" for i in range(3) for name in layer]
     names += [f"{part}.{kind}" for part in ("final_norm", "head") for kind in ("weight", "bias")]
     for name in ARCHITECTURES:
-        assert list(build(name).decoder.state_dict()) == names
+        expected = {*names, "compress.weight"} if name == "CompressedAttention" else {*names}
+        assert set(build(name).decoder.state_dict()) == expected
+    norms = {f"layers.{i}.attention.key_value_norm.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    published = build("PerceiverAR", **PUBLISHED).decoder.state_dict()
+    assert set(published) == {*names, *norms}
+    assert published["layers.1.attention.key_value.weight"].shape == (16, 16)
 
 
 def test_initial_weights():
@@ -125,6 +203,22 @@ def test_initial_weights():
         else:
             scaled = name.endswith(("output.weight", "down.weight"))
             assert parameter.std().item() == pytest.approx(0.02 / 4 if scaled else 0.02, rel=0.02), name
+
+
+def test_initial_weights_of_the_compression_and_of_torch():
+    torch.manual_seed(0)
+    model = llp.CompressedAttention(vocab_size=300, dim=128, n_layers=2, n_heads=4, history_len=400, compressed_len=100)
+    model.configure_model()
+    assert model.decoder.compress.weight.std().item() == pytest.approx(400**-0.5, rel=0.02)
+    model = llp.CompressedAttention(
+        vocab_size=300, dim=128, n_layers=2, n_heads=4, history_len=400, compressed_len=100, initialization="torch"
+    )
+    model.configure_model()
+    assert model.decoder.embed.weight.std().item() == pytest.approx(1, rel=0.02)
+    for module in (model.decoder.compress, model.decoder.head, model.decoder.layers[1].mlp.down):
+        bound = module.in_features**-0.5  # uniform in +-bound
+        assert module.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
 def test_a_model_on_the_meta_device_is_materialised_module_by_module():
@@ -163,3 +257,82 @@ def test_low_precision_keeps_its_dtype_and_its_loss_in_float32(dtype):
     tokens = torch.randint(19, (1, 9))
     assert decoder(tokens).dtype == dtype
     assert decoder(tokens, tokens).dtype == torch.float32
+
+
+def test_nothing_is_computed_for_positions_that_nobody_reads():
+    """The rows that go through each linear map: latents alone query where the history's output is not read."""
+    n, latents = 18, 5
+    rows = {}
+    for name in LATENT:
+        decoder = build(name).decoder
+        for label, module in decoder.named_modules():
+            if isinstance(module, torch.nn.Linear) and label.startswith(("layers.0.", "layers.2.", "head")):
+                module.register_forward_hook(
+                    lambda module, args, output, key=(name, label): rows.update({key: args[0].shape[1]})
+                )
+        decoder(torch.zeros(1, n, dtype=torch.long))
+        last = n if name in ("DoubleAttention", "SplitAttention") else 4 + latents
+        assert rows[name, "layers.0.attention.key_value"] == n
+        assert rows[name, "layers.2.attention.key_value"] == (latents if name == "PerceiverAR" else last)
+        for part in ("attention.query", "attention.output", "mlp.up"):
+            assert rows[name, f"layers.2.{part}"] == latents
+        assert rows[name, "layers.0.attention.query"] == (latents if name == "PerceiverAR" else n)
+        assert rows[name, "head"] == latents
+
+
+def test_history_dropout_leaves_out_an_exact_share_in_training_only():
+    model = build("PerceiverAR", history_dropout=0.4, latent_len=5)
+    n = 15  # a history of 10, of which 4 are left out
+    tokens = torch.randint(19, (3, n))
+    plain = build("PerceiverAR", latent_len=5)
+    torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=0)  # off in evaluation
+
+    model.train()
+    embedded = model.decoder.embed(tokens).detach().requires_grad_()
+    model.decoder.embed.register_forward_hook(lambda module, args, output: embedded)
+    logits = model(tokens)
+    seen = torch.autograd.grad(logits.square().sum(), embedded)[0].abs().amax(-1) > 0  # (3, n)
+    assert seen.sum(1).tolist() == [11, 11, 11]
+    assert seen[:, 10:].all()
+    assert len({tuple(row) for row in seen.tolist()}) > 1  # drawn for each sample
+
+    # The rest keep their rotary positions: the same as masking the dropped keys out of the whole.
+    for row, kept in zip(range(3), seen, strict=True):
+        places = kept.nonzero().flatten().tolist()
+        expected = reference.logits(
+            plain.decoder.state_dict(),
+            tokens[row].tolist(),
+            3,
+            2,
+            lambda i, n, places=places: [j for j in range(i + 1) if n < 15 or j in places or j == i],
+            latent_len=5,
+            latents_only=True,
+        )
+        torch.testing.assert_close(logits[row].detach(), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_compression_refuses_a_longer_input():
+    with pytest.raises(SettingError, match=r"tokens = 19: history_len \+ latent_len = 18"):
+        build("CompressedAttention")(torch.zeros(1, 19, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("PerceiverAR", {"latent_len": 0}, "latent_len = 0"),
+        ("PerceiverAR", {"history_dropout": 1.0}, "history_dropout = 1.0"),
+        ("SplitAttention", {"segment_len": 0}, "segment_len = 0"),
+        ("CompressedAttention", {"compressed_len": 13}, "compressed_len = 13: .*below history_len = 13"),
+        ("CompressedAttention", {"compressed_len": 0}, "compressed_len = 0"),
+        ("CompressedAttention", {"n_layers": 1}, "n_layers = 1: set it to 2 or more"),
+        ("LLP", {"segment_len": 0}, "segment_len = 0"),
+        ("LLP", {"n_heads": 3}, "dim = 16: n_heads = 3 must divide it"),
+        ("LLP", {"n_heads": 16}, "dim = 16: .*must be even"),
+        ("LLP", {"key_value_norm": True}, "key_value_norm = True: .*share_key_value"),
+        ("LLP", {"dropout": 1.0}, "dropout = 1.0"),
+        ("LLP", {"vocab_size": 0}, "vocab_size = 0"),
+    ],
+)
+def test_settings_that_can_not_be_used(name, settings, message):
+    with pytest.raises(SettingError, match=message):
+        getattr(llp, name)(**{**SIZES, **OWN_SETTINGS[name], **settings})

@@ -25,7 +25,7 @@ import draw_patterns  # noqa: E402
 def test_drawn_layers_are_the_definition(model, sees):
     for layer in range(2):
         drawn = draw_patterns.layer_sees(model, layer, 18)
-        assert [row.nonzero().flatten().tolist() for row in drawn] == [sees(i) for i in range(18)]
+        assert [row.nonzero().flatten().tolist() for row in drawn] == [sees(i, 18) for i in range(18)]
 
 
 def test_drawn_reach_is_the_definition():
