@@ -1,5 +1,6 @@
 """Windows as batches of tensors, straight from the memory map."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.token_files import Document, TokenFile
-from datamodules.windows import ScoringWindow, TrainingOrder
+from datamodules.windows import ScoringWindow, TrainingOrder, scoring_windows
 from llp.scoring import ScoringBatch
 
 
@@ -93,6 +94,16 @@ class ScoringLoader:
     ) -> None:
         self.file, self.batches, self.split, self.protocol = file, batches, split, protocol
         self._unigram_nats = unigram_nats
+
+    @property
+    def window_shapes(self) -> Counter[tuple[int, int, bool]]:
+        """How often a window has this length, scores so many positions and is its document's first; all ranks'."""
+        window_len, stride = self.protocol["window_len"], self.protocol["stride"]
+        return Counter(
+            (window.stop - window.start, window.n_scored, window.stop == window.n_scored)
+            for document in self.documents
+            for window in scoring_windows(0, document.tokens, window_len, stride)
+        )
 
     @property
     def documents(self) -> list[Document]:

@@ -9,20 +9,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-import datamodules  # noqa: F401  its classes can be named without their module
-import llp.long_lora_perceiver
-import llp.transformer  # noqa: F401
+import datamodules
+import llp
+from datamodules.text import TextDataModule
 from llp import checkpoints
 from llp.callbacks import FinalHyperparameters, LastStepValidation, RunMetrics, TokenLosses
+from llp.certificate import Certificate
 from llp.errors import SettingError, require
+from llp.generation import SampleText
 from llp.language_model import LanguageModel
 from llp.report import TestReport
+from llp.trainer import LLPTrainer
 
 
 class Parser(LightningArgumentParser):
@@ -36,7 +40,13 @@ class Parser(LightningArgumentParser):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keeps the configuration of a training run in its folder; the other commands write none."""
+    """Keeps the configuration of a training run in its folder, for the other commands too; these write none."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        for key in ("ckpt_path", "weights_only"):  # of this one call, not of the run
+            config.pop(key, None)
+        super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -44,7 +54,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class LLPCLI(LightningCLI):
-    """`llp fit | validate | test | predict`."""
+    """`llp fit | validate | test | predict | generate`."""
 
     trainer: Trainer
 
@@ -61,6 +71,8 @@ class LLPCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.add_lightning_class_args(SampleText, "sample")
+        parser.add_lightning_class_args(Certificate, "certificate")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -68,7 +80,8 @@ class LLPCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The trainer's methods, without the arguments that this command line decides on."""
         hidden = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
-        return {name: skip | hidden.get(name, set()) for name, skip in LightningCLI.subcommands().items()}
+        stock = {name: skip | hidden.get(name, set()) for name, skip in LightningCLI.subcommands().items()}
+        return {**stock, "generate": {"model", "datamodule"}}
 
     def _parse_ckpt_path(self) -> None:
         # The stock method lets a checkpoint's hyperparameters win over files and flags. Here the run's own
@@ -146,6 +159,9 @@ def _values(flag: str, arguments: list[str]) -> Iterator[str]:
 def run(arguments: list[str]) -> int:
     """Run a subcommand; returns the exit status. A `SettingError` becomes one message on standard error."""
     _silence()
+    for package in (llp, datamodules):  # so that `--model LLP` needs no module's name
+        for name in package.__all__:
+            getattr(package, name)
     subcommand, options = arguments[0], arguments[1:]
     parser_kwargs: dict[str, Any] = {"prog": "llp"}
     try:
@@ -154,8 +170,9 @@ def run(arguments: list[str]) -> int:
             parser_kwargs[subcommand] = {"default_config_files": [] if defaults is None else [str(defaults)]}
         LLPCLI(
             LanguageModel,
-            LightningDataModule,
+            TextDataModule,
             save_config_callback=SaveRunConfig,
+            trainer_class=LLPTrainer,
             seed_everything_default=0,
             trainer_defaults={
                 "callbacks": [RunMetrics(), LastStepValidation(), FinalHyperparameters(), TokenLosses(), TestReport()],

@@ -169,6 +169,14 @@ class LanguageModel(LightningModule, ABC):
         )
         return window_len, stride
 
+    def pattern_edges(self, n: int) -> list[int]:
+        """Positions of N at which something new begins in the attention pattern: where a leak would show first."""
+        return []
+
+    def context_lens(self, n: int) -> Tensor:
+        """How many tokens each of N positions is predicted from, (N,), its own among them."""
+        return torch.arange(1, n + 1)
+
     def score_nats(self, batch: ScoringBatch) -> Tensor:
         """Loss in nats of every target: (B, S)."""
         return self.decoder(batch.inputs, batch.targets)

@@ -41,3 +41,6 @@ class LatentLanguageModel(LanguageModel):
         remedy = f"only the latents are scored; set it to latent_len = {latent_len} or less"
         require(stride <= latent_len, "scoring_stride", stride, remedy)
         return super().scoring_window(train_window_len, window_len, stride)
+
+    def pattern_edges(self, n: int) -> list[int]:
+        return [max(0, n - self.latent_len)]

@@ -3,6 +3,9 @@
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from llp.attention import segment_pair_attention
 from llp.decoder import LayerPattern
 from llp.errors import require
@@ -61,6 +64,14 @@ class LLP(LanguageModel):
             f"set it to {reach + stride} or more: n_layers * segment_len = {reach} plus scoring_stride = {stride}",
         )
         return window_len, stride
+
+    def pattern_edges(self, n: int) -> list[int]:
+        return list(range(self.segment_len, n, self.segment_len))
+
+    def context_lens(self, n: int) -> Tensor:
+        positions = torch.arange(n)
+        segments = positions // self.segment_len
+        return positions + 1 - (segments - self.n_layers).clamp(min=0) * self.segment_len
 
     def _require_aligned(self, setting: str, value: int) -> None:
         aligned = value >= 1 and value % self.segment_len == 0

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from llp import checkpoints
+from llp.certificate import Certificate
 from llp.scoring import figures
 
+_CERTIFICATE = {
+    True: "Certified: no logit of this model changed with a later token, and each probed one did with earlier tokens.",
+    None: "NOT certified: whether this model reads what it predicts was not probed.",
+}
 _COLUMNS = ("tokens", "words", "bytes", "loss", "perplexity", "word_perplexity", "bits_per_byte")
 _PACKAGES = ("llp", "torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
 
@@ -39,6 +44,10 @@ class TestReport(Callback):
         rows = with_unigram(rows, loader.unigram_nats())
         rows = [{"split": loader.split, **row} for row in rows]
         protocol = {**model_protocol(model, trainer.ckpt_path), **loader.protocol}
+        protocol |= scored_context(model, loader.window_shapes)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if write and isinstance(callback, Certificate):
+                protocol["certificate"] = callback.outcome
         expected = sum(document.tokens for document in loader.documents)
         protocol["complete"] = rows[0]["tokens"] == expected
         print(format_table(rows, protocol))
@@ -79,6 +88,23 @@ def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
     }
 
 
+def scored_context(model: Any, window_shapes: Mapping[tuple[int, int, bool], int]) -> dict[str, float | None]:
+    """How many tokens a scored token was predicted from: the least after a document's first window, and the mean.
+
+    Args:
+        model: A `LanguageModel`, which knows its context in a window.
+        window_shapes: How often a window has this length, scores so many positions and is its document's first.
+    """
+    least, total, n_tokens = None, 0, 0
+    for (length, n_scored, is_first), number in window_shapes.items():
+        context = model.context_lens(length)[length - n_scored :]
+        total += int(context.sum()) * number
+        n_tokens += n_scored * number
+        if not is_first:
+            least = int(context.min()) if least is None else min(least, int(context.min()))
+    return {"context_least": least, "context_mean": total / n_tokens}
+
+
 def git_commit() -> str | None:
     """The commit of the source tree that runs, with `-dirty` behind it where files differ; None outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -106,9 +132,14 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
         for line in table
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    lines.append(
-        f"Windows of {protocol['window_len']} tokens, stride {protocol['stride']}; words: {protocol['word_count']}."
-    )
+    least = "-" if protocol["context_least"] is None else f"{protocol['context_least']:,}"
+    lines += [
+        f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}: a token is predicted from "
+        f"{least} tokens at least after a document's first window, {protocol['context_mean']:,.1f} on average.",
+        f"Words: {protocol['word_count']}.",
+    ]
+    if "certificate" in protocol:
+        lines.append(_CERTIFICATE[protocol["certificate"]["causal"]])
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import llp
+from conftest import ARCHITECTURES
 from datamodules import Bytes, WikiText103
 from llp import __main__ as console
 from llp import cli
@@ -96,7 +97,12 @@ def test_a_run_and_its_test(run, trained):
     assert protocol["tokenizer_fingerprint"] == "bytes"
     for key in ("checkpoint_sha256", "data_fingerprint", "versions", "git_commit"):
         assert key in protocol
-    last_lines = out.strip().splitlines()[-6:]
+    # Contexts by hand: windows of 32 with stride 16 (two segments of 8), where a token reads back two segments.
+    n = len(text)
+    contexts = [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]
+    assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
+    assert protocol["context_least"] == 17
+    last_lines = out.strip().splitlines()[-8:]
     assert last_lines[0].split()[:3] == ["split", "document", "model"]
     assert f"{row['word_perplexity']:,.4f}" in last_lines[2]
     assert f"{row['unigram_loss']:,.4f}" in last_lines[3]
@@ -112,6 +118,70 @@ def test_a_run_and_its_test(run, trained):
     assert again["protocol"]["stride"] == 24
     assert again["rows"][0]["word_perplexity"] == pytest.approx(row["word_perplexity"], rel=1e-6)
     assert {path.name for path in (trained.parent).iterdir()} == {"run"}  # a test makes no run of its own
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "LLP"])
+def test_every_architecture_trains_tests_and_generates(run, work, name):
+    own = {"latent_len": 16, "segment_len": 8, "history_len": 16, "compressed_len": 8, "history_dropout": 0.25}
+    with_latents = {"PerceiverAR": ["latent_len", "history_dropout"], "DoubleAttention": ["latent_len"]}
+    with_latents |= {"SplitAttention": ["latent_len", "segment_len"]}
+    with_latents |= {"CompressedAttention": ["latent_len", "history_len", "compressed_len"]}
+    config = yaml.safe_load((work / "tiny.yaml").read_text())
+    config["model"]["class_path"] = f"llp.{name}"
+    del config["model"]["init_args"]["segment_len"]
+    config["model"]["init_args"] |= {key: own[key] for key in with_latents.get(name, [])}
+    (work / "own.yaml").write_text(yaml.safe_dump(config))
+    status, _, err = run("fit", "--config", "own.yaml", "--name", "run")
+    assert status == 0, err
+    checkpoint = work / "lightning_logs/run/checkpoints/last.ckpt"
+    status, out, err = run("test", "--ckpt_path", checkpoint)
+    assert status == 0, err
+    assert "Certified" in out
+    report = json.loads((work / "lightning_logs/run/test.json").read_text())
+    text = (work / "wikitext/wiki.test.tokens").read_bytes()
+    assert report["rows"][0]["tokens"] == len(text)  # each once
+    assert report["protocol"]["certificate"]["causal"] is True
+    assert report["protocol"]["context_least"] == 17  # windows of 32, stride 16
+    status, out, err = run("generate", "--ckpt_path", checkpoint, "--prompt", "the cat", "--max_tokens", 40)
+    assert status == 0, err
+    assert out.startswith("the cat")
+    assert len(out) > len("the cat") + 5
+
+    events = EventAccumulator(str(work / "lightning_logs/run"))
+    events.Reload()
+    trained = 16 if name in with_latents else 32
+    assert [event.value for event in events.Scalars("train/tokens")] == [4 * trained * step for step in range(1, 7)]
+    assert [event.value for event in events.Scalars("train/input_tokens")] == [4 * 32 * step for step in range(1, 7)]
+    samples = [event.step for event in events.Tensors("sample/text_summary")]
+    assert samples == [4, 6]
+
+
+def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
+    def leaking(query, key, value, segment_len, dropout_p=0.0):
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    monkeypatch.setattr("llp.long_lora_perceiver.segment_pair_attention", leaking)
+    checkpoint = trained / "checkpoints/best.ckpt"
+    status, out, err = run("test", "--ckpt_path", checkpoint)
+    assert status == 1
+    assert "its logits change with the tokens after position 0: it reads what it predicts" in err
+    assert "perplexity" not in out
+    assert not (trained / "test.json").exists()
+    status, out, err = run("test", "--ckpt_path", checkpoint, "--certificate.enabled", "false")
+    assert status == 0, err
+    assert "NOT certified" in out
+    assert json.loads((trained / "test.json").read_text())["protocol"]["certificate"] == {"causal": None}
+
+
+def test_generated_text_is_a_function_of_the_seed(run, trained):
+    arguments = ("generate", "--ckpt_path", trained / "checkpoints/best.ckpt", "--prompt", "a", "--max_tokens", 30)
+    first, again, other = (run(*arguments, "--seed", seed)[1] for seed in (1, 1, 2))
+    assert first == again != other
+    greedy = [run(*arguments, "--temperature", 0, "--seed", seed)[1] for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+    status, _, err = run(*arguments, "--top_k", 0)
+    assert status == 1
+    assert "top_k = 0" in err
 
 
 def test_what_a_run_shows(trained):

@@ -1,0 +1,93 @@
+"""Before a test reports figures: does the very model that is scored read only what precedes?"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from llp.errors import SettingError
+
+
+class Certificate(Callback):
+    """Probes the model of `llp test` for causality, and refuses the test where it fails. Takes a dozen forward passes.
+
+    Args:
+        enabled: Whether to probe. Without it `test.json` says that nothing was certified.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.outcome: dict[str, Any] = {"causal": None}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.enabled:
+            return
+        model: Any = pl_module
+        loader: Any = trainer.test_dataloaders
+        n = loader.protocol["window_len"]
+
+        def logits(tokens: Tensor) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                return model(tokens.to(model.device))
+
+        self.outcome = certify(logits, model.hparams["vocab_size"], n, model.pattern_edges(n))
+
+
+def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: list[int]) -> dict[str, Any]:
+    """Probe a function from tokens (1, N) to logits (1, T, vocab_size) of the last T positions.
+
+    For every probed position p: with all tokens after p changed, each logit up to p stays the same bit for bit; with
+    all tokens before p changed, those of p move. Probed are the first scored position and the last but one, both sides
+    of the pattern's edges, and some drawn at random.
+
+    Args:
+        logits: The model.
+        vocab_size: Number of tokens, 2 at least.
+        n: N, the length of the probe.
+        edges: Positions at which something new begins in the architecture's pattern.
+
+    Returns:
+        The outcome: `causal` (True), `window_len` and the probed `positions`.
+
+    Raises:
+        SettingError: If the model reads a later token, or no earlier one; it says where.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (1, n), generator=generator)
+    other = (tokens + torch.randint(1, vocab_size, (1, n), generator=generator)) % vocab_size  # differs everywhere
+    plain = logits(tokens)
+    first = n - plain.shape[1]  # the first scored position
+    positions = _probed(first, n, edges, generator)
+    for p in positions:
+        changed = logits(torch.cat((tokens[:, : p + 1], other[:, p + 1 :]), dim=1))
+        moved = (changed != plain)[0, : p + 1 - first].any(dim=-1).nonzero().flatten().tolist()
+        if moved:
+            raise SettingError(
+                "model",
+                f"position {first + moved[-1]}",
+                f"its logits change with the tokens after position {p}: it reads what it predicts. "
+                "No figure is reported; mend the attention pattern",
+            )
+        if p == 0:
+            continue
+        changed = logits(torch.cat((other[:, :p], tokens[:, p:]), dim=1))
+        if torch.equal(changed[0, p - first], plain[0, p - first]):
+            raise SettingError(
+                "model",
+                f"position {p}",
+                "its logits stay the same when every earlier token changes: it reads nothing. No figure is reported; "
+                "mend the attention pattern",
+            )
+    return {"causal": True, "window_len": n, "positions": positions}
+
+
+def _probed(first: int, n: int, edges: list[int], generator: torch.Generator) -> list[int]:
+    """At most ten positions from `first` to n - 2: those after which a later token exists."""
+    candidates = [first, n - 2]
+    inside = [edge for edge in edges if first < edge < n - 1]
+    for edge in inside[:1] + inside[len(inside) // 2 :][:1] + inside[-1:]:
+        candidates += [edge - 1, edge]
+    candidates += torch.randint(first, n, (2,), generator=generator).tolist()
+    return sorted({p for p in candidates if first <= p <= n - 2})
