@@ -248,7 +248,7 @@ def test_help_and_version_need_no_torch():
         assert "llp" in done.stdout
 
 
-COMPLETE = sorted(CONFIGS.glob("*.yaml"))
+COMPLETE = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("paper/*.yaml"))]
 LAYERED = [
     [model, data, CONFIGS / "trainer/cpu.yaml"]
     for model in sorted((CONFIGS / "model").iterdir())
@@ -274,6 +274,11 @@ def test_every_config_prints_a_config_that_builds_its_model(run, work, monkeypat
     assert type(model) is model_class
     with torch.device("meta"):
         model.configure_model()
+    model.scoring_window(config["data"]["init_args"]["window_len"])  # the model fits its windows
+    if files[0].parent.name == "paper":
+        sizes = {"LLP": 200_466_244, "CompressedAttention": 200_996_676}
+        expected = sizes.get(model_class.__name__, 200_472_388)
+        assert sum(parameter.numel() for parameter in model.parameters()) == expected
     assert model.decoder.embed.num_embeddings == config["data"]["init_args"]["tokenizer"]["init_args"]["vocab_size"]
 
 
