@@ -3,22 +3,20 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 
 from llp.errors import SettingError
 
-if TYPE_CHECKING:
-    from llp.language_model import LanguageModel
 
-
-def architecture(model: "LanguageModel") -> str:
+def architecture(model: LightningModule) -> str:
     """The class path under which a configuration names the model's class."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def describe(model: "LanguageModel") -> dict[str, Any]:
+def describe(model: LightningModule) -> dict[str, Any]:
     """What a checkpoint says beside its weights: `architecture`, and the `seed` it was trained with."""
     seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's `seed_everything` leaves it
     return {"architecture": architecture(model), "seed": None if seed is None else int(seed)}
@@ -45,23 +43,34 @@ def read(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_fits(checkpoint: dict[str, Any], model: "LanguageModel") -> None:
-    """Raise a `SettingError` unless the checkpoint holds the weights of this very architecture, vocabulary and size."""
+def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
+    """Raise a `SettingError` unless the checkpoint holds weights for this very architecture, vocabulary and size."""
     if "architecture" not in checkpoint:
         raise SettingError("ckpt_path", "(loaded)", "the checkpoint was not written by `llp fit`; give one that was")
-    if checkpoint["architecture"] != architecture(model):
-        raise SettingError(
-            "model.class_path",
-            architecture(model),
-            f"the checkpoint holds a {checkpoint['architecture']}; name that class",
-        )
-    for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_ratio", "tie_embeddings"):
-        ours, theirs = model.hparams[name], checkpoint["hyper_parameters"][name]
-        if ours != theirs:
-            source = "the tokenizer of `data`" if name == "vocab_size" else f"model.init_args.{name}"
+    ours, theirs = architecture(model), checkpoint["architecture"]
+    if ours != theirs:
+        raise SettingError("model.class_path", ours, f"the checkpoint holds a {theirs}; name that class")
+    hparams = checkpoint["hyper_parameters"]
+    if model.hparams["vocab_size"] != hparams["vocab_size"]:
+        remedy = f"the checkpoint has {hparams['vocab_size']}; use the tokenizer settings of its run"
+        raise SettingError("vocab_size", model.hparams["vocab_size"], remedy)
+    shapes, stored = _shapes(dict(model.hparams), model), _shapes(hparams, model)
+    for name in [*stored, *shapes]:
+        if shapes.get(name) != stored.get(name):
+            changed = [key for key, value in hparams.items() if model.hparams.get(key) != value]
             raise SettingError(
-                name, ours, f"the checkpoint has {theirs}; give {source} that value or another checkpoint"
+                ", ".join(f"model.init_args.{key}" for key in changed),
+                ", ".join(str(model.hparams.get(key)) for key in changed),
+                f"the checkpoint has {', '.join(str(hparams[key]) for key in changed)}, and other weights ({name})",
             )
+
+
+def _shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
+    """Names and shapes of the weights that a model of this class has with the given hyperparameters."""
+    with torch.device("meta"):
+        twin = type(model)(**hparams)
+        twin.configure_model()
+    return {name: weight.shape for name, weight in twin.state_dict().items()}
 
 
 def sha256(path: str | Path) -> str:

@@ -41,6 +41,7 @@ class LLP(LanguageModel):
         """Windows that hold the whole reach, so that they score exactly what one pass over the text would.
 
         The reach is `n_layers * segment_len` tokens; by default the stride is the reach and the window twice as long.
+        With `share_key_value` values are rotated too: where a window begins matters then, and is part of the protocol.
 
         Raises:
             SettingError: If `segment_len` exceeds the training window, or length and stride are not multiples of it,

@@ -107,11 +107,17 @@ def scored_context(model: Any, window_shapes: Mapping[tuple[int, int, bool], int
 
 def git_commit() -> str | None:
     """The commit of the source tree that runs, with `-dirty` behind it where files differ; None outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        # Fails where this file is not the repository's own: an installed copy inside somebody else's.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -50,7 +50,7 @@ class LLPTrainer(Trainer):
         model.configure_model()
         model.load_state_dict(checkpoint["state_dict"])
         model.eval().to(self.strategy.root_device)
-        tokens = [datamodule.start_token(), *datamodule.tokenizer.encode([prompt]).tolist()]
+        tokens = [datamodule.start_token(), *datamodule.tokenizer.encode(prompt.splitlines(keepends=True)).tolist()]
         print(prompt, end="", flush=True)
         with torch.inference_mode(), self.precision_plugin.forward_context():
             drawn = generate(model, tokens, max_tokens, *window, sampling)

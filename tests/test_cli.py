@@ -343,13 +343,15 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
     cases = [
         ((), "ckpt_path = None: `llp test` needs a trained model"),
         (("--ckpt_path", good, "--model", "llp.Transformer"), "model.class_path = llp.transformer.Transformer: the"),
-        (("--ckpt_path", good, "--model.init_args.dim", "32"), "dim = 32: the checkpoint has 16"),
+        (("--ckpt_path", good, "--model.init_args.dim", "32"), "dim = 32: the checkpoint has 16, and other weights (decoder.embed.weight)"),
         (
             ("--ckpt_path", good, "--data.init_args.tokenizer", "datamodules.SentencePiece",
              "--data.init_args.tokenizer.init_args.vocab_size", "320"),
             "vocab_size = 320: the checkpoint has 257",
         ),
     ]  # fmt: skip
+    shared = ("--ckpt_path", good, "--model.init_args.share_key_value", "true")
+    cases.append((shared, "model.init_args.share_key_value = True: the checkpoint has False"))
     truncated, foreign = work / "truncated.ckpt", work / "foreign.ckpt"
     truncated.write_bytes(good.read_bytes()[:-500])
     torch.save({"state_dict": {}}, foreign)
