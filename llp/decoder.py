@@ -238,4 +238,5 @@ class Decoder(nn.Module):
         logits = self.head(self.final_norm(x[:, x.shape[1] - n_scored :]))  # (B, n_scored, vocab_size)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = targets[:, targets.shape[1] - n_scored :]
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view_as(targets).clone()  # FSDP2 hooks what it returns, and warns of a view

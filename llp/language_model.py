@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
 from llp import optimization
@@ -97,11 +98,16 @@ class LanguageModel(LightningModule, ABC):
         """The attention pattern of one layer, counted from 0."""
 
     def configure_model(self) -> None:
-        """Build the decoder, once."""
+        """Build the decoder, once; under `ModelParallelStrategy` shard it over the ranks, block by block."""
         if hasattr(self, "decoder"):
             return
         patterns = [self.layer_pattern(layer) for layer in range(self.n_layers)]
         self.decoder = Decoder(self.settings, patterns, self.compression())
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for block in self.decoder.layers:
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.decoder, mesh=mesh)
 
     def compression(self) -> Compress | None:
         """What makes the history shorter between the first layer's attention and its MLP; None: nothing does."""
