@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pydoc_data.topics import topics
 from typing import Any
 
-from datamodules.text import Text, TextDataModule
+from datamodules.documents import Text, blocks_of
+from datamodules.text import TextDataModule
 
 
 class PythonReference(TextDataModule):
@@ -41,7 +42,7 @@ class PythonReference(TextDataModule):
         for name in members[split]:
             kept = [paragraph for paragraph in _paragraphs(topics[name]) if paragraph not in held_out]
             text = "\n\n".join(kept) + "\n"
-            yield Text(name, text.splitlines(keepends=True))
+            yield Text(name, blocks_of([text]))
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -1,34 +1,24 @@
-"""What every benchmark shares: documents to tokens on disk, once a machine, and from there to windows."""
+"""What every benchmark shares: text to tokens on disk, once a machine, and from there to windows."""
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from tqdm import tqdm
 
+from datamodules.documents import Text
 from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
-from datamodules.token_files import Document, TokenFile, TokenWriter
+from datamodules.preparation import Preparation, token_dtype
+from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
 from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
-from llp.errors import SettingError, require
+from llp.errors import require
 
-_FORMAT = 1  # of the prepared folder; a new one makes every cache anew
-_CHUNK = 1 << 20  # characters that are encoded at a time
-
-
-class Text(NamedTuple):
-    """A document before it is encoded: its name and its lines, each with its line end."""
-
-    name: str
-    lines: Iterable[str]
+_FORMAT = 2  # of the prepared folder; another one makes every cache anew
 
 
 class TextDataModule(LightningDataModule, ABC):
@@ -71,6 +61,7 @@ class TextDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["tokenizer", "path", "cache_dir"])
+        require(seed >= 0, "seed_everything", seed, "set it to 0 or more")
         for setting, value in (("window_len", window_len), ("train_stride", train_stride), ("batch_size", batch_size)):
             require(value is None or value >= 1, f"data.init_args.{setting}", value, "set it to 1 or more")
         self.path = None if path is None else Path(path).expanduser()
@@ -99,7 +90,15 @@ class TextDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def texts(self, split: str) -> Iterator[Text]:
-        """The documents of a split."""
+        """The documents of a split, read when they are iterated over."""
+
+    def n_bytes(self, split: str) -> int | None:
+        """Size of a split for the progress bar; None: not known."""
+        return None
+
+    def official_words(self, split: str) -> int | None:
+        """The benchmark's own count of a split's words, if the split is complete; None: the text's are counted."""
+        return None
 
     def count_words(self, line: str) -> int:
         """Words of a line, as the benchmark counts them."""
@@ -121,66 +120,15 @@ class TextDataModule(LightningDataModule, ABC):
         """Train the tokenizer and encode every split, once. The prepared folder appears whole or not at all."""
         if self.trainer is not None:
             self._scoring_window()  # a model that these windows don't fit stops the run before the long work
-        folder = self.prepared_folder()
-        if folder.exists():
-            return
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.cache_dir))
-        except OSError as error:
-            raise SettingError(
-                "data.init_args.cache_dir", self.cache_dir, f"can't be written ({error.strerror}); name another folder"
-            ) from error
-        try:
-            self._prepare(unfinished)
-            unfinished.chmod(0o755)
-            os.replace(unfinished, folder)
-        except OSError as error:
-            if not folder.exists():  # else another process was faster: its folder is as good
-                raise SettingError(
-                    "data.init_args.cache_dir", self.cache_dir, f"preparing the text failed: {error}"
-                ) from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-    def _prepare(self, folder: Path) -> None:
-        self.tokenizer.train((line for text in self.texts("train") for line in text.lines), folder)
-        self.tokenizer.load(folder)
-        digest = hashlib.sha256()
-        for split in self.splits:
-            self._encode(split, folder, digest)
-        about = {
-            "data_fingerprint": digest.hexdigest(),
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "tokenizer": self.tokenizer.settings(),
-            "source": self.source(),
-        }
-        (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-    def _encode(self, split: str, folder: Path, digest: "hashlib._Hash") -> None:
-        writer = TokenWriter(folder, split, self.vocab_size)
-        with tqdm(desc=f"encoding {self.name} {split}", unit="B", unit_scale=True) as progress:
-            for text in self.texts(split):
-                digest.update(f"{split}\0{text.name}\0".encode())
-                start, tokens, words, n_bytes = writer.length, 0, 0, 0
-                writer.write([self.start_token()])
-                for lines in _chunks(text.lines):
-                    data = "".join(lines).encode()
-                    digest.update(data)
-                    tokens += writer.write(self.tokenizer.encode(lines))
-                    words += sum(map(self.count_words, lines))
-                    n_bytes += len(data)
-                    progress.update(len(data))
-                writer.documents.append(Document(text.name, start, tokens, words, n_bytes))
-        writer.close()
-        if not any(document.tokens for document in writer.documents):
-            raise SettingError("data.init_args.path", self.path, f"its {split} split holds no text")
+        preparation = Preparation(self.name, self.tokenizer, self.start_token, self.count_words)
+        preparation.run(self.prepared_folder(), self.splits, self.texts, self.n_bytes, self.source())
 
     def setup(self, stage: str) -> None:
         """Open what was prepared."""
         folder = self.prepared_folder()
         self.tokenizer.load(folder)
-        self.files = {split: TokenFile(folder, split) for split in self.splits}
+        dtype = token_dtype(self.vocab_size)
+        self.files = {split: TokenFile(folder, split, dtype) for split in self.splits}
         self.about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         n_tokens = len(self.files["train"].tokens)
         for setting, value in (("window_len", self.window_len), ("train_stride", self.train_stride)):
@@ -219,19 +167,9 @@ class TextDataModule(LightningDataModule, ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "samples_taken": self.counter.samples,
-            "tokenizer_fingerprint": self.about["tokenizer_fingerprint"],
-        }
+        return {"samples_taken": self.counter.samples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        ours, theirs = self.about["tokenizer_fingerprint"], state_dict["tokenizer_fingerprint"]
-        require(
-            ours == theirs,
-            "data.init_args.tokenizer",
-            ours,
-            f"the checkpoint was trained with tokenizer {theirs}; use the text and the tokenizer settings of its run",
-        )
         self.counter.samples = state_dict["samples_taken"]
 
     # Scoring
@@ -265,6 +203,7 @@ class TextDataModule(LightningDataModule, ABC):
             "window_len": window_len,
             "stride": stride,
             "word_count": self.word_count,
+            "official_words": self.official_words(split),
         }
         share = share_of_rank(batches, trainer.global_rank, trainer.world_size)
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)
@@ -277,17 +216,3 @@ class TextDataModule(LightningDataModule, ABC):
         return [
             float(np.bincount(file.text_of(document), minlength=self.vocab_size) @ nats) for document in file.documents
         ]
-
-
-def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of consecutive lines, each of about a million characters."""
-    chunk: list[str] = []
-    size = 0
-    for line in lines:
-        chunk.append(line)
-        size += len(line)
-        if size >= _CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

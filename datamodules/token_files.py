@@ -1,7 +1,7 @@
-"""Tokens on disk: one memory-mapped file a split beside an index of its documents."""
+"""Tokens on disk: one memory-mapped file a split beside an index of its documents, a line of JSON each."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,47 +14,58 @@ from llp.errors import SettingError
 class Document:
     """A document in a token file: its start token lies at `start`, its `tokens` behind it.
 
-    `words` and `bytes` are those of its text, `words` as its benchmark counts them.
+    `words` are the benchmark's words of its text, `plain_words` the whitespace-separated ones, `bytes` those of UTF-8.
     """
 
     name: str
     start: int
     tokens: int
     words: int
+    plain_words: int
     bytes: int
+    sha256: str
 
 
 class TokenWriter:
-    """Writes a split's tokens, document by document, into a folder that nobody reads yet."""
+    """Writes a split's tokens, document by document, and goes on behind the last whole one after a kill.
 
-    def __init__(self, folder: Path, split: str, vocab_size: int) -> None:
-        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self.documents: list[Document] = []
-        self._index = folder / f"{split}.json"
-        self._stream = (folder / f"{split}.bin").open("wb")
-        self._length = 0
+    Args:
+        folder: Where to; nobody reads it yet.
+        split: Its name.
+        dtype: Of the tokens.
+    """
 
-    def write(self, tokens: Iterable[int] | np.ndarray) -> int:
-        """Append tokens to the stream; returns how many."""
-        array = np.asarray(tokens, dtype=self.dtype)
-        self._stream.write(array.tobytes())
-        self._length += array.size
-        return array.size
+    def __init__(self, folder: Path, split: str, dtype: np.dtype) -> None:
+        self.dtype = dtype
+        index, tokens = folder / f"{split}.jsonl", folder / f"{split}.bin"
+        index.touch()
+        tokens.touch()
+        whole, _, _ = index.read_text(encoding="utf-8").rpartition("\n")  # a line that was cut off is no document
+        self.documents = [Document(**json.loads(line)) for line in whole.splitlines()]
+        self.length = sum(1 + document.tokens for document in self.documents)
+        self._index = index.open("r+b")
+        self._index.truncate(len(whole.encode()) + 1 if whole else 0)
+        self._index.seek(0, 2)
+        self._tokens = tokens.open("r+b")
+        self._tokens.truncate(self.length * dtype.itemsize)
+        self._tokens.seek(0, 2)
 
-    @property
-    def length(self) -> int:
-        """Tokens written so far."""
-        return self._length
+    def write(self, tokens: np.ndarray) -> None:
+        """Append tokens of the document at hand."""
+        self._tokens.write(tokens.astype(self.dtype).tobytes())
+
+    def finish(self, document: Document) -> None:
+        """The document at hand is whole: from here on a kill loses nothing of it."""
+        self._tokens.flush()
+        self._index.write((json.dumps(asdict(document)) + "\n").encode())
+        self._index.flush()
+        self.documents.append(document)
+        self.length += 1 + document.tokens
 
     def close(self) -> None:
-        """Finish the file and write the index."""
-        self._stream.close()
-        index = {
-            "dtype": self.dtype.name,
-            "length": self._length,
-            "documents": [asdict(document) for document in self.documents],
-        }
-        self._index.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        """Close both files."""
+        self._tokens.close()
+        self._index.close()
 
 
 class TokenFile:
@@ -64,14 +75,15 @@ class TokenFile:
         SettingError: If the file is not as long as its index says.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, dtype: np.dtype) -> None:
         path = folder / f"{split}.bin"
+        length = 0
         try:
-            index = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
-            self.documents = [Document(**document) for document in index["documents"]]
-            dtype, length = np.dtype(index["dtype"]), index["length"]
-            damaged = path.stat().st_size != length * dtype.itemsize
-        except (OSError, ValueError, KeyError, TypeError):
+            lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            self.documents = [Document(**json.loads(line)) for line in lines]
+            length = sum(1 + document.tokens for document in self.documents)
+            damaged = length == 0 or path.stat().st_size != length * dtype.itemsize
+        except (OSError, ValueError, TypeError):
             damaged = True
         if damaged:
             raise SettingError(

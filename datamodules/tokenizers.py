@@ -5,6 +5,7 @@ import io
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What determines the tokenizer beside the text it is trained on."""
+
+    @abstractmethod
+    def is_trained(self, folder: Path) -> bool:
+        """Whether `train` has written all of its work into `folder`."""
 
     @abstractmethod
     def train(self, lines: Iterable[str], folder: Path) -> None:
@@ -58,6 +63,9 @@ class Bytes(Tokenizer):
     def settings(self) -> dict[str, Any]:
         return {"tokenizer": "bytes"}
 
+    def is_trained(self, folder: Path) -> bool:
+        return True
+
     def train(self, lines: Iterable[str], folder: Path) -> None:
         pass
 
@@ -76,15 +84,20 @@ class Bytes(Tokenizer):
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model trained on the training split: no normalisation, unknown characters as bytes.
+    """A SentencePiece model trained on the training split, or a given one.
 
-    Newlines and WikiText's `<unk>` are always tokens of their own.
+    Trained here it normalises nothing, and unknown characters become bytes; newlines and WikiText's `<unk>` are always
+    tokens of their own.
 
     Args:
         vocab_size: Number of tokens, the 256 bytes and 4 special ones among them.
         model_type: `bpe` or `unigram`.
         sample_lines: Train on at most so many lines, drawn at random.
         seed: Of that sample.
+        model_file: A given model instead; `vocab_size` and what follows it have no meaning then.
+
+    Raises:
+        SettingError: If a value can't be used, or the given model does not give every string back.
     """
 
     def __init__(
@@ -93,15 +106,33 @@ class SentencePiece(Tokenizer):
         model_type: Literal["bpe", "unigram"] = "bpe",
         sample_lines: int = 500_000,
         seed: int = 0,
+        model_file: str | None = None,
     ) -> None:
-        require(
-            vocab_size > 260, "tokenizer.vocab_size", vocab_size, "set it above 260: 256 bytes and 4 special tokens"
-        )
+        require(vocab_size > 260, "tokenizer.vocab_size", vocab_size, "set it above 260: 256 bytes, 4 special ones")
         require(sample_lines >= 1, "tokenizer.sample_lines", sample_lines, "set it to 1 or more")
         self.vocab_size, self.model_type, self.sample_lines, self.seed = vocab_size, model_type, sample_lines, seed
         self._processor = spm.SentencePieceProcessor()
+        self._given = None if model_file is None else self._read_given(model_file)
+
+    def _read_given(self, model_file: str) -> bytes:
+        try:
+            model = Path(model_file).expanduser().read_bytes()
+            self._open(model)
+        except (OSError, RuntimeError) as error:
+            raise SettingError("tokenizer.model_file", model_file, "can't be read as a SentencePiece model") from error
+        self.vocab_size = self._processor.get_piece_size()
+        for text in ("a b\n", "  two  spaces\t\r\n", "\0 é e\u0301 ﬁ 日本 😀 <s> </s> <unk>", " \n", f"a{_SPACE}b"):
+            if self._processor.bos_id() < 0 or self.decode(self.encode([text])) != text:
+                remedy = (
+                    "it does not give every string back; train it with byte_fallback, no normalisation, "
+                    "no dummy prefix, no whitespace removed and <s>, or leave model_file out"
+                )
+                raise SettingError("tokenizer.model_file", model_file, remedy)
+        return model
 
     def settings(self) -> dict[str, Any]:
+        if self._given is not None:
+            return {"tokenizer": "sentencepiece", "model_sha256": hashlib.sha256(self._given).hexdigest()}
         return {
             "tokenizer": "sentencepiece",
             "vocab_size": self.vocab_size,
@@ -110,7 +141,16 @@ class SentencePiece(Tokenizer):
             "seed": self.seed,
         }
 
+    def is_trained(self, folder: Path) -> bool:
+        return (folder / "tokenizer.model").exists()
+
     def train(self, lines: Iterable[str], folder: Path) -> None:
+        model = self._trained(lines) if self._given is None else self._given
+        temporary = folder / ".tokenizer.model"
+        temporary.write_bytes(model)
+        temporary.rename(folder / "tokenizer.model")
+
+    def _trained(self, lines: Iterable[str]) -> bytes:
         model = io.BytesIO()
         try:
             spm.SentencePieceTrainer.train(
@@ -138,18 +178,21 @@ class SentencePiece(Tokenizer):
                 self.vocab_size,
                 f"the training text does not support it. SentencePiece: {reason}",
             ) from error
-        (folder / "tokenizer.model").write_bytes(model.getvalue())
+        return model.getvalue()
 
     def load(self, folder: Path) -> None:
         path = folder / "tokenizer.model"
         try:
-            self._processor.load_from_serialized_proto(path.read_bytes())
+            self._open(path.read_bytes())
         except (OSError, RuntimeError) as error:
             raise SettingError(
                 "data.init_args.cache_dir",
                 folder.parent,
-                f"{path} is missing or damaged; remove the folder {folder}, the next run makes it anew",
+                f"{path} is missing or damaged; remove {folder}, the next run makes it anew",
             ) from error
+
+    def _open(self, model: bytes) -> None:
+        self._processor.load_from_serialized_proto(model)
         self.start_token = self._processor.bos_id()
         # U+2581 would come back as the space it stands for: it is written as its three bytes.
         self._space_bytes = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
@@ -159,9 +202,10 @@ class SentencePiece(Tokenizer):
         return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()
 
     def encode(self, lines: list[str]) -> np.ndarray:
-        rows = self._processor.encode(lines, num_threads=-1)
-        rows = [self._encode_spaces(line) if _SPACE in line else row for line, row in zip(lines, rows, strict=True)]
-        return np.fromiter((token for row in rows for token in row), dtype=np.int64)
+        rows = self._processor.encode(lines)
+        if any(_SPACE in line for line in lines):
+            rows = [self._encode_spaces(line) if _SPACE in line else row for line, row in zip(lines, rows, strict=True)]
+        return np.fromiter(chain.from_iterable(rows), dtype=np.int64)
 
     def _encode_spaces(self, line: str) -> list[int]:
         first, *rest = self._processor.encode(line.split(_SPACE))

@@ -1,25 +1,31 @@
 """WikiText-103 (Merity et al., 2016), from its files or from the Hub."""
 
-from collections.abc import Iterator
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.text import Text, TextDataModule
-from datamodules.text_files import describe_file, read_lines
-from llp.errors import SettingError
+from datamodules.documents import Text, blocks_of, describe_file, read_text
+from datamodules.hub import hub_rows
+from datamodules.text import TextDataModule
 
 _FILES = {"train": "train", "validation": "valid", "test": "test"}
+_TITLE = re.compile(r" = [^=].* = \n")
 
 
 class WikiText103(TextDataModule):
-    """WikiText-103: each split one stream of text, as in the literature.
+    """WikiText-103: each split one stream of text, as in the literature, or its articles as documents.
 
     A line's end counts as one word, also as in the literature: 245,569 words in the test split and 217,646 in the
-    validation split. The token before the stream is a newline, which the text is full of.
+    validation split; the report states the count without line ends beside it. The token before the stream is a newline,
+    which the text is full of; an article begins with `<s>`.
 
     Args:
         path: Folder with `wiki.{train,valid,test}.tokens` (or `.raw`); without it the Hub is the source.
         release: `tokens` has the benchmark's own vocabulary with `<unk>`, `raw` the text before that.
+        articles: Whether each article is a document: no context crosses its start when it is scored.
         hub_id: Data set on the Hub.
         hub_revision: Its branch, tag or commit.
         kwargs: The arguments of `TextDataModule`.
@@ -35,45 +41,66 @@ class WikiText103(TextDataModule):
         self,
         path: str | None = None,
         release: Literal["tokens", "raw"] = "tokens",
+        articles: bool = False,
         hub_id: str = "Salesforce/wikitext",
         hub_revision: str = "main",
         **kwargs: Any,
     ) -> None:
         super().__init__(path, **kwargs)
-        self.release, self.hub_id, self.hub_revision = release, hub_id, hub_revision
+        self.release, self.articles, self.hub_id, self.hub_revision = release, articles, hub_id, hub_revision
         self.hub_configuration = "wikitext-103-v1" if release == "tokens" else "wikitext-103-raw-v1"
 
     def count_words(self, line: str) -> int:
         return len(line.split()) + line.endswith("\n")
 
     def start_token(self) -> int:
-        return int(self.tokenizer.encode(["\n"])[-1])
+        return super().start_token() if self.articles else int(self.tokenizer.encode(["\n"])[-1])
 
     def source(self) -> dict[str, Any]:
         if self.path is None:
-            return {"hub": self.hub_id, "configuration": self.hub_configuration, "revision": self.hub_revision}
-        return {split: describe_file(self._file(split), split) for split in self.splits}
+            where: dict[str, Any] = {
+                "hub": self.hub_id, "configuration": self.hub_configuration, "revision": self.hub_revision
+            }  # fmt: skip
+        else:
+            where = {split: describe_file(self._file(split), split) for split in self.splits}
+        return {**where, "articles": self.articles}
+
+    def n_bytes(self, split: str) -> int | None:
+        return None if self.path is None else self._file(split).stat().st_size
 
     def texts(self, split: str) -> Iterator[Text]:
-        yield Text(split, self._hub_lines(split) if self.path is None else read_lines(self._file(split)))
+        whole = (
+            Text(split, blocks_of(self._hub_lines(split))) if self.path is None else read_text(self._file(split), split)
+        )
+        return _articles(whole) if self.articles else iter([whole])
 
     def _file(self, split: str) -> Path:
         assert self.path is not None
         return self.path / f"wiki.{_FILES[split]}.{self.release}"
 
     def _hub_lines(self, split: str) -> Iterator[str]:
-        import datasets  # takes seconds, and only the Hub needs it
-
-        try:
-            rows = datasets.load_dataset(self.hub_id, self.hub_configuration, split=split, revision=self.hub_revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-            reason = str(error).splitlines()[0]
-            raise SettingError(
-                "data.init_args.hub_id",
-                self.hub_id,
-                f"the Hub did not give {self.hub_configuration} at revision {self.hub_revision} ({reason}); "
-                "name a local copy with data.init_args.path, or run where there is a network",
-            ) from error
-        for row in rows:
+        for row in hub_rows(self.hub_id, self.hub_configuration, split, self.hub_revision, columns=["text"]):
             # A row is a line; the Hub leaves out the one space of a blank line.
             yield row["text"] if row["text"].endswith("\n") else (row["text"] or " ") + "\n"
+
+
+def _articles(whole: Text) -> Iterator[Text]:
+    """Cut a split before each blank line that a title and another blank line follow."""
+    article: list[str] = []
+    title = ""
+    for line, following, after in _triples(line for block in whole.lines() for line in block):
+        if not line.strip() and _TITLE.fullmatch(following) and not after.strip():
+            if article:
+                yield Text(title, blocks_of(article))
+            article, title = [], following.strip(" =\n")
+        article.append(line)
+    yield Text(title, blocks_of(article))
+
+
+def _triples(lines: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Each line with the two that follow it; behind the last one come empty ones."""
+    ahead: deque[str] = deque(maxlen=3)
+    for line in chain(lines, ("", "")):
+        ahead.append(line)
+        if len(ahead) == 3:
+            yield ahead[0], ahead[1], ahead[2]

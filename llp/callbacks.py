@@ -1,5 +1,6 @@
 """What a run shows that Lightning doesn't log already."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llp.checkpoints import run_folder
+from llp.checkpoints import keep_older, run_folder
 
 StepOutput = Tensor | Mapping[str, Any] | None
 
@@ -70,6 +71,19 @@ class RunMetrics(Callback):
         pl_module.log("train/tokens_per_second", rate, prog_bar=True)
 
 
+class StepSeed(Callback):
+    """Seeds every batch from (seed, batch, rank): a resumed run draws what the uninterrupted one would.
+
+    Under data parallelism each rank draws its own dropout.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        seed = os.environ.get("PL_GLOBAL_SEED", "0")  # where Lightning's `seed_everything` leaves it
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx
+        entropy = np.random.SeedSequence([int(seed), batches, trainer.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+
 class LastStepValidation(Callback):
     """Validates after the last step, whatever the interval: a run never ends without a score and a checkpoint."""
 
@@ -109,7 +123,10 @@ class TokenLosses(BasePredictionWriter):
         self._path = path / "token_losses.npy"
         self._unfinished = path / f".{self._path.name}"
         if trainer.is_global_zero:
-            np.lib.format.open_memmap(self._unfinished, "w+", np.float32, (sum(d.tokens for d in loader.documents),))
+            losses = np.lib.format.open_memmap(
+                self._unfinished, "w+", np.float32, (sum(document.tokens for document in loader.documents),)
+            )
+            losses[:] = np.nan  # what a limited number of batches leaves out
         trainer.strategy.barrier("token losses")
         self._losses = np.lib.format.open_memmap(self._unfinished, "r+")
 
@@ -131,5 +148,7 @@ class TokenLosses(BasePredictionWriter):
         self._losses.flush()
         trainer.strategy.barrier("token losses")
         if trainer.is_global_zero:
-            self._unfinished.replace(self._path)
-            print(f"Written to {self._path}: the loss of {len(self._losses):,} tokens, in nats")
+            keep_older(self._path)
+            self._unfinished.rename(self._path)
+            n_scored = int(np.isfinite(self._losses).sum())
+            print(f"Written to {self._path}: the loss of {n_scored:,} of {len(self._losses):,} tokens, in nats")

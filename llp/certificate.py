@@ -11,7 +11,9 @@ from llp.errors import SettingError
 
 
 class Certificate(Callback):
-    """Probes the model of `llp test` for causality, and refuses the test where it fails. Takes a dozen forward passes.
+    """Probes the model of `llp test` for causality, and refuses the test where it fails: some sixty forward passes.
+
+    Probed are windows of three lengths that the test has: its shortest, a middle one and its longest.
 
     Args:
         enabled: Whether to probe. Without it `test.json` says that nothing was certified.
@@ -26,21 +28,25 @@ class Certificate(Callback):
             return
         model: Any = pl_module
         loader: Any = trainer.test_dataloaders
-        n = loader.protocol["window_len"]
+        lengths = sorted({length for length, _, _ in loader.window_shapes})
 
         def logits(tokens: Tensor) -> Tensor:
             with trainer.precision_plugin.forward_context():
                 return model(tokens.to(model.device))
 
-        self.outcome = certify(logits, model.hparams["vocab_size"], n, model.pattern_edges(n))
+        probes = [
+            certify(logits, model.hparams["vocab_size"], n, model.pattern_edges(n))
+            for n in sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
+        ]
+        self.outcome = {"causal": True, "probes": probes}
 
 
 def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: list[int]) -> dict[str, Any]:
     """Probe a function from tokens (1, N) to logits (1, T, vocab_size) of the last T positions.
 
     For every probed position p: with all tokens after p changed, each logit up to p stays the same bit for bit; with
-    all tokens before p changed, those of p move. Probed are the first scored position and the last but one, both sides
-    of the pattern's edges, and some drawn at random.
+    all tokens before p changed, those of p move. Probed are the first and the last scored position and the last but
+    one, both sides of the pattern's edges, and some drawn at random.
 
     Args:
         logits: The model.
@@ -49,7 +55,7 @@ def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: 
         edges: Positions at which something new begins in the architecture's pattern.
 
     Returns:
-        The outcome: `causal` (True), `window_len` and the probed `positions`.
+        What was probed: `length` (N) and `positions`.
 
     Raises:
         SettingError: If the model reads a later token, or no earlier one; it says where.
@@ -58,6 +64,10 @@ def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: 
     tokens = torch.randint(vocab_size, (1, n), generator=generator)
     other = (tokens + torch.randint(1, vocab_size, (1, n), generator=generator)) % vocab_size  # differs everywhere
     plain = logits(tokens)
+    if not plain.isfinite().all():
+        raise SettingError(
+            "model", "its logits", "they are not all finite: the model has diverged; test another checkpoint"
+        )
     first = n - plain.shape[1]  # the first scored position
     positions = _probed(first, n, edges, generator)
     for p in positions:
@@ -80,14 +90,14 @@ def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: 
                 "its logits stay the same when every earlier token changes: it reads nothing. No figure is reported; "
                 "mend the attention pattern",
             )
-    return {"causal": True, "window_len": n, "positions": positions}
+    return {"length": n, "positions": positions}
 
 
 def _probed(first: int, n: int, edges: list[int], generator: torch.Generator) -> list[int]:
-    """At most ten positions from `first` to n - 2: those after which a later token exists."""
-    candidates = [first, n - 2]
+    """At most eleven positions from `first` to n - 1."""
+    candidates = [first, n - 2, n - 1]
     inside = [edge for edge in edges if first < edge < n - 1]
     for edge in inside[:1] + inside[len(inside) // 2 :][:1] + inside[-1:]:
         candidates += [edge - 1, edge]
     candidates += torch.randint(first, n, (2,), generator=generator).tolist()
-    return sorted({p for p in candidates if first <= p <= n - 2})
+    return sorted({p for p in candidates if first <= p})

@@ -16,10 +16,14 @@ def architecture(model: LightningModule) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def describe(model: LightningModule) -> dict[str, Any]:
-    """What a checkpoint says beside its weights: `architecture`, and the `seed` it was trained with."""
+def describe(model: LightningModule, data: Any) -> dict[str, Any]:
+    """What a checkpoint says beside its weights: `architecture`, `seed` of the training, `tokenizer_fingerprint`."""
     seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's `seed_everything` leaves it
-    return {"architecture": architecture(model), "seed": None if seed is None else int(seed)}
+    return {
+        "architecture": architecture(model),
+        "seed": None if seed is None else int(seed),
+        "tokenizer_fingerprint": data.tokenizer.fingerprint if hasattr(data, "tokenizer") else None,
+    }
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -31,6 +35,13 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise SettingError("ckpt_path", path, "there is no such file; give the path of a checkpoint")
+    if path.is_dir():
+        remedy = (
+            "this is a sharded checkpoint; make one file of it with "
+            f"`python -m lightning.fabric.utilities.consolidate_checkpoint {path}`, or train with "
+            "save_distributed_checkpoint: false"
+        )
+        raise SettingError("ckpt_path", path, remedy)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises what its unpickler and its zip reader happen to meet
@@ -51,6 +62,9 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
     if ours != theirs:
         raise SettingError("model.class_path", ours, f"the checkpoint holds a {theirs}; name that class")
     hparams = checkpoint["hyper_parameters"]
+    for name in ("n_heads", "tie_embeddings"):  # these change the model, but no weight's name or shape
+        if model.hparams[name] != hparams[name]:
+            raise SettingError(f"model.init_args.{name}", model.hparams[name], f"the checkpoint has {hparams[name]}")
     if model.hparams["vocab_size"] != hparams["vocab_size"]:
         remedy = f"the checkpoint has {hparams['vocab_size']}; use the tokenizer settings of its run"
         raise SettingError("vocab_size", model.hparams["vocab_size"], remedy)
@@ -63,6 +77,16 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
                 ", ".join(str(model.hparams.get(key)) for key in changed),
                 f"the checkpoint has {', '.join(str(hparams[key]) for key in changed)}, and other weights ({name})",
             )
+
+
+def check_tokenizer(checkpoint: dict[str, Any], data: Any) -> None:
+    """Raise a `SettingError` unless the data's tokenizer is the one that the checkpoint was trained with."""
+    theirs = checkpoint.get("tokenizer_fingerprint")
+    if theirs is not None and hasattr(data, "tokenizer") and data.tokenizer.fingerprint != theirs:
+        remedy = (
+            f"the checkpoint was trained with tokenizer {theirs}; use the text and the tokenizer settings of its run"
+        )
+        raise SettingError("data.init_args.tokenizer", data.tokenizer.fingerprint, remedy)
 
 
 def _shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
@@ -86,5 +110,14 @@ def sha256(path: str | Path) -> str:
 
 def run_folder(path: str | Path) -> Path:
     """The folder of the run that wrote a checkpoint: the one above `checkpoints/`, else the checkpoint's own."""
-    parent = Path(path).absolute().parent
+    parent = Path(path).resolve().parent
     return parent.parent if parent.name == "checkpoints" else parent
+
+
+def keep_older(path: Path) -> None:
+    """Give a file that is there already a numbered name, so that another can take its place."""
+    if path.exists():
+        number = 1
+        while (older := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(older)

@@ -15,12 +15,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import datamodules
 import llp
 from datamodules.text import TextDataModule
 from llp import checkpoints
-from llp.callbacks import FinalHyperparameters, LastStepValidation, RunMetrics, TokenLosses
+from llp.callbacks import FinalHyperparameters, LastStepValidation, RunMetrics, StepSeed, TokenLosses
 from llp.certificate import Certificate
 from llp.errors import SettingError, require
 from llp.generation import SampleText
@@ -40,7 +41,10 @@ class Parser(LightningArgumentParser):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Keeps the configuration of a training run in its folder, for the other commands too; these write none."""
+    """Keeps the configuration of a training run in its folder, for the other commands too; these write none.
+
+    That of an earlier start of the run is kept under a numbered name.
+    """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         config = config.clone()
@@ -49,8 +53,11 @@ class SaveRunConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if trainer.is_global_zero:
+            checkpoints.keep_older(Path(trainer.log_dir or ".") / self.config_filename)
+        super().setup(trainer, pl_module, stage)
 
 
 class LLPCLI(LightningCLI):
@@ -88,9 +95,16 @@ class LLPCLI(LightningCLI):
         # configuration is the subcommand's default instead (`run_defaults`), which files and flags override.
         pass
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        require(seed >= 0, "seed_everything", seed, "set it to 0 or more")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Open the checkpoint: a broken one is refused before anything is built."""
         path = self._get(self.config, "ckpt_path")
+        remedy = f"`llp {self.subcommand}` needs a trained model; name its checkpoint"
+        require(path is not None or self.subcommand == "fit", "ckpt_path", None, remedy)
         self.resumed_run = None if path is None else checkpoints.run_folder(path)
         self.checkpoint = None if path is None else checkpoints.read(path)
 
@@ -98,13 +112,15 @@ class LLPCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         if trainer.logger in (None, True):
             kwargs["logger"] = self._logger(trainer.default_root_dir or ".") if self.subcommand == "fit" else False
-        self.save_config_kwargs = {"overwrite": True}  # a folder that holds another run is refused below
+        elif self.subcommand == "fit":
+            require(trainer.logger is not False, "trainer.logger", False, "a run needs its folder; leave it out")
         return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root: str) -> TensorBoardLogger:
-        name = self._get(self.config, "name") or SLURMEnvironment.job_id()
-        if name is None and self.resumed_run is not None:
-            name = self.resumed_run.name  # a run goes on in its own folder
+        name, run = self._get(self.config, "name"), self.resumed_run
+        if run is not None and name in (None, run.name) and run.parent.name == "lightning_logs":
+            root, name = str(run.parent.parent), run.name  # a run goes on in its own folder
+        name = name or SLURMEnvironment.job_id()
         return TensorBoardLogger(root, name="lightning_logs", version=name, default_hp_metric=False)
 
     def after_instantiate_classes(self) -> None:
@@ -116,7 +132,7 @@ class LLPCLI(LightningCLI):
             return
         folder = Path(self.trainer.log_dir or ".")
         # `hparams.yaml` comes with the first logged figures: a run that failed to start leaves its name free.
-        if (folder / "hparams.yaml").exists() and folder.absolute() != self.resumed_run:
+        if (folder / "hparams.yaml").exists() and folder.resolve() != self.resumed_run:
             raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
 
     def validate(self, **kwargs: Any) -> None:
@@ -135,7 +151,7 @@ def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
     Raises:
         SettingError: If a checkpoint is needed and none is named, or it can't be opened, or nothing says what was run.
     """
-    path = next(_values("--ckpt_path", arguments), None)
+    path = next(reversed([*_values("--ckpt_path", arguments)]), None)
     has_config = any(_values("--config", arguments)) or any(_values("-c", arguments))
     if path is None:
         remedy = f"`llp {subcommand}` needs a trained model; name its checkpoint"
@@ -175,7 +191,14 @@ def run(arguments: list[str]) -> int:
             trainer_class=LLPTrainer,
             seed_everything_default=0,
             trainer_defaults={
-                "callbacks": [RunMetrics(), LastStepValidation(), FinalHyperparameters(), TokenLosses(), TestReport()],
+                "callbacks": [
+                    RunMetrics(),
+                    StepSeed(),
+                    LastStepValidation(),
+                    FinalHyperparameters(),
+                    TokenLosses(),
+                    TestReport(),
+                ],
                 "use_distributed_sampler": False,
                 "check_val_every_n_epoch": None,
                 "num_sanity_val_steps": 0,
@@ -188,17 +211,21 @@ def run(arguments: list[str]) -> int:
             load_from_checkpoint_support=False,
         )
     except Exception as error:
-        setting_error = _setting_error(error)
-        if setting_error is None:
+        users_error = _users_error(error)
+        if users_error is None:
             raise
-        print(f"llp {subcommand}: error: {setting_error}", file=sys.stderr)
+        print(f"llp {subcommand}: error: {users_error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _setting_error(error: BaseException | None) -> SettingError | None:
-    """The `SettingError` that an exception is or was raised from: jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, SettingError):
+def _users_error(error: BaseException | None) -> BaseException | None:
+    """What the user can mend, if an exception is that or was raised from it.
+
+    That is our own `SettingError` (jsonargparse wraps what a constructor raises), Lightning's word for settings of its
+    own that can't be used, and files that can't be read or written.
+    """
+    while error is not None and not isinstance(error, SettingError | MisconfigurationException | OSError):
         error = error.__cause__
     return error
 

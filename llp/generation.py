@@ -38,6 +38,8 @@ class Sampling:
             return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
         ordered, order = (logits / self.temperature).sort(descending=True)
         shares = ordered.softmax(-1)
+        if not shares.isfinite().all():  # a diverged model has no likeliest token
+            return torch.full_like(shares, 1 / len(shares))
         kept = shares.cumsum(-1) - shares < self.top_p  # the likeliest token always
         kept[self.top_k if self.top_k is not None else len(kept) :] = False
         return torch.zeros_like(shares).scatter(0, order, shares * kept / (shares * kept).sum())
@@ -97,6 +99,9 @@ class SampleText(Callback):
     def __init__(
         self, sample_tokens: int = 64, prompt_tokens: int = 32, temperature: float = 1.0, top_p: float = 0.95
     ) -> None:
+        require(sample_tokens >= 0, "sample.sample_tokens", sample_tokens, "set it to 0 or more")
+        require(prompt_tokens >= 0, "sample.prompt_tokens", prompt_tokens, "set it to 0 or more")
+        Sampling(temperature, top_p=top_p)  # a bad value is refused now, not at the first validation
         self.sample_tokens, self.prompt_tokens = sample_tokens, prompt_tokens
         self.temperature, self.top_p = temperature, top_p
 
@@ -116,4 +121,4 @@ class SampleText(Callback):
             )
         text = f"{data.tokenizer.decode(prompt)}**{data.tokenizer.decode(drawn)}**"
         if trainer.is_global_zero:
-            logger.experiment.add_text("sample", text, trainer.global_step)
+            logger.experiment.add_text("sample", text, trainer.global_step - 1)  # where Lightning logs `val/loss`

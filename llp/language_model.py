@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
 from llp import optimization
-from llp.checkpoints import check_fits, describe
+from llp.checkpoints import check_fits, check_tokenizer, describe
 from llp.decoder import Compress, Decoder, DecoderSettings, LayerPattern
 from llp.errors import require
 from llp.scoring import Score, ScoringBatch
@@ -86,10 +86,14 @@ class LanguageModel(LightningModule, ABC):
         require(share_key_value or not key_value_norm, "key_value_norm", key_value_norm, remedy)
         require(0 <= dropout < 1, "dropout", dropout, "set it to 0 or more and less than 1")
         require(learning_rate > 0, "learning_rate", learning_rate, "set it above 0")
-        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "set it to 0 or more")
+        require(rotary_base > 0, "rotary_base", rotary_base, "set it above 0")
+        for name in ("warmup_steps", "weight_decay", "final_learning_rate"):
+            require(self.hparams[name] >= 0, name, self.hparams[name], "set it to 0 or more")
+        require(all(0 <= beta < 1 for beta in betas), "betas", betas, "set both to 0 or more and less than 1")
         self.n_layers = n_layers
         self.settings = DecoderSettings(**{field.name: self.hparams[field.name] for field in fields(DecoderSettings)})
         self.trained: dict[str, Any] = {"step": None, "seed": None}
+        self._step_losses: list[Tensor] = []
 
     # The architecture
 
@@ -124,7 +128,10 @@ class LanguageModel(LightningModule, ABC):
         inputs, targets = batch
         losses = self.decoder(inputs, targets)  # (B, T)
         loss = losses.mean()
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self._step_losses.append(loss.detach())
+        if not self.trainer.fit_loop._should_accumulate():  # the last batch of an optimizer step
+            self.log("train/loss", torch.stack(self._step_losses).mean(), prog_bar=True, sync_dist=True)
+            self._step_losses.clear()
         return {"loss": loss, "trained_tokens": losses.numel(), "input_tokens": inputs.numel()}
 
     def learning_rate_factor(self, step: int) -> float:
@@ -146,8 +153,8 @@ class LanguageModel(LightningModule, ABC):
             optimization.parameter_groups(self.decoder, self.hparams["weight_decay"]),
             lr=self.hparams["learning_rate"],
             betas=tuple(self.hparams["betas"]),
-            # With float16 Lightning clips unscaled gradients, which the fused step would unscale itself.
-            fused=self.trainer.precision != "16-mixed",
+            # Under automatic mixed precision Lightning refuses to clip the gradients of a fused step.
+            fused="mixed" not in str(self.trainer.precision),
         )
         scheduler = LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -215,8 +222,11 @@ class LanguageModel(LightningModule, ABC):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(describe(self))
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint.update(describe(self, data))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_tokenizer(checkpoint, data)
         self.trained = {"step": checkpoint["global_step"], "seed": checkpoint["seed"]}

@@ -16,6 +16,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from llp import checkpoints
 from llp.certificate import Certificate
+from llp.checkpoints import keep_older
+from llp.errors import require
 from llp.scoring import figures
 
 _CERTIFICATE = {
@@ -38,18 +40,21 @@ class TestReport(Callback):
 
     def _report(self, trainer: Trainer, model: Any, write: bool) -> None:
         loader: Any = trainer.test_dataloaders if write else trainer.val_dataloaders
+        limited = not hasattr(model, "score")
+        require(not limited, "trainer", "limit_test_batches or limit_val_batches", "nothing was scored; set it above 0")
         rows = model.score.rows()  # on every rank: it sums over them
         if not trainer.is_global_zero:
             return
-        rows = with_unigram(rows, loader.unigram_nats())
-        rows = [{"split": loader.split, **row} for row in rows]
         protocol = {**model_protocol(model, trainer.ckpt_path), **loader.protocol}
-        protocol |= scored_context(model, loader.window_shapes)
+        expected = sum(document.tokens for document in loader.documents)
+        protocol["complete"] = rows[0]["tokens"] == expected
+        if protocol["complete"]:  # both are those of the whole split
+            rows = with_unigram(rows, loader.unigram_nats())
+            protocol |= scored_context(model, loader.window_shapes)
+        rows = [{"split": loader.split, **row} for row in rows]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if write and isinstance(callback, Certificate):
                 protocol["certificate"] = callback.outcome
-        expected = sum(document.tokens for document in loader.documents)
-        protocol["complete"] = rows[0]["tokens"] == expected
         print(format_table(rows, protocol))
         if not protocol["complete"]:
             print(f"PARTIAL: {rows[0]['tokens']:,} of {expected:,} tokens were scored; words and bytes in proportion.")
@@ -128,7 +133,8 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
     for row in rows:
         where = [row["split"], row["document"] or "(all)"]
         table.append([*where, name, *(_cell(row[column]) for column in _COLUMNS)])
-        table.append(["", "", "unigram", "", "", "", *(_cell(row[f"unigram_{column}"]) for column in _COLUMNS[3:])])
+        if "unigram_loss" in row:
+            table.append(["", "", "unigram", "", "", "", *(_cell(row[f"unigram_{name}"]) for name in _COLUMNS[3:])])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
@@ -138,12 +144,14 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
         for line in table
     ]
     lines.insert(1, "-" * max(map(len, lines)))
-    least = "-" if protocol["context_least"] is None else f"{protocol['context_least']:,}"
-    lines += [
-        f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}: a token is predicted from "
-        f"{least} tokens at least after a document's first window, {protocol['context_mean']:,.1f} on average.",
-        f"Words: {protocol['word_count']}.",
-    ]
+    windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
+    if "context_mean" in protocol:
+        least = "-" if protocol["context_least"] is None else f"{protocol['context_least']:,}"
+        windows += (
+            f": a token is predicted from {least} tokens at least after a document's first window, "
+            f"{protocol['context_mean']:,.1f} on average"
+        )
+    lines += [f"{windows}.", f"Words: {protocol['word_count']}."]
     if "certificate" in protocol:
         lines.append(_CERTIFICATE[protocol["certificate"]["causal"]])
     return "\n".join(lines)
@@ -157,11 +165,7 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write a file whole or not at all; one that is there already is kept under a numbered name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
-    if path.exists():
-        number = 1
-        while (older := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(older)
+    keep_older(path)
     temporary.rename(path)
     return path
 

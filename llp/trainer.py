@@ -40,12 +40,13 @@ class LLPTrainer(Trainer):
             seed: Of the draws.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
+        require(max_tokens >= 1, "max_tokens", max_tokens, "set it to 1 or more")
         require(ckpt_path is not None, "ckpt_path", None, "name the checkpoint of a trained model")
         assert ckpt_path is not None
         checkpoint = checkpoints.read(ckpt_path)
         datamodule.prepare_data()
         datamodule.setup("predict")
-        datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
+        checkpoints.check_tokenizer(checkpoint, datamodule)
         window = model.scoring_window(datamodule.window_len, datamodule.scoring_window_len, datamodule.scoring_stride)
         model.configure_model()
         model.load_state_dict(checkpoint["state_dict"])

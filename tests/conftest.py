@@ -45,6 +45,7 @@ def wikitext(tmp_path: Path) -> Path:
     folder.mkdir()
     rng = random.Random(0)
     words = ["the", "cat", "<unk>", "sat", "on", "a", "mat", "@-@", "Ünïcode", "\u2581", ",", "."]
+    words += ["".join(rng.choices("abcdefgh", k=4)) for _ in range(60)]
     for split, n_lines in (("train", 300), ("valid", 40), ("test", 50)):
         lines = [" \n", " = Title = \n", " \n"]
         lines += [" " + " ".join(rng.choices(words, k=rng.randint(3, 20))) + " \n" for _ in range(n_lines)]

@@ -19,9 +19,9 @@ def test_every_architecture_passes(name, dtype):
     n = 18
     with torch.no_grad():
         outcome = certify(model, 19, n, model.pattern_edges(n))
-    assert outcome["causal"] is True
     first = n - model(torch.zeros(1, n, dtype=torch.long)).shape[1]
-    assert {first, n - 2} <= set(outcome["positions"])
+    assert outcome["length"] == n
+    assert {first, n - 2, n - 1} <= set(outcome["positions"])
     edges = [edge for edge in model.pattern_edges(n) if first < edge < n - 1]
     assert set(edges[:1]) <= set(outcome["positions"])
 
@@ -62,6 +62,20 @@ def test_a_leak_is_caught_and_placed():
 def test_a_leak_of_one_bit_is_caught():
     with pytest.raises(SettingError, match="it reads what it predicts"):
         certify(Bigram(leak=1e-6), 19, 18, [])
+
+
+@pytest.mark.parametrize("name", ["PerceiverAR", "DoubleAttention"])
+def test_a_single_scored_position_is_probed(name):
+    model = build(name, latent_len=1)
+    with torch.no_grad():
+        assert certify(model, 19, 18, model.pattern_edges(18))["positions"] == [17]
+    with pytest.raises(SettingError, match="it reads nothing"):
+        certify(lambda tokens: torch.zeros(1, 1, 19), 19, 18, [])
+
+
+def test_a_diverged_model_is_told_so():
+    with pytest.raises(SettingError, match="not all finite"):
+        certify(lambda tokens: torch.full((1, 5, 19), torch.nan), 19, 18, [])
 
 
 def test_a_model_that_reads_nothing_is_caught():

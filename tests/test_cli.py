@@ -153,7 +153,7 @@ def test_every_architecture_trains_tests_and_generates(run, work, name):
     assert [event.value for event in events.Scalars("train/tokens")] == [4 * trained * step for step in range(1, 7)]
     assert [event.value for event in events.Scalars("train/input_tokens")] == [4 * 32 * step for step in range(1, 7)]
     samples = [event.step for event in events.Tensors("sample/text_summary")]
-    assert samples == [4, 6]
+    assert samples == [3, 5]  # where `val/loss` is logged
 
 
 def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
@@ -231,6 +231,50 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, work):
         assert torch.equal(weight, resumed["state_dict"][name]), name
 
 
+def test_a_resumed_run_draws_the_same_dropout(run, work):
+    dropout = ("--model.init_args.dropout", 0.3, "--trainer.val_check_interval", 2)
+    assert run("fit", "--config", "tiny.yaml", "--name", "whole", *dropout)[0] == 0
+    assert run("fit", "--config", "tiny.yaml", "--name", "half", *dropout, "--trainer.max_steps", 4)[0] == 0
+    half = work / "lightning_logs/half/checkpoints/last.ckpt"
+    assert run("fit", "--ckpt_path", half, "--trainer.max_steps", 6)[0] == 0
+    whole, resumed = (
+        torch.load(work / f"lightning_logs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "half")
+    )
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+    assert {path.name for path in half.parents[1].glob("*.yaml")} == {"config.yaml", "config-1.yaml", "hparams.yaml"}
+
+
+def test_a_run_goes_on_in_its_folder_from_anywhere(run, trained, work, monkeypatch):
+    (work / "elsewhere").mkdir()
+    monkeypatch.chdir(work / "elsewhere")
+    checkpoint = "../lightning_logs/run/checkpoints/last.ckpt"
+    status, _, err = run("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", 7)
+    assert status == 0, err
+    assert torch.load(trained / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 7
+    assert not list((work / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_low_precision_trains_with_clipped_gradients(run, work, precision):
+    small = ("--trainer.max_steps", 2, "--trainer.limit_val_batches", 1, "--data.init_args.batch_size", 1)
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "x", "--trainer.precision", precision, *small)
+    assert status == 0, err
+
+
+def test_the_training_loss_is_that_of_all_accumulated_batches(run, work):
+    """Three batches of four are one of twelve: the same samples, the same loss, the same step."""
+    losses = {}
+    for name, n_batches, batch_size in (("one", 1, 12), ("three", 3, 4)):
+        flags = ("--trainer.accumulate_grad_batches", n_batches, "--data.init_args.batch_size", batch_size)
+        assert run("fit", "--config", "tiny.yaml", "--name", name, *flags)[0] == 0
+        events = EventAccumulator(str(work / "lightning_logs" / name))
+        events.Reload()
+        losses[name] = [event.value for event in events.Scalars("train/loss")]
+    assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
+
+
 def test_accumulated_gradients_are_one_step(run, work):
     status, _, err = run("fit", "--config", "tiny.yaml", "--name", "x", "--trainer.accumulate_grad_batches", 3)
     assert status == 0, err
@@ -301,6 +345,15 @@ def test_every_config_prints_a_config_that_builds_its_model(run, work, monkeypat
         (("--ckpt_path", "missing.ckpt"), "ckpt_path = missing.ckpt: there is no such file"),
         (("--config", "missing.yaml"), "missing.yaml"),
         (("--no_such_flag", "1"), "no_such_flag"),
+        (("--model.init_args.betas", "[0.9,1.5]"), "betas = "),
+        (("--model.init_args.rotary_base", "0"), "rotary_base = 0"),
+        (("--model.init_args.weight_decay", "-1"), "weight_decay = -1"),
+        (("--seed_everything", "-1"), "seed_everything = -1"),
+        (("--sample.top_p", "2"), "top_p = 2"),
+        (("--trainer.logger", "false"), "trainer.logger = False"),
+        (("--trainer.val_check_interval", "0.5"), "val_check_interval"),
+        (("--trainer.enable_checkpointing", "false"), "enable_checkpointing"),
+        (("--trainer.default_root_dir", "tiny.yaml"), "tiny.yaml"),
         (("--model.init_args.schedule", "cosine", "--trainer.max_steps", "-1"), "trainer.max_steps = -1"),
     ],
 )  # fmt: skip
@@ -350,6 +403,15 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
             "vocab_size = 320: the checkpoint has 257",
         ),
     ]  # fmt: skip
+    cases += [
+        (
+            ("--ckpt_path", good, "--model.init_args.tie_embeddings", "true"),
+            "tie_embeddings = True: the checkpoint has",
+        ),
+        (("--ckpt_path", good, "--model.init_args.n_heads", "4"), "n_heads = 4: the checkpoint has 2"),
+        (("--config", work / "tiny.yaml"), "ckpt_path = None: `llp test` needs a trained model"),
+        (("--ckpt_path", work), "this is a sharded checkpoint"),
+    ]
     shared = ("--ckpt_path", good, "--model.init_args.share_key_value", "true")
     cases.append((shared, "model.init_args.share_key_value = True: the checkpoint has False"))
     truncated, foreign = work / "truncated.ckpt", work / "foreign.ckpt"
@@ -367,6 +429,41 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
         assert "Traceback" not in err
         assert "perplexity" not in out
     assert not (trained / "test.json").exists()
+
+
+def test_another_tokenizer_of_equal_size_is_refused(run, work):
+    """Whatever the data: the same number of tokens is not the same tokenizer."""
+    tokenizer = ("--data.init_args.tokenizer", "datamodules.SentencePiece")
+    small = ("--data.init_args.tokenizer.init_args.vocab_size", 300)
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *tokenizer, *small)
+    assert status == 0, err
+    checkpoint = ("--ckpt_path", work / "lightning_logs/run/checkpoints/best.ckpt")
+    for arguments in (("--data.init_args.release", "raw"), ("--data.init_args.tokenizer.init_args.sample_lines", 30)):
+        for path in (work / "wikitext").glob("*.tokens"):
+            path.with_suffix(".raw").write_text(path.read_text(encoding="utf-8").upper(), encoding="utf-8")
+        for subcommand in ("test", "generate"):
+            status, out, err = run(subcommand, *checkpoint, *arguments)
+            assert status == 1
+            assert "the checkpoint was trained with tokenizer" in err
+            assert "perplexity" not in out
+
+
+def test_a_limited_test_says_that_it_is_partial(run, trained):
+    checkpoint = ("--ckpt_path", trained / "checkpoints/best.ckpt")
+    status, out, err = run("test", *checkpoint, "--trainer.limit_test_batches", 2)
+    assert status == 0, err
+    assert "PARTIAL" in out
+    assert "unigram" not in out
+    report = json.loads((trained / "test.json").read_text())
+    assert report["protocol"]["complete"] is False
+    status, _, err = run("test", *checkpoint, "--trainer.limit_test_batches", 0)
+    assert status == 1
+    assert "nothing was scored" in err
+    status, out, err = run("predict", *checkpoint, "--trainer.limit_predict_batches", 2)
+    assert status == 0, err
+    losses = np.load(trained / "token_losses.npy")
+    assert f"{np.isfinite(losses).sum():,} of {len(losses):,} tokens" in out
+    assert 0 < np.isfinite(losses).sum() < len(losses)
 
 
 def test_a_checkpoint_without_its_run_says_what_is_missing(run, trained, work):

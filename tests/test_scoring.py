@@ -120,7 +120,7 @@ def test_documents_are_scored_alone_from_their_start_token(tmp_path):
             metric.update(model.score_nats(batch), batch.documents)
     rows = metric.rows()[1:]
     assert [row["tokens"] for row in rows] == [document.tokens for document in loader.documents]
-    texts = {text.name: "".join(text.lines).encode() for text in data.texts("test")}
+    texts = {text.name: b"".join(text.blocks) for text in data.texts("test")}
     name = min(texts, key=lambda key: len(texts[key]))
     tokens = torch.tensor([[256, *texts[name]]])
     with torch.no_grad():

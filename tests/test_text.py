@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -49,6 +51,30 @@ def test_official_word_counts(tmp_path):
     assert data.files["test"].documents[0].words == 245_569
     assert data.files["test"].documents[0].bytes == 1_281_077
     assert data.files["validation"].documents[0].words == 217_646
+    assert data.files["test"].documents[0].plain_words == 241_211
+    articles = prepare(os.environ["LLP_WIKITEXT103"], tmp_path, articles=True)
+    assert [len(articles.files[split].documents) for split in ("test", "validation")] == [60, 60]
+    assert sum(document.words for document in articles.files["test"].documents) == 245_569
+
+
+def test_articles_as_documents(tmp_path):
+    folder = tmp_path / "wikitext"
+    folder.mkdir()
+    articles = [
+        " \n = First = \n \n some text \n \n = = A section = = \n \n x = y = z \n",
+        " \n = Second : it 's = = here = \n \n more \n",
+        " \n = Third = \n \n last \n \n",
+    ]
+    for split in ("train", "valid", "test"):
+        (folder / f"wiki.{split}.tokens").write_text("".join(articles) * (9 if split == "train" else 1))
+    data = prepare(folder, tmp_path / "cache", articles=True, window_len=8)
+    documents = data.files["test"].documents
+    assert [document.name for document in documents] == ["First", "Second : it 's = = here", "Third"]
+    for document, text in zip(documents, articles, strict=True):
+        assert data.tokenizer.decode(data.files["test"].text_of(document)) == text
+        assert data.files["test"].tokens[document.start] == Bytes.start_token
+        assert document.words == len(text.split()) + text.count("\n")
+        assert document.plain_words == len(text.split())
 
 
 def test_the_hub_gives_the_same_bytes(wikitext, tmp_path):
@@ -83,7 +109,7 @@ def test_no_network(tmp_path, monkeypatch):
 def test_python_reference_keeps_the_splits_apart(tmp_path):
     data = PythonReference(cache_dir=str(tmp_path), tokenizer=Bytes(), window_len=16)
     paragraphs = {
-        split: {p for text in data.texts(split) for p in "".join(text.lines).rstrip("\n").split("\n\n")}
+        split: {p for text in data.texts(split) for p in b"".join(text.blocks).decode().rstrip("\n").split("\n\n")}
         for split in data.splits
     }
     assert all(len(members) > 50 for members in paragraphs.values())
@@ -110,12 +136,54 @@ def test_prepared_once_and_keyed_by_text_and_tokenizer(wikitext, tmp_path):
     assert len(list(cache.iterdir())) == 3
 
 
-def test_interrupted_preparation_leaves_nothing(wikitext, tmp_path, monkeypatch):
-    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16)
-    monkeypatch.setattr(Bytes, "encode", lambda self, lines: (_ for _ in ()).throw(KeyboardInterrupt))
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_stopped_preparation_goes_on_behind_the_last_whole_document(tmp_path, monkeypatch, stop):
+    whole = PythonReference(cache_dir=str(tmp_path / "whole"), tokenizer=SentencePiece(400), window_len=16)
+    whole.prepare_data()
+    data = PythonReference(cache_dir=str(tmp_path / "cache"), tokenizer=SentencePiece(400), window_len=16)
+    encode, encoded = SentencePiece.encode, []
+
+    def interrupted(self, lines):
+        encoded.append(lines)
+        if len(encoded) == 10 * stop:
+            raise KeyboardInterrupt
+        return encode(self, lines)
+
+    monkeypatch.setattr(SentencePiece, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         data.prepare_data()
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not data.prepared_folder().exists()
+    unfinished = data.prepared_folder().with_name(f".{data.prepared_folder().name}.unfinished")
+    with (unfinished / "train.bin").open("ab") as stream, (unfinished / "train.jsonl").open("ab") as index:
+        stream.write(b"what a kill left behind")
+        index.write(b'{"name": "cut o')
+    encoded.clear()
+    monkeypatch.setattr(SentencePiece, "encode", lambda self, lines: encoded.append(lines) or encode(self, lines))
+    monkeypatch.setattr(SentencePiece, "_trained", lambda self, lines: 1 / 0)  # the tokenizer is there already
+    data.prepare_data()
+    n_documents = sum(1 for split in data.splits for _ in data.texts(split))
+    assert len(encoded) == n_documents - (10 * stop - 1)
+    assert files(tmp_path / "cache") == files(tmp_path / "whole")
+
+
+def test_two_processes_prepare_once(tmp_path):
+    code = (
+        "import sys; from datamodules import PythonReference, SentencePiece\n"
+        "data = PythonReference(cache_dir=sys.argv[1], tokenizer=SentencePiece(400), window_len=16)\n"
+        "trained = SentencePiece._trained\n"
+        "SentencePiece._trained = lambda self, lines: print('trained') or trained(self, lines)\n"
+        "data.prepare_data(); data.setup('fit')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(outputs) == ["", "trained\n"]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_full_disk_is_one_error(wikitext, tmp_path, monkeypatch):
@@ -161,7 +229,7 @@ def test_bad_text_is_one_error_and_the_cache_is_untouched(wikitext, tmp_path, na
 @pytest.mark.parametrize("damage", ["cut", "longer", "no index", "broken index"])
 def test_a_damaged_token_file_is_refused(wikitext, tmp_path, damage):
     folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
-    tokens, index = folder / "test.bin", folder / "test.json"
+    tokens, index = folder / "test.bin", folder / "test.jsonl"
     if damage == "cut":
         tokens.write_bytes(tokens.read_bytes()[:-2])
     elif damage == "longer":
@@ -171,7 +239,7 @@ def test_a_damaged_token_file_is_refused(wikitext, tmp_path, damage):
     else:
         index.write_text(index.read_text()[:-20])
     with pytest.raises(SettingError, match=r"cache_dir = .*test\.bin is damaged or cut short; remove"):
-        TokenFile(folder, "test")
+        TokenFile(folder, "test", np.dtype(np.uint16))
 
 
 def test_settings_that_do_not_fit_the_text(wikitext, tmp_path):
@@ -217,10 +285,3 @@ def test_training_batches_follow_the_order_over_ranks_and_a_resume(wikitext, tmp
     resumed = attach(prepare(wikitext, tmp_path / "cache", batch_size=4, train_stride=5, seed=7))
     resumed.load_state_dict(stopped.state_dict())
     np.testing.assert_array_equal(next(iter(resumed.train_dataloader()))[0], alone[3][0])
-
-
-def test_a_checkpoint_of_another_tokenizer_is_refused(wikitext, tmp_path):
-    ours = prepare(wikitext, tmp_path / "cache", tokenizer=SentencePiece(320))
-    theirs = prepare(wikitext, tmp_path / "cache", tokenizer=SentencePiece(320, sample_lines=40))
-    with pytest.raises(SettingError, match=r"data\.init_args\.tokenizer = .*the checkpoint was trained with tokenizer"):
-        ours.load_state_dict(theirs.state_dict())
