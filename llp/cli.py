@@ -55,8 +55,9 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        folder = Path(trainer.log_dir or ".")  # on every rank: it is broadcast
         if trainer.is_global_zero:
-            checkpoints.keep_older(Path(trainer.log_dir or ".") / self.config_filename)
+            checkpoints.keep_older(folder / self.config_filename)
         super().setup(trainer, pl_module, stage)
 
 
@@ -188,6 +189,7 @@ def run(arguments: list[str]) -> int:
             LanguageModel,
             TextDataModule,
             save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},  # it keeps the older one itself
             trainer_class=LLPTrainer,
             seed_everything_default=0,
             trainer_defaults={
