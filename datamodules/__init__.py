@@ -1,7 +1,9 @@
 """Benchmarks as LightningDataModules: text -> tokens on disk -> training and scoring windows."""
 
+from datamodules.pg19 import PG19
 from datamodules.python_reference import PythonReference
+from datamodules.text_files import TextFiles
 from datamodules.tokenizers import Bytes, SentencePiece
 from datamodules.wikitext103 import WikiText103
 
-__all__ = ["Bytes", "PythonReference", "SentencePiece", "WikiText103"]
+__all__ = ["PG19", "Bytes", "PythonReference", "SentencePiece", "TextFiles", "WikiText103"]

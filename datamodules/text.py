@@ -104,6 +104,10 @@ class TextDataModule(LightningDataModule, ABC):
         """Words of a line, as the benchmark counts them."""
         return len(line.split())
 
+    def word_note(self, split: str) -> str:
+        """What the words of a split are, for the report."""
+        return self.word_count
+
     def start_token(self) -> int:
         """The token that a document begins with: context for its first token, never scored."""
         return self.tokenizer.start_token
@@ -202,7 +206,7 @@ class TextDataModule(LightningDataModule, ABC):
             "tokenizer_fingerprint": self.about["tokenizer_fingerprint"],
             "window_len": window_len,
             "stride": stride,
-            "word_count": self.word_count,
+            "word_count": self.word_note(split),
             "official_words": self.official_words(split),
         }
         share = share_of_rank(batches, trainer.global_rank, trainer.world_size)

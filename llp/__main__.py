@@ -5,11 +5,12 @@ import sys
 import llp
 
 HELP = """\
-usage: llp [-h] [--version] {fit,validate,test,predict,generate} ...
+usage: llp [-h] [--version] {fit,validate,test,predict,generate,prepare} ...
 
 Long-context Perceiver language models in PyTorch Lightning.
 
   llp fit --config configs/quickstart.yaml     train, validate and keep checkpoints
+  llp prepare --config configs/llp_wikitext103.yaml     tokenizer and tokens alone, on a login node say
   llp validate --ckpt_path RUN/checkpoints/best.ckpt    score the validation split
   llp test --ckpt_path RUN/checkpoints/best.ckpt        score the test split, write test.json into the run's folder
   llp predict --ckpt_path RUN/checkpoints/best.ckpt     write the loss of every token of the test split

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -26,7 +26,7 @@ from llp.certificate import Certificate
 from llp.errors import SettingError, require
 from llp.generation import SampleText
 from llp.language_model import LanguageModel
-from llp.report import TestReport
+from llp.report import TestReport, aligned
 from llp.trainer import LLPTrainer
 
 
@@ -59,6 +59,30 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             checkpoints.keep_older(folder / self.config_filename)
         super().setup(trainer, pl_module, stage)
+
+
+def prepare(arguments: list[str]) -> None:
+    """`llp prepare`: the data alone, on a login node say. Models and trainers that a file names are not built."""
+    parser = Parser(prog="llp prepare", description="Train the tokenizer and encode the text, once a machine.")
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="Path to a configuration file; only `data` counts."
+    )
+    parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
+    for name in ("model", "trainer", "checkpoint", "sample", "certificate"):
+        parser.add_argument(f"--{name}", type=dict, default={}, help="Ignored.")
+    parser.add_argument("--seed_everything", type=int | bool, default=0, help="Ignored.")
+    parser.add_argument("--name", type=str | None, default=None, help="Ignored.")
+    data = parser.instantiate_classes(parser.parse_args(arguments)).data
+    data.prepare_data()
+    data.setup("fit")
+    table = [["split", "documents", "words", "bytes", "tokens", "tokens/word", "bytes/token"]]
+    for split, file in data.files.items():
+        sizes = [sum(getattr(d, size) for d in file.documents) for size in ("words", "bytes", "tokens")]
+        words, n_bytes, tokens = sizes
+        cells = [f"{size:,}" for size in (len(file.documents), *sizes)]
+        table.append([split, *cells, f"{tokens / words:.3f}", f"{n_bytes / tokens:.3f}"])
+    print("\n".join(aligned(table, n_left=1)))
+    print(f"Prepared in {data.prepared_folder()}")
 
 
 class LLPCLI(LightningCLI):
@@ -182,6 +206,9 @@ def run(arguments: list[str]) -> int:
     subcommand, options = arguments[0], arguments[1:]
     parser_kwargs: dict[str, Any] = {"prog": "llp"}
     try:
+        if subcommand == "prepare":
+            prepare(options)
+            return 0
         if subcommand in LLPCLI.subcommands() and not {"-h", "--help"} & set(options):
             defaults = run_defaults(subcommand, options)
             parser_kwargs[subcommand] = {"default_config_files": [] if defaults is None else [str(defaults)]}

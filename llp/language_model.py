@@ -204,7 +204,7 @@ class LanguageModel(LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         loader: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
-        self.score = Score(loader.documents).to(self.device)
+        self.score = Score(loader.documents, loader.protocol["official_words"]).to(self.device)
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -1,5 +1,7 @@
 """The report of `llp test`: a table on standard output, and `test.json` with its provenance beside the run."""
 
+import csv
+import io
 import json
 import math
 import os
@@ -61,7 +63,8 @@ class TestReport(Callback):
         if write:
             folder = checkpoints.run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
             path = write_json(folder / "test.json", {"protocol": protocol, "rows": rows})
-            print(f"Written to {path}")
+            table = write_csv(folder / "test.csv", rows)
+            print(f"Written to {path} and {table}")
 
 
 def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[dict[str, Any]]:
@@ -135,14 +138,7 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
         table.append([*where, name, *(_cell(row[column]) for column in _COLUMNS)])
         if "unigram_loss" in row:
             table.append(["", "", "unigram", "", "", "", *(_cell(row[f"unigram_{name}"]) for name in _COLUMNS[3:])])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if number < 3 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
+    lines = aligned(table, n_left=3)
     lines.insert(1, "-" * max(map(len, lines)))
     windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
     if "context_mean" in protocol:
@@ -152,9 +148,26 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
             f"{protocol['context_mean']:,.1f} on average"
         )
     lines += [f"{windows}.", f"Words: {protocol['word_count']}."]
+    if rows[0]["plain_words"] != rows[0]["words"]:
+        lines.append(
+            f"By whitespace-separated words alone ({rows[0]['plain_words']:,}) the word perplexity is "
+            f"{rows[0]['plain_word_perplexity']:,.4f}."
+        )
     if "certificate" in protocol:
         lines.append(_CERTIFICATE[protocol["certificate"]["causal"]])
     return "\n".join(lines)
+
+
+def aligned(table: Sequence[Sequence[str]], n_left: int) -> list[str]:
+    """The rows of a table as lines of text; the first `n_left` columns are aligned to the left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number < n_left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
 
 
 def _cell(value: float) -> str:
@@ -162,9 +175,23 @@ def _cell(value: float) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a report; see `_write`."""
+    return _write(path, json.dumps(_finite(content), indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write the rows as a table with a head; see `_write`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return _write(path, text.getvalue())
+
+
+def _write(path: Path, text: str) -> Path:
     """Write a file whole or not at all; one that is there already is kept under a numbered name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     keep_older(path)
     temporary.rename(path)
     return path

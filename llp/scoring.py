@@ -22,7 +22,10 @@ class ScoringBatch(NamedTuple):
 
 
 class ScoredDocument(Protocol):
-    """A document's size: `tokens` that are scored (its start token is not), `words` and `bytes` of its text."""
+    """A document's size: `tokens` that are scored (its start token is not), `words` and `bytes` of its text.
+
+    `words` are the benchmark's, `plain_words` the whitespace-separated ones.
+    """
 
     @property
     def name(self) -> str: ...
@@ -30,6 +33,8 @@ class ScoredDocument(Protocol):
     def tokens(self) -> int: ...
     @property
     def words(self) -> int: ...
+    @property
+    def plain_words(self) -> int: ...
     @property
     def bytes(self) -> int: ...
 
@@ -41,19 +46,20 @@ def figures(nats: float, tokens: float, words: float, n_bytes: float) -> dict[st
     = exp(nats / words) and `bits_per_byte` do not, and compare across tokenizers. A text without words, bytes or
     scored tokens has nan there.
     """
-
-    def ratio(numerator: float, denominator: float) -> float:
-        return numerator / denominator if denominator else math.nan
-
-    def exp(x: float) -> float:
-        return math.exp(x) if x < 700 else math.inf
-
     return {
-        "loss": ratio(nats, tokens),
-        "perplexity": exp(ratio(nats, tokens)),
-        "word_perplexity": exp(ratio(nats, words)),
-        "bits_per_byte": ratio(nats, n_bytes) / math.log(2),
+        "loss": _ratio(nats, tokens),
+        "perplexity": _exp(_ratio(nats, tokens)),
+        "word_perplexity": _exp(_ratio(nats, words)),
+        "bits_per_byte": _ratio(nats, n_bytes) / math.log(2),
     }
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
 class Score(Metric):
@@ -61,15 +67,16 @@ class Score(Metric):
 
     Args:
         documents: The documents of the split; windows name them by their number.
+        official_words: The benchmark's own count of the split's words; None: those of the documents.
     """
 
     full_state_update = False
     nats: Tensor
     tokens: Tensor
 
-    def __init__(self, documents: Sequence[ScoredDocument]) -> None:
+    def __init__(self, documents: Sequence[ScoredDocument], official_words: int | None = None) -> None:
         super().__init__()
-        self.documents = documents
+        self.documents, self.official_words = documents, official_words
         self.add_state("nats", torch.zeros(len(documents), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros(len(documents), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -97,17 +104,27 @@ class Score(Metric):
             _scored_size(document, scored, total)
             for document, scored, total in zip(self.documents, tokens, nats, strict=True)
         ]
-        rows: list[dict[str, Any]] = [{"document": None, **_sum(sizes)}]
+        whole = _sum(sizes)
+        if self.official_words is not None and tokens == [document.tokens for document in self.documents]:
+            whole["words"] = self.official_words
+        rows: list[dict[str, Any]] = [{"document": None, **whole}]
         if len(sizes) > 1:
             rows += [{"document": document.name, **size} for document, size in zip(self.documents, sizes, strict=True)]
-        return [{**row, **figures(row["nats"], row["tokens"], row["words"], row["bytes"])} for row in rows]
+        return [
+            {
+                **row,
+                **figures(row["nats"], row["tokens"], row["words"], row["bytes"]),
+                "plain_word_perplexity": _exp(_ratio(row["nats"], row["plain_words"])),
+            }
+            for row in rows
+        ]
 
 
 def _scored_size(document: ScoredDocument, tokens: int, nats: float) -> dict[str, float]:
-    words, n_bytes = document.words, document.bytes
+    sizes = {"words": document.words, "plain_words": document.plain_words, "bytes": document.bytes}
     if tokens != document.tokens:
-        words, n_bytes = (round(size * tokens / document.tokens) for size in (words, n_bytes))
-    return {"tokens": tokens, "words": words, "bytes": n_bytes, "nats": nats}
+        sizes = {name: round(size * tokens / document.tokens) for name, size in sizes.items()}
+    return {"tokens": tokens, **sizes, "nats": nats}
 
 
 def _sum(sizes: list[dict[str, float]]) -> dict[str, float]:

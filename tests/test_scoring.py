@@ -20,6 +20,7 @@ class Document:
     tokens: int
     words: int
     bytes: int
+    plain_words: int = 7
 
 
 def test_figures():

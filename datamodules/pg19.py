@@ -1,0 +1,107 @@
+"""PG-19 (Rae et al., 2020), books of Project Gutenberg from before 1919, from its files or from the Hub."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datamodules.documents import Text, blocks_of, describe_file, read_text, require_folder
+from datamodules.hub import hub_rows
+from datamodules.text import TextDataModule
+from llp.errors import SettingError
+
+_OFFICIAL = {  # books and words of the whole splits
+    "train": (28_602, 1_973_136_207),
+    "validation": (50, 3_007_061),
+    "test": (100, 6_966_499),
+}
+
+
+class PG19(TextDataModule):
+    """PG-19: each book a document. A book begins with `<s>`, and no context crosses its start when it is scored.
+
+    Word perplexity on a whole official split uses the official number of words; on a part of it the words of the books
+    that are there, and the report says so.
+
+    Args:
+        path: Folder with `<id>.txt` in `train/`, `validation/` and `test/`, and `metadata.csv` (id, short title, year,
+            URL); without it the Hub is the source.
+        hub_id: Data set on the Hub: one book a row.
+        hub_revision: Its branch, tag or commit.
+        title_column: The Hub's column with the title.
+        text_column: The Hub's column with the text.
+        kwargs: The arguments of `TextDataModule`.
+
+    Raises:
+        SettingError: If a value can't be used, or files and metadata don't agree.
+    """
+
+    name = "pg19"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        hub_id: str = "emozilla/pg19",
+        hub_revision: str = "main",
+        title_column: str = "short_book_title",
+        text_column: str = "text",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(path, **kwargs)
+        self.hub_id, self.hub_revision = hub_id, hub_revision
+        self.title_column, self.text_column = title_column, text_column
+
+    def source(self) -> dict[str, Any]:
+        if self.path is None:
+            return {"hub": self.hub_id, "revision": self.hub_revision, "columns": [self.title_column, self.text_column]}
+        titles = self._titles()
+        books = {split: self._books(split) for split in self.splits}
+        numbers = {book.stem for paths in books.values() for book in paths}
+        for number in sorted(titles.keys() ^ numbers):
+            what = "a row of metadata.csv has no book" if number in titles else "a book has no row in metadata.csv"
+            raise SettingError("data.init_args.path", self.path, f"{what}: {number}; add it, or remove its counterpart")
+        return {split: [describe_file(book, split) for book in paths] for split, paths in books.items()}
+
+    def n_bytes(self, split: str) -> int | None:
+        return None if self.path is None else sum(book.stat().st_size for book in self._books(split))
+
+    def texts(self, split: str) -> Iterator[Text]:
+        if self.path is None:
+            columns = [self.title_column, self.text_column]
+            for row in hub_rows(self.hub_id, None, split, self.hub_revision, columns):
+                yield Text(row[self.title_column], blocks_of([row[self.text_column]]))
+            return
+        titles = self._titles()
+        for book in self._books(split):
+            yield read_text(book, f"{titles[book.stem]} ({book.stem})")
+
+    def official_words(self, split: str) -> int | None:
+        books, words = _OFFICIAL[split]
+        return words if len(self.files[split].documents) == books else None
+
+    def word_note(self, split: str) -> str:
+        documents = self.files[split].documents
+        books, words = _OFFICIAL[split]
+        counted = sum(document.words for document in documents)
+        if len(documents) != books:
+            return f"whitespace-separated words of the {len(documents)} books here; the official split has {books}"
+        same = "as the text has" if counted == words else f"the text has {counted:,}"
+        return f"the official count of the split, {words:,} ({same}); a book's own are its whitespace-separated words"
+
+    def _books(self, split: str) -> list[Path]:
+        assert self.path is not None
+        require_folder(self.path)
+        books = sorted((self.path / split).glob("*.txt"), key=lambda book: (len(book.stem), book.stem))
+        if not books:
+            remedy = f"the {split} split is missing: there is no {split}/<id>.txt"
+            raise SettingError("data.init_args.path", self.path, remedy)
+        return books
+
+    def _titles(self) -> dict[str, str]:
+        assert self.path is not None
+        require_folder(self.path)
+        metadata = self.path / "metadata.csv"
+        if not metadata.is_file():
+            raise SettingError("data.init_args.path", self.path, "there is no metadata.csv; add it")
+        with metadata.open(encoding="utf-8", newline="") as stream:
+            return {row[0]: row[1] for row in csv.reader(stream) if row}
