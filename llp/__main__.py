@@ -5,7 +5,7 @@ import sys
 import llp
 
 HELP = """\
-usage: llp [-h] [--version] {fit,validate,test,predict,generate,prepare} ...
+usage: llp [-h] [--version] {fit,validate,test,predict,generate,context,prepare} ...
 
 Long-context Perceiver language models in PyTorch Lightning.
 
@@ -15,6 +15,7 @@ Long-context Perceiver language models in PyTorch Lightning.
   llp test --ckpt_path RUN/checkpoints/best.ckpt        score the test split, write test.json into the run's folder
   llp predict --ckpt_path RUN/checkpoints/best.ckpt     write the loss of every token of the test split
   llp generate --ckpt_path RUN/checkpoints/best.ckpt --prompt "…"    continue a text
+  llp context --ckpt_path RUN/checkpoints/best.ckpt     the loss of the same tokens with growing context, drawn
 
 Files given with --config are merged from left to right, then come flags:
   llp fit --config configs/model/llp.yaml --config configs/data/wikitext103.yaml --trainer.max_steps 100

@@ -86,7 +86,7 @@ def prepare(arguments: list[str]) -> None:
 
 
 class LLPCLI(LightningCLI):
-    """`llp fit | validate | test | predict | generate`."""
+    """`llp fit | validate | test | predict | generate | context`."""
 
     trainer: Trainer
 
@@ -113,7 +113,7 @@ class LLPCLI(LightningCLI):
         """The trainer's methods, without the arguments that this command line decides on."""
         hidden = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
         stock = {name: skip | hidden.get(name, set()) for name, skip in LightningCLI.subcommands().items()}
-        return {**stock, "generate": {"model", "datamodule"}}
+        return {**stock, "generate": {"model", "datamodule"}, "context": {"model", "datamodule"}}
 
     def _parse_ckpt_path(self) -> None:
         # The stock method lets a checkpoint's hyperparameters win over files and flags. Here the run's own

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from llp.attention import history_attention
 from llp.decoder import Compress, LayerPattern
 from llp.errors import require
@@ -49,10 +47,6 @@ class CompressedAttention(LatentLanguageModel):
     def compression(self) -> Compress:
         std = self.history_len**-0.5 if self.settings.initialization == "normal" else None
         return Compress(self.history_len, self.compressed_len, self.latent_len, std)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        self._require_fits("tokens", tokens.shape[1])
-        return super().forward(tokens)
 
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None

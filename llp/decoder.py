@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llp.attention import drop_history, rotary_table, rotate
+from llp.errors import require
 
 Attend = Callable[..., Tensor]
 """An attention pattern: `attend(query, key, value, dropout_p=...)`, see `llp.attention`."""
@@ -179,10 +180,17 @@ class Compress(Linear):
         self.latent_len = latent_len
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without history (B, N, dim) stays as it is."""
+        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without history (B, N, dim) stays as it is.
+
+        Raises:
+            SettingError: If the history is longer.
+        """
         n_history = x.shape[1] - self.latent_len
         if n_history <= 0:
             return x
+        longest = self.in_features + self.latent_len
+        remedy = f"history_len + latent_len = {longest} is the longest input"
+        require(x.shape[1] <= longest, "tokens", x.shape[1], remedy)
         weight = self.weight[:, self.in_features - n_history :]  # (c, h')
         return torch.cat((weight @ x[:, :n_history], x[:, n_history:]), dim=1)
 

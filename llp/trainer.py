@@ -1,18 +1,20 @@
-"""Lightning's Trainer with one more thing to do: generating text."""
+"""Lightning's Trainer with two more things to do: generating text, and measuring how far back a model reads."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 
 from llp import checkpoints
+from llp.context import loss_by_context, write
 from llp.errors import require
 from llp.generation import Sampling, generate, stream_text
 from llp.language_model import LanguageModel
+from llp.report import aligned
 
 
 class LLPTrainer(Trainer):
-    """Lightning's Trainer with one more thing to do."""
+    """Lightning's Trainer with two more things to do."""
 
     def generate(
         self,
@@ -41,6 +43,57 @@ class LLPTrainer(Trainer):
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         require(max_tokens >= 1, "max_tokens", max_tokens, "set it to 1 or more")
+        window = self._load(model, datamodule, ckpt_path)
+        tokens = [datamodule.start_token(), *datamodule.tokenizer.encode(prompt.splitlines(keepends=True)).tolist()]
+        print(prompt, end="", flush=True)
+        with torch.inference_mode(), self.precision_plugin.forward_context():
+            drawn = generate(model, tokens, max_tokens, *window, sampling)
+            for text in stream_text(datamodule.tokenizer.decode, tokens, drawn):
+                print(text, end="", flush=True)
+        print()
+
+    def context(
+        self,
+        model: LanguageModel,
+        datamodule: Any,
+        ckpt_path: str | None = None,
+        max_context: int | None = None,
+        split: Literal["validation", "test"] = "validation",
+        n_blocks: int = 256,
+        block_len: int | None = None,
+    ) -> None:
+        """Score the same tokens with growing context: how far back a model really reads.
+
+        Args:
+            model: The model.
+            datamodule: Whose text is scored.
+            ckpt_path: The model's checkpoint.
+            max_context: The longest context in tokens; null: what a scoring window has before a block.
+            split: Whose tokens are scored.
+            n_blocks: How many blocks of tokens, spread evenly over the split.
+            block_len: Tokens of a block, at most the stride of scoring windows; null: 32, or the stride if it is less.
+        """
+        for name, value in (("n_blocks", n_blocks), ("block_len", block_len)):
+            require(value >= 1, name, value, "set it to 1 or more")
+        window_len, stride = self._load(model, datamodule, ckpt_path)
+        require(
+            block_len <= stride, "block_len", block_len, f"set it to {stride} or less: the stride of scoring windows"
+        )
+        longest = window_len - block_len if max_context is None else max_context
+        require(longest >= 1, "max_context", longest, "set it to 1 or more")
+        file = datamodule.files[split]
+        batch_size = max(1, datamodule.batch_size * datamodule.window_len // (longest + block_len))
+        with torch.inference_mode(), self.precision_plugin.forward_context():
+            curve = loss_by_context(model, file.tokens, file.documents, longest, block_len, n_blocks, batch_size)
+        cells = [[f"{point.context:,}", f"{point.loss:.4f}", f"{point.perplexity:,.4f}"] for point in curve]
+        print("\n".join(aligned([["context", "loss", "perplexity"], *cells], n_left=0)))
+        title = f"{type(model).__name__}: {curve[0].targets:,} tokens of {datamodule.name}, {split}"
+        assert ckpt_path is not None
+        for path in write(curve, checkpoints.run_folder(ckpt_path), title):
+            print(f"Written to {path}")
+
+    def _load(self, model: LanguageModel, datamodule: Any, ckpt_path: str | None) -> tuple[int, int]:
+        """Load a checkpoint's weights and its text; returns length and stride of the scoring windows."""
         require(ckpt_path is not None, "ckpt_path", None, "name the checkpoint of a trained model")
         assert ckpt_path is not None
         checkpoint = checkpoints.read(ckpt_path)
@@ -51,10 +104,4 @@ class LLPTrainer(Trainer):
         model.configure_model()
         model.load_state_dict(checkpoint["state_dict"])
         model.eval().to(self.strategy.root_device)
-        tokens = [datamodule.start_token(), *datamodule.tokenizer.encode(prompt.splitlines(keepends=True)).tolist()]
-        print(prompt, end="", flush=True)
-        with torch.inference_mode(), self.precision_plugin.forward_context():
-            drawn = generate(model, tokens, max_tokens, *window, sampling)
-            for text in stream_text(datamodule.tokenizer.decode, tokens, drawn):
-                print(text, end="", flush=True)
-        print()
+        return window

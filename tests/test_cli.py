@@ -381,6 +381,41 @@ def test_an_unwritable_cache_folder(run, work):
     assert "data.init_args.cache_dir = file/cache: can't be written" in err
 
 
+def test_loss_over_context(run, trained):
+    """The same tokens with growing context, against the model by hand; the picture and the TensorBoard tag."""
+    checkpoint = trained / "checkpoints/best.ckpt"
+    arguments = ("--max_context", 20, "--n_blocks", 5, "--block_len", 4)
+    status, out, err = run("context", "--ckpt_path", checkpoint, *arguments)
+    assert status == 0, err
+    lines = (trained / "context.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == [0, 1, 2, 4, 8, 16, 20]
+    saved = torch.load(checkpoint, weights_only=True)
+    model = llp.LLP(**saved["hyper_parameters"])
+    model.configure_model()
+    model.load_state_dict(saved["state_dict"])
+    text = [10, *(trained.parents[1] / "wikitext/wiki.valid.tokens").read_bytes()]
+    room = len(text) - 1 - 20 - 4 + 1
+    starts = [20 + int(place) for place in np.linspace(0, room - 1, 5)]
+    for line in lines[1:]:
+        context, loss = int(line.split(",")[0]), float(line.split(",")[1])
+        windows = torch.tensor([text[start - context : start + 5] for start in starts])
+        with torch.no_grad():
+            nats = model.eval().decoder(windows[:, :-1], windows[:, -4:]).sum().item()
+        assert loss == pytest.approx(nats / 20, rel=1e-5)
+        assert f"{loss:.4f}" in out
+    assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    assert [event.step for event in events.Scalars("context/loss")] == [0, 1, 2, 4, 8, 16, 20]
+    for wrong, message in (
+        (("--max_context", 10**6), "max_context = 1000000"),
+        (("--block_len", 99), "block_len = 99"),
+    ):
+        status, _, err = run("context", "--ckpt_path", checkpoint, *wrong)
+        assert status == 1
+        assert message in err
+
+
 def test_a_run_is_never_overwritten(run, trained):
     assert run("fit", "--config", "tiny.yaml", "--name", "failed", "--data.init_args.window_len", 100_000)[0] == 1
     assert run("fit", "--config", "tiny.yaml", "--name", "failed")[0] == 0  # it never started: its name is free
