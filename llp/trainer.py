@@ -73,12 +73,11 @@ class LLPTrainer(Trainer):
             n_blocks: How many blocks of tokens, spread evenly over the split.
             block_len: Tokens of a block, at most the stride of scoring windows; null: 32, or the stride if it is less.
         """
-        for name, value in (("n_blocks", n_blocks), ("block_len", block_len)):
-            require(value >= 1, name, value, "set it to 1 or more")
+        require(n_blocks >= 1, "n_blocks", n_blocks, "set it to 1 or more")
         window_len, stride = self._load(model, datamodule, ckpt_path)
-        require(
-            block_len <= stride, "block_len", block_len, f"set it to {stride} or less: the stride of scoring windows"
-        )
+        block_len = min(32, stride) if block_len is None else block_len
+        remedy = f"set it to 1 .. {stride}, the stride of scoring windows"
+        require(1 <= block_len <= stride, "block_len", block_len, remedy)
         longest = window_len - block_len if max_context is None else max_context
         require(longest >= 1, "max_context", longest, "set it to 1 or more")
         file = datamodule.files[split]
