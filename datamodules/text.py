@@ -16,7 +16,7 @@ from datamodules.preparation import Preparation, token_dtype
 from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
 from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
-from llp.errors import require
+from llp.errors import SettingError, require
 
 _FORMAT = 2  # of the prepared folder; another one makes every cache anew
 
@@ -133,7 +133,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.tokenizer.load(folder)
         dtype = token_dtype(self.vocab_size)
         self.files = {split: TokenFile(folder, split, dtype) for split in self.splits}
-        self.about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        self.about = self._read_about(folder)
         n_tokens = len(self.files["train"].tokens)
         for setting, value in (("window_len", self.window_len), ("train_stride", self.train_stride)):
             require(
@@ -142,6 +142,14 @@ class TextDataModule(LightningDataModule, ABC):
                 value,
                 f"the training split has {n_tokens} tokens; shorten it",
             )
+
+    def _read_about(self, folder: Path) -> dict[str, Any]:
+        try:
+            about: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            remedy = f"{folder / 'about.json'} is missing or damaged; remove {folder}, the next run makes it anew"
+            raise SettingError("data.init_args.cache_dir", self.cache_dir, remedy) from error
+        return about
 
     # Training
 

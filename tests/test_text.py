@@ -242,6 +242,22 @@ def test_a_damaged_token_file_is_refused(wikitext, tmp_path, damage):
         TokenFile(folder, "test", np.dtype(np.uint16))
 
 
+def test_a_damaged_description_is_refused(wikitext, tmp_path):
+    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    (folder / "about.json").write_text("{")
+    with pytest.raises(SettingError, match=r"cache_dir = .*about\.json is missing or damaged; remove"):
+        prepare(wikitext, tmp_path / "cache")
+
+
+def test_a_cache_of_another_version_is_left_alone(wikitext, tmp_path, monkeypatch):
+    older = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    before = files(older)
+    monkeypatch.setattr("datamodules.text._FORMAT", 99)
+    newer = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    assert newer != older
+    assert files(older) == before == files(newer)
+
+
 def test_settings_that_do_not_fit_the_text(wikitext, tmp_path):
     with pytest.raises(SettingError, match="window_len = 0"):
         WikiText103(str(wikitext), window_len=0)

@@ -1,8 +1,10 @@
 """Every string comes back exactly; training is the same bytes each time."""
 
+import hashlib
 import random
 
 import pytest
+import sentencepiece as spm
 
 from datamodules.tokenizers import Bytes, SentencePiece
 from llp.errors import SettingError
@@ -48,6 +50,32 @@ def test_unk_and_newline_are_one_token_each(tmp_path):
     assert list(text).count(newline[0]) == 2
     assert list(text).count(unk[0]) == 1
     assert tokenizer._processor.unk_id() not in tokenizer.encode(["日本語"])
+
+
+def test_a_given_model(tmp_path):
+    SentencePiece(330).train(LINES, tmp_path)
+    model = tmp_path / "tokenizer.model"
+    given = SentencePiece(model_file=str(model))
+    assert given.vocab_size == 330  # the model's own
+    (tmp_path / "copy").mkdir()
+    given.train([], tmp_path / "copy")
+    given.load(tmp_path / "copy")
+    assert given.decode(given.encode(LINES[:3])) == "".join(LINES[:3])
+    assert given.fingerprint == hashlib.sha256(model.read_bytes()).hexdigest()
+    with pytest.raises(SettingError, match="model_file = nowhere"):
+        SentencePiece(model_file="nowhere")
+    model.write_bytes(b"no model")
+    with pytest.raises(SettingError, match="can't be read as a SentencePiece model"):
+        SentencePiece(model_file=str(model))
+
+
+def test_a_given_model_that_changes_text_is_refused(tmp_path):
+    path = tmp_path / "usual"
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_prefix=str(path), vocab_size=70, byte_fallback=False, minloglevel=2
+    )
+    with pytest.raises(SettingError, match="does not give every string back"):
+        SentencePiece(model_file=f"{path}.model")
 
 
 @pytest.mark.parametrize("settings", [{}, {"sample_lines": 50}, {"model_type": "unigram"}])
