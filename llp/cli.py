@@ -80,7 +80,7 @@ def prepare(arguments: list[str]) -> None:
         sizes = [sum(getattr(d, size) for d in file.documents) for size in ("words", "bytes", "tokens")]
         words, n_bytes, tokens = sizes
         cells = [f"{size:,}" for size in (len(file.documents), *sizes)]
-        table.append([split, *cells, f"{tokens / words:.3f}", f"{n_bytes / tokens:.3f}"])
+        table.append([split, *cells, f"{tokens / max(1, words):.3f}", f"{n_bytes / tokens:.3f}"])
     print("\n".join(aligned(table, n_left=1)))
     print(f"Prepared in {data.prepared_folder()}")
 

@@ -1,12 +1,14 @@
 """Small models and a small text that several files use."""
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import llp
+from llp import __main__ as console
 from llp.language_model import LanguageModel
 
 torch.set_num_threads(1)  # the models are too small for more
@@ -51,3 +53,48 @@ def wikitext(tmp_path: Path) -> Path:
         lines += [" " + " ".join(rng.choices(words, k=rng.randint(3, 20))) + " \n" for _ in range(n_lines)]
         (folder / f"wiki.{split}.tokens").write_text("".join(lines), encoding="utf-8", newline="")
     return folder
+
+
+TINY = """
+model:
+  class_path: llp.LLP
+  init_args: {dim: 16, n_layers: 2, n_heads: 2, segment_len: 8, learning_rate: 1.0e-2, schedule: halving}
+data:
+  class_path: datamodules.WikiText103
+  init_args: {path: WIKITEXT, cache_dir: CACHE, tokenizer: datamodules.Bytes, window_len: 32, batch_size: 4}
+trainer: {accelerator: cpu, max_steps: 6, val_check_interval: 4, log_every_n_steps: 1, enable_progress_bar: false,
+  enable_model_summary: false, gradient_clip_val: 1.0}
+"""
+
+
+@pytest.fixture
+def work(tmp_path, wikitext, monkeypatch):
+    """A folder to run in, with `tiny.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(
+        TINY.replace("WIKITEXT", str(wikitext)).replace("CACHE", str(tmp_path / "cache"))
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def run(work, monkeypatch, capsys):
+    """Run `llp` in this process; returns exit status, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llp", *map(str, arguments)])
+        try:
+            status = console.main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def trained(run, work):
+    """A finished run: its folder."""
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run")
+    assert status == 0, err
+    return work / "lightning_logs/run"

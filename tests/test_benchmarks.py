@@ -10,7 +10,6 @@ from datamodules import PG19, Bytes, SentencePiece, TextFiles
 from datamodules.pg19 import _OFFICIAL
 from llp.errors import SettingError
 from llp.scoring import Score
-from test_cli import run, work  # noqa: F401  fixtures
 from test_text import files
 
 BOOKS = {
@@ -142,7 +141,7 @@ def test_text_files_by_share(tmp_path):
         TextFiles(str(tmp_path / "text"), test_share=0)
 
 
-def test_prepare_command(run, work):  # noqa: F811
+def test_prepare_command(run, work):
     status, out, err = run("prepare", "--config", "tiny.yaml")
     assert status == 0, err
     text = (work / "wikitext/wiki.test.tokens").read_bytes()
