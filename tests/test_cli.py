@@ -1,5 +1,6 @@
 """The command line, from a YAML to a score: real runs of a tiny model."""
 
+import csv
 import json
 import math
 import subprocess
@@ -58,10 +59,18 @@ def test_a_run_and_its_test(run, trained):
     contexts = [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]
     assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
     assert protocol["context_least"] == 17
-    last_lines = out.strip().splitlines()[-8:]
-    assert last_lines[0].split()[:3] == ["split", "document", "model"]
-    assert f"{row['word_perplexity']:,.4f}" in last_lines[2]
-    assert f"{row['unigram_loss']:,.4f}" in last_lines[3]
+    printed = out.strip().splitlines()
+    head, _, figures, unigram, *_ = printed[next(i for i, line in enumerate(printed) if line.startswith("split")) :]
+    assert head.split()[:4] == ["split", "document", "model", "tokens"]
+    assert f"{row['word_perplexity']:,.4f}" in figures
+    assert f"{row['unigram_loss']:,.4f}" in unigram
+    n_plain = len(text.decode().split())
+    assert row["plain_words"] == n_plain
+    assert row["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_plain), rel=1e-5)
+    assert f"words alone ({n_plain:,}) the word perplexity is {row['plain_word_perplexity']:,.4f}" in out
+    with (trained / "test.csv").open(newline="") as stream:
+        (csv_row,) = csv.DictReader(stream)
+    assert float(csv_row["bits_per_byte"]) == row["bits_per_byte"]
 
     # A second test keeps the first one's file; the figures are the same with other batches and windows.
     status, _, err = run(
