@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import datamodules
 import llp
@@ -153,6 +154,9 @@ class LLPCLI(LightningCLI):
         if self.checkpoint is not None:
             checkpoints.check_fits(self.checkpoint, self.model)
         self.checkpoint = None
+        # jsonargparse drops settings that a class named later doesn't take: what is built is said, never left to guess.
+        settings = ", ".join(f"{name}={value}" for name, value in self.model.hparams.items())
+        rank_zero_info(f"{type(self.model).__name__}({settings}) on {type(self.datamodule).__name__}")
         if self.subcommand != "fit" or not self.trainer.is_global_zero:
             return
         folder = Path(self.trainer.log_dir or ".")
