@@ -223,11 +223,12 @@ def test_the_training_loss_is_that_of_all_accumulated_batches(run, work):
     assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
 
 
-def test_what_is_built_is_said(run, work):
+def test_what_is_built_is_said(run, work, caplog):
+    caplog.set_level("INFO")
     """A class named later drops the settings that it doesn't take; the line shows what is left."""
     status, _, err = run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "x")
     assert status == 0, err
-    (line,) = (line for line in err.splitlines() if line.startswith("Transformer("))
+    (line,) = (message for message in caplog.messages if message.startswith("Transformer("))
     assert "dim=16" in line
     assert "segment_len" not in line
     assert line.endswith("on WikiText103")
