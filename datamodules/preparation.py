@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -28,44 +28,32 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
+class Corpus(Protocol):
+    """What is prepared: a benchmark's text, its tokenizer and how its words are counted (see `TextDataModule`)."""
+
+    name: str
+    splits: tuple[str, ...]
+    tokenizer: Tokenizer
+
+    def source(self) -> dict[str, Any]: ...
+    def texts(self, split: str) -> Iterator[Text]: ...
+    def n_bytes(self, split: str) -> int | None: ...
+    def count_words(self, line: str) -> int: ...
+    def start_token(self) -> int: ...
+
+
 class Preparation:
-    """Encodes a benchmark's splits into a folder, which appears whole or not at all.
+    """Encodes a corpus into a folder, which appears whole or not at all.
 
     Documents that are done stay done when the work is stopped: the unfinished folder has a name of its own, and the
     next start goes on behind the last whole document.
-
-    Args:
-        name: Of the benchmark, for the progress bar.
-        tokenizer: Trained here on the training split.
-        start_token: Of a document, asked for when the tokenizer is trained.
-        count_words: The benchmark's words in a line.
     """
 
-    def __init__(
-        self,
-        name: str,
-        tokenizer: Tokenizer,
-        start_token: Callable[[], int],
-        count_words: Callable[[str], int],
-    ) -> None:
-        self.name, self.tokenizer, self.start_token, self.count_words = name, tokenizer, start_token, count_words
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus, self.tokenizer = corpus, corpus.tokenizer
 
-    def run(
-        self,
-        folder: Path,
-        splits: Iterable[str],
-        texts: Callable[[str], Iterator[Text]],
-        n_bytes: Callable[[str], int | None],
-        source: dict[str, Any],
-    ) -> None:
-        """Make the folder.
-
-        Args:
-            folder: To be made.
-            splits: Names; the tokenizer is trained on `train`.
-            texts: The documents of a split, read when they are iterated over.
-            n_bytes: Size of a split, if it is known.
-            source: What identifies the text, for the record.
+    def run(self, folder: Path) -> None:
+        """Make the folder, unless it is there; of several processes that want it one makes it.
 
         Raises:
             SettingError: If the text or the tokenizer can't be used, or the disk can't be written.
@@ -81,7 +69,7 @@ class Preparation:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: wait; one that dies lets go
                 if unfinished.exists() and os.path.samestat(os.fstat(lock), unfinished.stat()):
-                    self._make(unfinished, splits, texts, n_bytes, source)
+                    self._make(unfinished)
                     os.replace(unfinished, folder)
             except Exception as error:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -92,33 +80,26 @@ class Preparation:
             finally:
                 os.close(lock)
 
-    def _make(
-        self,
-        folder: Path,
-        splits: Iterable[str],
-        texts: Callable[[str], Iterator[Text]],
-        n_bytes: Callable[[str], int | None],
-        source: dict[str, Any],
-    ) -> None:
-        self._train(folder, texts("train"), n_bytes("train"))
+    def _make(self, folder: Path) -> None:
+        self._train(folder)
         digest = hashlib.sha256()
-        for split in splits:
-            for document in self._encode(folder, split, texts(split), n_bytes(split)):
+        for split in self.corpus.splits:
+            for document in self._encode(folder, split):
                 digest.update(f"{split}\0{document.name}\0{document.sha256}\0".encode())
         about = {
             "data_fingerprint": digest.hexdigest(),
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "tokenizer": self.tokenizer.settings(),
-            "source": source,
+            "source": self.corpus.source(),
         }
         (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
-    def _train(self, folder: Path, texts: Iterator[Text], n_bytes: int | None) -> None:
+    def _train(self, folder: Path) -> None:
         if not self.tokenizer.is_trained(folder):
-            with self._progress("reading for the tokenizer", n_bytes) as progress:
+            with self._progress("train", "reading for the tokenizer") as progress:
 
                 def lines() -> Iterator[str]:
-                    for text in texts:
+                    for text in self.corpus.texts("train"):
                         for block in text.lines():
                             yield from block
                             progress.update(sum(len(line.encode()) for line in block))
@@ -126,28 +107,28 @@ class Preparation:
                 self.tokenizer.train(lines(), folder)
         self.tokenizer.load(folder)
 
-    def _encode(self, folder: Path, split: str, texts: Iterator[Text], n_bytes: int | None) -> list[Document]:
+    def _encode(self, folder: Path, split: str) -> list[Document]:
         writer = TokenWriter(folder, split, token_dtype(self.tokenizer.vocab_size))
         done = len(writer.documents)
-        with self._progress(f"encoding {split}", n_bytes) as progress:
+        with self._progress(split, f"encoding {split}") as progress:
             progress.update(sum(document.bytes for document in writer.documents))
-            for number, text in enumerate(texts):
+            for number, text in enumerate(self.corpus.texts(split)):
                 if number >= done:
                     writer.finish(self._encode_document(writer, text, progress))
         writer.close()
         if not any(document.tokens for document in writer.documents):
-            raise SettingError("data", self.name, f"its {split} split holds no text; give one that does")
+            raise SettingError("data", self.corpus.name, f"its {split} split holds no text; give one that does")
         return writer.documents
 
     def _encode_document(self, writer: TokenWriter, text: Text, progress: "tqdm[Any]") -> Document:
         digest = hashlib.sha256()
         tokens = words = plain_words = n_bytes = 0
-        writer.write(np.array([self.start_token()]))
+        writer.write(np.array([self.corpus.start_token()]))
 
         def encode(lines: list[str]) -> tuple[np.ndarray, int, int, bytes]:
             encoded = self.tokenizer.encode(lines)
             plain = sum(len(line.split()) for line in lines)
-            return encoded, sum(map(self.count_words, lines)), plain, "".join(lines).encode()
+            return encoded, sum(map(self.corpus.count_words, lines)), plain, "".join(lines).encode()
 
         for encoded, n_words, n_plain, data in in_order(encode, text.lines()):
             writer.write(encoded)
@@ -157,8 +138,9 @@ class Preparation:
             progress.update(len(data))
         return Document(text.name, writer.length, tokens, words, plain_words, n_bytes, digest.hexdigest())
 
-    def _progress(self, what: str, n_bytes: int | None) -> "tqdm[Any]":
-        return tqdm(desc=f"{self.name}: {what}", total=n_bytes, unit="B", unit_scale=True, mininterval=1)
+    def _progress(self, split: str, what: str) -> "tqdm[Any]":
+        n_bytes = self.corpus.n_bytes(split)
+        return tqdm(desc=f"{self.corpus.name}: {what}", total=n_bytes, unit="B", unit_scale=True, mininterval=1)
 
 
 def in_order(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:

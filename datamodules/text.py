@@ -43,7 +43,7 @@ class TextDataModule(LightningDataModule, ABC):
 
     name: str
     """Of the prepared folders."""
-    splits = ("train", "validation", "test")
+    splits: tuple[str, ...] = ("train", "validation", "test")
     word_count = "whitespace-separated words"
     """What `count_words` counts."""
 
@@ -124,8 +124,7 @@ class TextDataModule(LightningDataModule, ABC):
         """Train the tokenizer and encode every split, once. The prepared folder appears whole or not at all."""
         if self.trainer is not None:
             self._scoring_window()  # a model that these windows don't fit stops the run before the long work
-        preparation = Preparation(self.name, self.tokenizer, self.start_token, self.count_words)
-        preparation.run(self.prepared_folder(), self.splits, self.texts, self.n_bytes, self.source())
+        Preparation(self).run(self.prepared_folder())
 
     def setup(self, stage: str) -> None:
         """Open what was prepared."""
