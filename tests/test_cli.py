@@ -1,11 +1,13 @@
 """The command line, from a YAML to a score: real runs of a tiny model."""
 
 import csv
+import itertools
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import llp
 from conftest import ARCHITECTURES
 from datamodules import Bytes, WikiText103
 from llp import cli
+from llp.callbacks import StepSeed
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -192,6 +195,16 @@ def test_a_resumed_run_draws_the_same_dropout(run, work):
     for name, weight in whole.items():
         assert torch.equal(weight, resumed[name]), name
     assert {path.name for path in half.parents[1].glob("*.yaml")} == {"config.yaml", "config-1.yaml", "hparams.yaml"}
+
+
+def test_each_batch_and_rank_draws_its_own(monkeypatch):
+    draws = {}
+    for seed, batch, rank in itertools.product((0, 1), range(3), range(2)):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
+        StepSeed().on_train_batch_start(SimpleNamespace(global_rank=rank, fit_loop=loop), None, None, 0)
+        draws[seed, batch, rank] = torch.rand(1).item()
+    assert len(set(draws.values())) == len(draws)
 
 
 def test_a_run_goes_on_in_its_folder_from_anywhere(run, trained, work, monkeypatch):
