@@ -87,11 +87,12 @@ class TextFiles(TextDataModule):
 
     def _text_of(self, line: str, file: Path, number: int) -> str:
         try:
-            text = json.loads(line)[self.text_key]
-        except (ValueError, KeyError, TypeError) as error:
+            text: str = json.loads(line)[self.text_key]
+            text.encode()  # JSON can write half a surrogate pair, which is no text
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             remedy = f"line {number} of {file.name} has no text under {self.text_key!r}; repair it or set text_key"
             raise SettingError("data.init_args.path", self.folder, remedy) from error
-        return str(text)
+        return text
 
 
 def _passes_whole(number: int, share: float) -> bool:

@@ -68,6 +68,8 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
     if model.hparams["vocab_size"] != hparams["vocab_size"]:
         remedy = f"the checkpoint has {hparams['vocab_size']}; use the tokenizer settings of its run"
         raise SettingError("vocab_size", model.hparams["vocab_size"], remedy)
+    if dict(model.hparams) == hparams:
+        return
     shapes, stored = _shapes(dict(model.hparams), model), _shapes(hparams, model)
     for name in [*stored, *shapes]:
         if shapes.get(name) != stored.get(name):

@@ -134,9 +134,10 @@ def test_text_files_by_share(tmp_path):
     names = {split: {document.name for document in data.files[split].documents} for split in data.splits}
     assert len(names["train"] | names["validation"] | names["test"]) == 200
     assert {split: len(members) for split, members in names.items()} == {"train": 170, "validation": 20, "test": 10}
-    (tmp_path / "text/bad.jsonl").write_text('{"body": "fine"}\n{"txt": 1}\n')
-    with pytest.raises(SettingError, match=r"line 2 of bad\.jsonl has no text under 'body'"):
-        TextFiles(str(tmp_path / "text"), text_key="body", cache_dir=str(tmp_path / "cache")).prepare_data()
+    for bad in ('{"txt": 1}', '{"body": 1}', '["body"]', "{", r'{"body": "\ud800"}'):
+        (tmp_path / "text/bad.jsonl").write_text(f'{{"body": "fine"}}\n{bad}\n')
+        with pytest.raises(SettingError, match=r"line 2 of bad\.jsonl has no text under 'body'"):
+            TextFiles(str(tmp_path / "text"), text_key="body", cache_dir=str(tmp_path / "cache")).prepare_data()
     with pytest.raises(SettingError, match="test_share = 0"):
         TextFiles(str(tmp_path / "text"), test_share=0)
 

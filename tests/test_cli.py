@@ -236,6 +236,14 @@ def test_the_training_loss_is_that_of_all_accumulated_batches(run, work):
     assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
 
 
+@pytest.mark.parametrize("trainer", sorted((CONFIGS / "trainer").iterdir()), ids=lambda path: path.stem)
+def test_every_trainer_config_parses(run, work, trainer):
+    status, printed, err = run("fit", "--config", "tiny.yaml", "--config", trainer, "--print_config")
+    assert status == 0, err
+    settings = yaml.safe_load(trainer.read_text())["trainer"]
+    assert settings.items() <= yaml.safe_load(printed)["trainer"].items()
+
+
 def test_what_is_built_is_said(run, work, caplog):
     caplog.set_level("INFO")
     """A class named later drops the settings that it doesn't take; the line shows what is left."""

@@ -1,9 +1,11 @@
 """From text to token files and windows: WikiText-103's counts, both sources, broken files, interruptions."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import datasets
@@ -12,6 +14,7 @@ import pytest
 
 from conftest import build
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
+from datamodules.preparation import in_order
 from datamodules.token_files import TokenFile
 from llp.errors import SettingError
 
@@ -168,6 +171,27 @@ def test_a_stopped_preparation_goes_on_behind_the_last_whole_document(tmp_path, 
     n_documents = sum(1 for split in data.splits for _ in data.texts(split))
     assert len(encoded) == n_documents - (10 * stop - 1)
     assert files(tmp_path / "cache") == files(tmp_path / "whole")
+
+
+def test_blocks_are_encoded_on_all_cores_and_kept_in_order():
+    def slow_first(number):
+        time.sleep(0.05 if number % 3 == 0 else 0)
+        return number
+
+    assert list(in_order(slow_first, iter(range(20)))) == list(range(20))
+    taken = itertools.count()
+    next(in_order(slow_first, (next(taken) for _ in range(10_000))))
+    assert next(taken) < 100  # the text is not read far ahead
+
+
+def test_the_size_of_blocks_makes_no_difference(wikitext, tmp_path, monkeypatch):
+    usual = prepare(wikitext, tmp_path / "usual", tokenizer=SentencePiece(320)).prepared_folder()
+    monkeypatch.setattr("datamodules.documents._BLOCK", 33)
+    small = prepare(wikitext, tmp_path / "small", tokenizer=SentencePiece(320)).prepared_folder()
+    assert files(small) == files(usual)
+    (wikitext / "wiki.test.tokens").write_bytes("é é \n".encode() * 30 + b"\xff\n")
+    with pytest.raises(SettingError, match=r"wiki\.test\.tokens is not UTF-8 at byte 210"):
+        prepare(wikitext, tmp_path / "small")
 
 
 def test_two_processes_prepare_once(tmp_path):
