@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ class TextDataModule(LightningDataModule, ABC):
         trainer = self.trainer
         assert trainer is not None
         tokens = self.files["train"].tokens
-        order = TrainingOrder(len(tokens), self.train_stride, self.seed)
+        order = self._training_order()
         samples_per_batch = self.batch_size * trainer.world_size
         # One pass of the trainer over this loader is the whole run, where its length is known: the progress bar
         # then shows how much is left. The epochs of the data are inside the order.
@@ -176,6 +177,21 @@ class TextDataModule(LightningDataModule, ABC):
             trainer.global_rank,
             trainer.world_size,
         )
+
+    def _training_order(self) -> TrainingOrder:
+        return TrainingOrder(len(self.files["train"].tokens), self.train_stride, self.seed)
+
+    def sample_places(self, n_samples: int) -> list[str]:
+        """Where the last samples taken lie in the training text, in the order of their numbers."""
+        file, order = self.files["train"], self._training_order()
+        starts = [document.start for document in file.documents]
+        places = []
+        for sample in range(self.counter.samples - n_samples, self.counter.samples):
+            start = order.start(sample)
+            document = file.documents[bisect_right(starts, start) - 1]
+            within = start - document.start
+            places.append(f"sample {sample:,}: {self.window_len:,} tokens from token {within:,} of {document.name}")
+        return places
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples_taken": self.counter.samples}

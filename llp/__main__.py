@@ -3,9 +3,10 @@
 import sys
 
 import llp
+from llp.interruption import LISTENER, Stopped
 
 HELP = """\
-usage: llp [-h] [--version] {fit,validate,test,predict,generate,context,prepare} ...
+usage: llp [-h] [--version] {fit,validate,test,predict,generate,context,prepare,consolidate} ...
 
 Long-context Perceiver language models in PyTorch Lightning.
 
@@ -15,6 +16,8 @@ Long-context Perceiver language models in PyTorch Lightning.
   llp test --ckpt_path RUN/checkpoints/best.ckpt        score the test split, write test.json into the run's folder
   llp predict --ckpt_path RUN/checkpoints/best.ckpt     write the loss of every token of the test split
   llp generate --ckpt_path RUN/checkpoints/best.ckpt --prompt "…"    continue a text
+  llp fit --name RUN --ckpt_path auto                   go on from the run's newest checkpoint, or start
+  llp consolidate RUN/checkpoints/last.ckpt             make one file of a sharded checkpoint
   llp context --ckpt_path RUN/checkpoints/best.ckpt     the loss of the same tokens with growing context, drawn
 
 Files given with --config are merged from left to right, then come flags:
@@ -37,9 +40,13 @@ def main() -> int:
     if arguments[0] == "--version":
         print(f"llp {llp.__version__}")
         return 0
-    from llp.cli import run  # imports torch and lightning: seconds
+    try:
+        with LISTENER.listening():
+            from llp.cli import run  # imports torch and lightning: seconds
 
-    return run(arguments)
+            return run(arguments)
+    except Stopped as stopped:
+        return 128 + stopped.signum
 
 
 if __name__ == "__main__":

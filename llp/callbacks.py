@@ -19,8 +19,19 @@ from llp.checkpoints import keep_older, run_folder
 StepOutput = Tensor | Mapping[str, Any] | None
 
 
+def log_step(trainer: Trainer, figures: Mapping[str, Any], step: int) -> None:
+    """Log figures of an optimizer step, counted from 1, as `train/*` where `log_every_n_steps` divides it.
+
+    Straight to the logger: what Lightning's `log` takes is written only after a checkpoint of the step is, and a run
+    that goes on from there would miss a point of its curves.
+    """
+    if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{name}": float(value) for name, value in figures.items()}, step - 1)
+
+
 class RunMetrics(Callback):
-    """Logs the learning rate, the gradient norm, the tokens trained on and their rate, each over optimizer steps.
+    """Logs the loss, the learning rate, the tokens trained on and their rate, each over optimizer steps.
 
     `tokens` are trained positions, those with a loss, and `input_tokens` all that the model read, over all ranks. The
     rate is that of trained positions since the last logged step; validation does not count.
@@ -29,6 +40,7 @@ class RunMetrics(Callback):
     def __init__(self) -> None:
         self.tokens = self.input_tokens = 0
         self._logged_tokens = 0
+        self._learning_rate = 0.0
         self._seconds = 0.0
         self._started = 0.0
 
@@ -49,26 +61,28 @@ class RunMetrics(Callback):
         self._started = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer._logger_connector.should_update_logs:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)  # before clipping
-            pl_module.log("train/grad_norm", norm)
-            pl_module.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self._learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(outputs, Mapping)
         self.tokens += outputs["trained_tokens"] * trainer.world_size
         self.input_tokens += outputs["input_tokens"] * trainer.world_size
-        if trainer.fit_loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
+        if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         now = time.perf_counter()
         rate = (self.tokens - self._logged_tokens) / (self._seconds + now - self._started)
         self._logged_tokens, self._seconds, self._started = self.tokens, 0.0, now
-        pl_module.log("train/tokens", float(self.tokens))
-        pl_module.log("train/input_tokens", float(self.input_tokens))
-        pl_module.log("train/tokens_per_second", rate, prog_bar=True)
+        figures = {
+            "loss": pl_module.step_loss,
+            "learning_rate": self._learning_rate,
+            "tokens": self.tokens,
+            "input_tokens": self.input_tokens,
+            "tokens_per_second": rate,
+        }
+        log_step(trainer, figures, trainer.global_step)
+        pl_module.log("tokens/s", rate, prog_bar=True, logger=False)
 
 
 class StepSeed(Callback):

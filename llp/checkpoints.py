@@ -1,12 +1,17 @@
-"""What a checkpoint says of itself, and whether it fits a model."""
+"""Checkpoints on disk: written whole or not at all, what one says of itself, and whether it fits a model."""
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.optim import Optimizer
 
 from llp.errors import SettingError
 
@@ -26,32 +31,135 @@ def describe(model: LightningModule, data: Any) -> dict[str, Any]:
     }
 
 
+def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimizer], model: LightningModule) -> None:
+    """Key the optimizers' states by their parameters' names, in place.
+
+    Numbers mean another order to each strategy (that of the optimizer's groups, or of the model); names don't.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for state, optimizer in zip(states, optimizers, strict=True):
+        if not state:  # another rank has it
+            continue
+        new_names: dict[Any, str] = {}
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            new = [names[id(parameter)] for parameter in group["params"]]
+            new_names.update(zip(saved["params"], new, strict=True))
+            saved["params"] = new
+        state["state"] = {new_names[key]: value for key, value in state["state"].items()}
+
+
 def read(path: str | Path) -> dict[str, Any]:
-    """Open a checkpoint without reading its weights into memory.
+    """Open a checkpoint without reading its weights into memory; of a sharded one all but weights and optimizer.
 
     Raises:
         SettingError: If there is no such file, or it is truncated, or no checkpoint of this project.
     """
     path = Path(path)
     if not path.exists():
-        raise SettingError("ckpt_path", path, "there is no such file; give the path of a checkpoint")
-    if path.is_dir():
-        remedy = (
-            "this is a sharded checkpoint; make one file of it with "
-            f"`python -m lightning.fabric.utilities.consolidate_checkpoint {path}`, or train with "
-            "save_distributed_checkpoint: false"
-        )
-        raise SettingError("ckpt_path", path, remedy)
+        raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _load(path)
     except Exception as error:  # torch raises what its unpickler and its zip reader happen to meet
-        reason = str(error).splitlines()[0]
-        raise SettingError(
-            "ckpt_path", path, f"the file is truncated or no checkpoint ({reason}); give another one of the run"
-        ) from error
-    if not isinstance(checkpoint, dict) or not {"architecture", "hyper_parameters", "state_dict"} <= checkpoint.keys():
-        raise SettingError("ckpt_path", path, "the file was not written by `llp fit`; give a checkpoint that was")
+        remedy = f"the file is truncated or no checkpoint ({str(error).splitlines()[0]}); {_another_than(path)}"
+        raise SettingError("ckpt_path", path, remedy) from error
+    expected = {"architecture", "hyper_parameters"} | (set() if path.is_dir() else {"state_dict"})
+    if not isinstance(checkpoint, dict) or not expected <= checkpoint.keys():
+        remedy = f"the file was not written by `llp fit`; {_another_than(path)}"
+        raise SettingError("ckpt_path", path, remedy)
     return checkpoint
+
+
+def _load(path: Path) -> Any:
+    file = path / "meta.pt" if path.is_dir() else path
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _another_than(path: Path) -> str:
+    """The remedy for a checkpoint that can't be used: the newest whole one beside it."""
+    other = next((other for other in newest_first(path.parent) if other != path), None)
+    return "give the path of a checkpoint" if other is None else f"the newest whole one beside it is {other}"
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The whole checkpoints of a run's `checkpoints/`, the furthest trained first; of equals the last written."""
+    steps = {}
+    for path in folder.glob("[!.]*.ckpt"):
+        if not path.is_symlink():
+            try:
+                steps[path] = (_load(path)["global_step"], path.stat().st_mtime)
+            except Exception:  # truncated or foreign, see `read`
+                continue
+    yield from sorted(steps, key=lambda path: steps[path], reverse=True)
+
+
+def require_one_file(path: str | Path) -> None:
+    """Raise a `SettingError` for a sharded checkpoint, where only a single file will do."""
+    if Path(path).is_dir():
+        remedy = f"it is sharded; make one file of it with `llp consolidate {path}`"
+        raise SettingError("ckpt_path", path, remedy)
+
+
+def consolidate(folder: Path) -> Path:
+    """Make one file of a sharded checkpoint, beside it, that any strategy loads; it must fit in memory.
+
+    Raises:
+        SettingError: If there is no such checkpoint.
+    """
+    if not folder.is_dir():
+        raise SettingError("FOLDER", folder, "there is no such folder; give that of a sharded checkpoint")
+    checkpoint = read(folder)
+    path = folder.with_name(f"{folder.stem}-consolidated{folder.suffix}")
+    shards = unfinished(path.with_suffix(".weights"))
+    dcp_to_torch_save(folder, shards)
+    weights = torch.load(shards, weights_only=True, mmap=True)
+    checkpoint["state_dict"] = weights["state_dict"]
+    checkpoint["optimizer_states"] = [value for key, value in sorted(weights.items()) if key.startswith("optimizer_")]
+    torch.save(checkpoint, unfinished(path))
+    publish(path)
+    shards.unlink()
+    return path
+
+
+def unfinished(path: Path) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def _replaced(path: Path) -> Path:
+    """Where the older one is while another takes its place: a folder can't be replaced in one step."""
+    return path.with_name(f".{path.name}.replaced")
+
+
+def publish(path: Path) -> None:
+    """Put the whole checkpoint that was written to `unfinished(path)` in its place."""
+    if path.is_dir() or (path.exists() and unfinished(path).is_dir()):
+        path.rename(_replaced(path))
+    unfinished(path).replace(path)
+    _remove(_replaced(path))
+
+
+def link(path: Path, name: Path) -> None:
+    """Make `name` a link to a checkpoint in the same folder, in one step."""
+    _remove(unfinished(name))
+    unfinished(name).symlink_to(path.name)
+    unfinished(name).replace(name)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left unfinished in a run's `checkpoints/`; nothing that was ever whole is lost."""
+    for replaced in folder.glob(".*.replaced"):
+        path = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+        if not path.exists():
+            replaced.rename(path)
+    for leftover in chain(folder.glob(".*.replaced"), folder.glob(".*.unfinished")):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:

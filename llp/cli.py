@@ -9,25 +9,29 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import datamodules
 import llp
 from datamodules.text import TextDataModule
 from llp import checkpoints
-from llp.callbacks import FinalHyperparameters, LastStepValidation, RunMetrics, StepSeed, TokenLosses
+from llp.callbacks import FinalHyperparameters, LastStepValidation, TokenLosses
 from llp.certificate import Certificate
 from llp.errors import SettingError, require
 from llp.generation import SampleText
+from llp.guards import FiniteGuard, StallGuard
+from llp.interruption import Stopped
 from llp.language_model import LanguageModel
 from llp.report import TestReport, aligned
+from llp.run_checkpoint import RunCheckpoint
 from llp.trainer import LLPTrainer
 
 
@@ -69,7 +73,7 @@ def prepare(arguments: list[str]) -> None:
         "-c", "--config", action=ActionConfigFile, help="Path to a configuration file; only `data` counts."
     )
     parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
-    for name in ("model", "trainer", "checkpoint", "sample", "certificate"):
+    for name in ("model", "trainer", "checkpoint", "sample", "certificate", "guard", "stall"):
         parser.add_argument(f"--{name}", type=dict, default={}, help="Ignored.")
     parser.add_argument("--seed_everything", type=int | bool, default=0, help="Ignored.")
     parser.add_argument("--name", type=str | None, default=None, help="Ignored.")
@@ -91,19 +95,17 @@ class LLPCLI(LightningCLI):
 
     trainer: Trainer
 
+    def __init__(self, *args: Any, restarts: bool, **kwargs: Any) -> None:
+        self.restarts = restarts  # with `--ckpt_path auto` a run that has no checkpoint yet starts again in its folder
+        super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--name", type=str | None, default=None, help="The run's folder in lightning_logs/; version_N unless given."
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(FiniteGuard, "guard")
+        parser.add_lightning_class_args(StallGuard, "stall")
         parser.add_lightning_class_args(SampleText, "sample")
         parser.add_lightning_class_args(Certificate, "certificate")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
@@ -113,7 +115,9 @@ class LLPCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The trainer's methods, without the arguments that this command line decides on."""
         hidden = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
-        stock = {name: skip | hidden.get(name, set()) for name, skip in LightningCLI.subcommands().items()}
+        stock = {
+            name: skip | hidden.get(name, set()) | {"weights_only"} for name, skip in LightningCLI.subcommands().items()
+        }
         return {**stock, "generate": {"model", "datamodule"}, "context": {"model", "datamodule"}}
 
     def _parse_ckpt_path(self) -> None:
@@ -133,6 +137,7 @@ class LLPCLI(LightningCLI):
         require(path is not None or self.subcommand == "fit", "ckpt_path", None, remedy)
         self.resumed_run = None if path is None else checkpoints.run_folder(path)
         self.checkpoint = None if path is None else checkpoints.read(path)
+        self.resumed_step = 0 if self.checkpoint is None else self.checkpoint["global_step"]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
@@ -147,13 +152,21 @@ class LLPCLI(LightningCLI):
         if run is not None and name in (None, run.name) and run.parent.name == "lightning_logs":
             root, name = str(run.parent.parent), run.name  # a run goes on in its own folder
         name = name or SLURMEnvironment.job_id()
-        return TensorBoardLogger(root, name="lightning_logs", version=name, default_hp_metric=False)
+        # What the stopped run had logged beyond the checkpoint comes again.
+        purge = self.resumed_step or None
+        return TensorBoardLogger(root, name="lightning_logs", version=name, default_hp_metric=False, purge_step=purge)
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another model, and a folder that holds another run, before any long work."""
+        strategy = self.trainer.strategy
         if self.checkpoint is not None:
             checkpoints.check_fits(self.checkpoint, self.model)
+            if not isinstance(strategy, ModelParallelStrategy):
+                checkpoints.require_one_file(self._get(self.config, "ckpt_path"))
         self.checkpoint = None
+        if isinstance(strategy, ModelParallelStrategy) and strategy._data_parallel_size == "auto":
+            # Lightning's "auto" is the number of nodes: all processes of a node would read the same text.
+            strategy._data_parallel_size, strategy._tensor_parallel_size = self.trainer.world_size, 1
         # jsonargparse drops settings that a class named later doesn't take: what is built is said, never left to guess.
         settings = ", ".join(f"{name}={value}" for name, value in self.model.hparams.items())
         rank_zero_info(f"{type(self.model).__name__}({settings}) on {type(self.datamodule).__name__}")
@@ -161,17 +174,21 @@ class LLPCLI(LightningCLI):
             return
         folder = Path(self.trainer.log_dir or ".")
         # `hparams.yaml` comes with the first logged figures: a run that failed to start leaves its name free.
-        if (folder / "hparams.yaml").exists() and folder.resolve() != self.resumed_run:
+        if (folder / "hparams.yaml").exists() and folder.resolve() != self.resumed_run and not self.restarts:
             raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
 
+    def fit(self, **kwargs: Any) -> None:
+        self.trainer.fit(weights_only=True, **kwargs)
+
     def validate(self, **kwargs: Any) -> None:
-        self.trainer.validate(verbose=False, **kwargs)  # the report's table stands for Lightning's
+        self.trainer.validate(verbose=False, weights_only=True, **kwargs)  # the report's table stands for Lightning's
 
     def test(self, **kwargs: Any) -> None:
-        self.trainer.test(verbose=False, **kwargs)
+        self.trainer.test(verbose=False, weights_only=True, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        self.trainer.predict(return_predictions=False, **kwargs)  # `TokenLosses` writes them as they come
+        # `TokenLosses` writes them as they come.
+        self.trainer.predict(return_predictions=False, weights_only=True, **kwargs)
 
 
 def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
@@ -180,7 +197,7 @@ def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
     Raises:
         SettingError: If a checkpoint is needed and none is named, or it can't be opened, or nothing says what was run.
     """
-    path = next(reversed([*_values("--ckpt_path", arguments)]), None)
+    path = _last_value("ckpt_path", arguments)
     has_config = any(_values("--config", arguments)) or any(_values("-c", arguments))
     if path is None:
         remedy = f"`llp {subcommand}` needs a trained model; name its checkpoint"
@@ -191,6 +208,44 @@ def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
     remedy = f"the configuration of its run is not there ({config}); name it with --config"
     require(config.is_file() or has_config, "ckpt_path", path, remedy)
     return config if config.is_file() else None
+
+
+def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:
+    """The arguments with the path of the run's checkpoint in place of `--ckpt_path last` or `auto`.
+
+    `last` is the run's `last.ckpt`. `auto` is its furthest trained whole checkpoint, or none: then `llp fit` starts
+    afresh. The run is the one that `--name` names, or the SLURM job.
+
+    Raises:
+        SettingError: If the run has no name, or no such checkpoint.
+    """
+    word = _last_value("ckpt_path", arguments)
+    if word not in ("last", "auto"):
+        return arguments
+    name = _last_value("name", arguments) or SLURMEnvironment.job_id()
+    require(name is not None, "ckpt_path", word, "it needs to know of which run; give --name")
+    folder = Path(_last_value("trainer.default_root_dir", arguments) or ".") / f"lightning_logs/{name}/checkpoints"
+    if word == "last":
+        return [*arguments, "--ckpt_path", str(folder / "last.ckpt")]
+    if _is_rank_zero() and subcommand == "fit":
+        checkpoints.tidy(folder)
+    path = next(checkpoints.newest_first(folder), None)
+    remedy = f"there is no whole checkpoint in {folder}"
+    require(path is not None or subcommand == "fit", "ckpt_path", word, remedy)
+    return [*arguments, "--ckpt_path", "null" if path is None else str(path)]
+
+
+def _last_value(setting: str, arguments: list[str]) -> str | None:
+    """The value that a setting has on the command line, in a flag or else in a file; None: it has none."""
+    for value in reversed([*_values(f"--{setting}", arguments)]):
+        return None if value == "null" else value
+    for path in reversed([*_values("--config", arguments), *_values("-c", arguments)]):
+        settings: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+        for key in setting.split("."):
+            settings = settings.get(key) if isinstance(settings, dict) else None
+        if settings is not None:
+            return str(settings)
+    return None
 
 
 def _values(flag: str, arguments: list[str]) -> Iterator[str]:
@@ -213,20 +268,26 @@ def run(arguments: list[str]) -> int:
         if subcommand == "prepare":
             prepare(options)
             return 0
+        if subcommand == "consolidate":
+            require(len(options) == 1, "llp consolidate", " ".join(options), "name the folder of a sharded checkpoint")
+            print(f"Written to {checkpoints.consolidate(Path(options[0]))}")
+            return 0
+        restarts = _last_value("ckpt_path", options) == "auto"
         if subcommand in LLPCLI.subcommands() and not {"-h", "--help"} & set(options):
+            options = named_checkpoint(subcommand, options)
             defaults = run_defaults(subcommand, options)
             parser_kwargs[subcommand] = {"default_config_files": [] if defaults is None else [str(defaults)]}
         LLPCLI(
             LanguageModel,
             TextDataModule,
+            restarts=restarts,
+            args=[subcommand, *options],
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"overwrite": True},  # it keeps the older one itself
             trainer_class=LLPTrainer,
             seed_everything_default=0,
             trainer_defaults={
                 "callbacks": [
-                    RunMetrics(),
-                    StepSeed(),
                     LastStepValidation(),
                     FinalHyperparameters(),
                     TokenLosses(),
@@ -243,6 +304,10 @@ def run(arguments: list[str]) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+    except Stopped as stopped:
+        if _is_rank_zero():
+            print(f"llp {subcommand}: stopped by {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
     except Exception as error:
         users_error = _users_error(error)
         if users_error is None:
@@ -263,9 +328,14 @@ def _users_error(error: BaseException | None) -> BaseException | None:
     return error
 
 
+def _is_rank_zero() -> bool:
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
 def _silence() -> None:
     """Leave out what tells the user of this command line nothing."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # they are those of the command line
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # scoring windows have places instead

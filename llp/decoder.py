@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llp.attention import drop_history, rotary_table, rotate
 from llp.errors import require
@@ -46,6 +47,7 @@ class DecoderSettings:
     key_value_norm: bool
     rotary_first_layer_only: bool
     initialization: Literal["normal", "torch"]
+    activation_checkpointing: bool
 
     def std(self, scale: float = 1.0) -> float | None:
         """Standard deviation of initial weights; None: torch's own initialisation."""
@@ -202,25 +204,35 @@ class Decoder(nn.Module):
         settings: Size and options.
         patterns: One attention pattern per layer.
         compress: Acts between the first layer's attention and its MLP.
+        shard: Called with each block as soon as it is built, and with the decoder at the end, to distribute their
+            parameters over the ranks: no process ever holds more than its share and one block.
     """
 
     def __init__(
-        self, settings: DecoderSettings, patterns: Sequence[LayerPattern], compress: Compress | None = None
+        self,
+        settings: DecoderSettings,
+        patterns: Sequence[LayerPattern],
+        compress: Compress | None = None,
+        shard: Callable[[nn.Module], object] = lambda module: None,
     ) -> None:
         super().__init__()
         self.head_dim, self.rotary_base = settings.dim // settings.n_heads, settings.rotary_base
+        self.activation_checkpointing = settings.activation_checkpointing
         # Two maps a layer write into the stream; scaled so, its variance does not grow with depth.
         output_std = settings.std(scale=(2 * len(patterns)) ** -0.5)
         self.embed = Embedding(settings.vocab_size, settings.dim, settings.std())
-        self.layers = nn.ModuleList(
-            Block(settings, pattern, layer == 0 or not settings.rotary_first_layer_only, output_std)
-            for layer, pattern in enumerate(patterns)
-        )
+        self.layers = nn.ModuleList()
+        for layer, pattern in enumerate(patterns):
+            rotary = layer == 0 or not settings.rotary_first_layer_only
+            block = Block(settings, pattern, rotary, output_std)
+            shard(block)
+            self.layers.append(block)
         self.compress = compress
         self.final_norm = nn.LayerNorm(settings.dim)
         self.head = Linear(settings.dim, settings.vocab_size, settings.std())
         if settings.tie_embeddings:
             self.head.weight = self.embed.weight
+        shard(self)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits of the next token, or the loss for given next tokens.
@@ -239,7 +251,11 @@ class Decoder(nn.Module):
         cos, sin = rotary_table(n_positions, self.head_dim, self.rotary_base, like=x)
         for layer, block in enumerate(self.layers):
             n = x.shape[1]  # each layer numbers the positions that it holds from 0
-            x = block(x, cos[:n], sin[:n], self.compress if layer == 0 else None)  # (B, n_out, dim)
+            arguments = x, cos[:n], sin[:n], self.compress if layer == 0 else None
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, *arguments, use_reentrant=False)  # (B, n_out, dim)
+            else:
+                x = block(*arguments)  # (B, n_out, dim)
         if targets is None:
             return self.head(self.final_norm(x))  # (B, T, vocab_size)
         n_scored = min(targets.shape[1], x.shape[1])

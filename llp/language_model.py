@@ -2,17 +2,19 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
 from llp import optimization
-from llp.checkpoints import check_fits, check_tokenizer, describe
+from llp.callbacks import RunMetrics, StepSeed
+from llp.checkpoints import check_fits, check_tokenizer, describe, name_optimizer_states
 from llp.decoder import Compress, Decoder, DecoderSettings, LayerPattern
 from llp.errors import require
 from llp.scoring import Score, ScoringBatch
@@ -37,6 +39,8 @@ class LanguageModel(LightningModule, ABC):
         rotary_first_layer_only: Whether later layers do without rotary embedding (the published code's do, but V1's).
         initialization: `normal` draws weights from N(0, 0.02), smaller in the maps that write into the stream;
             `torch` leaves torch's defaults, as the published code does.
+        activation_checkpointing: Whether training keeps only what enters each layer and computes the rest again in the
+            backward pass: less memory, about a third more time. The results are the same.
         learning_rate: Peak learning rate of AdamW.
         betas: AdamW's decay rates of the first and second moment.
         weight_decay: AdamW's weight decay, on the weights of linear maps only.
@@ -66,6 +70,7 @@ class LanguageModel(LightningModule, ABC):
         key_value_norm: bool = False,
         rotary_first_layer_only: bool = False,
         initialization: Literal["normal", "torch"] = "normal",
+        activation_checkpointing: bool = False,
         learning_rate: float = 5e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
@@ -93,7 +98,10 @@ class LanguageModel(LightningModule, ABC):
         self.n_layers = n_layers
         self.settings = DecoderSettings(**{field.name: self.hparams[field.name] for field in fields(DecoderSettings)})
         self.trained: dict[str, Any] = {"step": None, "seed": None}
-        self._step_losses: list[Tensor] = []
+        self.window_losses: list[Tensor] = []
+        """Mean loss of each window (B,) of this rank, for the batches of the optimizer step so far."""
+        self.step_loss: Tensor
+        """Mean loss of the optimizer step, over its batches and all ranks: ()."""
 
     # The architecture
 
@@ -106,12 +114,14 @@ class LanguageModel(LightningModule, ABC):
         if hasattr(self, "decoder"):
             return
         patterns = [self.layer_pattern(layer) for layer in range(self.n_layers)]
-        self.decoder = Decoder(self.settings, patterns, self.compression())
-        if self.device_mesh is not None:
-            mesh = self.device_mesh["data_parallel"]
-            for block in self.decoder.layers:
-                fully_shard(block, mesh=mesh)
-            fully_shard(self.decoder, mesh=mesh)
+        if self.device_mesh is None:
+            self.decoder = Decoder(self.settings, patterns, self.compression())
+            return
+        size = self.device_mesh["tensor_parallel"].size()
+        remedy = "set it to 1, and data_parallel_size to the number of processes: each reads text of its own"
+        require(size == 1, "trainer.strategy.init_args.tensor_parallel_size", size, remedy)
+        shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
+        self.decoder = Decoder(self.settings, patterns, self.compression(), shard)
 
     def compression(self) -> Compress | None:
         """What makes the history shorter between the first layer's attention and its MLP; None: nothing does."""
@@ -127,12 +137,20 @@ class LanguageModel(LightningModule, ABC):
         """Mean loss in nats over the positions with a loss; `batch` is inputs and targets, (B, N) each."""
         inputs, targets = batch
         losses = self.decoder(inputs, targets)  # (B, T)
-        loss = losses.mean()
-        self._step_losses.append(loss.detach())
+        self.window_losses.append(losses.detach().mean(dim=1))
         if not self.trainer.fit_loop._should_accumulate():  # the last batch of an optimizer step
-            self.log("train/loss", torch.stack(self._step_losses).mean(), prog_bar=True, sync_dist=True)
-            self._step_losses.clear()
-        return {"loss": loss, "trained_tokens": losses.numel(), "input_tokens": inputs.numel()}
+            # All ranks' batches are of one size, so that the mean of means is the mean.
+            self.step_loss = self.trainer.strategy.reduce(torch.cat(self.window_losses).mean(), reduce_op="mean")
+            self.log("loss", self.step_loss, prog_bar=True, logger=False)
+        return {"loss": losses.mean(), "trained_tokens": losses.numel(), "input_tokens": inputs.numel()}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self.trainer.fit_loop._should_accumulate():
+            self.window_losses.clear()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What belongs to the training of every model: its curves, and dropout that a resumed run draws again."""
+        return [RunMetrics(), StepSeed()]
 
     def learning_rate_factor(self, step: int) -> float:
         """The learning rate of an optimizer step, as a share of `learning_rate`."""
@@ -224,6 +242,7 @@ class LanguageModel(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint.update(describe(self, data))
+        name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_fits(checkpoint, self)
