@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -98,8 +99,17 @@ class StepSeed(Callback):
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
 
-class LastStepValidation(Callback):
-    """Validates after the last step, whatever the interval: a run never ends without a score and a checkpoint."""
+class StepValidation(Callback):
+    """Validates after the last step, whatever the interval, and never between the batches of one optimizer step.
+
+    So a run ends with a score and a checkpoint, and no checkpoint is taken where gradients wait to be summed up.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        interval, accumulated = trainer.val_check_batch, trainer.accumulate_grad_batches
+        if isinstance(interval, int) and interval % accumulated:
+            trainer.val_check_batch = interval + -interval % accumulated
+            rank_zero_info(f"Validating every {trainer.val_check_batch:,} batches, in whole optimizer steps")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int

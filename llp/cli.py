@@ -23,7 +23,7 @@ import datamodules
 import llp
 from datamodules.text import TextDataModule
 from llp import checkpoints
-from llp.callbacks import FinalHyperparameters, LastStepValidation, TokenLosses
+from llp.callbacks import FinalHyperparameters, StepValidation, TokenLosses
 from llp.certificate import Certificate
 from llp.errors import SettingError, require
 from llp.generation import SampleText
@@ -152,9 +152,10 @@ class LLPCLI(LightningCLI):
         if run is not None and name in (None, run.name) and run.parent.name == "lightning_logs":
             root, name = str(run.parent.parent), run.name  # a run goes on in its own folder
         name = name or SLURMEnvironment.job_id()
-        # What the stopped run had logged beyond the checkpoint comes again.
-        purge = self.resumed_step or None
-        return TensorBoardLogger(root, name="lightning_logs", version=name, default_hp_metric=False, purge_step=purge)
+        # What a stopped run had logged beyond the checkpoint comes again.
+        return TensorBoardLogger(
+            root, name="lightning_logs", version=name, default_hp_metric=False, purge_step=self.resumed_step
+        )
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another model, and a folder that holds another run, before any long work."""
@@ -288,7 +289,7 @@ def run(arguments: list[str]) -> int:
             seed_everything_default=0,
             trainer_defaults={
                 "callbacks": [
-                    LastStepValidation(),
+                    StepValidation(),
                     FinalHyperparameters(),
                     TokenLosses(),
                     TestReport(),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -235,7 +236,11 @@ class LanguageModel(LightningModule, ABC):
     def _log_score(self, split: str) -> None:
         # The metric has summed over the ranks already; every rank logs the same figures.
         figures = {f"{split}/{name}": value for name, value in self.score.total().items()}
-        self.log_dict(figures, sync_dist=True)
+        is_fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.log_dict(figures, sync_dist=True, logger=not is_fitting)
+        if is_fitting:  # at the step's own number: Lightning's count can be one behind in a resumed run
+            for logger in self.loggers:
+                logger.log_metrics(figures, self.trainer.global_step - 1)
 
     # Checkpoints
 

@@ -1,7 +1,6 @@
 """The checkpoints of a run: the newest and the best, written whole or not at all, also when a signal ends the run."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,18 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
-        # Before a validation that is due nothing is saved: a run that went on from there would leave it out.
-        if loop._should_accumulate() or loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
-            return
-        is_due = self.last_every is not None and trainer.global_step % self.last_every == 0
-        self._save_last_if(is_due or 0 < trainer.max_steps <= trainer.global_step, trainer)
+        # A run that went on from before a validation that is due, or from before an epoch's end, would leave it out.
+        validates_next = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if not (loop._should_accumulate() or validates_next or loop.epoch_loop.batch_progress.is_last_batch):
+            self._save_last_if(self._is_due(trainer), trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        is_saved = self._last_global_step_saved == trainer.global_step
+        self._save_last_if(not is_saved and (_is_at_end(trainer) or self._is_due(trainer)), trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return self.last_every is not None and trainer.global_step % self.last_every == 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -88,11 +94,13 @@ class RunCheckpoint(ModelCheckpoint):
         """Save `last.ckpt` if it is due, or if a signal has reached any of the processes: then the run ends."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        is_stopped = trainer.strategy.reduce_boolean_decision(LISTENER.received is not None, all=False)
+        received = torch.tensor(LISTENER.received or 0, device=trainer.strategy.root_device)
+        signum = int(trainer.strategy.reduce(received, reduce_op="max"))
+        is_stopped = signum and not _is_at_end(trainer)  # there is nothing to cut short at the end
         if is_due or is_stopped:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         if is_stopped:
-            raise Stopped(LISTENER.received or signal.SIGTERM)
+            raise Stopped(signum)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         for logger in trainer.loggers:
@@ -115,6 +123,10 @@ class RunCheckpoint(ModelCheckpoint):
             launcher.kill(exception.signum)  # the processes that this one has started
         if was_training and trainer.is_global_zero:
             print(how_to_go_on(self.last_model_path), file=sys.stderr, flush=True)
+
+
+def _is_at_end(trainer: Trainer) -> bool:
+    return 0 < trainer.max_steps <= trainer.global_step
 
 
 def how_to_go_on(path: str) -> str:
