@@ -113,12 +113,15 @@ class StallGuard(Callback):
     on_train_batch_end = on_validation_batch_start = on_validation_batch_end = on_validation_end = _move
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finished.set()
-        if self._thread is not None:
-            self._thread.join(timeout=60)
+        self._finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
         self._finished.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)  # the others finish too, if it is not this process alone that fails
 
     def _watch(self, trainer: Trainer) -> None:
         """Every so often exchange the counts of moves. All ranks go through the same rounds until all have finished."""
