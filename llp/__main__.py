@@ -40,11 +40,11 @@ def main() -> int:
     if arguments[0] == "--version":
         print(f"llp {llp.__version__}")
         return 0
+    LISTENER.listen()
     try:
-        with LISTENER.listening():
-            from llp.cli import run  # imports torch and lightning: seconds
+        from llp.cli import run  # imports torch and lightning: seconds
 
-            return run(arguments)
+        return run(arguments)
     except Stopped as stopped:
         return 128 + stopped.signum
 

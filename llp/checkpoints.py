@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -147,12 +148,25 @@ def link(path: Path, name: Path) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove what a killed process left unfinished in a run's `checkpoints/`; nothing that was ever whole is lost."""
-    for replaced in folder.glob(".*.replaced"):
-        path = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
-        if not path.exists():
-            replaced.rename(path)
+    for replaced, path in _unreplaced(folder):
+        replaced.rename(path)
     for leftover in chain(folder.glob(".*.replaced"), folder.glob(".*.unfinished")):
         _remove(leftover)
+
+
+def wait_until_tidy(folder: Path) -> None:
+    """Wait, in the other processes, until all checkpoints that `tidy` restores are in their places."""
+    while _unreplaced(folder):
+        time.sleep(0.1)
+
+
+def _unreplaced(folder: Path) -> list[tuple[Path, Path]]:
+    """Checkpoints that were moved aside for others which never came, and the places that they had."""
+    pairs = [
+        (replaced, folder / replaced.name.removeprefix(".").removesuffix(".replaced"))
+        for replaced in folder.glob(".*.replaced")
+    ]
+    return [(replaced, path) for replaced, path in pairs if not path.exists()]
 
 
 def _remove(path: Path) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from torch.distributed import DistError
 
 import datamodules
 import llp
@@ -151,10 +152,13 @@ class LLPCLI(LightningCLI):
         name, run = self._get(self.config, "name"), self.resumed_run
         if run is not None and name in (None, run.name) and run.parent.name == "lightning_logs":
             root, name = str(run.parent.parent), run.name  # a run goes on in its own folder
-        name = name or SLURMEnvironment.job_id()
         # What a stopped run had logged beyond the checkpoint comes again.
         return TensorBoardLogger(
-            root, name="lightning_logs", version=name, default_hp_metric=False, purge_step=self.resumed_step
+            root,
+            name="lightning_logs",
+            version=name or slurm_job(),
+            default_hp_metric=False,
+            purge_step=self.resumed_step,
         )
 
     def after_instantiate_classes(self) -> None:
@@ -223,13 +227,13 @@ def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:
     word = _last_value("ckpt_path", arguments)
     if word not in ("last", "auto"):
         return arguments
-    name = _last_value("name", arguments) or SLURMEnvironment.job_id()
+    name = _last_value("name", arguments) or slurm_job()
     require(name is not None, "ckpt_path", word, "it needs to know of which run; give --name")
     folder = Path(_last_value("trainer.default_root_dir", arguments) or ".") / f"lightning_logs/{name}/checkpoints"
     if word == "last":
         return [*arguments, "--ckpt_path", str(folder / "last.ckpt")]
-    if _is_rank_zero() and subcommand == "fit":
-        checkpoints.tidy(folder)
+    if subcommand == "fit":
+        checkpoints.tidy(folder) if _is_rank_zero() else checkpoints.wait_until_tidy(folder)
     path = next(checkpoints.newest_first(folder), None)
     remedy = f"there is no whole checkpoint in {folder}"
     require(path is not None or subcommand == "fit", "ckpt_path", word, remedy)
@@ -311,9 +315,13 @@ def run(arguments: list[str]) -> int:
         return 128 + stopped.signum
     except Exception as error:
         users_error = _users_error(error)
-        if users_error is None:
+        if users_error is not None:
+            print(f"llp {subcommand}: error: {users_error}", file=sys.stderr)
+        elif not _is_rank_zero() and _is_lost_contact(error):
+            rank = rank_zero_only.rank  # type: ignore[attr-defined]
+            print(f"llp {subcommand}: rank {rank} ends too: another process has ended", file=sys.stderr)
+        else:
             raise
-        print(f"llp {subcommand}: error: {users_error}", file=sys.stderr)
         return 1
     return 0
 
@@ -327,6 +335,17 @@ def _users_error(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, SettingError | MisconfigurationException | OSError):
         error = error.__cause__
     return error
+
+
+def _is_lost_contact(error: Exception) -> bool:
+    """Whether a collective failed since a process at its other end is gone; gloo has no type of error of its own."""
+    return isinstance(error, DistError) or "Connection closed by peer" in str(error)
+
+
+def slurm_job() -> str | None:
+    """The number of the SLURM job that this is a task of, which names its run; None: it is none."""
+    job = SLURMEnvironment.job_id()
+    return None if job is None else str(job)
 
 
 def _is_rank_zero() -> bool:

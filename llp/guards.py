@@ -81,8 +81,8 @@ def gradient_norm(module: LightningModule) -> Tensor:
 class StallGuard(Callback):
     """Ends a run in which nothing has moved for a while, and names the rank that the others wait for.
 
-    A thread of each process compares their progress, on a group of its own beside the training's collectives. A process
-    that doesn't answer at all (a frozen machine) is named too.
+    A thread of each process says how far it is, in a store beside the training's collectives, which rank 0's reads. A
+    process that says nothing at all (a frozen machine) is named too.
 
     Args:
         timeout_s: Seconds without progress on any rank. It must exceed the longest pause of a healthy run: writing a
@@ -101,10 +101,19 @@ class StallGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * self.timeout_s))
             self._finished.clear()
-            self._thread = threading.Thread(target=self._watch, args=(trainer,), daemon=True)
+            self._thread = threading.Thread(target=self._watch, args=(trainer, self._open_store(trainer)), daemon=True)
             self._thread.start()
+
+    def _open_store(self, trainer: Trainer) -> dist.TCPStore:
+        """A store in rank 0's process, in which every rank has an entry."""
+        host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=self.timeout_s)
+        store = dist.TCPStore(host, 0, is_master=True, timeout=timeout) if trainer.is_global_zero else None
+        port = trainer.strategy.broadcast(0 if store is None else store.port)
+        store = store or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        store.set(str(trainer.global_rank), "0 0")
+        trainer.strategy.barrier("stall guard")
+        return store
 
     def _move(self, *_: Any, **__: Any) -> None:
         self._moves += 1
@@ -120,48 +129,61 @@ class StallGuard(Callback):
 
     def _finish(self) -> None:
         self._finished.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)  # the others finish too, if it is not this process alone that fails
+        if self._thread is not None:  # one that is still inside the store when Python ends would abort the process
+            self._thread.join(timeout=10)
 
-    def _watch(self, trainer: Trainer) -> None:
-        """Every so often exchange the counts of moves. All ranks go through the same rounds until all have finished."""
-        seen, moved_at, pause = torch.zeros(0), time.monotonic(), min(self.timeout_s / 4, 10.0)
-        while True:
-            self._finished.wait(pause)
+    def _watch(self, trainer: Trainer, store: dist.TCPStore) -> None:
+        ranks = Ranks(trainer.world_size)
+        while not self._finished.wait(min(self.timeout_s / 4, 10.0)):
             try:
-                moves, finished = self._exchange()
-            except RuntimeError as error:
-                if self._finished.wait(10):  # another one has ended, and so does this one: the error is said elsewhere
-                    return
-                self._end(trainer, str(error))
-            if finished.all():
+                store.set(str(trainer.global_rank), f"{self._moves} {time.monotonic_ns()}")
+                states = store.multi_get(ranks.names) if trainer.is_global_zero else None
+            except RuntimeError:
+                if not self._finished.wait(10):  # else rank 0 has ended just before this one does
+                    self._end(trainer, "rank 0 does not answer")
                 return
-            if not torch.equal(moves, seen):
-                seen, moved_at = moves, time.monotonic()
-            elif time.monotonic() - moved_at > self.timeout_s:
-                behind = (moves == moves.min()).nonzero().flatten().tolist()
-                ranks = f"rank {behind[0]}" if len(behind) == 1 else f"every one of the ranks {behind}"
-                self._end(trainer, f"{ranks} has not moved for {self.timeout_s:g} s, and the others wait for it")
-
-    def _exchange(self) -> tuple[Tensor, Tensor]:
-        """How often each rank has moved, and whether it has finished: (W,) each.
-
-        Raises:
-            RuntimeError: If a rank does not answer; rank 0's names it.
-        """
-        state = torch.tensor([self._moves, self._finished.is_set()])
-        states = [torch.empty_like(state) for _ in range(dist.get_world_size())]
-        dist.monitored_barrier(self._group, timedelta(seconds=self.timeout_s), wait_all_ranks=True)
-        dist.all_gather(states, state, group=self._group)
-        moves, finished = torch.stack(states).unbind(1)
-        return moves, finished
+            if states is not None:
+                ranks.update(states)
+                if reason := ranks.stalled(self.timeout_s):
+                    self._end(trainer, reason)
 
     def _end(self, trainer: Any, reason: str) -> None:
         """End the process from its thread: the main one waits inside a collective, where no exception reaches it."""
-        if trainer.is_global_zero:
-            advice = how_to_go_on(trainer.checkpoint_callback.last_model_path) if trainer.checkpoint_callback else ""
-            message = f"stall.timeout_s = {self.timeout_s:g}: in optimizer step {trainer.global_step + 1:,} {reason}."
-            print(f"\nllp: error: {message}\n{advice}", file=sys.stderr, flush=True)
+        advice = how_to_go_on(trainer.checkpoint_callback.last_model_path) if trainer.checkpoint_callback else ""
+        message = f"stall.timeout_s = {self.timeout_s:g}: in optimizer step {trainer.global_step + 1:,} {reason}."
+        print(f"\nllp: error: {message}\n{advice}", file=sys.stderr, flush=True)
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that this one has started
         os._exit(1)
+
+
+class Ranks:
+    """What rank 0 knows of all ranks: how often each has moved, and when it was last heard of."""
+
+    def __init__(self, world_size: int) -> None:
+        self.names = [str(rank) for rank in range(world_size)]
+        self._states = [[0, 0] for _ in self.names]  # moves, and a clock's reading that is new with each message
+        self._moved_at = time.monotonic()
+        self._heard_at = [self._moved_at] * world_size
+
+    def update(self, messages: list[bytes]) -> None:
+        """Take in the newest message of each rank: its moves, and the reading of its clock."""
+        now, states = time.monotonic(), [[int(number) for number in message.split()] for message in messages]
+        for rank, (before, after) in enumerate(zip(self._states, states, strict=True)):
+            if before[0] != after[0]:
+                self._moved_at = now
+            if before[1] != after[1]:
+                self._heard_at[rank] = now
+        self._states = states
+
+    def stalled(self, timeout_s: float) -> str | None:
+        """Which ranks the others wait for, if nothing has moved for so long."""
+        now = time.monotonic()
+        if now - self._moved_at <= timeout_s:
+            return None
+        silent = [rank for rank, at in enumerate(self._heard_at) if now - at > timeout_s / 2]
+        fewest = min(moves for moves, _ in self._states)
+        behind = silent or [rank for rank, (moves, _) in enumerate(self._states) if moves == fewest]
+        names = ", ".join(f"rank {rank}" for rank in behind)
+        what = "does not answer" if silent else "has not moved"
+        return f"{names} {what} for {timeout_s:g} s, and the others wait for it"

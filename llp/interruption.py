@@ -5,8 +5,6 @@ Imports nothing heavy, so that the command line listens from its first moment.
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -28,17 +26,10 @@ class Listener:
         self.received: int | None = None
         self.deferring = False
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen for the signals inside the `with`."""
-        before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    def listen(self) -> None:
+        """Listen from now on."""
         self.received, self.deferring = None, False
         self.install()
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
     def install(self) -> None:
         """Make this the handler of the signals, again if somebody else took them."""
@@ -46,14 +37,15 @@ class Listener:
             signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        impatient = signum == self.received == signal.SIGINT
-        if not self.deferring or impatient:
+        is_first = self.received is None
+        if not is_first and signum != signal.SIGINT:
+            return  # this process is ending already, and what it returns should say why
+        self.received = self.received or signum
+        if not self.deferring or not is_first:
             raise Stopped(signum)
-        if self.received is None:
-            self.received = signum
-            name = signal.Signals(signum).name
-            hint = "; once more to stop at once" if signum == signal.SIGINT else ""
-            print(f"\n{name}: the step is finished and saved first{hint}", file=sys.stderr, flush=True)
+        name = signal.Signals(signum).name
+        hint = "; once more to stop at once" if signum == signal.SIGINT else ""
+        print(f"\n{name}: the step is finished and saved first{hint}", file=sys.stderr, flush=True)
 
 
 LISTENER = Listener()

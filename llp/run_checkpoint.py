@@ -112,6 +112,7 @@ class RunCheckpoint(ModelCheckpoint):
             checkpoints.publish(path)
             if self.save_top_k > 1 and filepath == self.best_model_path:
                 checkpoints.link(path, path.with_name("best.ckpt"))
+        trainer.strategy.barrier("published")  # a process that ends before may take the others with it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         LISTENER.deferring = False

@@ -1,7 +1,9 @@
 """Small models and a small text that several files use."""
 
 import random
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import llp
 from llp import __main__ as console
+from llp.interruption import SIGNALS
 from llp.language_model import LanguageModel
 
 torch.set_num_threads(1)  # the models are too small for more
@@ -77,16 +80,28 @@ def work(tmp_path, wikitext, monkeypatch):
     return tmp_path
 
 
+@contextmanager
+def handlers_restored():
+    """`llp` is a process of its own and keeps its signal handlers; the tests go on with theirs."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 @pytest.fixture
 def run(work, monkeypatch, capsys):
     """Run `llp` in this process; returns exit status, standard output and standard error."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["llp", *map(str, arguments)])
-        try:
-            status = console.main()
-        except SystemExit as stop:
-            status = stop.code
+        with handlers_restored():
+            try:
+                status = console.main()
+            except SystemExit as stop:
+                status = stop.code
         return status, *capsys.readouterr()
 
     return run

@@ -1,7 +1,10 @@
 """The architectures against the brute-force reference, their causality, their reach, their size."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 import llp
 import reference
@@ -172,6 +175,16 @@ def test_published_sizes(name, settings, expected):
         model = getattr(llp, name)(vocab_size=28_996, dim=768, n_heads=6, **settings)
         model.configure_model()
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_three_billion_parameters_are_built_without_memory():
+    """The shipped configuration with its vocabulary of 32,000."""
+    config = yaml.safe_load((Path(__file__).parent.parent / "configs/model/llp_3b.yaml").read_text())["model"]
+    with torch.device("meta"):
+        model = llp.LLP(vocab_size=32_000, **config["init_args"])
+        model.configure_model()
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_995_953_920
 
 
 def test_names_in_the_state_dict():
