@@ -47,6 +47,8 @@ def main() -> int:
         return run(arguments)
     except Stopped as stopped:
         return 128 + stopped.signum
+    finally:
+        LISTENER.ignore()
 
 
 if __name__ == "__main__":

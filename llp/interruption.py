@@ -36,6 +36,11 @@ class Listener:
         for signum in SIGNALS:
             signal.signal(signum, self._handle)
 
+    def ignore(self) -> None:
+        """Let no signal change the status of a process whose work is over: Python drops its handlers before it ends."""
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_first = self.received is None
         if not is_first and signum != signal.SIGINT:

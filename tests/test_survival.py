@@ -13,7 +13,7 @@ import llp
 from conftest import handlers_restored
 from llp import checkpoints
 from llp.decoder import Block, Decoder
-from llp.interruption import LISTENER, Stopped
+from llp.interruption import LISTENER, SIGNALS, Stopped
 from llp.language_model import LanguageModel
 
 TIMED = {"train/tokens_per_second"}
@@ -194,6 +194,9 @@ def test_the_status_says_what_ended_it():
         with pytest.raises(Stopped, match="SIGUSR1"):
             kill(signal.SIGUSR1)()
         kill(signal.SIGTERM)()
+        LISTENER.ignore()
+        for signum in SIGNALS:
+            kill(signum)()
 
 
 def test_the_best_are_kept(run, work):
