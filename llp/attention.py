@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from llp.merged_attention import MergedAttention, Part, can_merge
+
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
     """Lower-right causal: query i of Q sees the keys 0 .. i + (N - Q), so that the last query sees all.
@@ -18,7 +20,14 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     if n_queries == n_keys:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
-    mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left here: another mask
+    if can_merge(query, dropout_p):
+        first = n_keys - n_queries
+        own, before = (..., slice(first, None), slice(None)), (..., slice(None, first), slice(None))
+        return MergedAttention.apply(query, key, value, [Part((...,), own, True), Part((...,), before, False)])
+    if torch.compiler.is_compiling():  # which can't trace the other form
+        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
+    else:
+        mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left here: another mask
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
 
 
@@ -32,21 +41,38 @@ def segment_pair_attention(
 
     Source: arXiv 2412.06106, section on the Long LoRA Perceiver; the segments are those of LongLoRA, arXiv 2309.12307.
     """
-    batch, _, n, _ = query.shape
+    n, padding = query.shape[2], -query.shape[2] % segment_len
     if n <= segment_len:
         return causal_attention(query, key, value, dropout_p)
-    # A last segment that is shorter is filled up at its end: causality hides the filling from every true query.
-    query, key, value = (
-        F.pad(x, (0, 0, 0, -n % segment_len)).unflatten(2, (-1, segment_len)).transpose(1, 2)
-        for x in (query, key, value)
-    )  # (B, S, H, M, D)
+    if padding:  # a shorter last segment is filled up at its end: causality hides that from every true query
+        query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
+    query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2) for x in (query, key, value))
+    attended = _merged_pairs if can_merge(query, dropout_p) else _copied_pairs
+    output = attended(query, key, value, dropout_p)  # (B, S, H, M, D)
+    output = output.transpose(1, 2).flatten(2, 3)  # (B, H, S M, D)
+    return output[:, :, :n] if padding else output
+
+
+def _copied_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    """Segment pairs by their definition: the keys of each two neighbours side by side; all are (B, S, H, M, D)."""
+    batch = query.shape[0]
     key_pairs, value_pairs = (torch.cat((x[:, :-1], x[:, 1:]), dim=-2) for x in (key, value))  # (B, S - 1, H, 2 M, D)
     first = causal_attention(query[:, 0], key[:, 0], value[:, 0], dropout_p)  # (B, H, M, D)
     later = causal_attention(
         query[:, 1:].flatten(0, 1), key_pairs.flatten(0, 1), value_pairs.flatten(0, 1), dropout_p
     )  # (B (S - 1), H, M, D)
-    output = torch.cat((first.unsqueeze(1), later.unflatten(0, (batch, -1))), dim=1)  # (B, S, H, M, D)
-    return output.transpose(1, 2).flatten(2, 3)[:, :, :n]  # (B, H, N, D)
+    return torch.cat((first.unsqueeze(1), later.unflatten(0, (batch, -1))), dim=1)
+
+
+def _merged_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    """The same without copies: all segments see themselves, and of each sample all but the first the one before."""
+    batch, n_segments = query.shape[:2]
+    parts = [Part((...,), (...,), True)]
+    for start in range(0, batch * n_segments, n_segments):
+        last = start + n_segments - 1
+        parts.append(Part((slice(start + 1, last + 1),), (slice(start, last),), False))
+    output = MergedAttention.apply(*(x.flatten(0, 1) for x in (query, key, value)), parts)  # (B S, H, M, D)
+    return output.unflatten(0, (batch, n_segments))
 
 
 def history_attention(
@@ -106,20 +132,21 @@ def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tu
     return key.gather(2, places), value.gather(2, places)  # (B, H, n_kept + N - n_history, D)
 
 
-def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the angles p * base^(-2 j / D), each (N, D / 2), on the device of `like`.
+def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor) -> Tensor:
+    """The turns exp(i p base^(-2 j / D)) of position p and pair j, complex (N, D / 2), on the device of `like`.
 
     The angles are taken in float64, since float32 has lost half of its digits at position 10,000; the table is in
-    float32, or in float64 where `like` is.
+    complex64, or in complex128 where `like` is in float64.
     """
     positions = torch.arange(n_positions, device=like.device, dtype=torch.float64)
     pairs = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64)
     angles = torch.outer(positions, base ** (-pairs / head_dim))
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    return turns if like.dtype == torch.float64 else turns.to(torch.complex64)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding: turn the interleaved pairs (2 j, 2 j + 1) of `x` (B, H, N, D) by the table's angles."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, N, D / 2) each
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotary embedding: turn the interleaved pairs (2 j, 2 j + 1) of `x` (B, N, H, D), as complex numbers."""
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))  # (B, N, H, D / 2, 2)
+    turned = torch.view_as_complex(pairs) * turns.unsqueeze(1)  # (B, N, H, D / 2)
+    return torch.view_as_real(turned).flatten(-2).type_as(x)

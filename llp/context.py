@@ -65,7 +65,7 @@ def loss_by_context(
         for first in range(0, len(starts), batch_size):
             rows = np.stack([tokens[s - context : s + block_len + 1] for s in starts[first : first + batch_size]])
             window = torch.from_numpy(rows.astype(np.int64)).to(model.device)  # (B, context + block_len + 1)
-            nats += model.decoder(window[:, :-1], window[:, -block_len:]).double().sum().item()
+            nats += model.decoder(window[:, :-1], window[:, -block_len:]).each.double().sum().item()
         loss = nats / (len(starts) * block_len)
         curve.append(ContextLoss(context, loss, math.exp(loss), len(starts) * block_len))
     return curve

@@ -7,7 +7,7 @@ materialised piece by piece.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llp.attention import drop_history, rotary_table, rotate
 from llp.errors import require
+from llp.loss import linear_cross_entropy
 
 Attend = Callable[..., Tensor]
 """An attention pattern: `attend(query, key, value, dropout_p=...)`, see `llp.attention`."""
@@ -103,31 +104,32 @@ class Attention(nn.Module):
         self.key_value_norm = nn.LayerNorm(dim // settings.n_heads) if settings.key_value_norm else None
         self.output = Linear(dim, dim, output_std)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, n_out: int) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor, n_out: int) -> Tensor:
         """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim)."""
         n_history = x.shape[1] - n_out
-        query = self.split_heads(self.query(x[:, n_history:]))  # (B, H, n_out, D)
-        key, value = self.keys_and_values(x, cos, sin)  # (B, H, N, D) each
+        query = self.split_heads(self.query(last_positions(x, n_out)))  # (B, n_out, H, D)
+        key, value = self.keys_and_values(x, turns)  # (B, N, H, D) each
         if self.rotary:
-            query = rotate(query, cos[n_history:], sin[n_history:])
+            query = rotate(query, turns[n_history:])
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, N, D)
         if self.training and self.pattern.history_dropout:
             key, value = drop_history(key, value, n_history, self.pattern.history_dropout)
         attended = self.pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
         return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
 
-    def keys_and_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all positions, (B, H, N, D) each; shared, they are one tensor, rotated and normed."""
+    def keys_and_values(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions, (B, N, H, D) each; shared, they are one tensor, rotated and normed."""
         projected = self.key_value(x)
         key, value = (projected, projected) if self.share_key_value else projected.chunk(2, dim=-1)
         key = self.split_heads(key)
         if self.rotary:
-            key = rotate(key, cos, sin)
+            key = rotate(key, turns)
         if self.key_value_norm is not None:
             key = self.key_value_norm(key)
         return key, key if self.share_key_value else self.split_heads(value)
 
     def split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, N, H D) -> (B, H, N, D)
+        return x.unflatten(-1, (self.n_heads, -1))  # (B, N, H D) -> (B, N, H, D)
 
 
 class MLP(nn.Module):
@@ -144,6 +146,11 @@ class MLP(nn.Module):
         return self.down(F.dropout(F.gelu(self.up(x)), self.dropout, self.training))
 
 
+def last_positions(x: Tensor, n: int) -> Tensor:
+    """The last `n` positions of (B, N, dim); `x` itself if these are all, for a slice costs its backward a copy."""
+    return x if n == x.shape[1] else x[:, x.shape[1] - n :]
+
+
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the stream."""
 
@@ -157,11 +164,11 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(settings.dim)
         self.mlp = MLP(settings, output_std)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, between: nn.Module | None = None) -> Tensor:
-        """(B, N, dim) -> (B, n_out, dim); `cos` and `sin` are (N, D / 2); `between` acts before the MLP."""
+    def forward(self, x: Tensor, turns: Tensor, between: nn.Module | None = None) -> Tensor:
+        """(B, N, dim) -> (B, n_out, dim); `turns` is the rotary table, (N, D / 2); `between` acts before the MLP."""
         n = x.shape[1]
         n_out = n if self.n_out is None else min(self.n_out, n)
-        x = x[:, n - n_out :] + self.attention(self.attention_norm(x), cos, sin, n_out)
+        x = last_positions(x, n_out) + self.attention(self.attention_norm(x), turns, n_out)
         if between is not None:
             x = between(x)
         return x + self.mlp(self.mlp_norm(x))
@@ -234,7 +241,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embed.weight
         shard(self)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
         """Logits of the next token, or the loss for given next tokens.
 
         Args:
@@ -242,16 +249,16 @@ class Decoder(nn.Module):
             targets: (B, S) int64, the tokens after the last S positions. Where S > T, the last T are taken.
 
         Returns:
-            Without targets the logits (B, T, vocab_size); with them the loss in nats, (B, min(S, T)), in float32 or
-            better. The loss is computed in here so that a sharded head is used where its weights are gathered.
+            Without targets the logits (B, T, vocab_size); with them the `Losses` of (B, min(S, T)) targets. They are
+            computed in here so that a sharded head is used where its weights are gathered.
         """
         x = self.embed(tokens)  # (B, N, dim)
         # A history shorter than `compressed_len` becomes longer.
         n_positions = tokens.shape[1] + (0 if self.compress is None else self.compress.out_features)
-        cos, sin = rotary_table(n_positions, self.head_dim, self.rotary_base, like=x)
+        turns = rotary_table(n_positions, self.head_dim, self.rotary_base, like=x)
         for layer, block in enumerate(self.layers):
-            n = x.shape[1]  # each layer numbers the positions that it holds from 0
-            arguments = x, cos[:n], sin[:n], self.compress if layer == 0 else None
+            # Each layer numbers the positions that it holds from 0.
+            arguments = x, turns[: x.shape[1]], self.compress if layer == 0 else None
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)  # (B, n_out, dim)
             else:
@@ -259,8 +266,5 @@ class Decoder(nn.Module):
         if targets is None:
             return self.head(self.final_norm(x))  # (B, T, vocab_size)
         n_scored = min(targets.shape[1], x.shape[1])
-        logits = self.head(self.final_norm(x[:, x.shape[1] - n_scored :]))  # (B, n_scored, vocab_size)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = targets[:, targets.shape[1] - n_scored :]
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return losses.view_as(targets).clone()  # FSDP2 hooks what it returns, and warns of a view
+        x = self.final_norm(last_positions(x, n_scored))
+        return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))

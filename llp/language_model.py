@@ -137,13 +137,13 @@ class LanguageModel(LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss; `batch` is inputs and targets, (B, N) each."""
         inputs, targets = batch
-        losses = self.decoder(inputs, targets)  # (B, T)
-        self.window_losses.append(losses.detach().mean(dim=1))
+        losses = self.decoder(inputs, targets)
+        self.window_losses.append(losses.each.mean(dim=1))
         if not self.trainer.fit_loop._should_accumulate():  # the last batch of an optimizer step
             # All ranks' batches are of one size, so that the mean of means is the mean.
             self.step_loss = self.trainer.strategy.reduce(torch.cat(self.window_losses).mean(), reduce_op="mean")
             self.log("loss", self.step_loss, prog_bar=True, logger=False)
-        return {"loss": losses.mean(), "trained_tokens": losses.numel(), "input_tokens": inputs.numel()}
+        return {"loss": losses.mean, "trained_tokens": losses.each.numel(), "input_tokens": inputs.numel()}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self.trainer.fit_loop._should_accumulate():
@@ -211,7 +211,7 @@ class LanguageModel(LightningModule, ABC):
 
     def score_nats(self, batch: ScoringBatch) -> Tensor:
         """Loss in nats of every target: (B, S)."""
-        return self.decoder(batch.inputs, batch.targets)
+        return self.decoder(batch.inputs, batch.targets).each
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         self.score.update(self.score_nats(batch), batch.documents)

@@ -1,11 +1,14 @@
 """Patterns against literal masks; the rotary embedding against complex numbers."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from llp import attention, merged_attention
 from llp.attention import causal_attention, rotary_table, rotate, segment_pair_attention
+from llp.merged_attention import can_merge
 
 CAUSAL_TAIL = [  # 3 queries over 5 keys
     [1, 1, 1, 0, 0],
@@ -62,6 +65,55 @@ def test_segment_pair_attention_of_any_length(n, segment_len):
     )
 
 
+def differentiated(attend, *inputs):
+    """Output and gradients, under an upstream gradient that tells positions apart."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    output = attend(*inputs)
+    return [output, *torch.autograd.grad(output, inputs, draw(*output.shape))]
+
+
+FAST_PATHS = {
+    "segments": (13, 13, partial(segment_pair_attention, segment_len=4)),
+    "whole segments": (12, 12, partial(segment_pair_attention, segment_len=4)),
+    "tail": (5, 13, causal_attention),
+    "one query": (1, 13, causal_attention),
+}
+
+
+@pytest.mark.parametrize("case", FAST_PATHS)
+def test_the_fast_path_is_the_readable_one(monkeypatch, case):
+    n_queries, n, attend = FAST_PATHS[case]
+    inputs = draw(2, 3, n_queries, 8), draw(2, 3, n, 8) + 1, draw(2, 3, n, 8) - 1
+    calls = []
+    forward = merged_attention._forward
+    monkeypatch.setattr(merged_attention, "_forward", lambda *args: (calls.append(None), forward(*args))[1])
+    fast = differentiated(attend, *inputs)
+    assert len(calls) == 2 + ("segments" in case)  # one more rectangle for the second sample
+    monkeypatch.setattr(attention, "can_merge", lambda query, dropout_p: False)
+    readable = differentiated(attend, *inputs)
+    assert len(calls) == 2 + ("segments" in case)
+    for one, other in zip(fast, readable, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_fast_path_holds_where_scores_are_huge():
+    """The merge works on logarithms: neither part's weights may overflow or vanish."""
+    query, key, value = 100 * draw(1, 1, 8, 4), 100 * draw(1, 1, 8, 4), draw(1, 1, 8, 4)
+    mask = [[j <= i and j // 2 >= i // 2 - 1 for j in range(8)] for i in range(8)]
+    expected = differentiated(partial(masked_attention, mask=mask), query, key, value)
+    got = differentiated(partial(segment_pair_attention, segment_len=2), query, key, value)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_takes_the_readable_path():
+    query = draw(1, 2, 8, 4)
+    assert can_merge(query, 0.0)
+    assert not can_merge(query, 0.1)
+    dropped = segment_pair_attention(query, query, torch.ones_like(query), 4, dropout_p=0.5)
+    assert dropped.std() > 0.1  # without dropout all weights add up to 1
+
+
 def test_segment_pair_attention_never_holds_all_pairs():
     """The largest tensor that autograd keeps is linear in the length."""
     sizes = []
@@ -80,17 +132,30 @@ def test_segment_pair_attention_never_holds_all_pairs():
     assert sizes[1] < 512 * 512 / 8
 
 
-def test_rotate_is_a_complex_product():
-    x = draw(2, 3, 11, 8)
-    cos, sin = rotary_table(11, 8, base=500.0, like=x)
-    angles = torch.outer(torch.arange(11.0).double(), 500.0 ** -(torch.arange(0, 8, 2).double() / 8))
-    turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.exp(1j * angles)
-    torch.testing.assert_close(rotate(x, cos, sin), torch.view_as_real(turned).flatten(-2), rtol=1e-12, atol=1e-12)
+def test_rotate_turns_pairs():
+    x = draw(2, 11, 3, 8)
+    turned = rotate(x, rotary_table(11, 8, base=500.0, like=x))
+    for position in range(11):
+        for j in range(4):
+            a, b = x[:, position, :, 2 * j], x[:, position, :, 2 * j + 1]
+            angle = position * 500.0 ** (-2 * j / 8)
+            cos, sin = math.cos(angle), math.sin(angle)
+            expected = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+            torch.testing.assert_close(turned[:, position, :, 2 * j : 2 * j + 2], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rotate_keeps_the_dtype(dtype):
+    x = draw(1, 5, 1, 4)
+    turned = rotate(x.to(dtype), rotary_table(5, 4, 10000.0, like=x.to(dtype)))
+    assert turned.dtype == dtype
+    expected = rotate(x, rotary_table(5, 4, 10000.0, like=x))
+    torch.testing.assert_close(turned.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
 def test_rotary_angles_stay_exact_at_far_positions():
     position = 2**20
-    cos, sin = rotary_table(position + 1, 4, base=10000.0, like=torch.zeros(1, dtype=torch.bfloat16))
-    assert cos.dtype == torch.float32
-    assert cos[position, 1].item() == pytest.approx(math.cos(position * 10000**-0.5), abs=1e-6)
-    assert sin[position, 0].item() == pytest.approx(math.sin(position), abs=1e-6)
+    turns = rotary_table(position + 1, 4, base=10000.0, like=torch.zeros(1, dtype=torch.bfloat16))
+    assert turns.dtype == torch.complex64
+    assert turns[position, 1].real.item() == pytest.approx(math.cos(position * 10000**-0.5), abs=1e-6)
+    assert turns[position, 0].imag.item() == pytest.approx(math.sin(position), abs=1e-6)

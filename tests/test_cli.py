@@ -41,7 +41,7 @@ def test_a_run_and_its_test(run, trained):
     text = (trained.parents[1] / "wikitext/wiki.test.tokens").read_bytes()
     tokens = torch.tensor([[10, *text]])
     with torch.no_grad():
-        nats = model.double().eval().decoder(tokens[:, :-1], tokens[:, 1:]).sum().item()
+        nats = model.double().eval().decoder(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
     n_words = len(text.decode().split()) + text.count(b"\n")
     assert (row["split"], row["document"]) == ("test", None)
     assert (row["tokens"], row["bytes"], row["words"]) == (len(text), len(text), n_words)
@@ -330,7 +330,7 @@ def test_loss_over_context(run, trained):
         context, loss = int(line.split(",")[0]), float(line.split(",")[1])
         windows = torch.tensor([text[start - context : start + 5] for start in starts])
         with torch.no_grad():
-            nats = model.eval().decoder(windows[:, :-1], windows[:, -4:]).sum().item()
+            nats = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.sum().item()
         assert loss == pytest.approx(nats / 20, rel=1e-5)
         assert f"{loss:.4f}" in out
     assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")

@@ -132,8 +132,7 @@ def test_history_knows_its_future_through_depth(name):
     """What makes these three different: latents read a history that has read on (in V2 within its segment)."""
     model = build(name, n_layers=2)
     x = torch.randn(1, 14, 16, dtype=torch.float64, requires_grad=True)
-    cos, sin = llp.decoder.rotary_table(14, 8, 10000.0, like=x)
-    stream = model.decoder.layers[0](x, cos, sin)
+    stream = model.decoder.layers[0](x, llp.decoder.rotary_table(14, 8, 10000.0, like=x))
     seen = torch.autograd.grad(stream[0, 0].square().sum(), x)[0][0].abs().amax(-1) > 0
     expected = {"SplitAttention": 3}.get(name, 9)  # its segment of 3, or the history of 14 - 5
     assert seen.nonzero().flatten().tolist() == list(range(expected))
@@ -251,9 +250,11 @@ def test_loss_is_the_cross_entropy_of_the_last_positions():
     tokens, targets = torch.randint(19, (2, 2, 10))
     log_probabilities = decoder(tokens).log_softmax(-1)
     expected = -log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(decoder(tokens, targets), expected)
-    torch.testing.assert_close(decoder(tokens, targets[:, -3:]), expected[:, -3:])
-    assert decoder(tokens, targets[:, :0]).shape == (2, 0)
+    losses = decoder(tokens, targets)
+    torch.testing.assert_close(losses.each, expected)
+    torch.testing.assert_close(losses.mean, expected.mean())
+    torch.testing.assert_close(decoder(tokens, targets[:, -3:]).each, expected[:, -3:])
+    assert decoder(tokens, targets[:, :0]).each.shape == (2, 0)
 
 
 def test_dropout_acts_in_training_only():
@@ -269,7 +270,8 @@ def test_low_precision_keeps_its_dtype_and_its_loss_in_float32(dtype):
     decoder = build("LLP").decoder.to(dtype)
     tokens = torch.randint(19, (1, 9))
     assert decoder(tokens).dtype == dtype
-    assert decoder(tokens, tokens).dtype == torch.float32
+    losses = decoder(tokens, tokens)
+    assert losses.mean.dtype == losses.each.dtype == torch.float32
 
 
 def test_nothing_is_computed_for_positions_that_nobody_reads():

@@ -55,7 +55,7 @@ def test_windows_equal_the_single_pass(name):
     """LLP's windows hold its reach: their total is that of one pass over the whole text."""
     model = build(name)
     with torch.no_grad():
-        passes = [model.decoder(text[None, :-1], text[None, 1:]).sum().item() for text in TEXTS]
+        passes = [model.decoder(text[None, :-1], text[None, 1:]).each.sum().item() for text in TEXTS]
     if name == "LLP":
         window_len, stride = model.scoring_window(train_window_len=16)
         assert (window_len, stride) == (24, 12)
@@ -125,7 +125,7 @@ def test_documents_are_scored_alone_from_their_start_token(tmp_path):
     name = min(texts, key=lambda key: len(texts[key]))
     tokens = torch.tensor([[256, *texts[name]]])
     with torch.no_grad():
-        expected = model.decoder(tokens[:, :-1], tokens[:, 1:]).sum().item()
+        expected = model.decoder(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
     (row,) = (row for row in rows if row["document"] == name)
     assert row["nats"] == pytest.approx(expected, rel=1e-12)
     assert row["bytes"] == len(texts[name]) == row["tokens"]

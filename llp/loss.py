@@ -1,0 +1,75 @@
+"""Head and cross-entropy together, a few positions at a time: the logits of all positions never exist at once."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+CHUNK_LOGITS = 2**24
+"""Logits that are held at a time (64 MB in float32): so many that their products run at full rate."""
+
+
+class Losses(NamedTuple):
+    """Cross-entropy in nats, in float32 or better."""
+
+    mean: Tensor
+    """Over all targets, (); the one that can be differentiated."""
+    each: Tensor
+    """Of each target, (B, S)."""
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Losses:
+    """The loss of `x` (B, S, dim) under the linear head `weight` (V, dim), `bias` (V,), for `targets` (B, S) int64.
+
+    Exactly `cross_entropy(linear(x, weight, bias), targets)`; the gradients are computed with the loss, so that no
+    logit is computed twice.
+    """
+    mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten())
+    return Losses(mean, each.view_as(targets))
+
+
+class _LinearCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` (R, dim), `targets` (R,) -> mean loss (), losses (R,)."""
+        device = x.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        exact = torch.promote_types(compute, torch.float32)
+        losses = torch.empty(len(x), dtype=exact, device=x.device)
+        trains = any(ctx.needs_input_grad[:3])
+        grads = [torch.zeros_like(p, dtype=exact) for p in (x, weight, bias)] if trains else []
+        n_rows = max(1, CHUNK_LOGITS // len(weight))
+        with torch.autocast(device, enabled=False):
+            weight_, bias_ = weight.to(compute), bias.to(compute)
+            for start in range(0, len(x), n_rows):
+                rows = slice(start, start + n_rows)
+                x_, targets_ = x[rows].to(compute), targets[rows].unsqueeze(1)  # (C, dim), (C, 1)
+                log_p = F.log_softmax(F.linear(x_, weight_, bias_), dim=1, dtype=exact)  # (C, V)
+                losses[rows] = -log_p.gather(1, targets_).squeeze(1)
+                if trains:
+                    # d loss / d logits = softmax - one-hot
+                    grad = log_p.exp_().scatter_add_(1, targets_, torch.full_like(targets_, -1, dtype=exact))
+                    _add_gradients(grads, rows, grad.to(compute), x_, weight_)
+        ctx.grads = grads
+        ctx.mark_non_differentiable(losses)
+        ctx.dtypes = x.dtype, weight.dtype, bias.dtype
+        return losses.mean(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grads, ctx.grads = ctx.grads, None  # scaled in place: a loss is differentiated once
+        share = grad_mean / len(grads[0])
+        return *(grad.mul_(share).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None
+
+
+def _add_gradients(grads: list[Tensor], rows: slice, grad: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add a chunk's gradients, from that of its logits `grad` (C, V), to those of input, weight and bias."""
+    grad_x, grad_weight, grad_bias = grads
+    grad_x[rows] = grad @ weight  # (C, dim)
+    if grad.dtype == grad_weight.dtype:
+        grad_weight.addmm_(grad.T, x)  # (V, dim)
+    else:
+        grad_weight += grad.T @ x
+    grad_bias += grad.sum(0, dtype=grad_bias.dtype)
