@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from llp.merged_attention import MergedAttention, Part, can_merge
+from llp.merged_attention import MergedAttention, can_merge, segment_pair_parts, tail_parts
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -21,9 +21,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
     if n_queries == n_keys:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
     if can_merge(query, dropout_p):
-        first = n_keys - n_queries
-        own, before = (..., slice(first, None), slice(None)), (..., slice(None, first), slice(None))
-        return MergedAttention.apply(query, key, value, [Part((...,), own, True), Part((...,), before, False)])
+        return MergedAttention.apply(query, key, value, tail_parts)
     if torch.compiler.is_compiling():  # which can't trace the other form
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
     else:
@@ -66,13 +64,10 @@ def _copied_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -
 
 def _merged_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
     """The same without copies: all segments see themselves, and of each sample all but the first the one before."""
-    batch, n_segments = query.shape[:2]
-    parts = [Part((...,), (...,), True)]
-    for start in range(0, batch * n_segments, n_segments):
-        last = start + n_segments - 1
-        parts.append(Part((slice(start + 1, last + 1),), (slice(start, last),), False))
-    output = MergedAttention.apply(*(x.flatten(0, 1) for x in (query, key, value)), parts)  # (B S, H, M, D)
-    return output.unflatten(0, (batch, n_segments))
+    batch = query.shape[0]
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    output = MergedAttention.apply(query, key, value, segment_pair_parts, batch)  # (B S, H, M, D)
+    return output.unflatten(0, (batch, -1))
 
 
 def history_attention(

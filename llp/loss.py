@@ -58,7 +58,7 @@ class _LinearCrossEntropy(Function):
         return losses.mean(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # scaled in place: a loss is differentiated once
         share = grad_mean / len(grads[0])
         return *(grad.mul_(share).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None

@@ -5,7 +5,8 @@ precedes). The fused kernel takes both as they are, so that no mask is made and 
 neighbouring segments need not be copied into pairs. Figures: benchmarks/README.md.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +15,17 @@ from torch.autograd import Function
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-Index = tuple[Any, ...]
+Range = tuple[int, int, int] | None
+"""A dimension, its first index and how many: the arguments of `narrow`. None: all."""
 
-
-class Part(NamedTuple):
-    """Some of the queries, the keys that they see, and whether they do so as a causal square."""
-
-    queries: Index
-    keys: Index
-    is_causal: bool
+Part = tuple[Range, Range, bool]
+"""Some of the queries, the keys that they see, and whether they do so as a causal square."""
 
 
 class MergedAttention(Function):
-    """`MergedAttention.apply(query, key, value, parts)`: each query's softmax runs over the keys of all its parts.
+    """Each query's softmax over the keys of all its parts, of `query` (B, H, Q, D), `key` and `value` (B, H, N, D).
 
-    `query` is (B, H, Q, D), `key` and `value` are (B, H, N, D); the first part covers all queries. Without dropout.
+    `make_parts(query, key, *sizes)` names the parts; the first one covers all queries. Without dropout.
 
     For parts A and B with outputs o and log-sum-exps z of their scores, the output over both is
     o_A + sigmoid(z_B - z_A) (o_B - o_A), with the log-sum-exp log(exp z_A + exp z_B). Backward each part needs no more
@@ -36,29 +33,53 @@ class MergedAttention(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: list[Part]) -> Tensor:
-        output, lse = _forward(query, key[parts[0].keys], value[parts[0].keys], 0.0, parts[0].is_causal)
-        for queries, keys, is_causal in parts[1:]:
-            part, part_lse = _forward(query[queries], key[keys], value[keys], 0.0, is_causal)
-            share = torch.sigmoid(part_lse - lse[queries]).unsqueeze(-1)  # (B, H, Q, 1)
-            output[queries].lerp_(part, share.to(part.dtype))
-            lse[queries] = torch.logaddexp(lse[queries], part_lse)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, make_parts: Callable[..., list[Part]], *sizes: int
+    ) -> Tensor:
+        (_, own, is_causal), *others = make_parts(query, key, *sizes)
+        output, lse = _forward(query, _take(key, own), _take(value, own), 0.0, is_causal)  # (B, H, Q, D), (B, H, Q)
+        for queries, keys, is_causal in others:
+            part, part_lse = _forward(_take(query, queries), _take(key, keys), _take(value, keys), 0.0, is_causal)
+            so_far, lse_so_far = _take(output, queries), _take(lse, queries)
+            so_far.lerp_(part, torch.sigmoid(part_lse - lse_so_far).unsqueeze(-1).to(part.dtype))
+            lse_so_far.copy_(torch.logaddexp(lse_so_far, part_lse))
         ctx.save_for_backward(query, key, value, output, lse)
-        ctx.parts = parts
+        ctx.make_parts, ctx.sizes = make_parts, sizes
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         grads = tuple(torch.zeros_like(x) for x in (query, key, value))
-        for queries, keys, is_causal in ctx.parts:
-            inputs = query[queries], key[keys], value[keys], output[queries], lse[queries]
-            part_grads = _backward(grad_output[queries], *inputs, 0.0, is_causal)
-            for grad, index, part_grad in zip(grads, (queries, keys, keys), part_grads, strict=True):
-                grad[index] += part_grad
-        return *grads, None
+        for queries, keys, is_causal in ctx.make_parts(query, key, *ctx.sizes):
+            grad_part, query_part, output_part, lse_part = (
+                _take(x, queries) for x in (grad_output, query, output, lse)
+            )
+            key_part, value_part = _take(key, keys), _take(value, keys)
+            part_grads = _backward(grad_part, query_part, key_part, value_part, output_part, lse_part, 0.0, is_causal)
+            for grad, taken, part_grad in zip(grads, (queries, keys, keys), part_grads, strict=True):
+                _take(grad, taken).add_(part_grad)
+        return *grads, None, *(None for _ in ctx.sizes)
+
+
+def tail_parts(query: Tensor, key: Tensor) -> list[Part]:
+    """The queries stand at the last positions: they see their own causally, and all that precede."""
+    n_queries, first = query.shape[2], key.shape[2] - query.shape[2]
+    return [(None, (2, first, n_queries), True), (None, (2, 0, first), False)]
+
+
+def segment_pair_parts(query: Tensor, key: Tensor, batch: int) -> list[Part]:
+    """The segments of all samples, (B S, H, M, D), see themselves causally; all but a sample's first the one before."""
+    n_segments = query.shape[0] // batch
+    starts = [sample * n_segments for sample in range(batch)]
+    pairs = [((0, start + 1, n_segments - 1), (0, start, n_segments - 1), False) for start in starts]
+    return [(None, None, True), *pairs]
 
 
 def can_merge(query: Tensor, dropout_p: float) -> bool:
     """Whether there is a fused kernel that takes parts: on the CPU, without dropout."""
     return query.device.type == "cpu" and dropout_p == 0.0
+
+
+def _take(x: Tensor, where: Range) -> Tensor:
+    return x if where is None else x.narrow(*where)
