@@ -1,7 +1,8 @@
 """Who queries whom: the attention patterns, as functions on (batch, heads, positions, head width).
 
 Every pattern takes `query` (B, H, Q, D), `key` and `value` (B, H, N, D) with Q <= N, where the queries stand at the
-last Q of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D).
+last Q of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D). Beside each stands how many
+pairs of query and key it has in Q queries and N keys, for counting FLOPs.
 """
 
 import torch
@@ -27,6 +28,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
     else:
         mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left here: another mask
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+
+
+def causal_count(n_queries: int, n_keys: int) -> int:
+    """Pairs of query and key in `causal_attention`: what it needs to compute, the masked ones not."""
+    return n_queries * n_keys - n_queries * (n_queries - 1) // 2
 
 
 def segment_pair_attention(
@@ -70,6 +76,13 @@ def _merged_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -
     return output.unflatten(0, (batch, -1))
 
 
+def segment_pair_count(n_queries: int, n_keys: int, segment_len: int) -> int:
+    """Pairs of query and key in `segment_pair_attention`."""
+    whole, rest = divmod(n_queries, segment_len)
+    own = whole * causal_count(segment_len, segment_len) + causal_count(rest, rest)
+    return own + max(0, n_queries - segment_len) * segment_len
+
+
 def history_attention(
     query: Tensor,
     key: Tensor,
@@ -93,6 +106,14 @@ def history_attention(
     query, key, value = query[:, :, :n_history], key[:, :, :n_history], value[:, :, :n_history]
     attended = segment_attention(query, key, value, segment_len or n_history, dropout_p)
     return torch.cat((attended, latents), dim=2)  # (B, H, N, D)
+
+
+def history_count(n_queries: int, n_keys: int, latent_len: int, segment_len: int | None = None) -> int:
+    """Pairs of query and key in `history_attention`."""
+    n_latents = min(latent_len, n_keys)
+    n_history = n_queries - n_latents
+    whole, rest = divmod(n_history, segment_len or max(1, n_history))
+    return causal_count(n_latents, n_keys) + whole * (segment_len or n_history) ** 2 + rest**2
 
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0) -> Tensor:

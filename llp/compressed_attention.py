@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from llp.attention import history_attention
+from llp.attention import history_attention, history_count
 from llp.decoder import Compress, LayerPattern
 from llp.errors import require
 from llp.latent_language_model import LatentLanguageModel
@@ -42,7 +42,8 @@ class CompressedAttention(LatentLanguageModel):
 
     def layer_pattern(self, layer: int) -> LayerPattern:
         attend = partial(history_attention, latent_len=self.latent_len)
-        return LayerPattern(attend, self.latent_len if layer == self.n_layers - 1 else None)
+        count = partial(history_count, latent_len=self.latent_len)
+        return LayerPattern(attend, self.latent_len if layer == self.n_layers - 1 else None, count=count)
 
     def compression(self) -> Compress:
         std = self.history_len**-0.5 if self.settings.initialization == "normal" else None

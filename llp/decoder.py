@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llp.attention import drop_history, rotary_table, rotate
+from llp.attention import causal_count, drop_history, rotary_table, rotate
 from llp.errors import require
 from llp.loss import linear_cross_entropy
 
@@ -31,6 +31,8 @@ class LayerPattern(NamedTuple):
     """How many positions, the last ones, leave the layer (and query in it); None: all that enter."""
     history_dropout: float = 0.0
     """Share of the positions before those that query which is left out of the keys in training."""
+    count: Callable[[int, int], int] = causal_count
+    """How many pairs of query and key there are in so many queries and keys; FLOPs are counted from it."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,24 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, turns: Tensor, between: nn.Module | None = None) -> Tensor:
         """(B, N, dim) -> (B, n_out, dim); `turns` is the rotary table, (N, D / 2); `between` acts before the MLP."""
-        n = x.shape[1]
-        n_out = n if self.n_out is None else min(self.n_out, n)
+        n_out = self.positions_out(x.shape[1])
         x = last_positions(x, n_out) + self.attention(self.attention_norm(x), turns, n_out)
         if between is not None:
             x = between(x)
         return x + self.mlp(self.mlp_norm(x))
+
+    def positions_out(self, n: int) -> int:
+        """How many positions leave the attention, of `n` that enter."""
+        return n if self.n_out is None else min(self.n_out, n)
+
+    def flops(self, n: int, n_mlp: int) -> int:
+        """Of one sequence's forward pass: `n` positions enter, `n_mlp` go through the MLP."""
+        attention, n_out = self.attention, self.positions_out(n)
+        projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
+        projections += n_out * attention.output.weight.numel()
+        scores_and_values = 2 * attention.pattern.count(n_out, n) * attention.query.out_features
+        mlp = n_mlp * (self.mlp.up.weight.numel() + self.mlp.down.weight.numel())
+        return 2 * (projections + scores_and_values + mlp)
 
 
 class Compress(Linear):
@@ -202,6 +216,14 @@ class Compress(Linear):
         require(x.shape[1] <= longest, "tokens", x.shape[1], remedy)
         weight = self.weight[:, self.in_features - n_history :]  # (c, h')
         return torch.cat((weight @ x[:, :n_history], x[:, n_history:]), dim=1)
+
+    def n_out(self, n: int) -> int:
+        """How many positions leave, of `n` that enter."""
+        return self.out_features + self.latent_len if n > self.latent_len else n
+
+    def flops(self, n: int, dim: int) -> int:
+        """Of one sequence's forward pass."""
+        return 2 * self.out_features * max(0, n - self.latent_len) * dim
 
 
 class Decoder(nn.Module):
@@ -268,3 +290,22 @@ class Decoder(nn.Module):
         n_scored = min(targets.shape[1], x.shape[1])
         x = self.final_norm(last_positions(x, n_scored))
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
+
+    def flops(self, n: int) -> int:
+        """Of the forward pass of one sequence of `n` tokens: two for each multiplication in a matrix product.
+
+        Pairs that a mask hides are not counted, nor is dropout of the history. Training takes three times as many.
+        """
+        total = 0
+        for layer, block in enumerate(self.layers):
+            n_out = n_mlp = block.positions_out(n)
+            if layer == 0 and self.compress is not None:
+                total += self.compress.flops(n_out, self.embed.embedding_dim)
+                n_mlp = self.compress.n_out(n_out)
+            total += block.flops(n, n_mlp)
+            n = n_mlp
+        return total + self.head_flops(n)
+
+    def head_flops(self, n: int) -> int:
+        """Of the head on `n` positions."""
+        return 2 * n * self.head.weight.numel()

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from llp.attention import history_attention
+from llp.attention import history_attention, history_count
 from llp.decoder import LayerPattern
 from llp.latent_language_model import LatentLanguageModel
 
@@ -16,4 +16,5 @@ class DoubleAttention(LatentLanguageModel):
 
     def layer_pattern(self, layer: int) -> LayerPattern:
         attend = partial(history_attention, latent_len=self.latent_len)
-        return LayerPattern(attend, self.latent_len if layer == self.n_layers - 1 else None)
+        count = partial(history_count, latent_len=self.latent_len)
+        return LayerPattern(attend, self.latent_len if layer == self.n_layers - 1 else None, count=count)

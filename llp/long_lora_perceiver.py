@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llp.attention import segment_pair_attention
+from llp.attention import segment_pair_attention, segment_pair_count
 from llp.decoder import LayerPattern
 from llp.errors import require
 from llp.language_model import LanguageModel
@@ -33,7 +33,8 @@ class LLP(LanguageModel):
         self.segment_len = segment_len
 
     def layer_pattern(self, layer: int) -> LayerPattern:
-        return LayerPattern(partial(segment_pair_attention, segment_len=self.segment_len))
+        attend = partial(segment_pair_attention, segment_len=self.segment_len)
+        return LayerPattern(attend, count=partial(segment_pair_count, segment_len=self.segment_len))
 
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None

@@ -1,0 +1,396 @@
+"""Every architecture against its peers, side by side in one run: time, share of the matrix rate, peak memory.
+
+    pip install -e ".[benchmarks]"
+    python benchmarks/compare.py                      # the CPU, some 40 minutes; writes benchmarks/results/cpu/
+    python benchmarks/compare.py --device cuda --dtype bfloat16 --dim 2048 --n_heads 16
+
+All that are compared take turns within each round, so that a busy machine slows all alike; figures are medians.
+"""
+
+import argparse
+import csv
+import gc
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import llp
+import peers
+from llp.loss import linear_cross_entropy
+from llp.report import aligned
+
+GROUPS = ("attention", "stack", "perceiver", "step", "memory")
+VOCAB_SIZE = 32_000
+LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
+
+
+LATENT = ("PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention")
+MAX_FLOPS = {"attention": 3e12, "stack": 5e12, "perceiver": 5e12, "step": 9e12}
+"""Of a run, times --patience: longer ones are left out."""
+
+
+class Case(NamedTuple):
+    """One contestant at one length."""
+
+    name: str
+    run: Callable[[], Any]
+    flops: float
+    """Useful ones of a run: forward and backward, pairs that a mask hides not counted."""
+    trained_tokens: int
+
+
+class Bench:
+    """Builds the contestants of a group for a length."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device, self.dtype = torch.device(options.device), getattr(torch, options.dtype)
+        self.head_dim = options.dim // options.n_heads
+
+    def model(self, name: str, n: int, n_layers: int) -> Any:
+        """A model by its name: one of ours, or ours with a peer's attention."""
+        o, quarter = self.options, n // 4
+        own = {
+            "LLP": {"segment_len": o.segment_len},
+            "PerceiverAR": {"latent_len": quarter},
+            "DoubleAttention": {"latent_len": quarter},
+            "SplitAttention": {"latent_len": quarter, "segment_len": o.segment_len},
+            "CompressedAttention": {"latent_len": quarter, "history_len": n - quarter, "compressed_len": quarter},
+        }
+        sizes = {"vocab_size": VOCAB_SIZE, "dim": o.dim, "n_layers": n_layers, "n_heads": o.n_heads}
+        if name in llp.__all__:
+            model = getattr(llp, name)(**sizes, **own.get(name, {}))
+        else:
+            model = peers.OtherAttention(**sizes, attend=peers.attention_patterns(o.segment_len)[name])
+        with self.device:
+            model.configure_model()
+        return model.to(self.device)
+
+    def autocast(self) -> Any:
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype) if half else nullcontext()
+
+    def wanted(self, *names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name in (self.options.names or names))
+
+    def attention(self, n: int) -> Iterator[Case]:
+        o = self.options
+        shape = (1, n, o.n_heads, self.head_dim)  # as projections leave them
+        inputs = [torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2) for _ in range(3)]
+        inputs = [x.requires_grad_() for x in inputs]
+        upstream = torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2)
+        dense = llp.attention.causal_count(n, n)
+        pairs = {"Transformer": dense}
+        for name, attend in peers.attention_patterns(o.segment_len).items():
+            n_pairs = pairs.get(name, llp.attention.segment_pair_count(n, n, o.segment_len))
+
+            def run(attend: Any = attend) -> None:
+                torch.autograd.grad(attend(*inputs), inputs, upstream)
+
+            yield Case(name, run, 3 * 4 * o.dim * n_pairs, n)
+
+    def stack(self, n: int, n_layers: int | None = None, names: tuple[str, ...] = ()) -> Iterator[Case]:
+        """Embedding, layers and final norm; no head."""
+        names = names or self.wanted(*llp.__all__, "published LLP", "local-attention")
+        tokens = torch.randint(VOCAB_SIZE, (1, n), device=self.device)
+        n_layers = n_layers or self.options.stack_layers
+        for name in names:
+            model = self.model(name, n, n_layers)
+            decoder = model.decoder
+            counted = decoder if name in llp.__all__ else self.model("LLP", n, n_layers).decoder
+            n_trained = min(n, n // 4 if name in LATENT else n)
+            flops = 3 * (counted.flops(n) - counted.head_flops(n_trained))
+            decoder.head = nn.Identity()
+            yield self._differentiated(name, decoder, tokens, flops, n_trained)
+
+    def perceiver(self, n: int) -> Iterator[Case]:
+        o = self.options
+        tokens = torch.randint(VOCAB_SIZE, (1, n), device=self.device)
+        (ours,) = self.stack(n, o.layers, ("PerceiverAR",))
+        yield ours
+        peer = peers.perceiver_ar_pytorch(VOCAB_SIZE, o.dim, o.layers, o.n_heads, n, n // 4).to(self.device)
+        peer.to_logits = nn.Identity()
+        yield self._differentiated("perceiver-ar-pytorch", peer, tokens, ours.flops, n // 4)
+
+    def _differentiated(self, name: str, module: nn.Module, tokens: torch.Tensor, flops: float, n_trained: int) -> Case:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+
+        def run() -> None:
+            with self.autocast():
+                output = module(tokens)
+            torch.autograd.grad(output.float().mean(), parameters, allow_unused=True)
+
+        return Case(name, run, flops, n_trained)
+
+    def step(self, n: int, names: tuple[str, ...] = ()) -> Iterator[Case]:
+        """The whole step: forward, loss over 32,000 word pieces, backward, AdamW."""
+        tokens = torch.randint(VOCAB_SIZE, (1, n + 1), device=self.device)
+        for name in names or self.wanted(*llp.__all__, "published LLP"):
+            model = self.model(name, n, self.options.layers)
+            decoder = model.decoder
+            counted = decoder if name in llp.__all__ else self.model("LLP", n, self.options.layers).decoder
+            optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-4, fused=True)
+
+            def run(decoder: Any = decoder, optimizer: Any = optimizer) -> None:
+                optimizer.zero_grad()
+                with self.autocast():
+                    losses = decoder(tokens[:, :-1], tokens[:, 1:])
+                losses.mean.backward()
+                optimizer.step()
+
+            yield Case(name, run, 3 * counted.flops(n), n // 4 if name in LATENT else n)
+
+    def matrix_rate(self) -> float:
+        """FLOP/s of a product of square matrices, the machine's practical limit."""
+        size = 2048 if self.device.type == "cpu" else 8192
+        a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
+        return 2 * size**3 / self.seconds(lambda: a @ b)
+
+    def seconds(self, run: Callable[[], Any]) -> float:
+        self._wait()
+        started = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def compare(self, group: str, n: int) -> list[dict[str, Any]]:
+        """Medians over rounds in which all contestants take turns."""
+        o = self.options
+        cases = [case for case in getattr(self, group)(n) if case.flops <= o.patience * MAX_FLOPS[group]]
+        times: dict[str, list[float]] = {case.name: [] for case in cases}
+        rates = [self.matrix_rate()]
+        for case in cases:
+            self.seconds(case.run)
+        started = time.perf_counter()
+        for number in range(o.rounds):
+            if number >= 2 and time.perf_counter() - started > o.budget_s:
+                break
+            for case in cases:
+                times[case.name].append(self.seconds(case.run))
+            rates.append(self.matrix_rate())
+        rate = statistics.median(rates)
+        return [
+            {
+                "group": group,
+                "name": case.name,
+                "n": n,
+                "seconds": statistics.median(times[case.name]),
+                "least": min(times[case.name]),
+                "most": max(times[case.name]),
+                "rounds": len(times[case.name]),
+                "matrix_gflops": rate / 1e9,
+                "share_of_matrix_rate": case.flops / statistics.median(times[case.name]) / rate,
+                "us_per_trained_token": 1e6 * statistics.median(times[case.name]) / case.trained_tokens,
+            }
+            for case in cases
+        ]
+
+
+def peak_memory(bench: Bench, name: str, n: int) -> float:
+    """Bytes that a step needs at its peak, weights and optimizer included; `head` is the loss alone."""
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        torch.randn(256, 256) @ torch.randn(256, 256)  # the libraries' own buffers
+        before = _resident("VmRSS")
+    if name == "head":
+        x = torch.randn(1, n, bench.options.dim, device=bench.device, requires_grad=True)
+        weight = torch.randn(VOCAB_SIZE, bench.options.dim, device=bench.device, requires_grad=True)
+        bias = torch.zeros(VOCAB_SIZE, device=bench.device, requires_grad=True)
+        before = _resident("VmRSS") if bench.device.type == "cpu" else torch.cuda.memory_allocated()
+        with bench.autocast():
+            linear_cross_entropy(
+                x, weight, bias, torch.randint(VOCAB_SIZE, (1, n), device=bench.device)
+            ).mean.backward()
+    else:
+        (case,) = bench.step(n, (name,))
+        case.run()
+    peak = torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else _resident("VmHWM")
+    return peak - before
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def memory_rows(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
+    """Each measured in a process of its own."""
+    rows = []
+    for name in ("head", *llp.__all__, "published LLP"):
+        command = [sys.executable, __file__, "--peak_memory", name, "--lengths", str(n)]
+        for option in ("device", "dtype", "dim", "n_heads", "segment_len", "layers"):
+            command += [f"--{option}", str(getattr(options, option))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append({"group": "memory", "name": name, "n": n, "peak_bytes": int(float(done.stdout))})
+    return rows
+
+
+def growth(points: dict[int, float]) -> tuple[float, float]:
+    """Exponent and factor of the power law through (length, seconds), by least squares of logarithms."""
+    xs, ys = [math.log(n) for n in points], [math.log(seconds) for seconds in points.values()]
+    exponent, intercept = statistics.linear_regression(xs, ys)
+    return exponent, math.exp(intercept)
+
+
+def write(rows: list[dict[str, Any]], folder: Path) -> None:
+    """`results.csv`, the same as a table of text, and the plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = "\n".join([*time_table(rows), "", *ratio_table(rows), "", *growth_table(rows), "", *memory_table(rows)])
+    (folder / "results.txt").write_text(text.strip() + "\n", encoding="utf-8")
+    plot(rows, folder)
+
+
+def timed(rows: list[dict[str, Any]], group: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """The rows of a group by name and length."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        if row["group"] == group:
+            found.setdefault(row["name"], {})[row["n"]] = row
+    return found
+
+
+def time_table(rows: list[dict[str, Any]]) -> list[str]:
+    """All times, as lines of text."""
+    table = [["group", "name", "n", "ms", "least", "most", "of matrix rate", "us/trained token"]]
+    for row in rows:
+        if row["group"] != "memory":
+            times = [f"{1e3 * row[key]:,.0f}" for key in ("seconds", "least", "most")]
+            share = f"{100 * row['share_of_matrix_rate']:.0f} %"
+            table.append(
+                [row["group"], row["name"], f"{row['n']:,}", *times, share, f"{row['us_per_trained_token']:.1f}"]
+            )
+    return aligned(table, n_left=2)
+
+
+def ratio_table(rows: list[dict[str, Any]]) -> list[str]:
+    """How many times longer the others take than ours, length by length."""
+    ns = sorted({row["n"] for row in rows if row["group"] != "memory"})
+    table = [["group", "times as long as", *(f"{n:,}" for n in ns)]]
+    for group, ours in (("attention", "LLP"), ("stack", "LLP"), ("step", "LLP"), ("perceiver", "PerceiverAR")):
+        found = timed(rows, group)
+        for name, points in found.items():
+            if name != ours:
+                ratios = [f"{points[n]['seconds'] / found[ours][n]['seconds']:.2f}" if n in points else "" for n in ns]
+                table.append([group, f"{name} / {ours}", *ratios])
+    return aligned(table, n_left=2)
+
+
+def growth_table(rows: list[dict[str, Any]]) -> list[str]:
+    """How the time grows with the length: the exponent of the power law fitted to it."""
+    table = [["group", "name", "growth exponent from 2,048 on"]]
+    for group in GROUPS[:-1]:
+        for name, points in timed(rows, group).items():
+            seconds = {n: row["seconds"] for n, row in points.items() if n >= 2048}
+            if len(seconds) > 1:
+                table.append([group, name, f"{growth(seconds)[0]:.3f}"])
+    return aligned(table, n_left=2)
+
+
+def memory_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Peak memory, length by length."""
+    found = timed(rows, "memory")
+    ns = sorted({n for points in found.values() for n in points})
+    table = [["peak memory of a step, GB", *(f"{n:,}" for n in ns)]]
+    for name, points in found.items():
+        table.append([name, *(f"{points[n]['peak_bytes'] / 1e9:.2f}" if n in points else "" for n in ns)])
+    return aligned(table, n_left=1)
+
+
+def plot(rows: list[dict[str, Any]], folder: Path) -> None:
+    """One picture a group: time per trained token with the fitted growth, or peak memory."""
+    from matplotlib.figure import Figure
+
+    for group in GROUPS:
+        found = timed(rows, group)
+        if not found:
+            continue
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axes = figure.subplots()
+        for name, points in found.items():
+            ns = sorted(points)
+            if group == "memory":
+                axes.plot(ns, [points[n]["peak_bytes"] / 1e9 for n in ns], marker="o", label=name)
+                continue
+            fitted = {n: points[n]["seconds"] for n in ns if n >= 2048}
+            label = f"{name}: n^{growth(fitted)[0]:.2f}" if len(fitted) > 1 else name
+            (line,) = axes.plot(ns, [points[n]["us_per_trained_token"] for n in ns], "o", label=label)
+            if len(fitted) > 1:
+                exponent, factor = growth(fitted)
+                tokens = points[ns[-1]]["seconds"] * 1e6 / points[ns[-1]]["us_per_trained_token"] / ns[-1]
+                fit = [1e6 * factor * n ** (exponent - 1) / tokens for n in fitted]
+                axes.plot(list(fitted), fit, color=line.get_color(), linewidth=1)
+        axes.set(xscale="log", yscale="log", xlabel="length n", title=group)
+        axes.set_ylabel("peak memory of a step, GB" if group == "memory" else "microseconds per trained token")
+        axes.set_xticks(sorted({n for points in found.values() for n in points}))
+        axes.get_xaxis().set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        figure.savefig(folder / f"{group}.png", dpi=110)
+
+
+def main() -> None:
+    """Measure what the command line asks for, writing after each length."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS)
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--n_heads", type=int, default=8)
+    parser.add_argument("--segment_len", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6, help="of a whole step, and of the Perceiver AR's stacks")
+    parser.add_argument("--stack_layers", type=int, default=2, help="of the other stacks: layers are all alike")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--budget_s", type=float, default=60, help="no further round of a length after so many seconds")
+    parser.add_argument("--patience", type=float, default=1.0, help="more of it measures longer runs too")
+    parser.add_argument("--names", nargs="+", default=None, help="of the stacks and steps to measure; all unless given")
+    parser.add_argument("--out", type=Path, default=None, help="benchmarks/results/<device> unless given")
+    parser.add_argument("--peak_memory", default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    bench = Bench(options)
+    if options.peak_memory is not None:
+        print(peak_memory(bench, options.peak_memory, options.lengths[0]))
+        return
+    folder = options.out or Path(__file__).parent / "results" / options.device
+    rows: list[dict[str, Any]] = []
+    for group in options.groups:
+        for n in options.lengths:
+            rows += memory_rows(options, n) if group == "memory" else bench.compare(group, n)
+            gc.collect()
+            write(rows, folder)
+            print(
+                "\n".join(
+                    (memory_table if group == "memory" else time_table)(
+                        [r for r in rows if r["n"] == n and r["group"] == group]
+                    )
+                ),
+                flush=True,
+            )
+    print((folder / "results.txt").read_text())
+
+
+if __name__ == "__main__":
+    main()
