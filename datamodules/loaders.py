@@ -1,5 +1,6 @@
 """Windows as batches of tensors, straight from the memory map."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class SampleCounter:
 class TrainingLoader:
     """`(inputs, targets)` of consecutive samples, (B, n) each.
 
-    It goes on from where `counter` stands, which a checkpoint keeps: a resumed run takes the very next window.
+    It goes on from where `counter` stands, which a checkpoint keeps: a resumed run takes the very next window. The time
+    that making batches has taken so far is in `seconds`.
 
     Args:
         tokens: The stream.
@@ -51,18 +53,21 @@ class TrainingLoader:
         self.tokens, self.order, self.counter = tokens, order, counter
         self.window_len, self.batch_size, self.n_batches = window_len, batch_size, n_batches
         self.rank, self.world_size = rank, world_size
+        self.seconds = 0.0
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(self.n_batches):
+            started = time.perf_counter()
             first = self.counter.samples
             self.counter.samples += (
                 self.batch_size * self.world_size
             )  # before the yield: a checkpoint counts this batch
             samples = range(first + self.rank, self.counter.samples, self.world_size)
             windows = torch.from_numpy(np.stack([self._window(self.order.start(sample)) for sample in samples]))
+            self.seconds += time.perf_counter() - started
             yield windows[:, :-1], windows[:, 1:]  # (B, n) each
 
     def _window(self, start: int) -> np.ndarray:

@@ -4,6 +4,7 @@ The names below are imported when they are first used, so that `import llp` and 
 An architecture of your own needs no entry here: its class path is enough (`my_module.MyArchitecture`).
 """
 
+import os
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from llp.perceiver_ar import PerceiverAR as PerceiverAR
     from llp.split_attention import SplitAttention as SplitAttention
     from llp.transformer import Transformer as Transformer
+
+# Large tensors on the CPU in large pages: at 8,192 positions a training step spends a sixth of its time on small ones
+# (benchmarks/README.md). torch reads this at its first allocation.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = metadata.version("llp")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llp.checkpoints import keep_older, run_folder
+from llp.throughput import compute_dtype, peak_flops
 
 StepOutput = Tensor | Mapping[str, Any] | None
 
@@ -35,12 +36,15 @@ class RunMetrics(Callback):
     """Logs the loss, the learning rate, the tokens trained on and their rate, each over optimizer steps.
 
     `tokens` are trained positions, those with a loss, and `input_tokens` all that the model read, over all ranks. The
-    rate is that of trained positions since the last logged step; validation does not count.
+    rate is that of trained positions since the last logged step; validation does not count. `mfu` is the share of what
+    the devices could compute (`llp.throughput`) that went into the model's own FLOPs, those of its forward and backward
+    pass; `data_wait` the share of the time in which the model waited for its next batch.
     """
 
     def __init__(self) -> None:
         self.tokens = self.input_tokens = 0
-        self._logged_tokens = 0
+        self._logged_tokens = self._flops = 0
+        self._waited = 0.0
         self._learning_rate = 0.0
         self._seconds = 0.0
         self._started = 0.0
@@ -53,6 +57,7 @@ class RunMetrics(Callback):
         self._logged_tokens = self.tokens
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._peak_flops = peak_flops(pl_module.device, compute_dtype(str(trainer.precision))) * trainer.world_size
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,20 +75,25 @@ class RunMetrics(Callback):
         assert isinstance(outputs, Mapping)
         self.tokens += outputs["trained_tokens"] * trainer.world_size
         self.input_tokens += outputs["input_tokens"] * trainer.world_size
+        self._flops += outputs["flops"] * trainer.world_size
         if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         now = time.perf_counter()
-        rate = (self.tokens - self._logged_tokens) / (self._seconds + now - self._started)
-        self._logged_tokens, self._seconds, self._started = self.tokens, 0.0, now
+        seconds = self._seconds + now - self._started
+        waited = trainer.train_dataloader.seconds  # type: ignore[union-attr]
         figures = {
             "loss": pl_module.step_loss,
             "learning_rate": self._learning_rate,
             "tokens": self.tokens,
             "input_tokens": self.input_tokens,
-            "tokens_per_second": rate,
+            "tokens_per_second": (self.tokens - self._logged_tokens) / seconds,
+            "mfu": self._flops / seconds / self._peak_flops,
+            "data_wait": (waited - self._waited) / seconds,
         }
+        self._logged_tokens, self._flops, self._waited = self.tokens, 0, waited
+        self._seconds, self._started = 0.0, now
         log_step(trainer, figures, trainer.global_step)
-        pl_module.log("tokens/s", rate, prog_bar=True, logger=False)
+        pl_module.log("tokens/s", figures["tokens_per_second"], prog_bar=True, logger=False)
 
 
 class StepSeed(Callback):

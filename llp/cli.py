@@ -78,7 +78,7 @@ def prepare(arguments: list[str]) -> None:
         parser.add_argument(f"--{name}", type=dict, default={}, help="Ignored.")
     parser.add_argument("--seed_everything", type=int | bool, default=0, help="Ignored.")
     parser.add_argument("--name", type=str | None, default=None, help="Ignored.")
-    data = parser.instantiate_classes(parser.parse_args(arguments)).data
+    data = parser.instantiate(parser.parse_args(arguments)).data
     data.prepare_data()
     data.setup("fit")
     table = [["split", "documents", "words", "bytes", "tokens", "tokens/word", "bytes/token"]]

@@ -5,9 +5,9 @@ Every module with parameters of its own can `reset_parameters`, so that a model 
 materialised piece by piece.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class LayerPattern(NamedTuple):
     """How many positions, the last ones, leave the layer (and query in it); None: all that enter."""
     history_dropout: float = 0.0
     """Share of the positions before those that query which is left out of the keys in training."""
-    count: Callable[[int, int], int] = causal_count
+    pair_count: Callable[[int, int], int] = causal_count
     """How many pairs of query and key there are in so many queries and keys; FLOPs are counted from it."""
 
 
@@ -51,6 +51,7 @@ class DecoderSettings:
     rotary_first_layer_only: bool
     initialization: Literal["normal", "torch"]
     activation_checkpointing: bool
+    compile: bool
 
     def std(self, scale: float = 1.0) -> float | None:
         """Standard deviation of initial weights; None: torch's own initialisation."""
@@ -183,7 +184,7 @@ class Block(nn.Module):
         attention, n_out = self.attention, self.positions_out(n)
         projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
         projections += n_out * attention.output.weight.numel()
-        scores_and_values = 2 * attention.pattern.count(n_out, n) * attention.query.out_features
+        scores_and_values = 2 * attention.pattern.pair_count(n_out, n) * attention.query.out_features
         mlp = n_mlp * (self.mlp.up.weight.numel() + self.mlp.down.weight.numel())
         return 2 * (projections + scores_and_values + mlp)
 
@@ -254,6 +255,8 @@ class Decoder(nn.Module):
         for layer, pattern in enumerate(patterns):
             rotary = layer == 0 or not settings.rotary_first_layer_only
             block = Block(settings, pattern, rotary, output_std)
+            if settings.compile:  # inside of what sharding hooks to the block; all blocks share their code
+                block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
             shard(block)
             self.layers.append(block)
         self.compress = compress
@@ -297,7 +300,7 @@ class Decoder(nn.Module):
         Pairs that a mask hides are not counted, nor is dropout of the history. Training takes three times as many.
         """
         total = 0
-        for layer, block in enumerate(self.layers):
+        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
             n_out = n_mlp = block.positions_out(n)
             if layer == 0 and self.compress is not None:
                 total += self.compress.flops(n_out, self.embed.embedding_dim)

@@ -42,6 +42,7 @@ class LanguageModel(LightningModule, ABC):
             `torch` leaves torch's defaults, as the published code does.
         activation_checkpointing: Whether training keeps only what enters each layer and computes the rest again in the
             backward pass: less memory, about a third more time. The results are the same.
+        compile: Whether layers are compiled by `torch.compile`: slow to start, then faster on a GPU.
         learning_rate: Peak learning rate of AdamW.
         betas: AdamW's decay rates of the first and second moment.
         weight_decay: AdamW's weight decay, on the weights of linear maps only.
@@ -72,6 +73,7 @@ class LanguageModel(LightningModule, ABC):
         rotary_first_layer_only: bool = False,
         initialization: Literal["normal", "torch"] = "normal",
         activation_checkpointing: bool = False,
+        compile: bool = False,
         learning_rate: float = 5e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
@@ -143,7 +145,12 @@ class LanguageModel(LightningModule, ABC):
             # All ranks' batches are of one size, so that the mean of means is the mean.
             self.step_loss = self.trainer.strategy.reduce(torch.cat(self.window_losses).mean(), reduce_op="mean")
             self.log("loss", self.step_loss, prog_bar=True, logger=False)
-        return {"loss": losses.mean, "trained_tokens": losses.each.numel(), "input_tokens": inputs.numel()}
+        return {
+            "loss": losses.mean,
+            "trained_tokens": losses.each.numel(),
+            "input_tokens": inputs.numel(),
+            "flops": 3 * self.decoder.flops(inputs.shape[1]) * len(inputs),  # backward takes twice the forward pass
+        }
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self.trainer.fit_loop._should_accumulate():

@@ -34,7 +34,7 @@ class LLP(LanguageModel):
 
     def layer_pattern(self, layer: int) -> LayerPattern:
         attend = partial(segment_pair_attention, segment_len=self.segment_len)
-        return LayerPattern(attend, count=partial(segment_pair_count, segment_len=self.segment_len))
+        return LayerPattern(attend, pair_count=partial(segment_pair_count, segment_len=self.segment_len))
 
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None

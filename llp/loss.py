@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK_LOGITS = 2**24
-"""Logits that are held at a time (64 MB in float32): so many that their products run at full rate."""
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
+"""Logits that are held at a time: as few as let products run at full rate (measured on a CPU: benchmarks/README.md)."""
 
 
 class Losses(NamedTuple):
@@ -40,7 +40,7 @@ class _LinearCrossEntropy(Function):
         losses = torch.empty(len(x), dtype=exact, device=x.device)
         trains = any(ctx.needs_input_grad[:3])
         grads = [torch.zeros_like(p, dtype=exact) for p in (x, weight, bias)] if trains else []
-        n_rows = max(1, CHUNK_LOGITS // len(weight))
+        n_rows = max(1, CHUNK_LOGITS.get(device, 2**26) // len(weight))
         with torch.autocast(device, enabled=False):
             weight_, bias_ = weight.to(compute), bias.to(compute)
             for start in range(0, len(x), n_rows):

@@ -32,14 +32,14 @@ def configuration(folder: Path, devices: int) -> dict:
             "accelerator": "cpu",
             "devices": devices,
             "strategy": "ddp" if devices > 1 else "auto",
-            "max_steps": 8000,
+            "max_steps": 3000,
             "val_check_interval": 500,
             "limit_val_batches": 10,
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
         },
-        "checkpoint": {"every_n_train_steps": 20, "save_top_k": 2},
+        "checkpoint": {"every_n_train_steps": 2, "save_top_k": 2},
     }
 
 

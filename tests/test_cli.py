@@ -139,7 +139,7 @@ def test_what_a_run_shows(trained):
     events = EventAccumulator(str(trained))
     events.Reload()
     tags = events.Tags()["scalars"]
-    training = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
+    training = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "mfu", "data_wait")
     for tag in training:
         assert [event.step for event in events.Scalars(f"train/{tag}")] == [0, 1, 2, 3, 4, 5], tag
     for tag in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):

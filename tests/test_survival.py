@@ -15,8 +15,9 @@ from llp import checkpoints
 from llp.decoder import Block, Decoder
 from llp.interruption import LISTENER, SIGNALS, Stopped
 from llp.language_model import LanguageModel
+from llp.loss import Losses
 
-TIMED = {"train/tokens_per_second"}
+TIMED = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -262,7 +263,8 @@ def poisoned(monkeypatch):
         if self.training:
             calls.append(None)
             if len(calls) in (3, 5):
-                losses = losses * torch.tensor([1.0, torch.nan, 1.0, 1.0])[:, None]
+                broken = torch.tensor([1.0, torch.nan, 1.0, 1.0])[:, None]
+                losses = Losses(losses.mean * torch.nan, losses.each * broken)
         return losses
 
     monkeypatch.setattr(Decoder, "forward", forward)
