@@ -34,7 +34,7 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
 LATENT = ("PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention")
-MAX_FLOPS = {"attention": 3e12, "stack": 5e12, "perceiver": 5e12, "step": 9e12}
+MAX_FLOPS = {"attention": 3e12, "stack": 1.5e12, "perceiver": 5e12, "step": 9e12}
 """Of a run, times --patience: longer ones are left out."""
 
 
@@ -233,7 +233,7 @@ def _resident(field: str) -> int:
 def memory_rows(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
     """Each measured in a process of its own."""
     rows = []
-    for name in ("head", *llp.__all__, "published LLP"):
+    for name in ("head", *(options.names or (*llp.__all__, "published LLP"))):
         command = [sys.executable, __file__, "--peak_memory", name, "--lengths", str(n)]
         for option in ("device", "dtype", "dim", "n_heads", "segment_len", "layers"):
             command += [f"--{option}", str(getattr(options, option))]
@@ -260,6 +260,17 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
     text = "\n".join([*time_table(rows), "", *ratio_table(rows), "", *growth_table(rows), "", *memory_table(rows)])
     (folder / "results.txt").write_text(text.strip() + "\n", encoding="utf-8")
     plot(rows, folder)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        found = list(csv.DictReader(stream))
+    words = ("group", "name")
+    whole = ("n", "rounds", "peak_bytes")
+    return [
+        {k: v if k in words else int(v) if k in whole else float(v) for k, v in row.items() if v != ""} for row in found
+    ]
 
 
 def timed(rows: list[dict[str, Any]], group: str) -> dict[str, dict[int, dict[str, Any]]]:
@@ -366,7 +377,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--budget_s", type=float, default=60, help="no further round of a length after so many seconds")
     parser.add_argument("--patience", type=float, default=1.0, help="more of it measures longer runs too")
-    parser.add_argument("--names", nargs="+", default=None, help="of the stacks and steps to measure; all unless given")
+    parser.add_argument("--names", nargs="+", default=None, help="of stacks, steps and memory; all unless given")
+    parser.add_argument("--add", action="store_true", help="to what the folder holds, replacing what is measured again")
     parser.add_argument("--out", type=Path, default=None, help="benchmarks/results/<device> unless given")
     parser.add_argument("--peak_memory", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -375,7 +387,7 @@ def main() -> None:
         print(peak_memory(bench, options.peak_memory, options.lengths[0]))
         return
     folder = options.out or Path(__file__).parent / "results" / options.device
-    rows: list[dict[str, Any]] = []
+    rows = read(folder / "results.csv") if options.add else []
     for group in options.groups:
         for n in options.lengths:
             rows += memory_rows(options, n) if group == "memory" else bench.compare(group, n)
@@ -389,7 +401,6 @@ def main() -> None:
                 ),
                 flush=True,
             )
-    print((folder / "results.txt").read_text())
 
 
 if __name__ == "__main__":

@@ -50,15 +50,19 @@ class MergedAttention(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
-        grads = tuple(torch.zeros_like(x) for x in (query, key, value))
-        for queries, keys, is_causal in ctx.make_parts(query, key, *ctx.sizes):
-            grad_part, query_part, output_part, lse_part = (
-                _take(x, queries) for x in (grad_output, query, output, lse)
-            )
+
+        def part_grads(queries: Range, keys: Range, is_causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            grad, query_part, output_part, lse_part = (_take(x, queries) for x in (grad_output, query, output, lse))
             key_part, value_part = _take(key, keys), _take(value, keys)
-            part_grads = _backward(grad_part, query_part, key_part, value_part, output_part, lse_part, 0.0, is_causal)
-            for grad, taken, part_grad in zip(grads, (queries, keys, keys), part_grads, strict=True):
-                _take(grad, taken).add_(part_grad)
+            return _backward(grad, query_part, key_part, value_part, output_part, lse_part, 0.0, is_causal)
+
+        (_, own, is_causal), *others = ctx.make_parts(query, key, *ctx.sizes)
+        grad_query, grad_own_key, grad_own_value = part_grads(None, own, is_causal)
+        grads = grad_query, _put_back(grad_own_key, key, own), _put_back(grad_own_value, value, own)
+        for queries, keys, is_causal in others:
+            more = part_grads(queries, keys, is_causal)
+            for grad, where, added in zip(grads, (queries, keys, keys), more, strict=True):
+                _take(grad, where).add_(added)
         return *grads, None, *(None for _ in ctx.sizes)
 
 
@@ -83,3 +87,12 @@ def can_merge(query: Tensor, dropout_p: float) -> bool:
 
 def _take(x: Tensor, where: Range) -> Tensor:
     return x if where is None else x.narrow(*where)
+
+
+def _put_back(grad: Tensor, x: Tensor, where: Range) -> Tensor:
+    """The gradient of `x` from that of what was taken of it."""
+    if where is None:
+        return grad
+    whole = torch.zeros_like(x)
+    _take(whole, where).copy_(grad)
+    return whole
