@@ -338,7 +338,7 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> None:
         found = timed(rows, group)
         if not found:
             continue
-        figure = Figure(figsize=(7, 5), layout="constrained")
+        figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots()
         for name, points in found.items():
             ns = sorted(points)
@@ -359,7 +359,7 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> None:
         axes.get_xaxis().set_major_formatter("{x:,.0f}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
         figure.savefig(folder / f"{group}.png", dpi=110)
 
 
