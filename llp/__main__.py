@@ -48,7 +48,7 @@ def main() -> int:
     except Stopped as stopped:
         return 128 + stopped.signum
     finally:
-        LISTENER.ignore()
+        LISTENER.close()
 
 
 if __name__ == "__main__":

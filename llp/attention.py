@@ -50,9 +50,12 @@ def segment_pair_attention(
         return causal_attention(query, key, value, dropout_p)
     if padding:  # a shorter last segment is filled up at its end: causality hides that from every true query
         query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
+    # (B, H, S M, D) -> (B, S, H, M, D)
     query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2) for x in (query, key, value))
-    attended = _merged_pairs if can_merge(query, dropout_p) else _copied_pairs
-    output = attended(query, key, value, dropout_p)  # (B, S, H, M, D)
+    if can_merge(query, dropout_p):
+        output = _merged_pairs(query, key, value)  # (B, S, H, M, D)
+    else:
+        output = _copied_pairs(query, key, value, dropout_p)  # (B, S, H, M, D)
     output = output.transpose(1, 2).flatten(2, 3)  # (B, H, S M, D)
     return output[:, :, :n] if padding else output
 
@@ -68,7 +71,7 @@ def _copied_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -
     return torch.cat((first.unsqueeze(1), later.unflatten(0, (batch, -1))), dim=1)
 
 
-def _merged_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+def _merged_pairs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same without copies: all segments see themselves, and of each sample all but the first the one before."""
     batch = query.shape[0]
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))

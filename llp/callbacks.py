@@ -1,5 +1,6 @@
 """What a run shows that Lightning doesn't log already."""
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,7 @@ class RunMetrics(Callback):
             return
         now = time.perf_counter()
         seconds = self._seconds + now - self._started
-        waited = trainer.train_dataloader.seconds  # type: ignore[union-attr]
+        waited = getattr(trainer.train_dataloader, "seconds", math.nan)  # only our loaders know
         figures = {
             "loss": pl_module.step_loss,
             "learning_rate": self._learning_rate,

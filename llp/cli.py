@@ -319,7 +319,8 @@ def run(arguments: list[str]) -> int:
             print(f"llp {subcommand}: error: {users_error}", file=sys.stderr)
         elif not _is_rank_zero() and _is_lost_contact(error):
             rank = rank_zero_only.rank  # type: ignore[attr-defined]
-            print(f"llp {subcommand}: rank {rank} ends too: another process has ended", file=sys.stderr)
+            cause = str(error).partition("\n")[0]
+            print(f"llp {subcommand}: rank {rank} has lost the others: {cause}", file=sys.stderr)
         else:
             raise
         return 1
@@ -339,7 +340,7 @@ def _users_error(error: BaseException | None) -> BaseException | None:
 
 def _is_lost_contact(error: Exception) -> bool:
     """Whether a collective failed since a process at its other end is gone; gloo has no type of error of its own."""
-    return isinstance(error, DistError) or "Connection closed by peer" in str(error)
+    return isinstance(error, DistError) or re.search("Connection (closed|reset) by peer", str(error)) is not None
 
 
 def slurm_job() -> str | None:

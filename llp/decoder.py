@@ -7,7 +7,7 @@ materialised piece by piece.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llp.attention import causal_count, drop_history, rotary_table, rotate
 from llp.errors import require
-from llp.loss import linear_cross_entropy
+from llp.loss import Losses, linear_cross_entropy
 
 Attend = Callable[..., Tensor]
 """An attention pattern: `attend(query, key, value, dropout_p=...)`, see `llp.attention`."""
@@ -266,7 +266,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embed.weight
         shard(self)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
         """Logits of the next token, or the loss for given next tokens.
 
         Args:

@@ -36,9 +36,10 @@ class Listener:
         for signum in SIGNALS:
             signal.signal(signum, self._handle)
 
-    def ignore(self) -> None:
-        """Let no signal change the status of a process whose work is over: Python drops its handlers before it ends."""
-        for signum in SIGNALS:
+    def close(self) -> None:
+        """Let no scheduler change the status of a process whose work is over: Python drops handlers before it ends."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, signal.SIG_IGN)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:

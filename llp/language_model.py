@@ -42,7 +42,7 @@ class LanguageModel(LightningModule, ABC):
             `torch` leaves torch's defaults, as the published code does.
         activation_checkpointing: Whether training keeps only what enters each layer and computes the rest again in the
             backward pass: less memory, about a third more time. The results are the same.
-        compile: Whether layers are compiled by `torch.compile`: slow to start, then faster on a GPU.
+        compile: Whether layers are compiled by `torch.compile`, which takes a minute or more at the start.
         learning_rate: Peak learning rate of AdamW.
         betas: AdamW's decay rates of the first and second moment.
         weight_decay: AdamW's weight decay, on the weights of linear maps only.

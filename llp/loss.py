@@ -1,5 +1,6 @@
 """Head and cross-entropy together, a few positions at a time: the logits of all positions never exist at once."""
 
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import torch
@@ -7,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits that are held at a time: as few as let products run at full rate (measured on a CPU: benchmarks/README.md)."""
+CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**23)
+"""Logits that are held at a time, by the type of device: few, but so many that products run at full rate.
+
+Measured on a CPU (benchmarks/README.md); a GPU wants larger products.
+"""
 
 
 class Losses(NamedTuple):
@@ -26,21 +30,23 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
     Exactly `cross_entropy(linear(x, weight, bias), targets)`; the gradients are computed with the loss, so that no
     logit is computed twice.
     """
-    mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten())
+    trains = torch.is_grad_enabled()  # inside of the function it never is, and what needs a gradient doesn't tell
+    mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten(), trains)
     return Losses(mean, each.view_as(targets))
 
 
 class _LinearCrossEntropy(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, trains: bool
+    ) -> tuple[Tensor, Tensor]:
         """`x` (R, dim), `targets` (R,) -> mean loss (), losses (R,)."""
         device = x.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         exact = torch.promote_types(compute, torch.float32)
         losses = torch.empty(len(x), dtype=exact, device=x.device)
-        trains = any(ctx.needs_input_grad[:3])
         grads = [torch.zeros_like(p, dtype=exact) for p in (x, weight, bias)] if trains else []
-        n_rows = max(1, CHUNK_LOGITS.get(device, 2**26) // len(weight))
+        n_rows = max(1, CHUNK_LOGITS[device] // len(weight))
         with torch.autocast(device, enabled=False):
             weight_, bias_ = weight.to(compute), bias.to(compute)
             for start in range(0, len(x), n_rows):
@@ -61,7 +67,7 @@ class _LinearCrossEntropy(Function):
     def backward(ctx: Any, grad_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # scaled in place: a loss is differentiated once
         share = grad_mean / len(grads[0])
-        return *(grad.mul_(share).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None
+        return *(grad.mul_(share).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None, None
 
 
 def _add_gradients(grads: list[Tensor], rows: slice, grad: Tensor, x: Tensor, weight: Tensor) -> None:

@@ -18,12 +18,17 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return known or matrix_rate(device, dtype)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of a product of two square matrices, the best of a few; of one, where the device is slow at it."""
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
-    rates: list[float] = []
-    while len(rates) < 5 and (not rates or rates[-1] > 1e10):
-        started = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # reading a number waits for it
-        rates.append(2 * size**3 / (time.perf_counter() - started))
-    return max(rates)
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of products of square matrices, of the first size of which one takes a while."""
+    for size in (256, 512, 1024, 2048, 4096, 8192):
+        matrix = torch.ones(size, size, device=device, dtype=dtype)
+        seconds = min(_seconds_of_square(matrix) for _ in range(3))
+        if seconds > 0.01:
+            break
+    return 2 * size**3 / seconds
+
+
+def _seconds_of_square(matrix: torch.Tensor) -> float:
+    started = time.perf_counter()
+    (matrix @ matrix)[0, 0].item()  # reading a number waits for it
+    return time.perf_counter() - started

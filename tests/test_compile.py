@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import metrics
 
 from conftest import ARCHITECTURES, build
 
@@ -34,6 +35,7 @@ def test_one_graph_for_all_lengths(monkeypatch, name, dropout):
         torch.manual_seed(n)
         torch.testing.assert_close(loss_and_gradients(compiled, tokens), expected, rtol=1e-12, atol=1e-12)
         graphs.append(counter.frame_count)
+    assert graphs[0] > 0
     assert graphs[-1] == graphs[3]
 
 
@@ -41,4 +43,6 @@ def test_inductor_compiles_it():
     torch._dynamo.reset()
     compiled, eager = build("LLP", n_layers=1, compile=True).decoder, build("LLP", n_layers=1).decoder
     tokens = torch.randint(19, (2, 13))
+    before = metrics.generated_kernel_count
     torch.testing.assert_close(loss_and_gradients(compiled, tokens), loss_and_gradients(eager, tokens))
+    assert metrics.generated_kernel_count > before

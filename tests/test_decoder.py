@@ -5,13 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import llp
 import reference
 from conftest import ARCHITECTURES, LATENT, OWN_SETTINGS, SIZES, build
-from llp.attention import history_count, segment_attention
 from llp.errors import SettingError
 
 
@@ -187,52 +184,6 @@ def test_three_billion_parameters_are_built_without_memory():
         model.configure_model()
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_995_953_920
-
-
-@pytest.mark.parametrize("n", [1, 4, 9, 17, 18])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_flops_are_those_of_the_products(name, n):
-    """torch counts every product of matrices but the CPU's fused attention, whose pairs the reference's masks count."""
-    model = build(name)
-    tokens = torch.randint(19, (1, n))
-    with FlopCounterMode(display=False) as forward:
-        logits = model(tokens)
-    with FlopCounterMode(display=False) as backward:
-        logits.sum().backward()
-    pairs = n_pairs(model, n)
-    assert model.decoder.flops(n) == forward.get_total_flops() + 4 * 16 * pairs
-    # The embedding needs no gradient of its tokens; all else is two products for each one before.
-    assert backward.get_total_flops() == 2 * forward.get_total_flops()
-
-
-def n_pairs(model, n):
-    """Pairs of query and key over all layers, from the reference's definition of who sees whom."""
-    name, settings = type(model).__name__, dict(model.hparams)
-    latent_len = settings.get("latent_len", n)
-    sees = {
-        "LLP": lambda: reference.llp_sees(settings["segment_len"]),
-        "DoubleAttention": lambda: reference.double_sees(latent_len),
-        "CompressedAttention": lambda: reference.double_sees(latent_len),
-        "SplitAttention": lambda: reference.split_sees(latent_len, settings["segment_len"]),
-    }.get(name, lambda: reference.transformer_sees)()
-    total, held = 0, n
-    for layer in range(model.n_layers):
-        only_latents = name == "PerceiverAR" or (name in LATENT and layer == model.n_layers - 1)
-        first = max(0, held - latent_len) if only_latents else 0
-        total += sum(len(sees(i, held)) for i in range(first, held))
-        if name == "PerceiverAR":
-            held = min(held, latent_len)
-        if name == "CompressedAttention" and layer == 0 and held > latent_len:
-            held = settings["compressed_len"] + latent_len
-    return total
-
-
-def test_a_fused_pair_takes_two_products():
-    """What torch counts where attention is not fused and nothing is masked."""
-    query, key, value = (torch.randn(1, 2, 12, 8) for _ in range(3))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        segment_attention(query, key, value, 4)
-    assert counter.get_total_flops() == 4 * 16 * (history_count(12, 12, 0, 4))
 
 
 def test_names_in_the_state_dict():

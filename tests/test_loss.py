@@ -35,8 +35,16 @@ def test_exact_in_value_and_gradients(monkeypatch, chunk_logits):
     expected = torch.autograd.grad(3 * expected_mean, weights)
     for got, grad in zip(torch.autograd.grad(3 * mean, weights), expected, strict=True):
         torch.testing.assert_close(got, grad, rtol=1e-13, atol=1e-13)
-    with torch.no_grad():
-        torch.testing.assert_close(linear_cross_entropy(*weights, targets).each, expected_each, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scoring_computes_no_gradients(monkeypatch, mode):
+    *weights, targets = inputs(torch.float64)
+    _, expected_each = reference(*weights, targets)
+    monkeypatch.setattr(loss, "_add_gradients", lambda *_: pytest.fail("gradients of a score"))
+    with mode():
+        each = linear_cross_entropy(*weights, targets).each
+    torch.testing.assert_close(each, expected_each, rtol=1e-13, atol=1e-13)
 
 
 def test_logits_never_exist_all_at_once(monkeypatch):

@@ -2,18 +2,21 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
 
 import llp
 from conftest import handlers_restored
 from llp import checkpoints
 from llp.decoder import Block, Decoder
-from llp.interruption import LISTENER, SIGNALS, Stopped
+from llp.interruption import LISTENER, Stopped
 from llp.language_model import LanguageModel
 from llp.loss import Losses
 
@@ -195,9 +198,10 @@ def test_the_status_says_what_ended_it():
         with pytest.raises(Stopped, match="SIGUSR1"):
             kill(signal.SIGUSR1)()
         kill(signal.SIGTERM)()
-        LISTENER.ignore()
-        for signum in SIGNALS:
-            kill(signum)()
+        LISTENER.close()
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            kill(signum)()  # would end this process
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # Ctrl-C always does
 
 
 def test_the_best_are_kept(run, work):
@@ -251,6 +255,48 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
     checkpoints.publish(path)
     assert path.is_dir()
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_other_processes_wait_until_all_is_in_its_place(tmp_path):
+    """Else they could choose another checkpoint than the first one does."""
+    (tmp_path / ".last.ckpt.replaced").mkdir()
+    waiting = threading.Thread(target=checkpoints.wait_until_tidy, args=(tmp_path,))
+    waiting.start()
+    waiting.join(timeout=0.3)
+    assert waiting.is_alive()
+    checkpoints.tidy(tmp_path)
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    assert (tmp_path / "last.ckpt").is_dir()
+
+
+def test_a_job_has_a_folder_of_its_own(run, work, monkeypatch):
+    """`--ckpt_path auto` looks where the job before it was requeued has written."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    arguments = ("fit", "--config", "tiny.yaml", "--ckpt_path", "auto")
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "training_step", 4, kill(signal.SIGUSR1))
+        assert run(*arguments)[0] == 138
+    assert run(*arguments)[0] == 0
+    assert [path.name for path in (work / "lightning_logs").iterdir()] == ["4711"]
+    steps = [step for step, _ in curves(work / "lightning_logs/4711")["train/loss"]]
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_loader_of_ones_own_trains():
+    """From Python, with any loader: what only ours know is left open."""
+    model = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4, schedule="halving")
+    windows = torch.randint(19, (8, 9))
+    loader = DataLoader(TensorDataset(windows[:, :-1], windows[:, 1:]), batch_size=4)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(accelerator="cpu", max_steps=2, log_every_n_steps=1, **quiet)
+    trainer.fit(model, loader)
+    assert trainer.global_step == 2
 
 
 @pytest.fixture

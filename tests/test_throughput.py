@@ -1,0 +1,100 @@
+"""FLOPs against torch's counter and the reference's masks; MFU against the rate of tokens."""
+
+import time
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import llp
+import reference
+from conftest import ARCHITECTURES, LATENT, build
+from llp import throughput
+from llp.attention import history_count, segment_attention
+
+
+@pytest.mark.parametrize("n", [1, 4, 9, 17, 18])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_flops_are_those_of_the_products(name, n):
+    """torch counts every product of matrices but the CPU's fused attention, whose pairs the reference's masks count."""
+    model = build(name)
+    tokens = torch.randint(19, (1, n))
+    with FlopCounterMode(display=False) as forward:
+        logits = model(tokens)
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    pairs = n_pairs(model, n)
+    assert model.decoder.flops(n) == forward.get_total_flops() + 4 * 16 * pairs
+    # The embedding needs no gradient of its tokens; all else is two products for each one before.
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
+
+
+def n_pairs(model, n):
+    """Pairs of query and key over all layers, from the reference's definition of who sees whom."""
+    name, settings = type(model).__name__, dict(model.hparams)
+    latent_len = settings.get("latent_len", n)
+    sees = {
+        "LLP": lambda: reference.llp_sees(settings["segment_len"]),
+        "DoubleAttention": lambda: reference.double_sees(latent_len),
+        "CompressedAttention": lambda: reference.double_sees(latent_len),
+        "SplitAttention": lambda: reference.split_sees(latent_len, settings["segment_len"]),
+    }.get(name, lambda: reference.transformer_sees)()
+    total, held = 0, n
+    for layer in range(model.n_layers):
+        only_latents = name == "PerceiverAR" or (name in LATENT and layer == model.n_layers - 1)
+        first = max(0, held - latent_len) if only_latents else 0
+        total += sum(len(sees(i, held)) for i in range(first, held))
+        if name == "PerceiverAR":
+            held = min(held, latent_len)
+        if name == "CompressedAttention" and layer == 0 and held > latent_len:
+            held = settings["compressed_len"] + latent_len
+    return total
+
+
+def test_a_fused_pair_takes_two_products():
+    """What torch counts where attention is not fused and nothing is masked."""
+    query, key, value = (torch.randn(1, 2, 12, 8) for _ in range(3))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        segment_attention(query, key, value, 4)
+    assert counter.get_total_flops() == 4 * 16 * (history_count(12, 12, 0, 4))
+
+
+def test_mfu_follows_from_the_rate(run, work, monkeypatch):
+    monkeypatch.setattr("llp.callbacks.peak_flops", lambda device, dtype: 1e9)
+    assert run("fit", "--config", "tiny.yaml", "--name", "run", "--trainer.accumulate_grad_batches", 2)[0] == 0
+    events = EventAccumulator(str(work / "lightning_logs/run"))
+    events.Reload()
+    model = llp.LLP(257, dim=16, n_layers=2, n_heads=2, segment_len=8)  # that of `tiny.yaml`
+    model.configure_model()
+    flops_per_token = 3 * model.decoder.flops(32) / 32
+    rates, shares, waits = (
+        [e.value for e in events.Scalars(f"train/{tag}")] for tag in ("tokens_per_second", "mfu", "data_wait")
+    )
+    assert shares == pytest.approx([rate * flops_per_token / 1e9 for rate in rates])
+    assert all(0 < wait < 0.5 for wait in waits)
+
+
+def test_matrix_rate_is_that_of_a_product():
+    rate = throughput.matrix_rate(torch.device("cpu"), torch.float32)
+    matrix = torch.ones(1024, 1024)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    assert 0.1 < rate * min(seconds) / (2 * 1024**3) < 10  # the unit is right, whatever else the machine does
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("bf16-mixed", torch.bfloat16),
+        ("16-true", torch.float16),
+        ("32-true", torch.float32),
+        ("64-true", torch.float64),
+    ],
+)
+def test_dtype_of_products(precision, dtype):
+    assert throughput.compute_dtype(precision) is dtype
