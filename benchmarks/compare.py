@@ -1,16 +1,14 @@
 """Every architecture against its peers, side by side in one run: time, share of the matrix rate, peak memory.
 
     pip install -e ".[benchmarks]"
-    python benchmarks/compare.py                      # the CPU, some 40 minutes; writes benchmarks/results/cpu/
+    python benchmarks/compare.py                      # the CPU, an hour; writes benchmarks/results/cpu/
     python benchmarks/compare.py --device cuda --dtype bfloat16 --dim 2048 --n_heads 16
 
 All that are compared take turns within each round, so that a busy machine slows all alike; figures are medians.
 """
 
 import argparse
-import csv
 import gc
-import math
 import statistics
 import subprocess
 import sys
@@ -25,14 +23,12 @@ from torch import nn
 
 import llp
 import peers
+from llp.attention import causal_count, segment_pair_count
 from llp.loss import linear_cross_entropy
-from llp.report import aligned
+from tables import GROUPS, memory_table, read, time_table, write
 
-GROUPS = ("attention", "stack", "perceiver", "step", "memory")
 VOCAB_SIZE = 32_000
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
-
-
 LATENT = ("PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention")
 MAX_FLOPS = {"attention": 3e12, "stack": 1.5e12, "perceiver": 5e12, "step": 9e12}
 """Of a run, times --patience: longer ones are left out."""
@@ -46,6 +42,11 @@ class Case(NamedTuple):
     flops: float
     """Useful ones of a run: forward and backward, pairs that a mask hides not counted."""
     trained_tokens: int
+
+
+def n_trained(name: str, n: int) -> int:
+    """Positions with a loss: the latents are a quarter."""
+    return n // 4 if name in LATENT else n
 
 
 class Bench:
@@ -70,7 +71,7 @@ class Bench:
         if name in llp.__all__:
             model = getattr(llp, name)(**sizes, **own.get(name, {}))
         else:
-            model = peers.OtherAttention(**sizes, attend=peers.attention_patterns(o.segment_len)[name])
+            model = peers.LikeLLP(**sizes, attend=peers.attention_patterns(o.segment_len)[name], **own["LLP"])
         with self.device:
             model.configure_model()
         return model.to(self.device)
@@ -88,10 +89,9 @@ class Bench:
         inputs = [torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2) for _ in range(3)]
         inputs = [x.requires_grad_() for x in inputs]
         upstream = torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2)
-        dense = llp.attention.causal_count(n, n)
-        pairs = {"Transformer": dense}
         for name, attend in peers.attention_patterns(o.segment_len).items():
-            n_pairs = pairs.get(name, llp.attention.segment_pair_count(n, n, o.segment_len))
+            dense = name == "Transformer"
+            n_pairs = causal_count(n, n) if dense else segment_pair_count(n, n, o.segment_len)
 
             def run(attend: Any = attend) -> None:
                 torch.autograd.grad(attend(*inputs), inputs, upstream)
@@ -104,13 +104,10 @@ class Bench:
         tokens = torch.randint(VOCAB_SIZE, (1, n), device=self.device)
         n_layers = n_layers or self.options.stack_layers
         for name in names:
-            model = self.model(name, n, n_layers)
-            decoder = model.decoder
-            counted = decoder if name in llp.__all__ else self.model("LLP", n, n_layers).decoder
-            n_trained = min(n, n // 4 if name in LATENT else n)
-            flops = 3 * (counted.flops(n) - counted.head_flops(n_trained))
+            decoder = self.model(name, n, n_layers).decoder
+            flops = 3 * (decoder.flops(n) - decoder.head_flops(n_trained(name, n)))
             decoder.head = nn.Identity()
-            yield self._differentiated(name, decoder, tokens, flops, n_trained)
+            yield self._differentiated(name, decoder, tokens, flops, n_trained(name, n))
 
     def perceiver(self, n: int) -> Iterator[Case]:
         o = self.options
@@ -121,7 +118,7 @@ class Bench:
         peer.to_logits = nn.Identity()
         yield self._differentiated("perceiver-ar-pytorch", peer, tokens, ours.flops, n // 4)
 
-    def _differentiated(self, name: str, module: nn.Module, tokens: torch.Tensor, flops: float, n_trained: int) -> Case:
+    def _differentiated(self, name: str, module: nn.Module, tokens: torch.Tensor, flops: float, trained: int) -> Case:
         parameters = [p for p in module.parameters() if p.requires_grad]
 
         def run() -> None:
@@ -129,15 +126,13 @@ class Bench:
                 output = module(tokens)
             torch.autograd.grad(output.float().mean(), parameters, allow_unused=True)
 
-        return Case(name, run, flops, n_trained)
+        return Case(name, run, flops, trained)
 
     def step(self, n: int, names: tuple[str, ...] = ()) -> Iterator[Case]:
         """The whole step: forward, loss over 32,000 word pieces, backward, AdamW."""
         tokens = torch.randint(VOCAB_SIZE, (1, n + 1), device=self.device)
         for name in names or self.wanted(*llp.__all__, "published LLP"):
-            model = self.model(name, n, self.options.layers)
-            decoder = model.decoder
-            counted = decoder if name in llp.__all__ else self.model("LLP", n, self.options.layers).decoder
+            decoder = self.model(name, n, self.options.layers).decoder
             optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-4, fused=True)
 
             def run(decoder: Any = decoder, optimizer: Any = optimizer) -> None:
@@ -147,7 +142,7 @@ class Bench:
                 losses.mean.backward()
                 optimizer.step()
 
-            yield Case(name, run, 3 * counted.flops(n), n // 4 if name in LATENT else n)
+            yield Case(name, run, 3 * decoder.flops(n), n_trained(name, n))
 
     def matrix_rate(self) -> float:
         """FLOP/s of a product of square matrices, the machine's practical limit."""
@@ -200,35 +195,33 @@ class Bench:
         ]
 
 
-def peak_memory(bench: Bench, name: str, n: int) -> float:
+def peak_memory(bench: Bench, name: str, n: int) -> int:
     """Bytes that a step needs at its peak, weights and optimizer included; `head` is the loss alone."""
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        torch.randn(256, 256) @ torch.randn(256, 256)  # the libraries' own buffers
-        before = _resident("VmRSS")
+    torch.randn(256, 256, device=bench.device) @ torch.randn(
+        256, 256, device=bench.device
+    )  # the libraries' own buffers
+    before = memory(bench.device)
     if name == "head":
         x = torch.randn(1, n, bench.options.dim, device=bench.device, requires_grad=True)
         weight = torch.randn(VOCAB_SIZE, bench.options.dim, device=bench.device, requires_grad=True)
         bias = torch.zeros(VOCAB_SIZE, device=bench.device, requires_grad=True)
-        before = _resident("VmRSS") if bench.device.type == "cpu" else torch.cuda.memory_allocated()
+        targets = torch.randint(VOCAB_SIZE, (1, n), device=bench.device)
+        before = memory(bench.device)
         with bench.autocast():
-            linear_cross_entropy(
-                x, weight, bias, torch.randint(VOCAB_SIZE, (1, n), device=bench.device)
-            ).mean.backward()
+            linear_cross_entropy(x, weight, bias, targets).mean.backward()
     else:
         (case,) = bench.step(n, (name,))
         case.run()
-    peak = torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else _resident("VmHWM")
-    return peak - before
+    return memory(bench.device, peak=True) - before
 
 
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
+def memory(device: torch.device, peak: bool = False) -> int:
+    """Bytes in use, or the most that ever were: on the device, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    field = "VmHWM:" if peak else "VmRSS:"
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
 
 
 def memory_rows(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
@@ -239,128 +232,8 @@ def memory_rows(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
         for option in ("device", "dtype", "dim", "n_heads", "segment_len", "layers"):
             command += [f"--{option}", str(getattr(options, option))]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append({"group": "memory", "name": name, "n": n, "peak_bytes": int(float(done.stdout))})
+        rows.append({"group": "memory", "name": name, "n": n, "peak_bytes": int(done.stdout)})
     return rows
-
-
-def growth(points: dict[int, float]) -> tuple[float, float]:
-    """Exponent and factor of the power law through (length, seconds), by least squares of logarithms."""
-    xs, ys = [math.log(n) for n in points], [math.log(seconds) for seconds in points.values()]
-    exponent, intercept = statistics.linear_regression(xs, ys)
-    return exponent, math.exp(intercept)
-
-
-def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    """`results.csv`, the same as a table of text, and the plots."""
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    text = "\n".join([*time_table(rows), "", *ratio_table(rows), "", *growth_table(rows), "", *memory_table(rows)])
-    (folder / "results.txt").write_text(text.strip() + "\n", encoding="utf-8")
-    plot(rows, folder)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        found = list(csv.DictReader(stream))
-    words = ("group", "name")
-    whole = ("n", "rounds", "peak_bytes")
-    return [
-        {k: v if k in words else int(v) if k in whole else float(v) for k, v in row.items() if v != ""} for row in found
-    ]
-
-
-def timed(rows: list[dict[str, Any]], group: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """The rows of a group by name and length."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in rows:
-        if row["group"] == group:
-            found.setdefault(row["name"], {})[row["n"]] = row
-    return found
-
-
-def time_table(rows: list[dict[str, Any]]) -> list[str]:
-    """All times, as lines of text."""
-    table = [["group", "name", "n", "ms", "least", "most", "of matrix rate", "us/trained token"]]
-    for row in rows:
-        if row["group"] != "memory":
-            times = [f"{1e3 * row[key]:,.0f}" for key in ("seconds", "least", "most")]
-            share = f"{100 * row['share_of_matrix_rate']:.0f} %"
-            table.append(
-                [row["group"], row["name"], f"{row['n']:,}", *times, share, f"{row['us_per_trained_token']:.1f}"]
-            )
-    return aligned(table, n_left=2)
-
-
-def ratio_table(rows: list[dict[str, Any]]) -> list[str]:
-    """How many times longer the others take than ours, length by length."""
-    ns = sorted({row["n"] for row in rows if row["group"] != "memory"})
-    table = [["group", "times as long as", *(f"{n:,}" for n in ns)]]
-    for group, ours in (("attention", "LLP"), ("stack", "LLP"), ("step", "LLP"), ("perceiver", "PerceiverAR")):
-        found = timed(rows, group)
-        for name, points in found.items():
-            if name != ours:
-                ratios = [f"{points[n]['seconds'] / found[ours][n]['seconds']:.2f}" if n in points else "" for n in ns]
-                table.append([group, f"{name} / {ours}", *ratios])
-    return aligned(table, n_left=2)
-
-
-def growth_table(rows: list[dict[str, Any]]) -> list[str]:
-    """How the time grows with the length: the exponent of the power law fitted to it."""
-    table = [["group", "name", "growth exponent from 2,048 on"]]
-    for group in GROUPS[:-1]:
-        for name, points in timed(rows, group).items():
-            seconds = {n: row["seconds"] for n, row in points.items() if n >= 2048}
-            if len(seconds) > 1:
-                table.append([group, name, f"{growth(seconds)[0]:.3f}"])
-    return aligned(table, n_left=2)
-
-
-def memory_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Peak memory, length by length."""
-    found = timed(rows, "memory")
-    ns = sorted({n for points in found.values() for n in points})
-    table = [["peak memory of a step, GB", *(f"{n:,}" for n in ns)]]
-    for name, points in found.items():
-        table.append([name, *(f"{points[n]['peak_bytes'] / 1e9:.2f}" if n in points else "" for n in ns)])
-    return aligned(table, n_left=1)
-
-
-def plot(rows: list[dict[str, Any]], folder: Path) -> None:
-    """One picture a group: time per trained token with the fitted growth, or peak memory."""
-    from matplotlib.figure import Figure
-
-    for group in GROUPS:
-        found = timed(rows, group)
-        if not found:
-            continue
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        axes = figure.subplots()
-        for name, points in found.items():
-            ns = sorted(points)
-            if group == "memory":
-                axes.plot(ns, [points[n]["peak_bytes"] / 1e9 for n in ns], marker="o", label=name)
-                continue
-            fitted = {n: points[n]["seconds"] for n in ns if n >= 2048}
-            label = f"{name}: n^{growth(fitted)[0]:.2f}" if len(fitted) > 1 else name
-            (line,) = axes.plot(ns, [points[n]["us_per_trained_token"] for n in ns], "o", label=label)
-            if len(fitted) > 1:
-                exponent, factor = growth(fitted)
-                tokens = points[ns[-1]]["seconds"] * 1e6 / points[ns[-1]]["us_per_trained_token"] / ns[-1]
-                fit = [1e6 * factor * n ** (exponent - 1) / tokens for n in fitted]
-                axes.plot(list(fitted), fit, color=line.get_color(), linewidth=1)
-        axes.set(xscale="log", yscale="log", xlabel="length n", title=group)
-        axes.set_ylabel("peak memory of a step, GB" if group == "memory" else "microseconds per trained token")
-        axes.set_xticks(sorted({n for points in found.values() for n in points}))
-        axes.get_xaxis().set_major_formatter("{x:,.0f}")
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.savefig(folder / f"{group}.png", dpi=110)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 import llp
 from llp.attention import causal_attention
 from llp.decoder import LayerPattern
-from llp.language_model import LanguageModel
 
 
 def published_segment_attention(
@@ -45,15 +44,15 @@ def attention_patterns(segment_len: int) -> dict[str, Any]:
     }
 
 
-class OtherAttention(LanguageModel):
-    """A model whose layers attend as a peer does: all else is ours, so that only the attention differs."""
+class LikeLLP(llp.LLP):
+    """LLP with a peer's attention in its layers: all else is ours, so that only the attention differs."""
 
     def __init__(self, vocab_size: int, attend: Any = None, **kwargs: Any) -> None:
         super().__init__(vocab_size, **kwargs)
         self.attend = attend
 
     def layer_pattern(self, layer: int) -> LayerPattern:
-        return LayerPattern(self.attend)
+        return super().layer_pattern(layer)._replace(attend=self.attend)
 
 
 def perceiver_ar_pytorch(vocab_size: int, dim: int, n_layers: int, n_heads: int, n: int, latent_len: int) -> nn.Module:

@@ -11,8 +11,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import compare  # noqa: E402
 import peers  # noqa: E402
+import tables  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["published LLP", "local-attention"])
@@ -24,7 +24,7 @@ def test_peers_attend_as_llp(name):
 
 
 def test_growth_is_the_exponent():
-    exponent, factor = compare.growth({n: 3e-4 * n**1.5 for n in (10, 100, 1000)})
+    exponent, factor = tables.growth({n: 3e-4 * n**1.5 for n in (10, 100, 1000)})
     assert exponent == pytest.approx(1.5)
     assert factor == pytest.approx(3e-4)
 
@@ -45,5 +45,5 @@ def test_it_writes_a_table_and_plots(tmp_path):
     assert {("stack", name) for name in ("LLP", "Transformer", "local-attention", "published LLP")} <= found
     assert {("perceiver", "perceiver-ar-pytorch"), ("step", "LLP"), ("memory", "LLP"), ("memory", "head")} <= found
     assert all(float(row["seconds"]) > 0 for row in rows if row["group"] != "memory")
-    assert {path.name for path in tmp_path.glob("*.png")} == {f"{group}.png" for group in compare.GROUPS}
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"{group}.png" for group in tables.GROUPS}
     assert "local-attention / LLP" in (tmp_path / "results.txt").read_text()
