@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from llp.report import aligned
 
@@ -122,6 +123,8 @@ def plot(rows: list[Row], folder: Path) -> None:
             axes.set_xticks(sorted({n for points in found.values() for n in points}))
             axes.get_xaxis().set_major_formatter("{x:,.0f}")
             axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))  # a picture may span less than a decade
+            axes.get_yaxis().set_major_formatter("{x:,.10g}")
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
             figure.savefig(folder / f"{group}.png", dpi=110)
