@@ -244,7 +244,8 @@ class LanguageModel(LightningModule, ABC):
         # The metric has summed over the ranks already; every rank logs the same figures.
         figures = {f"{split}/{name}": value for name, value in self.score.total().items()}
         is_fitting = self.trainer.state.fn == TrainerFn.FITTING
-        self.log_dict(figures, sync_dist=True, logger=not is_fitting and bool(self.loggers))
+        # None: to a logger if there is one, and in what `Trainer.test` returns without a word if there is none.
+        self.log_dict(figures, sync_dist=True, logger=False if is_fitting else None)
         if is_fitting:  # at the step's own number: Lightning's count can be one behind in a resumed run
             for logger in self.loggers:
                 logger.log_metrics(figures, self.trainer.global_step - 1)
