@@ -82,7 +82,7 @@ class StallGuard(Callback):
     """Ends a run in which nothing has moved for a while, and names the rank that the others wait for.
 
     A thread of each process says how far it is, in a store beside the training's collectives, which rank 0's reads. A
-    process that says nothing at all (a frozen machine) is named too.
+    process that says nothing at all (a frozen machine) is named too; a frozen rank 0, by the others, a little later.
 
     Args:
         timeout_s: Seconds without progress on any rank. It must exceed the longest pause of a healthy run: writing a
@@ -96,11 +96,13 @@ class StallGuard(Callback):
         require(timeout_s > 0, "stall.timeout_s", timeout_s, "set it above 0")
         self.timeout_s = timeout_s
         self._moves = 0
+        self._moved_at = 0.0
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
+            self._move()
             self._finished.clear()
             self._thread = threading.Thread(target=self._watch, args=(trainer, self._open_store(trainer)), daemon=True)
             self._thread.start()
@@ -117,6 +119,7 @@ class StallGuard(Callback):
 
     def _move(self, *_: Any, **__: Any) -> None:
         self._moves += 1
+        self._moved_at = time.monotonic()
 
     on_train_batch_start = on_before_backward = on_after_backward = on_before_optimizer_step = _move
     on_train_batch_end = on_validation_batch_start = on_validation_batch_end = on_validation_end = _move
@@ -133,8 +136,12 @@ class StallGuard(Callback):
             self._thread.join(timeout=10)
 
     def _watch(self, trainer: Trainer, store: dist.TCPStore) -> None:
-        ranks = Ranks(trainer.world_size)
-        while not self._finished.wait(min(self.timeout_s / 4, 10.0)):
+        ranks, period_s = Ranks(trainer.world_size), min(self.timeout_s / 4, 10.0)
+        while not self._finished.wait(period_s):
+            # Time for rank 0 to name a rank and end the run. Asking it instead would block: a store waits for its
+            # answer without a limit, and only `set` does not wait.
+            if time.monotonic() - self._moved_at > self.timeout_s + 4 * period_s:
+                self._end(trainer, "rank 0 does not answer")
             try:
                 store.set(str(trainer.global_rank), f"{self._moves} {time.monotonic_ns()}")
                 states = store.multi_get(ranks.names) if trainer.is_global_zero else None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from test_survival import assert_same_run, curves
@@ -70,12 +71,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def llp(folder):
+def environment(folder):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+
+
+@pytest.fixture(scope="module")
+def llp(folder, environment):
     """Run `llp` in a process of its own; returns its status and standard error."""
 
     def llp(*arguments, fails=False):
-        path = os.pathsep.join([str(folder), *sys.path])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         command = [sys.executable, "-m", "llp", *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert fails or done.returncode == 0, done.stderr
@@ -192,6 +196,33 @@ def test_a_rank_that_stands_still_ends_the_run(llp, folder, signum):
     assert "stall.timeout_s = 4: in optimizer step 5 " in message
     assert f"rank 1 {'does not answer' if signum else 'has not moved'} for 4 s" in message
     assert "Go on from step 3 with: llp fit --ckpt_path" in err
+
+
+def test_a_frozen_rank_0_ends_the_others(folder, environment):
+    """Two processes that a launcher started, as SLURM does: neither is the other's child."""
+    strike = f"{{class_path: strike.At, init_args: {{step: 4, rank: 0, signum: {signal.SIGSTOP:d}}}}}"
+    (folder / "freeze.yaml").write_text(f"trainer: {{callbacks: [{strike}]}}")
+    arguments = ["fit", "--config", "config.yaml", "--config", "freeze.yaml", *DDP, "--name", "frozen"]
+    command = [sys.executable, "-m", "llp", *arguments, "--stall.timeout_s", "4"]
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**environment, **launched, "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        _, err = processes[1].communicate(timeout=120)
+        assert processes[1].returncode == 1
+        assert "stall.timeout_s = 4: in optimizer step 5 rank 0 does not answer." in err
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_an_error_of_one_rank_is_one_message(llp):
