@@ -73,11 +73,21 @@ def tail_parts(query: Tensor, key: Tensor) -> list[Part]:
 
 
 def segment_pair_parts(query: Tensor, key: Tensor, batch: int) -> list[Part]:
-    """The segments of all samples, (B S, H, M, D), see themselves causally; all but a sample's first the one before."""
+    """The segments of all samples, (B S, H, M, D), see themselves causally; all but a sample's first the one before.
+
+    The pairs come in parts of 16, whose outputs and gradients take the same small memory in turn; compiled, in one part
+    for each sample, so that one graph serves all lengths.
+    """
     n_segments = query.shape[0] // batch
-    starts = [sample * n_segments for sample in range(batch)]
-    pairs = [((0, start + 1, n_segments - 1), (0, start, n_segments - 1), False) for start in starts]
-    return [(None, None, True), *pairs]
+    parts: list[Part] = [(None, None, True)]
+    for sample in range(batch):
+        first, n_pairs = sample * n_segments, n_segments - 1
+        if torch.compiler.is_compiling():
+            cuts = [(first, n_pairs)]
+        else:
+            cuts = [(first + done, min(16, n_pairs - done)) for done in range(0, n_pairs, 16)]
+        parts += [((0, start + 1, n), (0, start, n), False) for start, n in cuts]
+    return parts
 
 
 def can_merge(query: Tensor, dropout_p: float) -> bool:

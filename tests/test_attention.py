@@ -72,26 +72,27 @@ def differentiated(attend, *inputs):
     return [output, *torch.autograd.grad(output, inputs, draw(*output.shape))]
 
 
-FAST_PATHS = {
-    "segments": (13, 13, partial(segment_pair_attention, segment_len=4)),
-    "whole segments": (12, 12, partial(segment_pair_attention, segment_len=4)),
-    "tail": (5, 13, causal_attention),
-    "one query": (1, 13, causal_attention),
+FAST_PATHS = {  # queries, keys, pattern, calls of the kernel for two samples
+    "segments": (13, 13, partial(segment_pair_attention, segment_len=4), 3),
+    "whole segments": (12, 12, partial(segment_pair_attention, segment_len=4), 3),
+    "many segments": (69, 69, partial(segment_pair_attention, segment_len=2), 7),  # 34 pairs: 16, 16 and 2
+    "tail": (5, 13, causal_attention, 2),
+    "one query": (1, 13, causal_attention, 2),
 }
 
 
 @pytest.mark.parametrize("case", FAST_PATHS)
 def test_the_fast_path_is_the_readable_one(monkeypatch, case):
-    n_queries, n, attend = FAST_PATHS[case]
+    n_queries, n, attend, n_calls = FAST_PATHS[case]
     inputs = draw(2, 3, n_queries, 8), draw(2, 3, n, 8) + 1, draw(2, 3, n, 8) - 1
     calls = []
     forward = merged_attention._forward
     monkeypatch.setattr(merged_attention, "_forward", lambda *args: (calls.append(None), forward(*args))[1])
     fast = differentiated(attend, *inputs)
-    assert len(calls) == 2 + ("segments" in case)  # one more rectangle for the second sample
+    assert len(calls) == n_calls
     monkeypatch.setattr(attention, "can_merge", lambda query, dropout_p: False)
     readable = differentiated(attend, *inputs)
-    assert len(calls) == 2 + ("segments" in case)
+    assert len(calls) == n_calls
     for one, other in zip(fast, readable, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
