@@ -59,6 +59,7 @@ class RunMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._peak_flops = peak_flops(pl_module.device, compute_dtype(str(trainer.precision))) * trainer.world_size
+        self._waited = _seconds_waited(trainer)
         self._started = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +82,7 @@ class RunMetrics(Callback):
             return
         now = time.perf_counter()
         seconds = self._seconds + now - self._started
-        waited = getattr(trainer.train_dataloader, "seconds", math.nan)  # only our loaders know
+        waited = _seconds_waited(trainer)
         figures = {
             "loss": pl_module.step_loss,
             "learning_rate": self._learning_rate,
@@ -95,6 +96,11 @@ class RunMetrics(Callback):
         self._seconds, self._started = 0.0, now
         log_step(trainer, figures, trainer.global_step)
         pl_module.log("tokens/s", figures["tokens_per_second"], prog_bar=True, logger=False)
+
+
+def _seconds_waited(trainer: Trainer) -> float:
+    """For batches, since the loader was made; not a number for a loader that is not ours, which doesn't know."""
+    return getattr(trainer.train_dataloader, "seconds", math.nan)
 
 
 class StepSeed(Callback):

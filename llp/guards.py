@@ -96,13 +96,11 @@ class StallGuard(Callback):
         require(timeout_s > 0, "stall.timeout_s", timeout_s, "set it above 0")
         self.timeout_s = timeout_s
         self._moves = 0
-        self._moved_at = 0.0
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
-            self._move()
             self._finished.clear()
             self._thread = threading.Thread(target=self._watch, args=(trainer, self._open_store(trainer)), daemon=True)
             self._thread.start()
@@ -119,7 +117,6 @@ class StallGuard(Callback):
 
     def _move(self, *_: Any, **__: Any) -> None:
         self._moves += 1
-        self._moved_at = time.monotonic()
 
     on_train_batch_start = on_before_backward = on_after_backward = on_before_optimizer_step = _move
     on_train_batch_end = on_validation_batch_start = on_validation_batch_end = on_validation_end = _move
@@ -136,11 +133,14 @@ class StallGuard(Callback):
             self._thread.join(timeout=10)
 
     def _watch(self, trainer: Trainer, store: dist.TCPStore) -> None:
-        ranks, period_s = Ranks(trainer.world_size), min(self.timeout_s / 4, 10.0)
+        period_s = min(self.timeout_s / 4, 10.0)
+        ranks, moves, still_s = Ranks(trainer.world_size, period_s), 0, 0.0
         while not self._finished.wait(period_s):
-            # Time for rank 0 to name a rank and end the run. Asking it instead would block: a store waits for its
-            # answer without a limit, and only `set` does not wait.
-            if time.monotonic() - self._moved_at > self.timeout_s + 4 * period_s:
+            still_s = 0.0 if moves != self._moves else still_s + period_s
+            moves = self._moves
+            # Rank 0 has had the time to end the run, and has not. Asking it would block: all calls of a store but `set`
+            # wait for its answer, without a limit.
+            if still_s > self.timeout_s + 4 * period_s:
                 self._end(trainer, "rank 0 does not answer")
             try:
                 store.set(str(trainer.global_rank), f"{self._moves} {time.monotonic_ns()}")
@@ -165,30 +165,33 @@ class StallGuard(Callback):
 
 
 class Ranks:
-    """What rank 0 knows of all ranks: how often each has moved, and when it was last heard of."""
+    """What rank 0 knows of all ranks: how often each has moved, and for how long it has not been heard of.
 
-    def __init__(self, world_size: int) -> None:
+    Time is counted in periods between messages, not by a clock: that of a job which was suspended as a whole stands.
+    """
+
+    def __init__(self, world_size: int, period_s: float) -> None:
         self.names = [str(rank) for rank in range(world_size)]
+        self._period_s = period_s
         self._states = [[0, 0] for _ in self.names]  # moves, and a clock's reading that is new with each message
-        self._moved_at = time.monotonic()
-        self._heard_at = [self._moved_at] * world_size
+        self._still_s = 0.0
+        self._silent_s = [0.0] * world_size
 
     def update(self, messages: list[bytes]) -> None:
-        """Take in the newest message of each rank: its moves, and the reading of its clock."""
-        now, states = time.monotonic(), [[int(number) for number in message.split()] for message in messages]
-        for rank, (before, after) in enumerate(zip(self._states, states, strict=True)):
-            if before[0] != after[0]:
-                self._moved_at = now
-            if before[1] != after[1]:
-                self._heard_at[rank] = now
+        """Take in, after a period, the newest message of each rank: its moves, and the reading of its clock."""
+        states = [[int(number) for number in message.split()] for message in messages]
+        pairs = list(zip(self._states, states, strict=True))
+        has_moved = any(before[0] != after[0] for before, after in pairs)
+        self._still_s = 0.0 if has_moved else self._still_s + self._period_s
+        for rank, (before, after) in enumerate(pairs):
+            self._silent_s[rank] = 0.0 if before[1] != after[1] else self._silent_s[rank] + self._period_s
         self._states = states
 
     def stalled(self, timeout_s: float) -> str | None:
         """Which ranks the others wait for, if nothing has moved for so long."""
-        now = time.monotonic()
-        if now - self._moved_at <= timeout_s:
+        if self._still_s < timeout_s:
             return None
-        silent = [rank for rank, at in enumerate(self._heard_at) if now - at > timeout_s / 2]
+        silent = [rank for rank, seconds in enumerate(self._silent_s) if seconds > timeout_s / 2]
         fewest = min(moves for moves, _ in self._states)
         behind = silent or [rank for rank, (moves, _) in enumerate(self._states) if moves == fewest]
         names = ", ".join(f"rank {rank}" for rank in behind)

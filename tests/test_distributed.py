@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
@@ -40,7 +41,7 @@ STRATEGIES = {
     "fsdp2": ["--config", "fsdp2.yaml", *TWO],
 }
 STRIKE = """
-import os, time
+import os, signal, time
 from lightning.pytorch import Callback
 
 class At(Callback):
@@ -52,6 +53,16 @@ class At(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
             os.kill(os.getpid(), self.signum) if self.signum else time.sleep(1000)
+
+class Suspend(Callback):
+    \"\"\"All processes of the job stop.\"\"\"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step and trainer.is_global_zero:
+            os.killpg(0, signal.SIGSTOP)
 
 class FullDisk(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -223,6 +234,20 @@ def test_a_frozen_rank_0_ends_the_others(folder, environment):
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_a_job_suspended_as_a_whole_goes_on(folder, environment):
+    """As SLURM's pre-emption by suspension does: the time in which all stood still is nobody's stall."""
+    strike = "trainer: {callbacks: [{class_path: strike.Suspend, init_args: {step: 4}}]}"
+    (folder / "suspend.yaml").write_text(strike)
+    arguments = ["fit", "--config", "config.yaml", "--config", "suspend.yaml", *DDP, "--name", "suspended"]
+    command = [sys.executable, "-m", "llp", *arguments, "--stall.timeout_s", "3", "--trainer.max_steps", "6"]
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    time.sleep(10)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.wait(timeout=120) == 0
 
 
 def test_an_error_of_one_rank_is_one_message(llp):

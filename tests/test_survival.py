@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.data import DataLoader, TensorDataset
 
 import llp
 from conftest import handlers_restored
@@ -18,7 +16,6 @@ from llp import checkpoints
 from llp.decoder import Block, Decoder
 from llp.interruption import LISTENER, Stopped
 from llp.language_model import LanguageModel
-from llp.loss import Losses
 
 TIMED = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
 
@@ -281,67 +278,6 @@ def test_a_job_has_a_folder_of_its_own(run, work, monkeypatch):
     assert [path.name for path in (work / "lightning_logs").iterdir()] == ["4711"]
     steps = [step for step, _ in curves(work / "lightning_logs/4711")["train/loss"]]
     assert steps == [0, 1, 2, 3, 4, 5]
-
-
-def test_a_loader_of_ones_own_trains():
-    """From Python, with any loader: what only ours know is left open."""
-    model = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4, schedule="halving")
-    windows = torch.randint(19, (8, 9))
-    loader = DataLoader(TensorDataset(windows[:, :-1], windows[:, 1:]), batch_size=4)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(accelerator="cpu", max_steps=2, log_every_n_steps=1, **quiet)
-    trainer.fit(model, loader)
-    assert trainer.global_step == 2
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """From the third batch on the loss of its second window is not a number."""
-    original, calls = Decoder.forward, []
-
-    def forward(self, tokens, targets=None):
-        losses = original(self, tokens, targets)
-        if self.training:
-            calls.append(None)
-            if len(calls) in (3, 5):
-                broken = torch.tensor([1.0, torch.nan, 1.0, 1.0])[:, None]
-                losses = Losses(losses.mean * torch.nan, losses.each * broken)
-        return losses
-
-    monkeypatch.setattr(Decoder, "forward", forward)
-
-
-def test_a_step_that_is_not_finite_ends_the_run(run, work, poisoned):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *EVERY)
-    assert status == 1
-    assert "in optimizer step 3 the loss is nan and the gradient's norm nan" in err
-    # Samples 8 .. 11 are the third batch; the second of them is broken.
-    assert "\n  sample 9: 32 tokens from token" in err
-    assert err.count("\n  sample") == 1
-    assert " of train\n" in err
-    assert "Go on from step 2 with: llp fit --ckpt_path lightning_logs/run/checkpoints/last.ckpt" in err
-    assert "Traceback" not in err
-
-
-def test_steps_that_are_not_finite_can_be_left_out(run, work, poisoned):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *EVERY, "--guard.max_skipped_steps", 2)
-    assert status == 0, err
-    run_curves = curves(work / "lightning_logs/run")
-    assert [value for _, value in run_curves["train/skipped_steps"]] == [0, 0, 1, 1, 2, 2]
-    assert [np.isnan(value) for _, value in run_curves["train/loss"]] == [False, False, True, False, True, False]
-    weights = torch.load(work / "lightning_logs/run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(weight.isfinite().all() for weight in weights.values())
-
-
-def test_too_many_steps_left_out_end_the_run(run, work, poisoned):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", "--guard.max_skipped_steps", 1)
-    assert status == 1
-    assert "guard.max_skipped_steps = 1: in optimizer step 5" in err
 
 
 def test_blocks_are_sharded_one_by_one(monkeypatch):

@@ -4,8 +4,10 @@ import time
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import llp
@@ -74,6 +76,22 @@ def test_mfu_follows_from_the_rate(run, work, monkeypatch):
     )
     assert shares == pytest.approx([rate * flops_per_token / 1e9 for rate in rates])
     assert all(0 < wait < 0.5 for wait in waits)
+
+
+def test_a_loader_of_ones_own_trains():
+    """From Python, with any loader: what only ours know is left open."""
+    model = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4, schedule="halving")
+    windows = torch.randint(19, (8, 9))
+    loader = DataLoader(TensorDataset(windows[:, :-1], windows[:, 1:]), batch_size=4)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(accelerator="cpu", max_steps=2, log_every_n_steps=1, **quiet)
+    trainer.fit(model, loader)
+    assert trainer.global_step == 2
 
 
 def test_matrix_rate_is_that_of_a_product():
