@@ -44,23 +44,23 @@ class RunMetrics(Callback):
 
     def __init__(self) -> None:
         self.tokens = self.input_tokens = 0
-        self._logged_tokens = self._flops = 0
-        self._waited = 0.0
         self._learning_rate = 0.0
-        self._seconds = 0.0
-        self._started = 0.0
+        self._seconds = self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "input_tokens": self.input_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.input_tokens = state_dict["tokens"], state_dict["input_tokens"]
-        self._logged_tokens = self.tokens
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._peak_flops = peak_flops(pl_module.device, compute_dtype(str(trainer.precision))) * trainer.world_size
-        self._waited = _seconds_waited(trainer)
-        self._started = time.perf_counter()
+        self._begin_interval(trainer)
+
+    def _begin_interval(self, trainer: Trainer) -> None:
+        """Rates are those from here to the next logged step."""
+        self._logged_tokens, self._flops, self._waited = self.tokens, 0, _seconds_waited(trainer)
+        self._seconds, self._started = 0.0, time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds += time.perf_counter() - self._started
@@ -80,9 +80,7 @@ class RunMetrics(Callback):
         self._flops += outputs["flops"] * trainer.world_size
         if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        now = time.perf_counter()
-        seconds = self._seconds + now - self._started
-        waited = _seconds_waited(trainer)
+        seconds = self._seconds + time.perf_counter() - self._started
         figures = {
             "loss": pl_module.step_loss,
             "learning_rate": self._learning_rate,
@@ -90,10 +88,9 @@ class RunMetrics(Callback):
             "input_tokens": self.input_tokens,
             "tokens_per_second": (self.tokens - self._logged_tokens) / seconds,
             "mfu": self._flops / seconds / self._peak_flops,
-            "data_wait": (waited - self._waited) / seconds,
+            "data_wait": (_seconds_waited(trainer) - self._waited) / seconds,
         }
-        self._logged_tokens, self._flops, self._waited = self.tokens, 0, waited
-        self._seconds, self._started = 0.0, now
+        self._begin_interval(trainer)
         log_step(trainer, figures, trainer.global_step)
         pl_module.log("tokens/s", figures["tokens_per_second"], prog_bar=True, logger=False)
 

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import llp
 import reference
 from conftest import ARCHITECTURES, LATENT, build
+from datamodules import Bytes, WikiText103
 from llp import throughput
 from llp.attention import history_count, segment_attention
 
@@ -76,6 +78,26 @@ def test_mfu_follows_from_the_rate(run, work, monkeypatch):
     )
     assert shares == pytest.approx([rate * flops_per_token / 1e9 for rate in rates])
     assert all(0 < wait < 0.5 for wait in waits)
+
+
+def test_rates_leave_out_what_came_before_training(wikitext, tmp_path):
+    """From Python, Lightning validates a little before the first step; a trainer can also fit twice."""
+    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "c"), tokenizer=Bytes(), window_len=32, batch_size=2)
+    model = llp.LLP(data.vocab_size, dim=16, n_layers=1, n_heads=2, segment_len=8, schedule="halving")
+    logger = TensorBoardLogger(tmp_path, name=None, version="run")
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_steps=4, log_every_n_steps=1, logger=logger, **quiet)
+    started = time.perf_counter()
+    trainer.fit(model, data)
+    trainer.fit_loop.epoch_loop.max_steps = 8
+    trainer.fit(model, data)
+    elapsed = time.perf_counter() - started
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("train/tokens_per_second")]
+    assert len(rates) == 8
+    assert sum(2 * 32 / rate for rate in rates) < elapsed
+    assert all(event.value > 0 for event in events.Scalars("train/data_wait"))
 
 
 def test_a_loader_of_ones_own_trains():
