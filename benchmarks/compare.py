@@ -23,8 +23,8 @@ from torch import nn
 
 import llp
 import peers
-from llp.attention import causal_count, segment_pair_count
-from llp.loss import linear_cross_entropy
+from llp.decoder.loss import linear_cross_entropy
+from llp.decoder.patterns import causal_count, segment_pair_count
 from tables import GROUPS, memory_table, read, time_table, write
 
 VOCAB_SIZE = 32_000

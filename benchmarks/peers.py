@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import llp
-from llp.attention import causal_attention
-from llp.decoder import LayerPattern
+from llp.decoder.patterns import LayerPattern, causal_attention, segment_pair_attention
 
 
 def published_segment_attention(
@@ -37,7 +36,7 @@ def local_attention(segment_len: int) -> Any:
 def attention_patterns(segment_len: int) -> dict[str, Any]:
     """Attention alone, each a function of query, key and value (B, H, N, D)."""
     return {
-        "LLP": partial(llp.attention.segment_pair_attention, segment_len=segment_len),
+        "LLP": partial(segment_pair_attention, segment_len=segment_len),
         "Transformer": causal_attention,
         "published LLP": partial(published_segment_attention, segment_len=segment_len),
         "local-attention": local_attention(segment_len),

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from llp.report import aligned
+from llp.evaluation.tables import aligned
 
 OURS = {"attention": "LLP", "stack": "LLP", "perceiver": "PerceiverAR", "step": "LLP"}
 """The groups that are timed, and whom the others in them are compared with."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.token_files import Document, TokenFile
 from datamodules.windows import ScoringWindow, TrainingOrder, scoring_windows
-from llp.scoring import ScoringBatch
+from llp.evaluation.scoring import ScoringBatch
 
 
 @dataclass

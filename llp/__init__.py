@@ -9,12 +9,12 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llp.compressed_attention import CompressedAttention as CompressedAttention
-    from llp.double_attention import DoubleAttention as DoubleAttention
-    from llp.long_lora_perceiver import LLP as LLP
-    from llp.perceiver_ar import PerceiverAR as PerceiverAR
-    from llp.split_attention import SplitAttention as SplitAttention
-    from llp.transformer import Transformer as Transformer
+    from llp.architectures.compressed_attention import CompressedAttention as CompressedAttention
+    from llp.architectures.double_attention import DoubleAttention as DoubleAttention
+    from llp.architectures.long_lora_perceiver import LLP as LLP
+    from llp.architectures.perceiver_ar import PerceiverAR as PerceiverAR
+    from llp.architectures.split_attention import SplitAttention as SplitAttention
+    from llp.architectures.transformer import Transformer as Transformer
 
 # Large tensors on the CPU in large pages: at 8,192 positions a training step spends a sixth of its time on small ones
 # (benchmarks/README.md). torch reads this at its first allocation.
@@ -23,12 +23,12 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 __version__ = metadata.version("llp")
 
 _HOMES = {
-    "CompressedAttention": "llp.compressed_attention",
-    "DoubleAttention": "llp.double_attention",
-    "LLP": "llp.long_lora_perceiver",
-    "PerceiverAR": "llp.perceiver_ar",
-    "SplitAttention": "llp.split_attention",
-    "Transformer": "llp.transformer",
+    "CompressedAttention": "llp.architectures.compressed_attention",
+    "DoubleAttention": "llp.architectures.double_attention",
+    "LLP": "llp.architectures.long_lora_perceiver",
+    "PerceiverAR": "llp.architectures.perceiver_ar",
+    "SplitAttention": "llp.architectures.split_attention",
+    "Transformer": "llp.architectures.transformer",
 }
 __all__ = ["LLP", "CompressedAttention", "DoubleAttention", "PerceiverAR", "SplitAttention", "Transformer"]
 

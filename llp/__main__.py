@@ -3,22 +3,32 @@
 import sys
 
 import llp
-from llp.interruption import LISTENER, Stopped
+from llp.training.interruption import LISTENER, Stopped
 
-HELP = """\
-usage: llp [-h] [--version] {fit,validate,test,predict,generate,context,prepare,consolidate} ...
+COMMANDS = {
+    "fit": "train, validate and keep checkpoints",
+    "validate": "score the validation split",
+    "test": "score the test split, write test.json into the run's folder",
+    "predict": "write the loss of every token of the test split",
+    "generate": "continue a text",
+    "context": "the loss of the same tokens with growing context, drawn",
+    "prepare": "tokenizer and tokens alone, on a login node say",
+    "consolidate": "make one file of a sharded checkpoint",
+}
+"""The subcommands, each a module of `llp.commands`."""
+
+HELP = f"""\
+usage: llp [-h] [--version] {{{",".join(COMMANDS)}}} ...
 
 Long-context Perceiver language models in PyTorch Lightning.
 
-  llp fit --config configs/quickstart.yaml     train, validate and keep checkpoints
-  llp prepare --config configs/llp_wikitext103.yaml     tokenizer and tokens alone, on a login node say
-  llp validate --ckpt_path RUN/checkpoints/best.ckpt    score the validation split
-  llp test --ckpt_path RUN/checkpoints/best.ckpt        score the test split, write test.json into the run's folder
-  llp predict --ckpt_path RUN/checkpoints/best.ckpt     write the loss of every token of the test split
-  llp generate --ckpt_path RUN/checkpoints/best.ckpt --prompt "…"    continue a text
-  llp fit --name RUN --ckpt_path auto                   go on from the run's newest checkpoint, or start
-  llp consolidate RUN/checkpoints/last.ckpt             make one file of a sharded checkpoint
-  llp context --ckpt_path RUN/checkpoints/best.ckpt     the loss of the same tokens with growing context, drawn
+{chr(10).join(f"  {name:<13}{what}" for name, what in COMMANDS.items())}
+
+  llp fit --config configs/quickstart.yaml
+  llp test --ckpt_path RUN/checkpoints/best.ckpt
+  llp generate --ckpt_path RUN/checkpoints/best.ckpt --prompt "…"
+  llp fit --name RUN --ckpt_path auto            resume from the run's newest checkpoint, or start
+  llp consolidate RUN/checkpoints/last.ckpt
 
 Files given with --config are merged from left to right, then come flags:
   llp fit --config configs/model/llp.yaml --config configs/data/wikitext103.yaml --trainer.max_steps 100
@@ -40,11 +50,14 @@ def main() -> int:
     if arguments[0] == "--version":
         print(f"llp {llp.__version__}")
         return 0
+    if arguments[0] not in COMMANDS:
+        print(f"llp: error: there is no subcommand {arguments[0]!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     LISTENER.listen()
     try:
-        from llp.cli import run  # imports torch and lightning: seconds
+        from llp.commands.dispatch import run  # imports torch and lightning: seconds
 
-        return run(arguments)
+        return run(arguments[0], arguments[1:])
     except Stopped as stopped:
         return 128 + stopped.signum
     finally:

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
-from llp import optimization
-from llp.callbacks import RunMetrics, StepSeed
-from llp.checkpoints import check_fits, check_tokenizer, describe, name_optimizer_states
-from llp.decoder import Compress, Decoder, DecoderSettings, LayerPattern
+from llp.decoder.decoder import Compress, Decoder, DecoderSettings
+from llp.decoder.patterns import LayerPattern
 from llp.errors import require
-from llp.scoring import Score, ScoringBatch
+from llp.evaluation.scoring import Score, ScoringBatch
+from llp.training import optimization
+from llp.training.checkpoints import check_fits, check_tokenizer, describe, name_optimizer_states
+from llp.training.metrics import RunMetrics
+from llp.training.step_seed import StepSeed
 
 
 class LanguageModel(LightningModule, ABC):

@@ -1,46 +1,18 @@
-"""Small models and a small text that several files use."""
+"""A small text, a folder to run in, and `llp` run in this process."""
 
 import random
-import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-import llp
+from helpers.signal_handlers import handlers_restored
 from llp import __main__ as console
-from llp.interruption import SIGNALS
-from llp.language_model import LanguageModel
+
+pytest.register_assert_rewrite("helpers.runs")
 
 torch.set_num_threads(1)  # the models are too small for more
-
-SIZES = {"vocab_size": 19, "dim": 16, "n_layers": 3, "n_heads": 2}
-
-OWN_SETTINGS = {
-    "Transformer": {},
-    "LLP": {"segment_len": 4},
-    "PerceiverAR": {"latent_len": 5},
-    "DoubleAttention": {"latent_len": 5},
-    "SplitAttention": {"latent_len": 5, "segment_len": 3},
-    "CompressedAttention": {"latent_len": 5, "history_len": 13, "compressed_len": 4},
-}
-ARCHITECTURES = list(OWN_SETTINGS)
-LATENT = [name for name in ARCHITECTURES if "latent_len" in OWN_SETTINGS[name]]
-
-
-def build(name: str, **settings) -> LanguageModel:
-    """A small model of the given architecture in float64 with large random weights, so that nothing is near zero."""
-    own = OWN_SETTINGS[name]
-    torch.manual_seed(0)
-    model = getattr(llp, name)(**{**SIZES, **own, **settings})
-    model.configure_model()
-    model.double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.fixture
@@ -78,17 +50,6 @@ def work(tmp_path, wikitext, monkeypatch):
         TINY.replace("WIKITEXT", str(wikitext)).replace("CACHE", str(tmp_path / "cache"))
     )
     return tmp_path
-
-
-@contextmanager
-def handlers_restored():
-    """`llp` is a process of its own and keeps its signal handlers; the tests go on with theirs."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 @pytest.fixture

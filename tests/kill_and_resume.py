@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from llp import checkpoints
-from test_survival import assert_same_run
+from helpers.runs import assert_same_run
+from llp.training import checkpoints
 
 
 def configuration(folder: Path, devices: int) -> dict:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from test_survival import assert_same_run
+from helpers.runs import assert_same_run
 
 ROOT = Path(__file__).parent.parent
 PYTHON_BIN = Path(sys.executable).parent

@@ -1,0 +1,1 @@
+"""One file per architecture: which positions attend to which, layer by layer."""

@@ -1,0 +1,29 @@
+"""Perceiver AR (Hawthorne et al., arXiv 2202.07765)."""
+
+from typing import Any
+
+from llp.architectures.latents import LatentLanguageModel
+from llp.decoder.patterns import LayerPattern, causal_attention
+from llp.errors import require
+
+
+class PerceiverAR(LatentLanguageModel):
+    """In layer 0 the latents query the whole input; later layers are causal among the latents: the history is gone.
+
+    Args:
+        vocab_size: Number of tokens. On the command line it comes from the data.
+        latent_len: l, the number of latents, which are the positions with a loss.
+        history_dropout: Share of the history's positions that layer 0 leaves out in training, drawn per sample.
+        kwargs: The arguments of `LanguageModel`.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+
+    def __init__(self, vocab_size: int, latent_len: int = 1024, history_dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(vocab_size, latent_len, **kwargs)
+        require(0 <= history_dropout < 1, "history_dropout", history_dropout, "set it to 0 or more and less than 1")
+        self.history_dropout = history_dropout
+
+    def layer_pattern(self, layer: int) -> LayerPattern:
+        return LayerPattern(causal_attention, self.latent_len, self.history_dropout if layer == 0 else 0.0)

@@ -1,0 +1,37 @@
+"""Runs a subcommand; what a user can repair ends as one message."""
+
+import sys
+from importlib import import_module
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import datamodules
+import llp
+from llp.commands.messages import is_lost_contact, is_rank_zero, silence, users_error
+from llp.training.interruption import Stopped
+
+
+def run(subcommand: str, options: list[str]) -> int:
+    """Run a subcommand; returns the exit status. A `SettingError` becomes one message on standard error."""
+    silence()
+    for package in (llp, datamodules):  # so that `--model LLP` needs no module's name
+        for name in package.__all__:
+            getattr(package, name)
+    try:
+        import_module(f"llp.commands.{subcommand}").run(options)
+    except Stopped as stopped:
+        if is_rank_zero():
+            print(f"llp {subcommand}: stopped by {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
+    except Exception as error:
+        users = users_error(error)
+        if users is not None:
+            print(f"llp {subcommand}: error: {users}", file=sys.stderr)
+        elif not is_rank_zero() and is_lost_contact(error):
+            rank = rank_zero_only.rank  # type: ignore[attr-defined]
+            cause = str(error).partition("\n")[0]
+            print(f"llp {subcommand}: rank {rank} has lost the others: {cause}", file=sys.stderr)
+        else:
+            raise
+        return 1
+    return 0

@@ -1,0 +1,84 @@
+"""`llp fit`: train, validate and keep checkpoints, in a folder of the run's own."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from llp.commands.named_checkpoint import last_value, slurm_job
+from llp.commands.trainer_command import TrainerCommand
+from llp.errors import SettingError, require
+from llp.run_folder import keep_older
+
+
+def run(options: list[str]) -> None:
+    """Train a model."""
+    FitCommand(options)
+
+
+class FitCommand(TrainerCommand):
+    """`Trainer.fit` in a run's folder."""
+
+    name = "fit"
+
+    def __init__(self, options: list[str]) -> None:
+        # With `--ckpt_path auto` a run that has no checkpoint yet starts again in its folder.
+        self.restarts = last_value("ckpt_path", options) == "auto"
+        super().__init__(options, SaveRunConfig)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        logger = self._get(self.config_init, "trainer").logger
+        require(logger is not False, "trainer.logger", False, "a run needs its folder; leave it out")
+        return super().instantiate_trainer(**kwargs)
+
+    def default_logger(self) -> TensorBoardLogger:
+        """TensorBoard's, in the run's folder: a new one, or that of the run which is resumed."""
+        root = self._get(self.config_init, "trainer").default_root_dir or "."
+        name, run = self._get(self.config, "name"), self.resumed_run
+        if run is not None and name in (None, run.name) and run.parent.name == "lightning_logs":
+            root, name = str(run.parent.parent), run.name
+        # What a stopped run had logged beyond the checkpoint comes again.
+        return TensorBoardLogger(
+            root,
+            name="lightning_logs",
+            version=name or slurm_job(),
+            default_hp_metric=False,
+            purge_step=self.resumed_step,
+        )
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse also a folder that holds another run."""
+        super().after_instantiate_classes()
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.log_dir or ".")
+        # `hparams.yaml` comes with the first logged figures: a run that failed to start leaves its name free.
+        if (folder / "hparams.yaml").exists() and folder.resolve() != self.resumed_run and not self.restarts:
+            raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
+
+    def fit(self, **kwargs: Any) -> None:
+        self.trainer.fit(weights_only=True, **kwargs)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Keeps the configuration of a training run in its folder, for the other commands too; these write none.
+
+    That of an earlier start of the run is kept under a numbered name.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        for key in ("ckpt_path", "weights_only"):  # of this one call, not of the run
+            config.pop(key, None)
+        super().__init__(parser, config, **kwargs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        folder = Path(trainer.log_dir or ".")  # on every rank: it is broadcast
+        if trainer.is_global_zero:
+            keep_older(folder / self.config_filename)
+        super().setup(trainer, pl_module, stage)

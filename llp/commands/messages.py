@@ -1,0 +1,44 @@
+"""What the command line says, and leaves out."""
+
+import logging
+import re
+import warnings
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.distributed import DistError
+
+from llp.errors import SettingError
+
+
+def users_error(error: BaseException | None) -> BaseException | None:
+    """What the user can mend, if an exception is that or was raised from it.
+
+    That is our own `SettingError` (jsonargparse wraps what a constructor raises), Lightning's word for settings of its
+    own that can't be used, and files that can't be read or written.
+    """
+    while error is not None and not isinstance(error, SettingError | MisconfigurationException | OSError):
+        error = error.__cause__
+    return error
+
+
+def is_lost_contact(error: Exception) -> bool:
+    """Whether a collective failed since a process at its other end is gone; gloo has no type of error of its own."""
+    return isinstance(error, DistError) or re.search("Connection (closed|reset) by peer", str(error)) is not None
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def silence() -> None:
+    """Leave out what tells the user of this command line nothing."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # they are those of the command line
+    warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # scoring windows have places instead
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's own
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)

@@ -1,0 +1,85 @@
+"""Which checkpoint a command line means, and the configuration of its run; both before anything is parsed."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from llp.commands.messages import is_rank_zero
+from llp.errors import require
+from llp.run_folder import run_folder, tidy, wait_until_tidy
+from llp.training import checkpoints
+
+
+def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
+    """The configuration of the run whose checkpoint the arguments name: the subcommand's defaults.
+
+    Raises:
+        SettingError: If a checkpoint is needed and none is named, or it can't be opened, or nothing says what was run.
+    """
+    path = last_value("ckpt_path", arguments)
+    has_config = any(_values("--config", arguments)) or any(_values("-c", arguments))
+    if path is None:
+        remedy = f"`llp {subcommand}` needs a trained model; name its checkpoint"
+        require(subcommand == "fit" or has_config, "ckpt_path", None, remedy)
+        return None
+    checkpoints.read(path)
+    config = run_folder(path) / "config.yaml"
+    remedy = f"the configuration of its run is not there ({config}); name it with --config"
+    require(config.is_file() or has_config, "ckpt_path", path, remedy)
+    return config if config.is_file() else None
+
+
+def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:
+    """The arguments with the path of the run's checkpoint in place of `--ckpt_path last` or `auto`.
+
+    `last` is the run's `last.ckpt`. `auto` is its furthest trained whole checkpoint, or none: then `llp fit` starts
+    afresh. The run is the one that `--name` names, or the SLURM job.
+
+    Raises:
+        SettingError: If the run has no name, or no such checkpoint.
+    """
+    word = last_value("ckpt_path", arguments)
+    if word not in ("last", "auto"):
+        return arguments
+    name = last_value("name", arguments) or slurm_job()
+    require(name is not None, "ckpt_path", word, "it needs to know of which run; give --name")
+    folder = Path(last_value("trainer.default_root_dir", arguments) or ".") / f"lightning_logs/{name}/checkpoints"
+    if word == "last":
+        return [*arguments, "--ckpt_path", str(folder / "last.ckpt")]
+    if subcommand == "fit":
+        tidy(folder) if is_rank_zero() else wait_until_tidy(folder)
+    path = next(checkpoints.newest_first(folder), None)
+    remedy = f"there is no whole checkpoint in {folder}"
+    require(path is not None or subcommand == "fit", "ckpt_path", word, remedy)
+    return [*arguments, "--ckpt_path", "null" if path is None else str(path)]
+
+
+def last_value(setting: str, arguments: list[str]) -> str | None:
+    """The value that a setting has on the command line, in a flag or else in a file; None: it has none."""
+    for value in reversed([*_values(f"--{setting}", arguments)]):
+        return None if value == "null" else value
+    for path in reversed([*_values("--config", arguments), *_values("-c", arguments)]):
+        settings: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+        for key in setting.split("."):
+            settings = settings.get(key) if isinstance(settings, dict) else None
+        if settings is not None:
+            return str(settings)
+    return None
+
+
+def _values(flag: str, arguments: list[str]) -> Iterator[str]:
+    """The values that a flag has on the command line, as `--flag value` or `--flag=value`."""
+    for argument, following in pairwise([*arguments, ""]):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            yield value if equals else following
+
+
+def slurm_job() -> str | None:
+    """The number of the SLURM job that this is a task of, which names its run; None: it is none."""
+    job = SLURMEnvironment.job_id()
+    return None if job is None else str(job)

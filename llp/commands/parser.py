@@ -1,0 +1,40 @@
+"""The argument parser of all subcommands."""
+
+import re
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser
+
+OTHER_SECTIONS = ("model", "data", "trainer", "checkpoint", "sample", "certificate", "guard", "stall")
+"""The sections of a run's configuration."""
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one message, without the list of all options before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        noise = r"Does not validate against any|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
+        lines = [line for line in message.splitlines() if not re.match(rf"\s*({noise})", line)]
+        print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp fit --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def parser_for_part(subcommand: str, description: str, needs: set[str], **kwargs: Any) -> Parser:
+    """A parser for a subcommand that needs a part of a run's configuration alone, and takes all of it.
+
+    Args:
+        subcommand: Its name.
+        description: What it does.
+        needs: The sections that the subcommand adds itself; the others are accepted and ignored.
+        kwargs: The arguments of the parser.
+    """
+    parser = Parser(prog=f"llp {subcommand}", description=description, **kwargs)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a configuration file.")
+    for section in OTHER_SECTIONS:
+        if section not in needs:
+            parser.add_argument(f"--{section}", type=dict, default={}, help="Ignored.")
+    parser.add_argument("--seed_everything", type=int | bool, default=0, help="Ignored.")
+    parser.add_argument("--name", type=str | None, default=None, help="Ignored.")
+    return parser

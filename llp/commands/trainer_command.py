@@ -1,0 +1,126 @@
+"""What the subcommands share that hand a model and its data to Lightning's Trainer."""
+
+from typing import Any, ClassVar
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from datamodules.text import TextDataModule
+from llp.commands.named_checkpoint import named_checkpoint, run_defaults
+from llp.commands.parser import Parser
+from llp.errors import require
+from llp.evaluation.certificate import Certificate
+from llp.evaluation.report import TestReport
+from llp.evaluation.token_losses import TokenLosses
+from llp.generation.sample_text import SampleText
+from llp.language_model import LanguageModel
+from llp.run_folder import run_folder
+from llp.training import checkpoints
+from llp.training.final_hyperparameters import FinalHyperparameters
+from llp.training.finite_guard import FiniteGuard
+from llp.training.run_checkpoint import RunCheckpoint
+from llp.training.stall_guard import StallGuard
+from llp.training.step_validation import StepValidation
+
+
+class TrainerCommand(LightningCLI):
+    """LightningCLI with this project's defaults and one subcommand, a method of the Trainer.
+
+    Args:
+        options: The words behind the subcommand.
+        save_config: What keeps the configuration of a run; None: nothing does.
+    """
+
+    name: ClassVar[str]
+    hidden: ClassVar[set[str]] = set()
+    """Arguments of the Trainer's method that this command line decides on."""
+
+    trainer: Trainer
+
+    def __init__(self, options: list[str], save_config: type[SaveConfigCallback] | None = None) -> None:
+        parser_kwargs: dict[str, Any] = {"prog": "llp"}
+        if not {"-h", "--help"} & set(options):
+            options = named_checkpoint(self.name, options)
+            defaults = run_defaults(self.name, options)
+            parser_kwargs[self.name] = {"default_config_files": [] if defaults is None else [str(defaults)]}
+        super().__init__(
+            LanguageModel,
+            TextDataModule,
+            args=[self.name, *options],
+            save_config_callback=save_config,
+            save_config_kwargs={"overwrite": True},  # it keeps the older one itself
+            seed_everything_default=0,
+            trainer_defaults={
+                "callbacks": [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport()],
+                "use_distributed_sampler": False,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+            },
+            parser_kwargs=parser_kwargs,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        return {cls.name: LightningCLI.subcommands()[cls.name] | cls.hidden | {"weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="The run's folder in lightning_logs/; version_N unless given."
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(FiniteGuard, "guard")
+        parser.add_lightning_class_args(StallGuard, "stall")
+        parser.add_lightning_class_args(SampleText, "sample")
+        parser.add_lightning_class_args(Certificate, "certificate")
+        parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        # The stock method lets a checkpoint's hyperparameters win over files and flags. Here the run's own
+        # configuration is the subcommand's default instead (`run_defaults`), which files and flags override.
+        pass
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        require(seed >= 0, "seed_everything", seed, "set it to 0 or more")
+        super()._set_seed()
+
+    def before_instantiate_classes(self) -> None:
+        """Open the checkpoint: a broken one is refused before anything is built."""
+        path = self._get(self.config, "ckpt_path")
+        remedy = f"`llp {self.name}` needs a trained model; name its checkpoint"
+        require(path is not None or self.name == "fit", "ckpt_path", None, remedy)
+        self.resumed_run = None if path is None else run_folder(path)
+        self.checkpoint = None if path is None else checkpoints.read(path)
+        self.resumed_step = 0 if self.checkpoint is None else self.checkpoint["global_step"]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self._get(self.config_init, "trainer").logger in (None, True):
+            kwargs["logger"] = self.default_logger()
+        return super().instantiate_trainer(**kwargs)
+
+    def default_logger(self) -> Any:
+        """The logger where the configuration names none; False: nothing is logged."""
+        return False
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a checkpoint of another model before any long work."""
+        strategy = self.trainer.strategy
+        if self.checkpoint is not None:
+            checkpoints.check_fits(self.checkpoint, self.model)
+            if not isinstance(strategy, ModelParallelStrategy):
+                checkpoints.require_one_file(self._get(self.config, "ckpt_path"))
+        self.checkpoint = None
+        if isinstance(strategy, ModelParallelStrategy) and strategy._data_parallel_size == "auto":
+            # Lightning's "auto" is the number of nodes: all processes of a node would read the same text.
+            strategy._data_parallel_size, strategy._tensor_parallel_size = self.trainer.world_size, 1
+        # jsonargparse drops settings that a class named later doesn't take: what is built is said, never left to guess.
+        settings = ", ".join(f"{name}={value}" for name, value in self.model.hparams.items())
+        rank_zero_info(f"{type(self.model).__name__}({settings}) on {type(self.datamodule).__name__}")

@@ -1,0 +1,1 @@
+"""What all architectures share, in plain torch: attention patterns, layers, head and loss."""

@@ -1,0 +1,299 @@
+"""The pre-norm decoder stack that every architecture shares: plain modules, no training.
+
+Shapes: B batch, N input positions, T output positions (T <= N), H heads, D head width.
+Every module with parameters of its own can `reset_parameters`, so that a model built on the meta device can be
+materialised piece by piece.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from llp.decoder.loss import Losses, linear_cross_entropy
+from llp.decoder.patterns import LayerPattern, drop_history
+from llp.decoder.rotary import rotary_table, rotate
+from llp.errors import require
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """The size of a decoder and what is optional in it; `LanguageModel` documents each."""
+
+    vocab_size: int
+    dim: int
+    n_heads: int
+    mlp_ratio: int
+    dropout: float
+    rotary_base: float
+    tie_embeddings: bool
+    share_key_value: bool
+    key_value_norm: bool
+    rotary_first_layer_only: bool
+    initialization: Literal["normal", "torch"]
+    activation_checkpointing: bool
+    compile: bool
+
+    def std(self, scale: float = 1.0) -> float | None:
+        """Standard deviation of initial weights; None: torch's own initialisation."""
+        return 0.02 * scale if self.initialization == "normal" else None
+
+
+class Linear(nn.Linear):
+    """A linear map with weights drawn from N(0, `std`) and zero biases; `std` None: torch's own initialisation."""
+
+    def __init__(self, in_features: int, out_features: int, std: float | None, bias: bool = True) -> None:
+        self.std = std
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        if self.std is None:
+            return super().reset_parameters()
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        return None
+
+
+class Embedding(nn.Embedding):
+    """A token embedding drawn from N(0, `std`); `std` None: torch's own initialisation."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, std: float | None) -> None:
+        self.std = std
+        super().__init__(num_embeddings, embedding_dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=1.0 if self.std is None else self.std)
+
+
+class Attention(nn.Module):
+    """Projections and rotary embedding around an attention pattern.
+
+    Args:
+        settings: Of the decoder.
+        pattern: The layer's attention pattern.
+        rotary: Whether this layer rotates its queries and keys.
+        output_std: Standard deviation of the output projection's initial weights.
+    """
+
+    def __init__(
+        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
+    ) -> None:
+        super().__init__()
+        dim, std = settings.dim, settings.std()
+        self.n_heads, self.dropout = settings.n_heads, settings.dropout
+        self.pattern, self.rotary, self.share_key_value = pattern, rotary, settings.share_key_value
+        self.query = Linear(dim, dim, std, bias=False)
+        self.key_value = Linear(dim, dim if settings.share_key_value else 2 * dim, std, bias=False)
+        self.key_value_norm = nn.LayerNorm(dim // settings.n_heads) if settings.key_value_norm else None
+        self.output = Linear(dim, dim, output_std)
+
+    def forward(self, x: Tensor, rotations: Tensor, n_out: int) -> Tensor:
+        """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim)."""
+        n_history = x.shape[1] - n_out
+        query = self.split_heads(self.query(last_positions(x, n_out)))  # (B, n_out, H, D)
+        key, value = self.keys_and_values(x, rotations)  # (B, N, H, D) each
+        if self.rotary:
+            query = rotate(query, rotations[n_history:])
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, N, D)
+        if self.training and self.pattern.history_dropout:
+            key, value = drop_history(key, value, n_history, self.pattern.history_dropout)
+        attended = self.pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
+
+    def keys_and_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions, (B, N, H, D) each; shared, they are one tensor, rotated and normed."""
+        projected = self.key_value(x)
+        key, value = (projected, projected) if self.share_key_value else projected.chunk(2, dim=-1)
+        key = self.split_heads(key)
+        if self.rotary:
+            key = rotate(key, rotations)
+        if self.key_value_norm is not None:
+            key = self.key_value_norm(key)
+        return key, key if self.share_key_value else self.split_heads(value)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1))  # (B, N, H D) -> (B, N, H, D)
+
+
+class MLP(nn.Module):
+    """dim -> mlp_ratio dim -> dim with exact (erf) GELU; dropout before the second map."""
+
+    def __init__(self, settings: DecoderSettings, output_std: float | None) -> None:
+        super().__init__()
+        self.dropout = settings.dropout
+        self.up = Linear(settings.dim, settings.mlp_ratio * settings.dim, settings.std())
+        self.down = Linear(settings.mlp_ratio * settings.dim, settings.dim, output_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, N, dim)."""
+        return self.down(F.dropout(F.gelu(self.up(x)), self.dropout, self.training))
+
+
+def last_positions(x: Tensor, n: int) -> Tensor:
+    """The last `n` positions of (B, N, dim); `x` itself if these are all, for a slice costs its backward a copy."""
+    return x if n == x.shape[1] else x[:, x.shape[1] - n :]
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention and MLP, each added to the stream."""
+
+    def __init__(
+        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
+    ) -> None:
+        super().__init__()
+        self.n_out = pattern.n_out
+        self.attention_norm = nn.LayerNorm(settings.dim)
+        self.attention = Attention(settings, pattern, rotary, output_std)
+        self.mlp_norm = nn.LayerNorm(settings.dim)
+        self.mlp = MLP(settings, output_std)
+
+    def forward(self, x: Tensor, rotations: Tensor, between: nn.Module | None = None) -> Tensor:
+        """(B, N, dim) -> (B, n_out, dim); `rotations` (N, D / 2) is a `rotary_table`; `between` acts before the MLP."""
+        n_out = self.positions_out(x.shape[1])
+        x = last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out)
+        if between is not None:
+            x = between(x)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def positions_out(self, n: int) -> int:
+        """How many positions leave the attention, of `n` that enter."""
+        return n if self.n_out is None else min(self.n_out, n)
+
+    def flops(self, n: int, n_mlp: int) -> int:
+        """Of one sequence's forward pass: `n` positions enter, `n_mlp` go through the MLP."""
+        attention, n_out = self.attention, self.positions_out(n)
+        projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
+        projections += n_out * attention.output.weight.numel()
+        scores_and_values = 2 * attention.pattern.pair_count(n_out, n) * attention.query.out_features
+        mlp = n_mlp * (self.mlp.up.weight.numel() + self.mlp.down.weight.numel())
+        return 2 * (projections + scores_and_values + mlp)
+
+
+class Compress(Linear):
+    """The history made shorter by one linear map along its positions, the same for all features; latents pass.
+
+    Args:
+        history_len: h, the longest history; a shorter one meets the map's last columns.
+        compressed_len: c, what it becomes.
+        latent_len: l, the positions at the end that pass.
+        std: Standard deviation of the initial weights; None: torch's own initialisation.
+    """
+
+    def __init__(self, history_len: int, compressed_len: int, latent_len: int, std: float | None) -> None:
+        super().__init__(history_len, compressed_len, std, bias=False)
+        self.latent_len = latent_len
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without history (B, N, dim) stays as it is.
+
+        Raises:
+            SettingError: If the history is longer.
+        """
+        n_history = x.shape[1] - self.latent_len
+        if n_history <= 0:
+            return x
+        longest = self.in_features + self.latent_len
+        remedy = f"history_len + latent_len = {longest} is the longest input"
+        require(x.shape[1] <= longest, "tokens", x.shape[1], remedy)
+        weight = self.weight[:, self.in_features - n_history :]  # (c, h')
+        return torch.cat((weight @ x[:, :n_history], x[:, n_history:]), dim=1)
+
+    def n_out(self, n: int) -> int:
+        """How many positions leave, of `n` that enter."""
+        return self.out_features + self.latent_len if n > self.latent_len else n
+
+    def flops(self, n: int, dim: int) -> int:
+        """Of one sequence's forward pass."""
+        return 2 * self.out_features * max(0, n - self.latent_len) * dim
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm and head on the positions that leave the last block.
+
+    Args:
+        settings: Size and options.
+        patterns: One attention pattern per layer.
+        compress: Acts between the first layer's attention and its MLP.
+        shard: Called with each block as soon as it is built, and with the decoder at the end, to distribute their
+            parameters over the ranks: no process ever holds more than its share and one block.
+    """
+
+    def __init__(
+        self,
+        settings: DecoderSettings,
+        patterns: Sequence[LayerPattern],
+        compress: Compress | None = None,
+        shard: Callable[[nn.Module], object] = lambda module: None,
+    ) -> None:
+        super().__init__()
+        self.head_dim, self.rotary_base = settings.dim // settings.n_heads, settings.rotary_base
+        self.activation_checkpointing = settings.activation_checkpointing
+        # Two maps a layer write into the stream; scaled so, its variance does not grow with depth.
+        output_std = settings.std(scale=(2 * len(patterns)) ** -0.5)
+        self.embed = Embedding(settings.vocab_size, settings.dim, settings.std())
+        self.layers = nn.ModuleList()
+        for layer, pattern in enumerate(patterns):
+            rotary = layer == 0 or not settings.rotary_first_layer_only
+            block = Block(settings, pattern, rotary, output_std)
+            if settings.compile:  # inside of what sharding hooks to the block; all blocks share their code
+                block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
+            shard(block)
+            self.layers.append(block)
+        self.compress = compress
+        self.final_norm = nn.LayerNorm(settings.dim)
+        self.head = Linear(settings.dim, settings.vocab_size, settings.std())
+        if settings.tie_embeddings:
+            self.head.weight = self.embed.weight
+        shard(self)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
+        """Logits of the next token, or the loss for given next tokens.
+
+        Args:
+            tokens: (B, N) int64.
+            targets: (B, S) int64, the tokens after the last S positions. Where S > T, the last T are taken.
+
+        Returns:
+            Without targets the logits (B, T, vocab_size); with them the `Losses` of (B, min(S, T)) targets. They are
+            computed in here so that a sharded head is used where its weights are gathered.
+        """
+        x = self.embed(tokens)  # (B, N, dim)
+        # A history shorter than `compressed_len` becomes longer.
+        n_positions = tokens.shape[1] + (0 if self.compress is None else self.compress.out_features)
+        rotations = rotary_table(n_positions, self.head_dim, self.rotary_base, like=x)
+        for layer, block in enumerate(self.layers):
+            # Each layer numbers the positions that it holds from 0.
+            arguments = x, rotations[: x.shape[1]], self.compress if layer == 0 else None
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, *arguments, use_reentrant=False)  # (B, n_out, dim)
+            else:
+                x = block(*arguments)  # (B, n_out, dim)
+        if targets is None:
+            return self.head(self.final_norm(x))  # (B, T, vocab_size)
+        n_scored = min(targets.shape[1], x.shape[1])
+        x = self.final_norm(last_positions(x, n_scored))
+        return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
+
+    def flops(self, n: int) -> int:
+        """Of the forward pass of one sequence of `n` tokens: two for each multiplication in a matrix product.
+
+        Pairs that a mask hides are not counted, nor is dropout of the history. Training takes three times as many.
+        """
+        total = 0
+        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
+            n_out = n_mlp = block.positions_out(n)
+            if layer == 0 and self.compress is not None:
+                total += self.compress.flops(n_out, self.embed.embedding_dim)
+                n_mlp = self.compress.n_out(n_out)
+            total += block.flops(n, n_mlp)
+            n = n_mlp
+        return total + self.head_flops(n)
+
+    def head_flops(self, n: int) -> int:
+        """Of the head on `n` positions."""
+        return 2 * n * self.head.weight.numel()

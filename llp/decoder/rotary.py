@@ -1,0 +1,24 @@
+"""Rotary position embedding: queries and keys are rotated by angles proportional to their positions."""
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor) -> Tensor:
+    """The factors exp(i p base^(-2 j / D)) of position p and pair j, complex (N, D / 2), on the device of `like`.
+
+    The angles are taken in float64, since float32 has lost half of its digits at position 10,000; the table is in
+    complex64, or in complex128 where `like` is in float64.
+    """
+    positions = torch.arange(n_positions, device=like.device, dtype=torch.float64)
+    pairs = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64)
+    angles = torch.outer(positions, base ** (-pairs / head_dim))
+    rotations = torch.polar(torch.ones_like(angles), angles)
+    return rotations if like.dtype == torch.float64 else rotations.to(torch.complex64)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotary embedding: rotate the interleaved pairs (2 j, 2 j + 1) of `x` (B, N, H, D), as complex numbers."""
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))  # (B, N, H, D / 2, 2)
+    rotated = torch.view_as_complex(pairs) * rotations.unsqueeze(1)  # (B, N, H, D / 2)
+    return torch.view_as_real(rotated).flatten(-2).type_as(x)

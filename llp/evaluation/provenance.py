@@ -1,0 +1,41 @@
+"""Where figures come from: the model that was scored, how it was trained, and what computed them."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llp.training import checkpoints
+
+_PACKAGES = ("llp", "torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
+
+
+def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
+    """Which model was scored, how it was trained and what computed its figures."""
+    return {
+        "architecture": checkpoints.architecture(model),
+        "hyperparameters": dict(model.hparams),
+        "checkpoint": None if ckpt_path is None else str(ckpt_path),
+        "checkpoint_sha256": None if ckpt_path is None else checkpoints.sha256(ckpt_path),
+        **model.trained,
+        "precision": str(model.trainer.precision),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that runs, with `-dirty` behind it where files differ; None outside of git."""
+    try:
+        # Fails where this file is not the repository's own: an installed copy inside somebody else's.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

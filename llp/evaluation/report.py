@@ -1,0 +1,84 @@
+"""The report of `llp test`: a table on standard output, and `test.json` with its provenance beside the run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from llp.errors import require
+from llp.evaluation.certificate import Certificate
+from llp.evaluation.provenance import model_protocol
+from llp.evaluation.scoring import figures
+from llp.evaluation.tables import format_table, write_csv, write_json
+from llp.run_folder import run_folder
+
+
+class TestReport(Callback):
+    """Prints the table after a test or a validation of its own; a test is written to the run's `test.json` too."""
+
+    __test__ = False  # no test case, whatever its name
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The very end: the progress bar is closed, and nothing is printed after the table.
+        if trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING):
+            self._report(trainer, pl_module, write=trainer.state.fn == TrainerFn.TESTING)
+
+    def _report(self, trainer: Trainer, model: Any, write: bool) -> None:
+        loader: Any = trainer.test_dataloaders if write else trainer.val_dataloaders
+        limited = not hasattr(model, "score")
+        require(not limited, "trainer", "limit_test_batches or limit_val_batches", "nothing was scored; set it above 0")
+        rows = model.score.rows()  # on every rank: it sums over them
+        if not trainer.is_global_zero:
+            return
+        protocol = {**model_protocol(model, trainer.ckpt_path), **loader.protocol}
+        expected = sum(document.tokens for document in loader.documents)
+        protocol["complete"] = rows[0]["tokens"] == expected
+        if protocol["complete"]:  # both are those of the whole split
+            rows = with_unigram(rows, loader.unigram_nats())
+            protocol |= scored_context(model, loader.window_shapes)
+        rows = [{"split": loader.split, **row} for row in rows]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if write and isinstance(callback, Certificate):
+                protocol["certificate"] = callback.outcome
+        print(format_table(rows, protocol))
+        if not protocol["complete"]:
+            print(f"PARTIAL: {rows[0]['tokens']:,} of {expected:,} tokens were scored; words and bytes in proportion.")
+        if write:
+            folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+            path = write_json(folder / "test.json", {"protocol": protocol, "rows": rows})
+            table = write_csv(folder / "test.csv", rows)
+            print(f"Written to {path} and {table}")
+
+
+def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[dict[str, Any]]:
+    """The rows with the figures of a unigram model beside the model's own, as `unigram_*`; its `nats` per document."""
+    baseline = [sum(nats), *nats][: len(rows)]
+    return [
+        {
+            **row,
+            **{
+                f"unigram_{name}": value
+                for name, value in figures(total, row["tokens"], row["words"], row["bytes"]).items()
+            },
+        }
+        for row, total in zip(rows, baseline, strict=True)
+    ]
+
+
+def scored_context(model: Any, window_shapes: Mapping[tuple[int, int, bool], int]) -> dict[str, float | None]:
+    """How many tokens a scored token was predicted from: the least after a document's first window, and the mean.
+
+    Args:
+        model: A `LanguageModel`, which knows its context in a window.
+        window_shapes: How often a window has this length, scores so many positions and is its document's first.
+    """
+    least, total, n_tokens = None, 0, 0
+    for (length, n_scored, is_first), number in window_shapes.items():
+        context = model.context_lens(length)[length - n_scored :]
+        total += int(context.sum()) * number
+        n_tokens += n_scored * number
+        if not is_first:
+            least = int(context.min()) if least is None else min(least, int(context.min()))
+    return {"context_least": least, "context_mean": total / n_tokens}

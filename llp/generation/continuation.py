@@ -1,0 +1,80 @@
+"""A text continued, token by token."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from llp.errors import require
+from llp.generation.sampling import Sampling
+
+
+def continue_text(
+    model: Any,
+    data: Any,
+    prompt: str = "",
+    max_tokens: int = 200,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Continue a prompt with a trained model: pieces of text, as they are drawn.
+
+    Args:
+        model: A `LanguageModel` in evaluation mode.
+        data: Its data module, set up: whose tokenizer it was trained with.
+        prompt: Text to continue.
+        max_tokens: How many tokens to draw.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Draw among so many of the likeliest tokens only; null: all.
+        top_p: Draw among the likeliest tokens that together have at least this probability.
+        seed: Of the random draws.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    require(max_tokens >= 1, "max_tokens", max_tokens, "set it to 1 or more")
+    window_len, stride = model.scoring_window(data.window_len, data.scoring_window_len, data.scoring_stride)
+    tokens = [data.start_token(), *data.tokenizer.encode(prompt.splitlines(keepends=True)).tolist()]
+    drawn = generate(model, tokens, max_tokens, window_len, stride, sampling)
+    return stream_text(data.tokenizer.decode, tokens, drawn)
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, tokens: list[int], n_tokens: int, window_len: int, stride: int, sampling: Sampling
+) -> Iterator[int]:
+    """Continue `tokens` by `n_tokens`, which are yielded as they are drawn.
+
+    Each is predicted from the window that scoring would take for its place, computed anew.
+
+    Args:
+        model: A `LanguageModel` in evaluation mode.
+        tokens: The prompt with its start token.
+        n_tokens: How many to draw.
+        window_len: Of the scoring windows.
+        stride: Of the scoring windows.
+        sampling: How to draw.
+    """
+    tokens = list(tokens)
+    for _ in range(n_tokens):
+        place = len(tokens) - 1
+        start = max(0, (place // stride + 1) * stride - window_len)
+        window = torch.tensor([tokens[start:]], device=model.device)  # (1, N)
+        tokens.append(sampling.draw(model(window)[0, -1]))
+        yield tokens[-1]
+
+
+def stream_text(decode: Callable[[list[int]], str], prompt: list[int], drawn: Iterable[int]) -> Iterator[str]:
+    """The text of drawn tokens, as it comes. A character of several tokens comes when its last one does."""
+    tokens = list(prompt)
+    shown = decode(tokens)
+    for token in drawn:
+        tokens.append(token)
+        text = decode(tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+    yield decode(tokens)[len(shown) :]

@@ -1,0 +1,1 @@
+"""What happens while a model trains, and to the files that it leaves."""

@@ -1,0 +1,92 @@
+"""What a run logs beside what Lightning does: its loss, learning rate, tokens and their rate."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from llp.training.throughput import compute_dtype, peak_flops
+
+StepOutput = Tensor | Mapping[str, Any] | None
+
+
+def log_step(trainer: Trainer, figures: Mapping[str, Any], step: int) -> None:
+    """Log figures of an optimizer step, counted from 1, as `train/*` where `log_every_n_steps` divides it.
+
+    Straight to the logger: what Lightning's `log` takes is written only after a checkpoint of the step is, and a run
+    that goes on from there would miss a point of its curves.
+    """
+    if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{name}": float(value) for name, value in figures.items()}, step - 1)
+
+
+class RunMetrics(Callback):
+    """Logs the loss, the learning rate, the tokens trained on and their rate, each over optimizer steps.
+
+    `tokens` are trained positions, those with a loss, and `input_tokens` all that the model read, over all ranks. The
+    rate is that of trained positions since the last logged step; validation does not count. `mfu` is the share of what
+    the devices could compute (`llp.training.throughput`) that went into the model's own FLOPs, those of its forward and
+    backward pass; `data_wait` the share of the time in which the model waited for its next batch.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = self.input_tokens = 0
+        self._learning_rate = 0.0
+        self._seconds = self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "input_tokens": self.input_tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self.input_tokens = state_dict["tokens"], state_dict["input_tokens"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._peak_flops = peak_flops(pl_module.device, compute_dtype(str(trainer.precision))) * trainer.world_size
+        self._begin_interval(trainer)
+
+    def _begin_interval(self, trainer: Trainer) -> None:
+        """Rates are those from here to the next logged step."""
+        self._logged_tokens, self._flops, self._waited = self.tokens, 0, _seconds_waited(trainer)
+        self._seconds, self._started = 0.0, time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seconds += time.perf_counter() - self._started
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: StepOutput, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(outputs, Mapping)
+        self.tokens += outputs["trained_tokens"] * trainer.world_size
+        self.input_tokens += outputs["input_tokens"] * trainer.world_size
+        self._flops += outputs["flops"] * trainer.world_size
+        if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        seconds = self._seconds + time.perf_counter() - self._started
+        figures = {
+            "loss": pl_module.step_loss,
+            "learning_rate": self._learning_rate,
+            "tokens": self.tokens,
+            "input_tokens": self.input_tokens,
+            "tokens_per_second": (self.tokens - self._logged_tokens) / seconds,
+            "mfu": self._flops / seconds / self._peak_flops,
+            "data_wait": (_seconds_waited(trainer) - self._waited) / seconds,
+        }
+        self._begin_interval(trainer)
+        log_step(trainer, figures, trainer.global_step)
+        pl_module.log("tokens/s", figures["tokens_per_second"], prog_bar=True, logger=False)
+
+
+def _seconds_waited(trainer: Trainer) -> float:
+    """For batches, since the loader was made; not a number for a loader that is not ours, which doesn't know."""
+    return getattr(trainer.train_dataloader, "seconds", math.nan)

@@ -1,0 +1,136 @@
+"""Ends a run in which a rank stands still and all others wait for it."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from llp.errors import require
+from llp.training.run_checkpoint import how_to_go_on
+
+
+class StallGuard(Callback):
+    """Ends a run in which nothing has moved for a while, and names the rank that the others wait for.
+
+    A thread of each process says how far it is, in a store beside the training's collectives, which rank 0's reads. A
+    process that says nothing at all (a frozen machine) is named too; a frozen rank 0, by the others, a little later.
+
+    Args:
+        timeout_s: Seconds without progress on any rank. It must exceed the longest pause of a healthy run: writing a
+            checkpoint, say.
+
+    Raises:
+        SettingError: If the time is not positive.
+    """
+
+    def __init__(self, timeout_s: float = 1800.0) -> None:
+        require(timeout_s > 0, "stall.timeout_s", timeout_s, "set it above 0")
+        self.timeout_s = timeout_s
+        self._moves = 0
+        self._finished = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._finished.clear()
+            self._thread = threading.Thread(target=self._watch, args=(trainer, self._open_store(trainer)), daemon=True)
+            self._thread.start()
+
+    def _open_store(self, trainer: Trainer) -> dist.TCPStore:
+        """A store in rank 0's process, in which every rank has an entry."""
+        host, timeout = os.environ["MASTER_ADDR"], timedelta(seconds=self.timeout_s)
+        store = dist.TCPStore(host, 0, is_master=True, timeout=timeout) if trainer.is_global_zero else None
+        port = trainer.strategy.broadcast(0 if store is None else store.port)
+        store = store or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        store.set(str(trainer.global_rank), "0 0")
+        trainer.strategy.barrier("stall guard")
+        return store
+
+    def _move(self, *_: Any, **__: Any) -> None:
+        self._moves += 1
+
+    on_train_batch_start = on_before_backward = on_after_backward = on_before_optimizer_step = _move
+    on_train_batch_end = on_validation_batch_start = on_validation_batch_end = on_validation_end = _move
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        self._finished.set()
+        if self._thread is not None:  # one that is still inside the store when Python ends would abort the process
+            self._thread.join(timeout=10)
+
+    def _watch(self, trainer: Trainer, store: dist.TCPStore) -> None:
+        period_s = min(self.timeout_s / 4, 10.0)
+        ranks, moves, still_s = Ranks(trainer.world_size, period_s), 0, 0.0
+        while not self._finished.wait(period_s):
+            still_s = 0.0 if moves != self._moves else still_s + period_s
+            moves = self._moves
+            # Rank 0 has had the time to end the run, and has not. Asking it would block: all calls of a store but `set`
+            # wait for its answer, without a limit.
+            if still_s > self.timeout_s + 4 * period_s:
+                self._end(trainer, "rank 0 does not answer")
+            try:
+                store.set(str(trainer.global_rank), f"{self._moves} {time.monotonic_ns()}")
+                states = store.multi_get(ranks.names) if trainer.is_global_zero else None
+            except RuntimeError:
+                if not self._finished.wait(10):  # else rank 0 has ended just before this one does
+                    self._end(trainer, "rank 0 does not answer")
+                return
+            if states is not None:
+                ranks.update(states)
+                if reason := ranks.stalled(self.timeout_s):
+                    self._end(trainer, reason)
+
+    def _end(self, trainer: Any, reason: str) -> None:
+        """End the process from its thread: the main one waits inside a collective, where no exception reaches it."""
+        advice = how_to_go_on(trainer.checkpoint_callback.last_model_path) if trainer.checkpoint_callback else ""
+        message = f"stall.timeout_s = {self.timeout_s:g}: in optimizer step {trainer.global_step + 1:,} {reason}."
+        print(f"\nllp: error: {message}\n{advice}", file=sys.stderr, flush=True)
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that this one has started
+        os._exit(1)
+
+
+class Ranks:
+    """What rank 0 knows of all ranks: how often each has moved, and for how long it has not been heard of.
+
+    Time is counted in periods between messages, not by a clock: that of a job which was suspended as a whole stands.
+    """
+
+    def __init__(self, world_size: int, period_s: float) -> None:
+        self.names = [str(rank) for rank in range(world_size)]
+        self._period_s = period_s
+        self._states = [[0, 0] for _ in self.names]  # moves, and a clock's reading that is new with each message
+        self._still_s = 0.0
+        self._silent_s = [0.0] * world_size
+
+    def update(self, messages: list[bytes]) -> None:
+        """Take in, after a period, the newest message of each rank: its moves, and the reading of its clock."""
+        states = [[int(number) for number in message.split()] for message in messages]
+        pairs = list(zip(self._states, states, strict=True))
+        has_moved = any(before[0] != after[0] for before, after in pairs)
+        self._still_s = 0.0 if has_moved else self._still_s + self._period_s
+        for rank, (before, after) in enumerate(pairs):
+            self._silent_s[rank] = 0.0 if before[1] != after[1] else self._silent_s[rank] + self._period_s
+        self._states = states
+
+    def stalled(self, timeout_s: float) -> str | None:
+        """Which ranks the others wait for, if nothing has moved for so long."""
+        if self._still_s < timeout_s:
+            return None
+        silent = [rank for rank, seconds in enumerate(self._silent_s) if seconds > timeout_s / 2]
+        fewest = min(moves for moves, _ in self._states)
+        behind = silent or [rank for rank, (moves, _) in enumerate(self._states) if moves == fewest]
+        names = ", ".join(f"rank {rank}" for rank in behind)
+        what = "does not answer" if silent else "has not moved"
+        return f"{names} {what} for {timeout_s:g} s, and the others wait for it"

@@ -1,0 +1,226 @@
+"""The architectures against the brute-force reference, their causality, their reach, their size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import llp
+from helpers import reference
+from helpers.small_models import ARCHITECTURES, LATENT, OWN_SETTINGS, SIZES, build
+from llp.decoder.rotary import rotary_table
+from llp.errors import SettingError
+
+
+def expected_logits(model, tokens: list[int]) -> torch.Tensor:
+    """The reference's logits with a model's weights and settings."""
+    settings = dict(model.hparams)
+    latent_len = settings.get("latent_len")
+    sees = {
+        "Transformer": lambda: reference.transformer_sees,
+        "LLP": lambda: reference.llp_sees(settings["segment_len"]),
+        "PerceiverAR": lambda: reference.transformer_sees,
+        "DoubleAttention": lambda: reference.double_sees(latent_len),
+        "SplitAttention": lambda: reference.split_sees(latent_len, settings["segment_len"]),
+        "CompressedAttention": lambda: reference.double_sees(latent_len),
+    }[type(model).__name__]()
+    return reference.logits(
+        model.decoder.state_dict(),
+        tokens,
+        settings["n_layers"],
+        settings["n_heads"],
+        sees,
+        settings["rotary_base"],
+        latent_len,
+        latents_only=isinstance(model, llp.PerceiverAR),
+        rotary_first_layer_only=settings["rotary_first_layer_only"],
+    )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 6, 8, 11, 18])
+def test_equals_the_reference(name, n):
+    model = build(name)
+    tokens = torch.randint(SIZES["vocab_size"], (2, n))
+    with torch.no_grad():
+        logits = model(tokens)
+    assert logits.shape == (2, min(n, 5) if name in LATENT else n, SIZES["vocab_size"])
+    for row, sequence in zip(logits, tokens.tolist(), strict=True):
+        torch.testing.assert_close(row, expected_logits(model, sequence), rtol=1e-11, atol=1e-11)
+
+
+PUBLISHED = {"share_key_value": True, "key_value_norm": True, "rotary_first_layer_only": True}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PUBLISHED,
+        {"share_key_value": True},
+        {"rotary_first_layer_only": True, "n_heads": 8},
+        {"share_key_value": True, "key_value_norm": True, "n_heads": 1},
+        {"n_heads": 4, "n_layers": 4, "mlp_ratio": 2, "rotary_base": 100.0, "tie_embeddings": True},
+        {"n_layers": 2, "initialization": "torch"},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_equals_the_reference_with_other_settings(name, settings):
+    model = build(name, **settings)
+    for n in (3, 12):
+        tokens = torch.randint(SIZES["vocab_size"], (1, n))
+        expected = expected_logits(model, tokens[0].tolist())
+        torch.testing.assert_close(model(tokens)[0].detach(), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("LLP", {"segment_len": 1}),
+        ("LLP", {"segment_len": 3, "n_layers": 1}),
+        ("PerceiverAR", {"latent_len": 1}),
+        ("DoubleAttention", {"latent_len": 1, "n_layers": 1}),
+        ("SplitAttention", {"latent_len": 4, "segment_len": 1}),
+        ("SplitAttention", {"latent_len": 2, "segment_len": 20}),
+        ("CompressedAttention", {"latent_len": 1, "history_len": 9, "compressed_len": 1, "n_layers": 2}),
+    ],
+)
+def test_equals_the_reference_in_other_shapes(name, settings):
+    model = build(name, **settings)
+    for n in (2, 10):
+        tokens = torch.randint(SIZES["vocab_size"], (1, n))
+        expected = expected_logits(model, tokens[0].tolist())
+        torch.testing.assert_close(model(tokens)[0].detach(), expected, rtol=1e-11, atol=1e-11)
+
+
+def influence(model, n: int) -> torch.Tensor:
+    """(T, N): the largest gradient of the i-th scored position's logits with respect to the embedding of position j."""
+    tokens = torch.randint(SIZES["vocab_size"], (1, n))
+    embedded = model.decoder.embed(tokens).detach().requires_grad_()
+    hook = model.decoder.embed.register_forward_hook(lambda module, args, output: embedded)
+    logits = model(tokens)[0]
+    hook.remove()
+    torch.manual_seed(1)
+    probe = torch.randn_like(logits)  # a random direction: no gradient cancels by accident
+    rows = [
+        torch.autograd.grad((row * p).sum(), embedded, retain_graph=True)[0][0]
+        for row, p in zip(logits, probe, strict=True)
+    ]
+    return torch.stack(rows).abs().amax(dim=-1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("settings", [{}, PUBLISHED], ids=["usual", "published"])
+def test_no_gradient_from_a_later_token(name, settings):
+    n = 18
+    matrix = influence(build(name, **settings), n)  # (T, N)
+    first = n - len(matrix)  # position of the first scored row
+    assert torch.equal(matrix.triu(first + 1), torch.zeros_like(matrix))
+    assert (matrix.diagonal(first) > 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "LLP"])
+def test_every_earlier_token_is_seen(name):
+    n = 18
+    matrix = influence(build(name), n)
+    seen = torch.ones_like(matrix).tril(n - len(matrix)).bool()
+    assert (matrix[seen] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["DoubleAttention", "SplitAttention", "CompressedAttention"])
+def test_history_knows_its_future_through_depth(name):
+    """What makes these three different: latents read a history that has read on (in V2 within its segment)."""
+    model = build(name, n_layers=2)
+    x = torch.randn(1, 14, 16, dtype=torch.float64, requires_grad=True)
+    stream = model.decoder.layers[0](x, rotary_table(14, 8, 10000.0, like=x))
+    seen = torch.autograd.grad(stream[0, 0].square().sum(), x)[0][0].abs().amax(-1) > 0
+    expected = {"SplitAttention": 3}.get(name, 9)  # its segment of 3, or the history of 14 - 5
+    assert seen.nonzero().flatten().tolist() == list(range(expected))
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_llp_reaches_to_the_start_of_the_segment_n_layers_back(n_layers):
+    matrix = influence(build("LLP", n_layers=n_layers), 22)
+    for i in range(22):
+        first = max(0, (i // 4 - n_layers) * 4)
+        assert (matrix[i, first : i + 1] > 0).all()
+        assert (matrix[i, :first] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("Transformer", {"n_layers": 24}, 214_622_020),
+        ("LLP", {"n_layers": 24}, 214_622_020),
+        ("Transformer", {"n_layers": 12}, 129_595_204),
+        ("LLP", {"n_layers": 12}, 129_595_204),
+        ("LLP", {"n_layers": 12, "tie_embeddings": True}, 107_326_276),
+        ("Transformer", {"n_layers": 24, "tie_embeddings": True}, 192_353_092),
+        *((name, {"n_layers": 12}, 129_595_204) for name in ("PerceiverAR", "DoubleAttention", "SplitAttention")),
+        *((name, {"n_layers": 24}, 214_622_020) for name in ("PerceiverAR", "DoubleAttention", "SplitAttention")),
+        ("CompressedAttention", {"n_layers": 12}, 130_119_492),
+        ("CompressedAttention", {"n_layers": 24}, 215_146_308),
+        ("PerceiverAR", {"n_layers": 24, "tie_embeddings": True}, 192_353_092),
+        *((name, {"n_layers": 12, **PUBLISHED}, 122_520_388) for name in ("PerceiverAR", "SplitAttention")),
+        *((name, {"n_layers": 24, **PUBLISHED}, 200_472_388) for name in ("PerceiverAR", "DoubleAttention")),
+        ("CompressedAttention", {"n_layers": 12, **PUBLISHED}, 123_044_676),
+        ("CompressedAttention", {"n_layers": 24, **PUBLISHED}, 200_996_676),
+        ("LLP", {"n_layers": 12, **PUBLISHED, "key_value_norm": False}, 122_517_316),
+        ("LLP", {"n_layers": 24, **PUBLISHED, "key_value_norm": False}, 200_466_244),
+    ],
+)
+def test_published_sizes(name, settings, expected):
+    with torch.device("meta"):
+        model = getattr(llp, name)(vocab_size=28_996, dim=768, n_heads=6, **settings)
+        model.configure_model()
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_three_billion_parameters_are_built_without_memory():
+    """The shipped configuration with its vocabulary of 32,000."""
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs/model/llp_3b.yaml").read_text())["model"]
+    with torch.device("meta"):
+        model = llp.LLP(vocab_size=32_000, **config["init_args"])
+        model.configure_model()
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_995_953_920
+
+
+def test_names_in_the_state_dict():
+    layer = [
+        *(f"attention_norm.{kind}" for kind in ("weight", "bias")),
+        *("attention.query.weight", "attention.key_value.weight", "attention.output.weight", "attention.output.bias"),
+        *(f"{part}.{kind}" for part in ("mlp_norm", "mlp.up", "mlp.down") for kind in ("weight", "bias")),
+    ]
+    names = ["embed.weight"] + [f"layers.{i}.{name}" for i in range(3) for name in layer]
+    names += [f"{part}.{kind}" for part in ("final_norm", "head") for kind in ("weight", "bias")]
+    for name in ARCHITECTURES:
+        expected = {*names, "compress.weight"} if name == "CompressedAttention" else {*names}
+        assert set(build(name).decoder.state_dict()) == expected
+    norms = {f"layers.{i}.attention.key_value_norm.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    published = build("PerceiverAR", **PUBLISHED).decoder.state_dict()
+    assert set(published) == {*names, *norms}
+    assert published["layers.1.attention.key_value.weight"].shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("PerceiverAR", {"latent_len": 0}, "latent_len = 0"),
+        ("PerceiverAR", {"history_dropout": 1.0}, "history_dropout = 1.0"),
+        ("SplitAttention", {"segment_len": 0}, "segment_len = 0"),
+        ("CompressedAttention", {"compressed_len": 13}, "compressed_len = 13: .*below history_len = 13"),
+        ("CompressedAttention", {"compressed_len": 0}, "compressed_len = 0"),
+        ("CompressedAttention", {"n_layers": 1}, "n_layers = 1: set it to 2 or more"),
+        ("LLP", {"segment_len": 0}, "segment_len = 0"),
+        ("LLP", {"n_heads": 3}, "dim = 16: n_heads = 3 must divide it"),
+        ("LLP", {"n_heads": 16}, "dim = 16: .*must be even"),
+        ("LLP", {"key_value_norm": True}, "key_value_norm = True: .*share_key_value"),
+        ("LLP", {"dropout": 1.0}, "dropout = 1.0"),
+        ("LLP", {"vocab_size": 0}, "vocab_size = 0"),
+    ],
+)
+def test_settings_that_can_not_be_used(name, settings, message):
+    with pytest.raises(SettingError, match=message):
+        getattr(llp, name)(**{**SIZES, **OWN_SETTINGS[name], **settings})

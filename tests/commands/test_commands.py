@@ -1,0 +1,391 @@
+"""The command line, from a YAML to a score: real runs of a tiny model."""
+
+import csv
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import llp
+from datamodules import Bytes, WikiText103
+from helpers.small_models import ARCHITECTURES
+from llp.commands.trainer_command import TrainerCommand
+from llp.training.step_seed import StepSeed
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_a_run_and_its_test(run, trained):
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    status, out, err = run("test", "--ckpt_path", trained / "checkpoints/best.ckpt")
+    assert status == 0, err
+    report = json.loads((trained / "test.json").read_text())
+    protocol, rows = report["protocol"], report["rows"]
+    assert len(rows) == 1
+    row = rows[0]
+
+    # The same checkpoint, scored here in one pass over the whole text.
+    checkpoint = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
+    model = llp.LLP(**checkpoint["hyper_parameters"])
+    model.configure_model()
+    model.load_state_dict(checkpoint["state_dict"])
+    text = (trained.parents[1] / "wikitext/wiki.test.tokens").read_bytes()
+    tokens = torch.tensor([[10, *text]])
+    with torch.no_grad():
+        nats = model.double().eval().decoder(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
+    n_words = len(text.decode().split()) + text.count(b"\n")
+    assert (row["split"], row["document"]) == ("test", None)
+    assert (row["tokens"], row["bytes"], row["words"]) == (len(text), len(text), n_words)
+    assert row["loss"] == pytest.approx(nats / len(text), rel=1e-6)
+    assert row["perplexity"] == pytest.approx(math.exp(nats / len(text)), rel=1e-6)
+    assert row["word_perplexity"] == pytest.approx(math.exp(nats / n_words), rel=1e-5)
+    assert row["bits_per_byte"] == pytest.approx(nats / len(text) / math.log(2), rel=1e-6)
+
+    assert protocol["architecture"] == "llp.LLP"
+    assert (protocol["step"], protocol["seed"]) == (6, 0)
+    assert (protocol["window_len"], protocol["stride"]) == (32, 16)
+    assert protocol["word_count"] == "whitespace-separated words and line ends"
+    assert protocol["tokenizer_fingerprint"] == "bytes"
+    for key in ("checkpoint_sha256", "data_fingerprint", "versions", "git_commit"):
+        assert key in protocol
+    # Contexts by hand: windows of 32 with stride 16 (two segments of 8), where a token reads back two segments.
+    n = len(text)
+    contexts = [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]
+    assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
+    assert protocol["context_least"] == 17
+    printed = out.strip().splitlines()
+    head, _, figures, unigram, *_ = printed[next(i for i, line in enumerate(printed) if line.startswith("split")) :]
+    assert head.split()[:4] == ["split", "document", "model", "tokens"]
+    assert f"{row['word_perplexity']:,.4f}" in figures
+    assert f"{row['unigram_loss']:,.4f}" in unigram
+    n_plain = len(text.decode().split())
+    assert row["plain_words"] == n_plain
+    assert row["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_plain), rel=1e-5)
+    assert f"words alone ({n_plain:,}) the word perplexity is {row['plain_word_perplexity']:,.4f}" in out
+    with (trained / "test.csv").open(newline="") as stream:
+        (csv_row,) = csv.DictReader(stream)
+    assert float(csv_row["bits_per_byte"]) == row["bits_per_byte"]
+
+    # A second test keeps the first one's file; the figures are the same with other batches and windows.
+    status, _, err = run(
+        *("test", "--ckpt_path", trained / "checkpoints/best.ckpt", "--data.init_args.batch_size", 3),
+        *("--data.init_args.scoring_window_len", 40, "--data.init_args.scoring_stride", 24),
+    )
+    assert status == 0, err
+    assert json.loads((trained / "test-1.json").read_text()) == report
+    again = json.loads((trained / "test.json").read_text())
+    assert again["protocol"]["stride"] == 24
+    assert again["rows"][0]["word_perplexity"] == pytest.approx(row["word_perplexity"], rel=1e-6)
+    assert {path.name for path in (trained.parent).iterdir()} == {"run"}  # a test makes no run of its own
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "LLP"])
+def test_every_architecture_trains_tests_and_generates(run, work, name):
+    own = {"latent_len": 16, "segment_len": 8, "history_len": 16, "compressed_len": 8, "history_dropout": 0.25}
+    with_latents = {"PerceiverAR": ["latent_len", "history_dropout"], "DoubleAttention": ["latent_len"]}
+    with_latents |= {"SplitAttention": ["latent_len", "segment_len"]}
+    with_latents |= {"CompressedAttention": ["latent_len", "history_len", "compressed_len"]}
+    config = yaml.safe_load((work / "tiny.yaml").read_text())
+    config["model"]["class_path"] = f"llp.{name}"
+    del config["model"]["init_args"]["segment_len"]
+    config["model"]["init_args"] |= {key: own[key] for key in with_latents.get(name, [])}
+    (work / "own.yaml").write_text(yaml.safe_dump(config))
+    status, _, err = run("fit", "--config", "own.yaml", "--name", "run")
+    assert status == 0, err
+    checkpoint = work / "lightning_logs/run/checkpoints/last.ckpt"
+    status, out, err = run("test", "--ckpt_path", checkpoint)
+    assert status == 0, err
+    assert "Certified" in out
+    report = json.loads((work / "lightning_logs/run/test.json").read_text())
+    text = (work / "wikitext/wiki.test.tokens").read_bytes()
+    assert report["rows"][0]["tokens"] == len(text)  # each once
+    assert report["protocol"]["certificate"]["causal"] is True
+    assert report["protocol"]["context_least"] == 17  # windows of 32, stride 16
+    status, out, err = run("generate", "--ckpt_path", checkpoint, "--prompt", "the cat", "--max_tokens", 40)
+    assert status == 0, err
+    assert out.startswith("the cat")
+    assert len(out) > len("the cat") + 5
+
+    events = EventAccumulator(str(work / "lightning_logs/run"))
+    events.Reload()
+    trained = 16 if name in with_latents else 32
+    assert [event.value for event in events.Scalars("train/tokens")] == [4 * trained * step for step in range(1, 7)]
+    assert [event.value for event in events.Scalars("train/input_tokens")] == [4 * 32 * step for step in range(1, 7)]
+    samples = [event.step for event in events.Tensors("sample/text_summary")]
+    assert samples == [3, 5]  # where `val/loss` is logged
+
+
+def test_generated_text_is_a_function_of_the_seed(run, trained):
+    arguments = ("generate", "--ckpt_path", trained / "checkpoints/best.ckpt", "--prompt", "a", "--max_tokens", 30)
+    first, again, other = (run(*arguments, "--seed", seed)[1] for seed in (1, 1, 2))
+    assert first == again != other
+    greedy = [run(*arguments, "--temperature", 0, "--seed", seed)[1] for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+    status, _, err = run(*arguments, "--top_k", 0)
+    assert status == 1
+    assert "top_k = 0" in err
+
+
+def test_what_a_run_shows(trained):
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    training = ("loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "mfu", "data_wait")
+    for tag in training:
+        assert [event.step for event in events.Scalars(f"train/{tag}")] == [0, 1, 2, 3, 4, 5], tag
+    for tag in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
+        assert [event.step for event in events.Scalars(f"val/{tag}")] == [3, 5], tag  # the last step too
+        assert f"final/{tag}" in tags
+    assert [event.value for event in events.Scalars("train/tokens")] == [4 * 32 * (step + 1) for step in range(6)]
+    assert events.Scalars("train/loss")[5].value < events.Scalars("train/loss")[0].value
+    assert all(event.value > 0 for event in events.Scalars("train/grad_norm"))
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["init_args"]["segment_len"] == 8
+    assert "vocab_size" not in config["model"]["init_args"]
+
+
+def test_validate_and_predict(run, trained):
+    checkpoint = trained / "checkpoints/last.ckpt"
+    status, out, err = run("validate", "--ckpt_path", checkpoint)
+    assert status == 0, err
+    assert "validation  (all)" in out
+    assert not (trained / "test.json").exists()
+    run("test", "--ckpt_path", checkpoint)
+    status, out, err = run("predict", "--ckpt_path", checkpoint)
+    assert status == 0, err
+    losses = np.load(trained / "token_losses.npy")
+    row = json.loads((trained / "test.json").read_text())["rows"][0]
+    assert len(losses) == row["tokens"]
+    assert losses.mean() == pytest.approx(row["loss"], rel=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run, work):
+    assert run("fit", "--config", "tiny.yaml", "--name", "whole")[0] == 0
+    assert run("fit", "--config", "tiny.yaml", "--name", "half", "--trainer.max_steps", 4)[0] == 0
+    half = work / "lightning_logs/half/checkpoints/last.ckpt"
+    status, _, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", 6)
+    assert status == 0, err
+    paths = [work / f"lightning_logs/{name}/checkpoints/last.ckpt" for name in ("whole", "half")]
+    whole, resumed = (torch.load(path, weights_only=True) for path in paths)
+    assert resumed["global_step"] == whole["global_step"] == 6
+    assert resumed["WikiText103"] == whole["WikiText103"]
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name
+
+
+def test_a_resumed_run_draws_the_same_dropout(run, work):
+    dropout = ("--model.init_args.dropout", 0.3, "--trainer.val_check_interval", 2)
+    assert run("fit", "--config", "tiny.yaml", "--name", "whole", *dropout)[0] == 0
+    assert run("fit", "--config", "tiny.yaml", "--name", "half", *dropout, "--trainer.max_steps", 4)[0] == 0
+    half = work / "lightning_logs/half/checkpoints/last.ckpt"
+    assert run("fit", "--ckpt_path", half, "--trainer.max_steps", 6)[0] == 0
+    whole, resumed = (
+        torch.load(work / f"lightning_logs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "half")
+    )
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+    assert {path.name for path in half.parents[1].glob("*.yaml")} == {"config.yaml", "config-1.yaml", "hparams.yaml"}
+
+
+def test_each_batch_and_rank_draws_its_own(monkeypatch):
+    draws = {}
+    for seed, batch, rank in itertools.product((0, 1), range(3), range(2)):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
+        StepSeed().on_train_batch_start(SimpleNamespace(global_rank=rank, fit_loop=loop), None, None, 0)
+        draws[seed, batch, rank] = torch.rand(1).item()
+    assert len(set(draws.values())) == len(draws)
+
+
+def test_a_run_goes_on_in_its_folder_from_anywhere(run, trained, work, monkeypatch):
+    (work / "elsewhere").mkdir()
+    monkeypatch.chdir(work / "elsewhere")
+    checkpoint = "../lightning_logs/run/checkpoints/last.ckpt"
+    status, _, err = run("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", 7)
+    assert status == 0, err
+    assert torch.load(trained / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 7
+    assert not list((work / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+def test_low_precision_trains_with_clipped_gradients(run, work, precision):
+    small = ("--trainer.max_steps", 2, "--trainer.limit_val_batches", 1, "--data.init_args.batch_size", 1)
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "x", "--trainer.precision", precision, *small)
+    assert status == 0, err
+
+
+def test_the_training_loss_is_that_of_all_accumulated_batches(run, work):
+    """Three batches of four are one of twelve: the same samples, the same loss, the same step."""
+    losses = {}
+    for name, n_batches, batch_size in (("one", 1, 12), ("three", 3, 4)):
+        flags = ("--trainer.accumulate_grad_batches", n_batches, "--data.init_args.batch_size", batch_size)
+        assert run("fit", "--config", "tiny.yaml", "--name", name, *flags)[0] == 0
+        events = EventAccumulator(str(work / "lightning_logs" / name))
+        events.Reload()
+        losses[name] = [event.value for event in events.Scalars("train/loss")]
+    assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
+
+
+@pytest.mark.parametrize("trainer", sorted((CONFIGS / "trainer").iterdir()), ids=lambda path: path.stem)
+def test_every_trainer_config_parses(run, work, trainer):
+    status, printed, err = run("fit", "--config", "tiny.yaml", "--config", trainer, "--print_config")
+    assert status == 0, err
+    assert is_part_of(yaml.safe_load(trainer.read_text()), yaml.safe_load(printed))
+
+
+def is_part_of(settings, whole):
+    if not isinstance(settings, dict):
+        return settings == whole
+    return all(key in whole and is_part_of(value, whole[key]) for key, value in settings.items())
+
+
+def test_what_is_built_is_said(run, work, caplog):
+    caplog.set_level("INFO")
+    """A class named later drops the settings that it doesn't take; the line shows what is left."""
+    status, _, err = run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "x")
+    assert status == 0, err
+    (line,) = (message for message in caplog.messages if message.startswith("Transformer("))
+    assert "dim=16" in line
+    assert "segment_len" not in line
+    assert line.endswith("on WikiText103")
+
+
+def test_accumulated_gradients_are_one_step(run, work):
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "x", "--trainer.accumulate_grad_batches", 3)
+    assert status == 0, err
+    checkpoint = torch.load(work / "lightning_logs/x/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    assert checkpoint["WikiText103"]["samples_taken"] == 6 * 3 * 4
+
+
+def test_help_and_version_need_no_torch():
+    for argument in ("--help", "--version"):
+        code = f"import sys; sys.argv = ['llp', '{argument}']; from llp.__main__ import main; main()"
+        code += "; print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "False"
+        assert "llp" in done.stdout
+
+
+COMPLETE = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("paper/*.yaml"))]
+LAYERED = [
+    [model, data, CONFIGS / "trainer/cpu.yaml"]
+    for model in sorted((CONFIGS / "model").iterdir())
+    for data in sorted((CONFIGS / "data").iterdir())
+]
+
+
+@pytest.mark.parametrize(
+    "files", [*([path] for path in COMPLETE), *LAYERED], ids=lambda files: "+".join(f.stem for f in files)
+)
+def test_every_config_prints_a_config_that_builds_its_model(run, work, monkeypatch, files):
+    status, printed, err = run("fit", *(word for path in files for word in ("--config", path)), "--print_config")
+    assert status == 0, err
+    (work / "printed.yaml").write_text(printed)
+    assert run("fit", "--config", "printed.yaml", "--print_config")[1] == printed
+    config = yaml.safe_load(printed)
+    model_class = getattr(llp, config["model"]["class_path"].rpartition(".")[2])
+    monkeypatch.setattr(TrainerCommand, "_run_subcommand", lambda self, subcommand: built.append(self.model))
+    built = []
+    status, _, err = run("fit", "--config", "printed.yaml", "--trainer.accelerator", "cpu")
+    assert status == 0, err
+    (model,) = built
+    assert type(model) is model_class
+    with torch.device("meta"):
+        model.configure_model()
+    model.scoring_window(config["data"]["init_args"]["window_len"])  # the model fits its windows
+    if files[0].parent.name == "paper":
+        sizes = {"LLP": 200_466_244, "CompressedAttention": 200_996_676}
+        expected = sizes.get(model_class.__name__, 200_472_388)
+        assert sum(parameter.numel() for parameter in model.parameters()) == expected
+    assert model.decoder.embed.num_embeddings == config["data"]["init_args"]["tokenizer"]["init_args"]["vocab_size"]
+
+
+def test_loss_over_context(run, trained):
+    """The same tokens with growing context, against the model by hand; the picture and the TensorBoard tag."""
+    checkpoint = trained / "checkpoints/best.ckpt"
+    arguments = ("--max_context", 20, "--n_blocks", 5, "--block_len", 4)
+    status, out, err = run("context", "--ckpt_path", checkpoint, *arguments)
+    assert status == 0, err
+    lines = (trained / "context.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == [0, 1, 2, 4, 8, 16, 20]
+    saved = torch.load(checkpoint, weights_only=True)
+    model = llp.LLP(**saved["hyper_parameters"])
+    model.configure_model()
+    model.load_state_dict(saved["state_dict"])
+    text = [10, *(trained.parents[1] / "wikitext/wiki.valid.tokens").read_bytes()]
+    room = len(text) - 1 - 20 - 4 + 1
+    starts = [20 + int(place) for place in np.linspace(0, room - 1, 5)]
+    for line in lines[1:]:
+        context, loss = int(line.split(",")[0]), float(line.split(",")[1])
+        windows = torch.tensor([text[start - context : start + 5] for start in starts])
+        with torch.no_grad():
+            nats = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.sum().item()
+        assert loss == pytest.approx(nats / 20, rel=1e-5)
+        assert f"{loss:.4f}" in out
+    assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    assert [event.step for event in events.Scalars("context/loss")] == [0, 1, 2, 4, 8, 16, 20]
+    for wrong, message in (
+        (("--max_context", 10**6), "max_context = 1000000"),
+        (("--block_len", 99), "block_len = 99"),
+    ):
+        status, _, err = run("context", "--ckpt_path", checkpoint, *wrong)
+        assert status == 1
+        assert message in err
+
+
+def test_a_limited_test_says_that_it_is_partial(run, trained):
+    checkpoint = ("--ckpt_path", trained / "checkpoints/best.ckpt")
+    status, out, err = run("test", *checkpoint, "--trainer.limit_test_batches", 2)
+    assert status == 0, err
+    assert "PARTIAL" in out
+    assert "unigram" not in out
+    report = json.loads((trained / "test.json").read_text())
+    assert report["protocol"]["complete"] is False
+    status, _, err = run("test", *checkpoint, "--trainer.limit_test_batches", 0)
+    assert status == 1
+    assert "nothing was scored" in err
+    status, out, err = run("predict", *checkpoint, "--trainer.limit_predict_batches", 2)
+    assert status == 0, err
+    losses = np.load(trained / "token_losses.npy")
+    assert f"{np.isfinite(losses).sum():,} of {len(losses):,} tokens" in out
+    assert 0 < np.isfinite(losses).sum() < len(losses)
+
+
+def test_files_and_flags_override_the_run(run, trained, work):
+    """Among other text the same model is scored; nothing of the run's own setting is left."""
+    other = work / "other"
+    other.mkdir()
+    for path in (work / "wikitext").iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "wiki.test.tokens").write_text(" just one line \n")
+    status, _, err = run("test", "--ckpt_path", trained / "checkpoints/best.ckpt", "--data.init_args.path", other)
+    assert status == 0, err
+    assert json.loads((trained / "test.json").read_text())["rows"][0]["words"] == 4
+
+
+def test_python_api(wikitext, tmp_path):
+    """Without the command line: plain Lightning."""
+    from lightning.pytorch import Trainer
+
+    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "c"), tokenizer=Bytes(), window_len=32, batch_size=2)
+    model = llp.Transformer(data.vocab_size, dim=16, n_layers=1, n_heads=2)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, limit_val_batches=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    (figures,) = trainer.test(model, data, verbose=False)
+    assert figures["test/loss"] < math.log(257) + 0.5

@@ -1,0 +1,158 @@
+"""PG-19 and any folder of text: both sources, what is counted, what is refused, and `llp prepare`."""
+
+import json
+import shutil
+
+import datasets
+import pytest
+
+from datamodules import PG19, Bytes, SentencePiece, TextFiles
+from datamodules.pg19 import _OFFICIAL
+from helpers.prepared import files
+from llp.errors import SettingError
+from llp.evaluation.scoring import Score
+
+BOOKS = {
+    "train": {"11": "Down the rabbit hole\n\n  she went . " * 30, "9": "A second book , with words .\n" * 20},
+    "validation": {"205": "The mass of men \n lead lives"},
+    "test": {"2641": "A room with a view .\n", "408": "Souls — of black folk\n\n\n"},
+}
+TITLES = {"11": "Alice", "9": 'A "quoted", title', "205": "Walden", "2641": "A Room", "408": "Souls"}
+
+
+@pytest.fixture
+def pg19(tmp_path):
+    folder = tmp_path / "pg19"
+    for split, books in BOOKS.items():
+        (folder / split).mkdir(parents=True)
+        for number, text in books.items():
+            (folder / split / f"{number}.txt").write_text(text, encoding="utf-8", newline="")
+    quoted = {number: title.replace('"', '""') for number, title in TITLES.items()}
+    (folder / "metadata.csv").write_text("".join(f'{n},"{title}",1900,url/{n}\n' for n, title in quoted.items()))
+    return folder
+
+
+def prepare(data):
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def test_books_are_documents_in_the_order_of_their_numbers(pg19, tmp_path):
+    data = prepare(PG19(str(pg19), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16))
+    for split, books in BOOKS.items():
+        documents = data.files[split].documents
+        numbers = sorted(books, key=int)
+        assert [document.name for document in documents] == [f"{TITLES[number]} ({number})" for number in numbers]
+        for document, number in zip(documents, numbers, strict=True):
+            assert data.tokenizer.decode(data.files[split].text_of(document)) == books[number]
+            assert document.words == document.plain_words == len(books[number].split())
+            assert document.bytes == len(books[number].encode())
+            assert data.files[split].tokens[document.start] == Bytes.start_token
+
+
+def test_the_hub_gives_the_same_books(pg19, tmp_path):
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    for split, books in BOOKS.items():
+        numbers = sorted(books, key=int)
+        rows = {
+            "short_book_title": [f"{TITLES[number]} ({number})" for number in numbers],
+            "publication_date": [1900] * len(numbers),
+            "url": [f"url/{number}" for number in numbers],
+            "text": [books[number] for number in numbers],
+        }
+        datasets.Dataset.from_dict(rows).to_parquet(hub / f"data/{split}-00000-of-00001.parquet")
+    settings = {"tokenizer": SentencePiece(300), "window_len": 16, "cache_dir": str(tmp_path / "cache")}
+    local, from_hub = prepare(PG19(str(pg19), **settings)), prepare(PG19(hub_id=str(hub), **settings))
+    assert from_hub.about["data_fingerprint"] == local.about["data_fingerprint"]
+    assert from_hub.about["tokenizer_fingerprint"] == local.about["tokenizer_fingerprint"]
+    for split in BOOKS:
+        assert from_hub.files[split].documents == local.files[split].documents
+
+
+def test_official_word_counts_are_for_whole_splits(pg19, tmp_path, monkeypatch):
+    data = prepare(PG19(str(pg19), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16))
+    assert data.official_words("test") is None
+    assert "2 books here; the official split has 100" in data.word_note("test")
+    monkeypatch.setitem(_OFFICIAL, "test", (2, 1234))  # as if these two were the whole split
+    assert data.official_words("test") == 1234
+    assert "1,234 (the text has 11)" in data.word_note("test")
+    documents = data.files["test"].documents
+    score = Score(documents, data.official_words("test"))
+    import torch
+
+    for number, document in enumerate(documents):
+        score.update(torch.ones(1, document.tokens), torch.tensor([number]))
+    rows = score.rows()
+    assert [row["words"] for row in rows] == [1234, *(document.words for document in documents)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "test/408.txt").unlink(), "a row of metadata.csv has no book: 408"),
+        (lambda folder: (folder / "test/7.txt").write_text("x"), "a book has no row in metadata.csv: 7"),
+        (lambda folder: (folder / "train/9.txt").write_text(""), "9.txt of the train split is empty"),
+        (lambda folder: (folder / "train/9.txt").write_bytes(b"fine\n\xff"), r"9.txt is not UTF-8 at byte 5"),
+        (lambda folder: shutil.rmtree(folder / "validation"), "a row of metadata.csv|the validation split is missing"),
+        (lambda folder: (folder / "metadata.csv").unlink(), "there is no metadata.csv"),
+        (lambda folder: shutil.rmtree(folder), "there is no such folder"),
+    ],
+)
+def test_bad_books_are_one_error_and_the_cache_is_untouched(pg19, tmp_path, damage, message):
+    settings = {"tokenizer": Bytes(), "window_len": 16, "cache_dir": str(tmp_path / "cache")}
+    prepare(PG19(str(pg19), **settings))
+    before = files(tmp_path / "cache")
+    damage(pg19)
+    with pytest.raises(SettingError, match=message):
+        PG19(str(pg19), **settings).prepare_data()
+    assert files(tmp_path / "cache") == before
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_text_files_by_folder(tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / "text" / split / "deep").mkdir(parents=True)
+        (tmp_path / "text" / split / "deep/a.txt").write_text(f"the {split} text\n" * 9)
+        (tmp_path / "text" / split / "b.jsonl").write_text('{"text": "one\\nline"}\n\n{"text": "two é"}\n')
+    data = TextFiles(str(tmp_path / "text"), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=4)
+    documents = prepare(data).files["test"].documents
+    assert [document.name for document in documents] == ["test/b.jsonl:1", "test/b.jsonl:3", "test/deep/a.txt"]
+    assert data.tokenizer.decode(data.files["test"].text_of(documents[1])) == "two é"
+
+
+def test_text_files_by_share(tmp_path):
+    (tmp_path / "text").mkdir()
+    lines = [json.dumps({"body": f"document {number} of the text"}) for number in range(200)]
+    (tmp_path / "text/all.jsonl").write_text("\n".join(lines) + "\n")
+    data = TextFiles(
+        str(tmp_path / "text"), text_key="body", validation_share=0.1, test_share=0.05, tokenizer=Bytes(), window_len=4,
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    prepare(data)
+    names = {split: {document.name for document in data.files[split].documents} for split in data.splits}
+    assert len(names["train"] | names["validation"] | names["test"]) == 200
+    assert {split: len(members) for split, members in names.items()} == {"train": 170, "validation": 20, "test": 10}
+    for bad in ('{"txt": 1}', '{"body": 1}', '["body"]', "{", r'{"body": "\ud800"}'):
+        (tmp_path / "text/bad.jsonl").write_text(f'{{"body": "fine"}}\n{bad}\n')
+        with pytest.raises(SettingError, match=r"line 2 of bad\.jsonl has no text under 'body'"):
+            TextFiles(str(tmp_path / "text"), text_key="body", cache_dir=str(tmp_path / "cache")).prepare_data()
+    with pytest.raises(SettingError, match="test_share = 0"):
+        TextFiles(str(tmp_path / "text"), test_share=0)
+
+
+def test_prepare_command(run, work):
+    status, out, err = run("prepare", "--config", "tiny.yaml")
+    assert status == 0, err
+    text = (work / "wikitext/wiki.test.tokens").read_bytes()
+    cells = out.splitlines()[3].split()
+    assert cells[0] == "test"
+    assert cells[3] == cells[4] == f"{len(text):,}"  # bytes are tokens here
+    assert "Prepared in" in out
+    status, _, err = run("prepare", "--config", "tiny.yaml", "--data.init_args.path", "nowhere")
+    assert status == 1
+    assert "data.init_args.path = nowhere" in err
+    status, _, err = run("fit", "--config", "tiny.yaml")  # finds what was prepared
+    assert status == 0
+    assert "encoding" not in err

@@ -1,0 +1,306 @@
+"""From text to token files and windows: WikiText-103's counts, both sources, broken files, interruptions."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import datasets
+import numpy as np
+import pytest
+
+from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
+from datamodules.preparation import in_order
+from datamodules.token_files import TokenFile
+from helpers.prepared import attach, files, prepare
+from helpers.small_models import build
+from llp.errors import SettingError
+
+
+def test_a_split_is_one_stream_that_starts_with_a_newline(wikitext, tmp_path):
+    for tokenizer in (Bytes(), SentencePiece(320)):
+        data = prepare(wikitext, tmp_path / "cache", tokenizer=tokenizer)
+        for split, file in (("train", "train"), ("validation", "valid"), ("test", "test")):
+            text = (wikitext / f"wiki.{file}.tokens").read_bytes().decode()
+            (document,) = data.files[split].documents
+            assert data.tokenizer.decode(data.files[split].tokens) == "\n" + text
+            assert document.bytes == len(text.encode())
+            assert document.words == len(text.split()) + text.count("\n")
+            assert document.tokens == len(data.files[split].tokens) - 1
+
+
+@pytest.mark.skipif("LLP_WIKITEXT103" not in os.environ, reason="LLP_WIKITEXT103 names no folder with the real text")
+def test_official_word_counts(tmp_path):
+    data = prepare(os.environ["LLP_WIKITEXT103"], tmp_path)
+    assert data.files["test"].documents[0].words == 245_569
+    assert data.files["test"].documents[0].bytes == 1_281_077
+    assert data.files["validation"].documents[0].words == 217_646
+    assert data.files["test"].documents[0].plain_words == 241_211
+    articles = prepare(os.environ["LLP_WIKITEXT103"], tmp_path, articles=True)
+    assert [len(articles.files[split].documents) for split in ("test", "validation")] == [60, 60]
+    assert sum(document.words for document in articles.files["test"].documents) == 245_569
+
+
+def test_articles_as_documents(tmp_path):
+    folder = tmp_path / "wikitext"
+    folder.mkdir()
+    articles = [
+        " \n = First = \n \n some text \n \n = = A section = = \n \n x = y = z \n",
+        " \n = Second : it 's = = here = \n \n more \n",
+        " \n = Third = \n \n last \n \n",
+    ]
+    for split in ("train", "valid", "test"):
+        (folder / f"wiki.{split}.tokens").write_text("".join(articles) * (9 if split == "train" else 1))
+    data = prepare(folder, tmp_path / "cache", articles=True, window_len=8)
+    documents = data.files["test"].documents
+    assert [document.name for document in documents] == ["First", "Second : it 's = = here", "Third"]
+    for document, text in zip(documents, articles, strict=True):
+        assert data.tokenizer.decode(data.files["test"].text_of(document)) == text
+        assert data.files["test"].tokens[document.start] == Bytes.start_token
+        assert document.words == len(text.split()) + text.count("\n")
+        assert document.plain_words == len(text.split())
+
+
+def test_the_hub_gives_the_same_bytes(wikitext, tmp_path):
+    hub = tmp_path / "hub"  # a copy in the Hub's layout: one row a line, blank lines empty
+    (hub / "wikitext-103-v1").mkdir(parents=True)
+    for split, file in (("train", "train"), ("validation", "valid"), ("test", "test")):
+        lines = (wikitext / f"wiki.{file}.tokens").read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = ["" if line == " \n" else line for line in lines]
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(hub / f"wikitext-103-v1/{split}-00000-of-00001.parquet")
+    files = [f"- split: {split}\n    path: wikitext-103-v1/{split}-*" for split in ("train", "validation", "test")]
+    (hub / "README.md").write_text(
+        "---\nconfigs:\n- config_name: wikitext-103-v1\n  data_files:\n  " + "\n  ".join(files) + "\n---\n"
+    )
+    local = prepare(wikitext, tmp_path / "cache")
+    from_hub = WikiText103(None, hub_id=str(hub), tokenizer=Bytes(), window_len=16, cache_dir=str(tmp_path / "cache2"))
+    from_hub.prepare_data()
+    from_hub.setup("fit")
+    assert from_hub.about["data_fingerprint"] == local.about["data_fingerprint"]
+    for split in local.splits:
+        assert from_hub.files[split].documents == local.files[split].documents
+        np.testing.assert_array_equal(from_hub.files[split].tokens, local.files[split].tokens)
+
+
+def test_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    data = WikiText103(None, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(SettingError, match=r"data\.init_args\.hub_id = Salesforce/wikitext: .*data\.init_args\.path"):
+        data.prepare_data()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_python_reference_keeps_the_splits_apart(tmp_path):
+    data = PythonReference(cache_dir=str(tmp_path), tokenizer=Bytes(), window_len=16)
+    paragraphs = {
+        split: {p for text in data.texts(split) for p in b"".join(text.blocks).decode().rstrip("\n").split("\n\n")}
+        for split in data.splits
+    }
+    assert all(len(members) > 50 for members in paragraphs.values())
+    assert not paragraphs["train"] & paragraphs["test"]
+    assert not paragraphs["train"] & paragraphs["validation"]
+    assert not paragraphs["validation"] & paragraphs["test"]
+    data.prepare_data()
+    data.setup("test")
+    starts = [document.start for document in data.files["test"].documents]
+    assert len(starts) > 5
+    assert (data.files["test"].tokens[starts] == data.tokenizer.start_token).all()
+
+
+def test_prepared_once_and_keyed_by_text_and_tokenizer(wikitext, tmp_path):
+    cache = tmp_path / "cache"
+    first = prepare(wikitext, cache).prepared_folder()
+    before = first.stat().st_mtime_ns
+    assert prepare(wikitext, cache).prepared_folder() == first
+    assert first.stat().st_mtime_ns == before
+    assert prepare(wikitext, cache, tokenizer=SentencePiece(320)).prepared_folder() != first
+    with (wikitext / "wiki.test.tokens").open("a") as stream:
+        stream.write(" one more line \n")
+    assert prepare(wikitext, cache).prepared_folder() != first
+    assert len(list(cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_stopped_preparation_goes_on_behind_the_last_whole_document(tmp_path, monkeypatch, stop):
+    whole = PythonReference(cache_dir=str(tmp_path / "whole"), tokenizer=SentencePiece(400), window_len=16)
+    whole.prepare_data()
+    data = PythonReference(cache_dir=str(tmp_path / "cache"), tokenizer=SentencePiece(400), window_len=16)
+    encode, encoded = SentencePiece.encode, []
+
+    def interrupted(self, lines):
+        encoded.append(lines)
+        if len(encoded) == 10 * stop:
+            raise KeyboardInterrupt
+        return encode(self, lines)
+
+    monkeypatch.setattr(SentencePiece, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare_data()
+    assert not data.prepared_folder().exists()
+    unfinished = data.prepared_folder().with_name(f".{data.prepared_folder().name}.unfinished")
+    with (unfinished / "train.bin").open("ab") as stream, (unfinished / "train.jsonl").open("ab") as index:
+        stream.write(b"what a kill left behind")
+        index.write(b'{"name": "cut o')
+    encoded.clear()
+    monkeypatch.setattr(SentencePiece, "encode", lambda self, lines: encoded.append(lines) or encode(self, lines))
+    monkeypatch.setattr(SentencePiece, "_trained", lambda self, lines: 1 / 0)  # the tokenizer is there already
+    data.prepare_data()
+    n_documents = sum(1 for split in data.splits for _ in data.texts(split))
+    assert len(encoded) == n_documents - (10 * stop - 1)
+    assert files(tmp_path / "cache") == files(tmp_path / "whole")
+
+
+def test_blocks_are_encoded_on_all_cores_and_kept_in_order():
+    def slow_first(number):
+        time.sleep(0.05 if number % 3 == 0 else 0)
+        return number
+
+    assert list(in_order(slow_first, iter(range(20)))) == list(range(20))
+    taken = itertools.count()
+    next(in_order(slow_first, (next(taken) for _ in range(10_000))))
+    assert next(taken) < 100  # the text is not read far ahead
+
+
+def test_the_size_of_blocks_makes_no_difference(wikitext, tmp_path, monkeypatch):
+    usual = prepare(wikitext, tmp_path / "usual", tokenizer=SentencePiece(320)).prepared_folder()
+    monkeypatch.setattr("datamodules.documents._BLOCK", 33)
+    small = prepare(wikitext, tmp_path / "small", tokenizer=SentencePiece(320)).prepared_folder()
+    assert files(small) == files(usual)
+    (wikitext / "wiki.test.tokens").write_bytes("é é \n".encode() * 30 + b"\xff\n")
+    with pytest.raises(SettingError, match=r"wiki\.test\.tokens is not UTF-8 at byte 210"):
+        prepare(wikitext, tmp_path / "small")
+
+
+def test_two_processes_prepare_once(tmp_path):
+    code = (
+        "import sys; from datamodules import PythonReference, SentencePiece\n"
+        "data = PythonReference(cache_dir=sys.argv[1], tokenizer=SentencePiece(400), window_len=16)\n"
+        "trained = SentencePiece._trained\n"
+        "SentencePiece._trained = lambda self, lines: print('trained') or trained(self, lines)\n"
+        "data.prepare_data(); data.setup('fit')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(outputs) == ["", "trained\n"]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_full_disk_is_one_error(wikitext, tmp_path, monkeypatch):
+    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16)
+    error = OSError(28, "No space left on device")
+    monkeypatch.setattr(Bytes, "encode", lambda self, lines: (_ for _ in ()).throw(error))
+    with pytest.raises(SettingError, match=r"cache_dir = .*No space left"):
+        data.prepare_data()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def damage(wikitext, name):
+    file = wikitext / "wiki.valid.tokens"
+    if name == "no folder":
+        shutil.rmtree(wikitext)
+    elif name == "no split":
+        file.unlink()
+    elif name == "empty split":
+        file.write_bytes(b"")
+    elif name == "not UTF-8":
+        file.write_bytes(b" fine \n" + b" caf\xe9 \n")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no folder", "there is no such folder"),
+        ("no split", "the validation split is missing: there is no wiki.valid.tokens"),
+        ("empty split", "the validation split is empty"),
+        ("not UTF-8", "wiki.valid.tokens is not UTF-8 at byte 11"),
+    ],
+)
+def test_bad_text_is_one_error_and_the_cache_is_untouched(wikitext, tmp_path, name, message):
+    cache = tmp_path / "cache"
+    prepare(wikitext, cache)
+    before = sorted(cache.rglob("*"))
+    damage(wikitext, name)
+    with pytest.raises(SettingError, match=f"data.init_args.path = .*{message}"):
+        prepare(wikitext, cache)
+    assert sorted(cache.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "no index", "broken index"])
+def test_a_damaged_token_file_is_refused(wikitext, tmp_path, damage):
+    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    tokens, index = folder / "test.bin", folder / "test.jsonl"
+    if damage == "cut":
+        tokens.write_bytes(tokens.read_bytes()[:-2])
+    elif damage == "longer":
+        tokens.write_bytes(tokens.read_bytes() + b"\0\0")
+    elif damage == "no index":
+        index.unlink()
+    else:
+        index.write_text(index.read_text()[:-20])
+    with pytest.raises(SettingError, match=r"cache_dir = .*test\.bin is damaged or cut short; remove"):
+        TokenFile(folder, "test", np.dtype(np.uint16))
+
+
+def test_a_damaged_description_is_refused(wikitext, tmp_path):
+    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    (folder / "about.json").write_text("{")
+    with pytest.raises(SettingError, match=r"cache_dir = .*about\.json is missing or damaged; remove"):
+        prepare(wikitext, tmp_path / "cache")
+
+
+def test_a_cache_of_another_version_is_left_alone(wikitext, tmp_path, monkeypatch):
+    older = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    before = files(older)
+    monkeypatch.setattr("datamodules.text._FORMAT", 99)
+    newer = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    assert newer != older
+    assert files(older) == before == files(newer)
+
+
+def test_settings_that_do_not_fit_the_text(wikitext, tmp_path):
+    with pytest.raises(SettingError, match="window_len = 0"):
+        WikiText103(str(wikitext), window_len=0)
+    with pytest.raises(SettingError, match=r"window_len = 1000000: the training split has \d+ tokens"):
+        prepare(wikitext, tmp_path / "cache", window_len=1_000_000)
+
+
+def test_a_model_that_does_not_fit_the_windows_stops_before_the_text_is_prepared(wikitext, tmp_path):
+    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=3)
+    attach(data, build("LLP", segment_len=4))
+    with pytest.raises(SettingError, match="segment_len = 4: window_len = 3 is shorter"):
+        data.prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_training_batches_follow_the_order_over_ranks_and_a_resume(wikitext, tmp_path):
+    data = attach(prepare(wikitext, tmp_path / "cache", batch_size=4, train_stride=5, seed=7))
+    stream = np.concatenate([data.files["train"].tokens] * 2)
+    loader = data.train_dataloader()
+    assert len(loader) == 10
+    alone = list(loader)
+    for number, (inputs, targets) in enumerate(alone):
+        for row in range(4):
+            start = loader.order.start(4 * number + row)
+            np.testing.assert_array_equal(inputs[row], stream[start : start + 16])
+            np.testing.assert_array_equal(targets[row], stream[start + 1 : start + 17])
+
+    halves = []
+    for rank in range(2):  # two ranks with half the batch take the same samples in the same steps
+        data = attach(
+            prepare(wikitext, tmp_path / "cache", batch_size=2, train_stride=5, seed=7), global_rank=rank, world_size=2
+        )
+        halves.append(list(data.train_dataloader()))
+    for whole, even, odd in zip(alone, *halves, strict=True):
+        np.testing.assert_array_equal(whole[0][0::2], even[0])
+        np.testing.assert_array_equal(whole[0][1::2], odd[0])
+
+    stopped = attach(prepare(wikitext, tmp_path / "cache", batch_size=4, train_stride=5, seed=7))
+    batches = iter(stopped.train_dataloader())
+    next(batches), next(batches), next(batches)
+    resumed = attach(prepare(wikitext, tmp_path / "cache", batch_size=4, train_stride=5, seed=7))
+    resumed.load_state_dict(stopped.state_dict())
+    np.testing.assert_array_equal(next(iter(resumed.train_dataloader()))[0], alone[3][0])

@@ -1,0 +1,48 @@
+"""`compile: true`: each layer is one graph, the same in value and gradients, and lengths don't make new ones."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import metrics
+
+from helpers.small_models import ARCHITECTURES, build
+
+# The first four bring all kinds: as it comes, whole segments only, a rest of several positions, a rest of one.
+LENGTHS = (11, 16, 14, 15, 13, 12)
+
+
+def loss_and_gradients(decoder, tokens):
+    loss = decoder(tokens, tokens).mean
+    return [loss, *torch.autograd.grad(loss, [*decoder.parameters()])]
+
+
+@pytest.mark.parametrize(("name", "dropout"), [*((name, 0.0) for name in ARCHITECTURES), ("LLP", 0.25)])
+def test_one_graph_for_all_lengths(monkeypatch, name, dropout):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")  # traced as for Inductor, run by torch's own kernels
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    # A break in the graph would be an error.
+    compiled = build(name, n_layers=2, dropout=dropout, compile=True).train().decoder
+    eager = build(name, n_layers=2, dropout=dropout).train().decoder
+    eager.load_state_dict(compiled.state_dict())
+    graphs = []
+    for n in LENGTHS:
+        tokens = torch.randint(19, (2, n))
+        torch.manual_seed(n)
+        expected = loss_and_gradients(eager, tokens)
+        torch.manual_seed(n)
+        torch.testing.assert_close(loss_and_gradients(compiled, tokens), expected, rtol=1e-12, atol=1e-12)
+        graphs.append(counter.frame_count)
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[3]
+
+
+def test_inductor_compiles_it():
+    torch._dynamo.reset()
+    compiled, eager = build("LLP", n_layers=1, compile=True).decoder, build("LLP", n_layers=1).decoder
+    tokens = torch.randint(19, (2, 13))
+    before = metrics.generated_kernel_count
+    torch.testing.assert_close(loss_and_gradients(compiled, tokens), loss_and_gradients(eager, tokens))
+    assert metrics.generated_kernel_count > before

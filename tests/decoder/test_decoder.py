@@ -1,0 +1,137 @@
+"""Initial weights, losses, dropout and what is computed, in the decoder that all architectures share."""
+
+import pytest
+import torch
+
+import llp
+from helpers import reference
+from helpers.small_models import LATENT, SIZES, build
+from llp.errors import SettingError
+
+
+def test_initial_weights():
+    torch.manual_seed(0)
+    model = llp.LLP(vocab_size=500, dim=256, n_layers=8, n_heads=4)
+    model.configure_model()
+    for name, parameter in model.decoder.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif "norm" in name:
+            assert (parameter == 1).all(), name
+        else:
+            scaled = name.endswith(("output.weight", "down.weight"))
+            assert parameter.std().item() == pytest.approx(0.02 / 4 if scaled else 0.02, rel=0.02), name
+
+
+def test_initial_weights_of_the_compression_and_of_torch():
+    torch.manual_seed(0)
+    model = llp.CompressedAttention(vocab_size=300, dim=128, n_layers=2, n_heads=4, history_len=400, compressed_len=100)
+    model.configure_model()
+    assert model.decoder.compress.weight.std().item() == pytest.approx(400**-0.5, rel=0.02)
+    model = llp.CompressedAttention(
+        vocab_size=300, dim=128, n_layers=2, n_heads=4, history_len=400, compressed_len=100, initialization="torch"
+    )
+    model.configure_model()
+    assert model.decoder.embed.weight.std().item() == pytest.approx(1, rel=0.02)
+    for module in (model.decoder.compress, model.decoder.head, model.decoder.layers[1].mlp.down):
+        bound = module.in_features**-0.5  # uniform in +-bound
+        assert module.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_a_model_on_the_meta_device_is_materialised_module_by_module():
+    with torch.device("meta"):
+        model = llp.LLP(**SIZES)
+        model.configure_model()
+    model.to_empty(device="cpu")
+    for module in model.decoder.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.reset_parameters()
+    assert model.decoder.layers[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.15)
+    assert torch.isfinite(model(torch.zeros(1, 5, dtype=torch.long))).all()
+
+
+def test_loss_is_the_cross_entropy_of_the_last_positions():
+    decoder = build("LLP").decoder
+    tokens, targets = torch.randint(19, (2, 2, 10))
+    log_probabilities = decoder(tokens).log_softmax(-1)
+    expected = -log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    losses = decoder(tokens, targets)
+    torch.testing.assert_close(losses.each, expected)
+    torch.testing.assert_close(losses.mean, expected.mean())
+    torch.testing.assert_close(decoder(tokens, targets[:, -3:]).each, expected[:, -3:])
+    assert decoder(tokens, targets[:, :0]).each.shape == (2, 0)
+
+
+def test_dropout_acts_in_training_only():
+    model = build("LLP", dropout=0.5)
+    tokens = torch.randint(19, (1, 9))
+    torch.testing.assert_close(model(tokens), model(tokens), rtol=0, atol=0)
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_keeps_its_dtype_and_its_loss_in_float32(dtype):
+    decoder = build("LLP").decoder.to(dtype)
+    tokens = torch.randint(19, (1, 9))
+    assert decoder(tokens).dtype == dtype
+    losses = decoder(tokens, tokens)
+    assert losses.mean.dtype == losses.each.dtype == torch.float32
+
+
+def test_nothing_is_computed_for_positions_that_nobody_reads():
+    """The rows that go through each linear map: latents alone query where the history's output is not read."""
+    n, latents = 18, 5
+    rows = {}
+    for name in LATENT:
+        decoder = build(name).decoder
+        for label, module in decoder.named_modules():
+            if isinstance(module, torch.nn.Linear) and label.startswith(("layers.0.", "layers.2.", "head")):
+                module.register_forward_hook(
+                    lambda module, args, output, key=(name, label): rows.update({key: args[0].shape[1]})
+                )
+        decoder(torch.zeros(1, n, dtype=torch.long))
+        last = n if name in ("DoubleAttention", "SplitAttention") else 4 + latents
+        assert rows[name, "layers.0.attention.key_value"] == n
+        assert rows[name, "layers.2.attention.key_value"] == (latents if name == "PerceiverAR" else last)
+        for part in ("attention.query", "attention.output", "mlp.up"):
+            assert rows[name, f"layers.2.{part}"] == latents
+        assert rows[name, "layers.0.attention.query"] == (latents if name == "PerceiverAR" else n)
+        assert rows[name, "head"] == latents
+
+
+def test_history_dropout_leaves_out_an_exact_share_in_training_only():
+    model = build("PerceiverAR", history_dropout=0.4, latent_len=5)
+    n = 15  # a history of 10, of which 4 are left out
+    tokens = torch.randint(19, (3, n))
+    plain = build("PerceiverAR", latent_len=5)
+    torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=0)  # off in evaluation
+
+    model.train()
+    embedded = model.decoder.embed(tokens).detach().requires_grad_()
+    model.decoder.embed.register_forward_hook(lambda module, args, output: embedded)
+    logits = model(tokens)
+    seen = torch.autograd.grad(logits.square().sum(), embedded)[0].abs().amax(-1) > 0  # (3, n)
+    assert seen.sum(1).tolist() == [11, 11, 11]
+    assert seen[:, 10:].all()
+    assert len({tuple(row) for row in seen.tolist()}) > 1  # drawn for each sample
+
+    # The rest keep their rotary positions: the same as masking the dropped keys out of the whole.
+    for row, kept in zip(range(3), seen, strict=True):
+        places = kept.nonzero().flatten().tolist()
+        expected = reference.logits(
+            plain.decoder.state_dict(),
+            tokens[row].tolist(),
+            3,
+            2,
+            lambda i, n, places=places: [j for j in range(i + 1) if n < 15 or j in places or j == i],
+            latent_len=5,
+            latents_only=True,
+        )
+        torch.testing.assert_close(logits[row].detach(), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_compression_refuses_a_longer_input():
+    with pytest.raises(SettingError, match=r"tokens = 19: history_len \+ latent_len = 18"):
+        build("CompressedAttention")(torch.zeros(1, 19, dtype=torch.long))

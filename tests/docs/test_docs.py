@@ -1,0 +1,103 @@
+"""The pictures are the code's own behaviour and the definition's; the README's commands are those that CI runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import reference
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+import draw_patterns  # noqa: E402
+
+LATENTS, SEGMENT = draw_patterns.LATENTS, draw_patterns.SEGMENT
+SEES = {
+    "transformer": reference.transformer_sees,
+    "llp": reference.llp_sees(SEGMENT),
+    "perceiver_ar": reference.transformer_sees,
+    "double_attention": reference.double_sees(LATENTS),
+    "split_attention": reference.split_sees(LATENTS, SEGMENT),
+    "compressed_attention": reference.double_sees(LATENTS),
+}
+
+
+@pytest.mark.parametrize("name", draw_patterns.MODELS)
+def test_drawn_layers_are_the_definition(name):
+    n = draw_patterns.N
+    held = {
+        "perceiver_ar": [n, LATENTS, LATENTS],
+        "compressed_attention": [n, *[draw_patterns.COMPRESSED + LATENTS] * 2],
+    }
+    model = draw_patterns.MODELS[name]
+    assert draw_patterns.positions_held(model, n) == held.get(name, [n] * 3)
+    for layer, entering in enumerate(draw_patterns.positions_held(model, n)):
+        drawn = draw_patterns.layer_sees(model, layer, entering)
+        n_out = n if name in ("transformer", "llp") else LATENTS
+        if layer < 2 and name != "perceiver_ar":
+            n_out = entering
+        assert len(drawn) == n_out
+        positions = range(entering - n_out, entering)
+        assert [row.nonzero().flatten().tolist() for row in drawn] == [SEES[name](i, entering) for i in positions]
+
+
+def test_drawn_reach_is_the_definition():
+    for name, model in draw_patterns.MODELS.items():
+        drawn = draw_patterns.model_sees(model, 20)
+        first = 20 - len(drawn)
+        reach = [max(0, (i // SEGMENT - 3) * SEGMENT) if name == "llp" else 0 for i in range(first, 20)]
+        seen = [list(range(start, first + row + 1)) for row, start in enumerate(reach)]
+        assert [row.nonzero().flatten().tolist() for row in drawn] == seen
+
+
+def test_pictures_are_up_to_date():
+    for name, content in draw_patterns.pictures().items():
+        assert (draw_patterns.IMAGES / name).read_text() == content, "run: python docs/draw_patterns.py"
+
+
+def test_readme_commands():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    setup = [line for line in readme.splitlines() if line.startswith("pip install")][:2]
+    assert "llp fit --config configs/quickstart.yaml" in setup[0]
+    assert "llp test --ckpt_path" in setup[0]
+    assert setup[1].endswith("pytest")
+    for path in re.findall(r"(?<![/\w])(?:configs|docs|benchmarks)/[\w./]+\w", readme):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_guide_for_a_seventh_architecture_works(tmp_path, wikitext):
+    """CONTRIBUTING.md's example, as it stands there: one file and one YAML, then fit, test and generate."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL).group(1)
+    config = re.search(r"```yaml\n(.*?)```", guide, re.DOTALL).group(1)
+    (tmp_path / "sliding_window.py").write_text(code)
+    (tmp_path / "sliding_window.yaml").write_text(config)
+    assert len(code.splitlines()) < 35
+    small = ["--data", "datamodules.WikiText103", "--data.init_args.path", wikitext, "--data.init_args.window_len", 32]
+    small += ["--data.init_args.tokenizer", "datamodules.Bytes", "--data.init_args.cache_dir", tmp_path / "cache"]
+    small += ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    small += ["--model.init_args.dim", 16, "--model.init_args.n_layers", 2, "--model.init_args.window", 6]
+    run_llp(tmp_path, "fit", "--config", "sliding_window.yaml", "--name", "run", *small)
+    out = run_llp(tmp_path, "test", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt")
+    assert "SlidingWindow" in out
+    assert "Certified" in out
+    assert run_llp(tmp_path, "generate", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt", "--max_tokens", 5)
+
+    sys.path.insert(0, str(tmp_path))
+    import sliding_window
+
+    model = sliding_window.SlidingWindow(vocab_size=9, dim=8, n_layers=1, n_heads=1, window=3)
+    drawn = draw_patterns.layer_sees(model, 0, 7)
+    assert [row.nonzero().flatten().tolist() for row in drawn] == [list(range(max(0, i - 2), i + 1)) for i in range(7)]
+
+
+def run_llp(folder, *arguments):
+    """Run `llp` as a user does, in a folder whose modules can be named."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "llp", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

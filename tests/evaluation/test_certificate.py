@@ -1,0 +1,88 @@
+"""The certificate passes every architecture and catches one that leaks, and one that reads nothing."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from helpers.small_models import ARCHITECTURES, OWN_SETTINGS, SIZES, build
+from llp import PerceiverAR
+from llp.decoder.patterns import LayerPattern
+from llp.errors import SettingError
+from llp.evaluation.certificate import certify
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_architecture_passes(name, dtype):
+    model = build(name).to(dtype)
+    n = 18
+    with torch.no_grad():
+        outcome = certify(model, 19, n, model.pattern_edges(n))
+    first = n - model(torch.zeros(1, n, dtype=torch.long)).shape[1]
+    assert outcome["length"] == n
+    assert {first, n - 2, n - 1} <= set(outcome["positions"])
+    edges = [edge for edge in model.pattern_edges(n) if first < edge < n - 1]
+    assert set(edges[:1]) <= set(outcome["positions"])
+
+
+class Leaking(PerceiverAR):
+    """Latents that see one position too many."""
+
+    def layer_pattern(self, layer):
+        def attend(query, key, value, dropout_p=0.0):
+            n_queries, n_keys = query.shape[-2], key.shape[-2]
+            mask = torch.ones(n_queries, n_keys).tril(n_keys - n_queries + 1).bool()
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+        return LayerPattern(attend, self.latent_len)
+
+
+@dataclass
+class Bigram:
+    """Logits of the next token out of a table of the current one, and `leak` times that of the next."""
+
+    leak: float
+
+    def __call__(self, tokens):
+        table = torch.randn(19, 19, generator=torch.Generator().manual_seed(0))
+        current, following = table[tokens], table[tokens.roll(-1, dims=1)]
+        return current + self.leak * following
+
+
+def test_a_leak_is_caught_and_placed():
+    torch.manual_seed(0)
+    model = Leaking(**SIZES, **OWN_SETTINGS["PerceiverAR"])
+    model.configure_model()
+    message = "position 13: its logits change with the tokens after position 13"
+    with torch.no_grad(), pytest.raises(SettingError, match=message):
+        certify(model, 19, 18, model.pattern_edges(18))
+
+
+def test_a_leak_of_one_bit_is_caught():
+    with pytest.raises(SettingError, match="it reads what it predicts"):
+        certify(Bigram(leak=1e-6), 19, 18, [])
+
+
+@pytest.mark.parametrize("name", ["PerceiverAR", "DoubleAttention"])
+def test_a_single_scored_position_is_probed(name):
+    model = build(name, latent_len=1)
+    with torch.no_grad():
+        assert certify(model, 19, 18, model.pattern_edges(18))["positions"] == [17]
+    with pytest.raises(SettingError, match="it reads nothing"):
+        certify(lambda tokens: torch.zeros(1, 1, 19), 19, 18, [])
+
+
+def test_a_diverged_model_is_told_so():
+    with pytest.raises(SettingError, match="not all finite"):
+        certify(lambda tokens: torch.full((1, 5, 19), torch.nan), 19, 18, [])
+
+
+def test_a_model_that_reads_nothing_is_caught():
+    def constant(tokens):
+        return torch.zeros(1, 5, 19)
+
+    with pytest.raises(SettingError, match="it reads nothing"):
+        certify(constant, 19, 18, [])
+    with pytest.raises(SettingError, match="it reads nothing"):
+        certify(Bigram(leak=0), 19, 18, [])  # of the past it sees the current token only

@@ -1,0 +1,155 @@
+"""Scores: independent of how the text is cut into batches and windows, and right for models known by hand."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from datamodules import Bytes, PythonReference
+from datamodules.windows import scoring_batches
+from helpers.prepared import attach, prepare
+from helpers.small_models import SIZES, build
+from llp.errors import SettingError
+from llp.evaluation.scoring import Score, ScoringBatch, figures
+
+
+@dataclass
+class Document:
+    name: str
+    tokens: int
+    words: int
+    bytes: int
+    plain_words: int = 7
+
+
+def test_figures():
+    result = figures(nats=20.0, tokens=10, words=4, n_bytes=40)
+    assert result["loss"] == 2.0
+    assert result["perplexity"] == pytest.approx(math.e**2)
+    assert result["word_perplexity"] == pytest.approx(math.e**5)
+    assert result["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
+    # perplexity per word is perplexity per token to the power tokens / words
+    assert result["word_perplexity"] == pytest.approx(result["perplexity"] ** (10 / 4))
+    assert figures(1e9, 10, 4, 40)["word_perplexity"] == math.inf
+
+
+def score(model, texts, window_len, stride, batch_size):
+    """Score token rows (each with its start token) as a scoring loader would."""
+    documents = [Document(str(i), len(text) - 1, 5, 20) for i, text in enumerate(texts)]
+    metric = Score(documents)
+    for batch in scoring_batches([d.tokens for d in documents], window_len, stride, batch_size):
+        rows = torch.stack([texts[w.document][w.start : w.stop + 1] for w in batch])
+        targets = rows[:, rows.shape[1] - batch[0].n_scored :]
+        with torch.no_grad():
+            nats = model.score_nats(ScoringBatch(rows[:, :-1], targets, torch.tensor([w.document for w in batch])))
+        metric.update(nats, torch.tensor([w.document for w in batch]))
+    return metric.rows()
+
+
+TEXTS = [torch.randint(SIZES["vocab_size"], (n + 1,), generator=torch.Generator().manual_seed(n)) for n in (131, 7, 64)]
+
+
+@pytest.mark.parametrize("name", ["LLP", "Transformer"])
+def test_windows_equal_the_single_pass(name):
+    """LLP's windows hold its reach: their total is that of one pass over the whole text."""
+    model = build(name)
+    with torch.no_grad():
+        passes = [model.decoder(text[None, :-1], text[None, 1:]).each.sum().item() for text in TEXTS]
+    if name == "LLP":
+        window_len, stride = model.scoring_window(train_window_len=16)
+        assert (window_len, stride) == (24, 12)
+    else:
+        window_len, stride = 200, 150
+    rows = score(model, TEXTS, window_len, stride, batch_size=3)
+    assert rows[0]["tokens"] == 131 + 7 + 64
+    assert rows[0]["nats"] == pytest.approx(sum(passes), rel=1e-12)
+    for row, total in zip(rows[1:], passes, strict=True):
+        assert row["nats"] == pytest.approx(total, rel=1e-12)
+
+
+def test_llp_figures_do_not_depend_on_batches_and_aligned_windows():
+    model = build("LLP")  # reach 12
+    results = {
+        (window_len, stride, batch_size): score(model, TEXTS, window_len, stride, batch_size)[0]["nats"]
+        for window_len, stride in [(24, 12), (16, 4), (20, 4), (20, 8), (64, 48), (140, 128)]
+        for batch_size in (1, 5)
+    }
+    first = results[24, 12, 1]
+    for nats in results.values():
+        assert nats == pytest.approx(first, rel=1e-12)
+    assert score(model, TEXTS, 12, 4, 1)[0]["nats"] != pytest.approx(first, rel=1e-9)  # a window without the reach
+
+
+@pytest.mark.parametrize(
+    ("window_len", "stride", "message"),
+    [
+        (26, 12, "scoring_window_len = 26: .*multiple of segment_len = 4"),
+        (24, 10, "scoring_stride = 10: .*multiple of segment_len = 4"),
+        (20, 12, "scoring_window_len = 20: set it to 24 or more"),
+        (0, None, "scoring_window_len = 0"),
+        (24, -4, "scoring_stride = -4|scoring_window_len"),
+    ],
+)
+def test_llp_refuses_misaligned_windows(window_len, stride, message):
+    with pytest.raises(SettingError, match=message):
+        build("LLP").scoring_window(16, window_len, stride)
+
+
+def test_default_windows():
+    assert build("LLP").scoring_window(16) == (24, 12)
+    assert build("LLP").scoring_window(16, window_len=32) == (32, 20)
+    assert build("LLP").scoring_window(16, stride=4) == (16, 4)
+    assert build("Transformer").scoring_window(16) == (16, 8)
+    assert build("Transformer").scoring_window(16, 10, 10) == (10, 10)
+    for window_len, stride in ((16, 17), (16, 0), (0, None)):
+        with pytest.raises(SettingError, match="scoring_"):
+            build("Transformer").scoring_window(16, window_len, stride)
+
+
+def test_documents_are_scored_alone_from_their_start_token(tmp_path):
+    """No context crosses a document's start: each document's score is that of its own single pass."""
+    model = build("LLP", vocab_size=257)
+    data = PythonReference(cache_dir=str(tmp_path), tokenizer=Bytes(), window_len=16, batch_size=64)
+    data.prepare_data()
+    data.setup("test")
+    attach(data, model)
+    loader = data.test_dataloader()
+    metric = Score(loader.documents)
+    with torch.no_grad():
+        for batch in loader:
+            metric.update(model.score_nats(batch), batch.documents)
+    rows = metric.rows()[1:]
+    assert [row["tokens"] for row in rows] == [document.tokens for document in loader.documents]
+    texts = {text.name: b"".join(text.blocks) for text in data.texts("test")}
+    name = min(texts, key=lambda key: len(texts[key]))
+    tokens = torch.tensor([[256, *texts[name]]])
+    with torch.no_grad():
+        expected = model.decoder(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
+    (row,) = (row for row in rows if row["document"] == name)
+    assert row["nats"] == pytest.approx(expected, rel=1e-12)
+    assert row["bytes"] == len(texts[name]) == row["tokens"]
+    assert row["words"] == len(texts[name].split())
+
+
+def test_a_uniform_model_scores_the_size_of_its_vocabulary():
+    model = build("Transformer")
+    with torch.no_grad():
+        model.decoder.head.weight.zero_()
+        model.decoder.head.bias.zero_()
+    assert score(model, TEXTS, 16, 8, 4)[0]["perplexity"] == pytest.approx(19, rel=1e-12)
+
+
+def test_unigram_baseline_by_hand(wikitext, tmp_path):
+    data = prepare(wikitext, tmp_path / "cache")
+    train = (wikitext / "wiki.train.tokens").read_bytes()
+    test = (wikitext / "wiki.test.tokens").read_bytes()
+    expected = -sum(math.log((train.count(byte) + 1) / (len(train) + 257)) for byte in test)
+    assert data.unigram_nats("test") == [pytest.approx(expected, rel=1e-12)]
+
+
+def test_a_partial_score_takes_words_and_bytes_in_proportion():
+    metric = Score([Document("a", 100, 40, 600)])
+    metric.update(torch.ones(2, 25), torch.tensor([0, 0]))
+    (row,) = metric.rows()
+    assert (row["tokens"], row["words"], row["bytes"], row["loss"]) == (50, 20, 300, 1.0)

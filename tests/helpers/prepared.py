@@ -1,0 +1,27 @@
+"""Text that is prepared for a test."""
+
+from types import SimpleNamespace
+
+from datamodules import Bytes, WikiText103
+from helpers.small_models import build
+
+
+def prepare(path, cache, **settings):
+    data = WikiText103(str(path), cache_dir=str(cache), **{"tokenizer": Bytes(), "window_len": 16, **settings})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def attach(data, model=None, **trainer):
+    """A stand-in for the parts of a trainer that the data module asks."""
+    model = model or build("LLP")
+    data.trainer = SimpleNamespace(
+        **{"max_steps": 10, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1, **trainer},
+        lightning_module=model,
+    )
+    return data
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

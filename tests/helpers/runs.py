@@ -1,0 +1,46 @@
+"""What a run leaves behind, to compare it with another's."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TIMED = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """All scalars of a run but those that measure time: (step, value) each."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = set(events.Tags()["scalars"]) - TIMED
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Curves, and all of the last checkpoint: weights, optimizer, schedule, counters, places in the data."""
+    np.testing.assert_equal(curves(one), curves(other))  # where not finite, too
+    first, second = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)  # nothing but tensors and plain values
+        for folder in (one, other)
+    )
+    for checkpoint in (first, second):
+        for state in checkpoint["callbacks"].values():  # paths name the run
+            for key in [key for key in state if "path" in key or key in ("dirpath", "best_k_models")]:
+                del state[key]
+    assert_equal(first, second)
+
+
+def assert_equal(one, other, place="checkpoint"):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_equal(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{place}.{number}")
+    else:
+        assert one == other, place

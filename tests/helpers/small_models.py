@@ -1,0 +1,32 @@
+"""Small models of every architecture."""
+
+import torch
+
+import llp
+from llp.language_model import LanguageModel
+
+SIZES = {"vocab_size": 19, "dim": 16, "n_layers": 3, "n_heads": 2}
+
+OWN_SETTINGS = {
+    "Transformer": {},
+    "LLP": {"segment_len": 4},
+    "PerceiverAR": {"latent_len": 5},
+    "DoubleAttention": {"latent_len": 5},
+    "SplitAttention": {"latent_len": 5, "segment_len": 3},
+    "CompressedAttention": {"latent_len": 5, "history_len": 13, "compressed_len": 4},
+}
+ARCHITECTURES = list(OWN_SETTINGS)
+LATENT = [name for name in ARCHITECTURES if "latent_len" in OWN_SETTINGS[name]]
+
+
+def build(name: str, **settings) -> LanguageModel:
+    """A small model of the given architecture in float64 with large random weights, so that nothing is near zero."""
+    own = OWN_SETTINGS[name]
+    torch.manual_seed(0)
+    model = getattr(llp, name)(**{**SIZES, **own, **settings})
+    model.configure_model()
+    model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model

@@ -1,0 +1,268 @@
+"""Two real processes on gloo, DDP and FSDP2: the losses, the test's figures and the samples of one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from helpers.runs import assert_same_run, curves
+
+pytestmark = pytest.mark.xdist_group("distributed")  # one set of runs serves most of them
+
+CONFIG = """
+model:
+  class_path: llp.LLP
+  init_args: {dim: 16, n_layers: 2, n_heads: 2, segment_len: 8, learning_rate: 1.0e-2, schedule: halving,
+    warmup_steps: 5}
+data:
+  class_path: datamodules.PythonReference
+  init_args: {cache_dir: CACHE, tokenizer: datamodules.Bytes, window_len: 64}
+trainer: {accelerator: cpu, max_steps: 20, val_check_interval: 8, log_every_n_steps: 1, gradient_clip_val: 0.1,
+  limit_val_batches: 20, enable_progress_bar: false, enable_model_summary: false}
+checkpoint: {every_n_train_steps: 3}
+sample: {sample_tokens: 10}
+"""
+FSDP2 = """
+trainer:
+  strategy:
+    class_path: lightning.pytorch.strategies.ModelParallelStrategy
+    init_args: {data_parallel_size: auto, process_group_backend: gloo, save_distributed_checkpoint: SHARDED}
+"""
+ONE = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--data.init_args.batch_size", "4"]
+TWO = ["--trainer.devices", "2", "--data.init_args.batch_size", "2"]
+DDP = ["--trainer.strategy", "ddp", *TWO]
+STRATEGIES = {
+    "single": ONE,
+    "ddp": DDP,
+    "fsdp2": ["--config", "fsdp2.yaml", *TWO],
+}
+STRIKE = """
+import os, signal, time
+from lightning.pytorch import Callback
+
+class At(Callback):
+    \"\"\"A signal to one rank's own process as it begins a step; signal 0: it falls asleep.\"\"\"
+
+    def __init__(self, step: int, rank: int, signum: int) -> None:
+        self.step, self.rank, self.signum = step, rank, signum
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            os.kill(os.getpid(), self.signum) if self.signum else time.sleep(1000)
+
+class Suspend(Callback):
+    \"\"\"All processes of the job stop.\"\"\"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step and trainer.is_global_zero:
+            os.killpg(0, signal.SIGSTOP)
+
+class FullDisk(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.is_global_zero:
+            raise OSError("No space left on device")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "config.yaml").write_text(CONFIG.replace("CACHE", str(folder / "cache")))
+    (folder / "fsdp2.yaml").write_text(FSDP2.replace("SHARDED", "false"))
+    (folder / "sharded.yaml").write_text(FSDP2.replace("SHARDED", "true"))
+    (folder / "strike.py").write_text(STRIKE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(folder):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+
+
+@pytest.fixture(scope="module")
+def llp(folder, environment):
+    """Run `llp` in a process of its own; returns its status and standard error."""
+
+    def llp(*arguments, fails=False):
+        command = [sys.executable, "-m", "llp", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert fails or done.returncode == 0, done.stderr
+        return done.returncode, done.stderr
+
+    return llp
+
+
+@pytest.fixture(scope="module")
+def runs(llp, folder):
+    """The same run under each strategy: its events, and the report of one checkpoint tested under it."""
+    results = {}
+    for name, flags in STRATEGIES.items():
+        llp("fit", "--config", "config.yaml", "--name", name, *flags)
+        events = EventAccumulator(str(folder / "lightning_logs" / name))
+        events.Reload()
+        # One checkpoint under all three: the figures are the same to the last digit printed.
+        llp("test", "--ckpt_path", str(folder / "lightning_logs/single/checkpoints/last.ckpt"), *flags)
+        results[name] = events, json.loads((folder / "lightning_logs/single/test.json").read_text())
+    return results
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one(runs, strategy):
+    one, two = runs["single"][0], runs[strategy][0]
+    for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "val/word_perplexity"):
+        expected = [(event.step, event.value) for event in one.Scalars(tag)]
+        got = [(event.step, event.value) for event in two.Scalars(tag)]
+        assert len(expected) in (3, 20)
+        assert [step for step, _ in got] == [step for step, _ in expected]
+        assert [value for _, value in got] == pytest.approx([value for _, value in expected], rel=1e-5), tag
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_sample_as_one(runs, strategy):
+    texts = [runs[name][0].Tensors("sample/text_summary")[0].tensor_proto.string_val for name in ("single", strategy)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_score_as_one(runs, strategy):
+    _, expected = runs["single"]
+    _, report = runs[strategy]
+    assert report["protocol"]["certificate"]["causal"] is True
+    assert report["protocol"]["complete"] is True
+    assert len(report["rows"]) == len(expected["rows"]) > 5
+    for row, expected_row in zip(report["rows"], expected["rows"], strict=True):
+        assert row["tokens"] == expected_row["tokens"]
+        for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
+            assert f"{row[name]:,.4f}" == f"{expected_row[name]:,.4f}"
+
+
+def test_a_checkpoint_goes_from_strategy_to_strategy(llp, folder, runs):
+    """FSDP2 in shards -> one process -> DDP -> FSDP2 -> `llp test`: the losses of the run that never changed."""
+    checkpoints = folder / "lightning_logs/wanderer/checkpoints"
+    last = str(checkpoints / "last.ckpt")
+    consolidated = str(checkpoints / "last-consolidated.ckpt")
+    sharded = ["--config", "sharded.yaml", *TWO]
+    llp("fit", "--config", "config.yaml", "--name", "wanderer", *sharded, "--trainer.max_steps", "3")
+    llp("fit", "--ckpt_path", last, *sharded, "--trainer.max_steps", "6")
+    status, err = llp("test", "--ckpt_path", last, *ONE, fails=True)
+    assert status == 1
+    assert f"it is sharded; make one file of it with `llp consolidate {last}`" in err
+    llp("consolidate", last)
+    llp("fit", "--ckpt_path", consolidated, *ONE, "--trainer.max_steps", "10")
+    llp("fit", "--ckpt_path", last, *DDP, "--trainer.max_steps", "14")
+    llp("fit", "--ckpt_path", last, *sharded, "--trainer.max_steps", "20")
+    wandered, expected = curves(folder / "lightning_logs/wanderer"), curves(folder / "lightning_logs/single")
+    for tag in ("train/loss", "train/grad_norm", "train/tokens"):
+        assert [step for step, _ in wandered[tag]] == list(range(20))
+        values = [value for _, value in expected[tag]]
+        assert [value for _, value in wandered[tag]] == pytest.approx(values, rel=1e-5), tag
+    llp("consolidate", last)
+    llp("test", "--ckpt_path", consolidated, *ONE)
+    llp("test", "--ckpt_path", last, *sharded)
+    reports = [json.loads((checkpoints.parent / name).read_text()) for name in ("test-1.json", "test.json")]
+    _, expected_report = runs["single"]
+    for report in reports:
+        losses = [row["loss"] for row in report["rows"]]
+        assert losses == pytest.approx([row["loss"] for row in expected_report["rows"]], rel=1e-5)
+    assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt", "last-consolidated.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rank", "signum"),
+    [("ddp", 1, signal.SIGTERM), ("fsdp2", 0, signal.SIGUSR1), ("ddp", 1, signal.SIGKILL)],
+)
+def test_two_processes_stopped_go_on_as_if_nothing_had_been(llp, folder, runs, strategy, rank, signum):
+    """One of the two is struck; both stop at the same step, and go on as the run that was left alone."""
+    name, flags = f"{strategy}-{signum.name}", STRATEGIES[strategy]
+    (folder / f"{name}.yaml").write_text(
+        f"trainer: {{callbacks: [{{class_path: strike.At, init_args: {{step: 10, rank: {rank}, signum: {signum}}}}}]}}"
+    )
+    arguments = ["fit", "--config", "config.yaml", *flags, "--name", name, "--ckpt_path", "auto"]
+    status, err = llp(*arguments, "--config", f"{name}.yaml", fails=True)
+    if signum == signal.SIGKILL:
+        assert status != 0
+    else:
+        assert status == 128 + signum
+        assert "Go on from step 11 with: llp fit --ckpt_path" in err
+        assert "Traceback" not in err
+    llp(*arguments, "--trainer.callbacks", "[]")
+    assert_same_run(folder / "lightning_logs" / strategy, folder / "lightning_logs" / name)
+
+
+@pytest.mark.parametrize("signum", [0, signal.SIGSTOP], ids=["asleep", "frozen"])
+def test_a_rank_that_stands_still_ends_the_run(llp, folder, signum):
+    strike = f"trainer: {{callbacks: [{{class_path: strike.At, init_args: {{step: 4, rank: 1, signum: {signum:d}}}}}]}}"
+    (folder / "stall.yaml").write_text(strike)
+    arguments = ["fit", "--config", "config.yaml", "--config", "stall.yaml", *DDP, "--name", f"stalled-{signum:d}"]
+    status, err = llp(*arguments, "--stall.timeout_s", "4", fails=True)
+    assert status == 1
+    (message,) = (line for line in err.splitlines() if line.startswith("llp: error"))
+    assert "stall.timeout_s = 4: in optimizer step 5 " in message
+    assert f"rank 1 {'does not answer' if signum else 'has not moved'} for 4 s" in message
+    assert "Go on from step 3 with: llp fit --ckpt_path" in err
+
+
+def test_a_frozen_rank_0_ends_the_others(folder, environment):
+    """Two processes that a launcher started, as SLURM does: neither is the other's child."""
+    strike = f"{{class_path: strike.At, init_args: {{step: 4, rank: 0, signum: {signal.SIGSTOP:d}}}}}"
+    (folder / "freeze.yaml").write_text(f"trainer: {{callbacks: [{strike}]}}")
+    arguments = ["fit", "--config", "config.yaml", "--config", "freeze.yaml", *DDP, "--name", "frozen"]
+    command = [sys.executable, "-m", "llp", *arguments, "--stall.timeout_s", "4"]
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**environment, **launched, "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        _, err = processes[1].communicate(timeout=120)
+        assert processes[1].returncode == 1
+        assert "stall.timeout_s = 4: in optimizer step 5 rank 0 does not answer." in err
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_a_job_suspended_as_a_whole_goes_on(folder, environment):
+    """As SLURM's pre-emption by suspension does: the time in which all stood still is nobody's stall."""
+    strike = "trainer: {callbacks: [{class_path: strike.Suspend, init_args: {step: 4}}]}"
+    (folder / "suspend.yaml").write_text(strike)
+    arguments = ["fit", "--config", "config.yaml", "--config", "suspend.yaml", *DDP, "--name", "suspended"]
+    command = [sys.executable, "-m", "llp", *arguments, "--stall.timeout_s", "3", "--trainer.max_steps", "6"]
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    time.sleep(10)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.wait(timeout=120) == 0
+
+
+def test_an_error_of_one_rank_is_one_message(llp):
+    """The other one, whose collective then fails, has no traceback to show."""
+    status, err = llp("fit", "--config", "config.yaml", *DDP, "--trainer.callbacks", "strike.FullDisk", fails=True)
+    assert status == 1
+    assert "llp fit: error: No space left on device" in err
+    assert "Traceback" not in err
+
+
+def test_fsdp2_in_half_precision(llp, folder, runs):
+    flags = ["--config", "fsdp2.yaml", *TWO, "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "3"]
+    llp("fit", "--config", "config.yaml", "--name", "bf16", *flags)
+    losses, expected = (dict(curves(folder / "lightning_logs" / name)["train/loss"]) for name in ("bf16", "single"))
+    assert [losses[step] for step in range(3)] == pytest.approx([expected[step] for step in range(3)], rel=1e-2)
+    assert losses[2] != expected[2]

@@ -1,0 +1,300 @@
+"""A run that can't be lost: stopped anywhere and resumed, it is the uninterrupted one bit for bit."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import llp
+from helpers.runs import assert_same_run, curves
+from helpers.signal_handlers import handlers_restored
+from llp.decoder.decoder import Block, Decoder
+from llp.language_model import LanguageModel
+from llp.run_folder import publish, tidy, unfinished, wait_until_tidy
+from llp.training.interruption import LISTENER, Stopped
+
+
+def at_call(monkeypatch, method: str, number: int, act) -> None:
+    """Do something in one call of a method of the model, counted from 0; afterwards the method is itself again."""
+    original, calls = getattr(LanguageModel, method), []
+
+    def patched(self, *arguments):
+        calls.append(None)
+        if len(calls) == number + 1:
+            act()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(LanguageModel, method, patched)
+
+
+def kill(signum):
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def crash():
+    raise RuntimeError("the machine has caught fire")
+
+
+EPOCHS = ("--trainer.max_steps", -1, "--trainer.max_epochs", 3, "--data.init_args.window_len", 900)
+DROPOUT = ("--model.init_args.dropout", 0.2)
+EVERY = ("--checkpoint.every_n_train_steps", 1)
+ACCUMULATED = ("--trainer.accumulate_grad_batches", 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "act", "flags"),
+    [
+        ("training_step", 2, kill(signal.SIGINT), DROPOUT),
+        ("training_step", 0, kill(signal.SIGTERM), ()),
+        ("training_step", 3, kill(signal.SIGUSR1), ()),  # a validation is due after this batch
+        ("validation_step", 4, kill(signal.SIGTERM), ()),
+        ("training_step", 7, kill(signal.SIGTERM), (*ACCUMULATED, *DROPOUT)),  # amid an optimizer step
+        ("training_step", 4, crash, (*EVERY, *DROPOUT)),
+        ("training_step", 10, crash, (*EVERY, *ACCUMULATED)),
+        ("validation_step", 3, crash, EVERY),
+        ("training_step", 3, kill(signal.SIGTERM), EPOCHS),  # an epoch's last batch, where a validation is due too
+        ("training_step", 3, kill(signal.SIGTERM), (*EPOCHS, "--trainer.val_check_interval", 3)),  # and where not
+        ("training_step", 6, kill(signal.SIGTERM), (*EPOCHS, *DROPOUT)),  # in a later epoch
+    ],
+)
+def test_a_run_stopped_anywhere_goes_on_as_if_nothing_had_been(run, work, method, call, act, flags):
+    arguments = ("--config", "tiny.yaml", *flags)
+    assert run("fit", *arguments, "--name", "whole")[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, method, call, act)
+        try:
+            status, _, err = run("fit", *arguments, "--name", "stopped")
+        except RuntimeError:
+            pass
+        else:
+            assert status in (130, 138, 143), err
+            assert "with: llp fit --ckpt_path lightning_logs/stopped/checkpoints/last.ckpt" in err
+    status, _, err = run("fit", "--ckpt_path", "last", "--name", "stopped")
+    assert status == 0, err
+    assert_same_run(work / "lightning_logs/whole", work / "lightning_logs/stopped")
+
+
+def test_a_signal_in_the_last_step_changes_nothing(run, work):
+    assert run("fit", "--config", "tiny.yaml", "--name", "whole")[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "training_step", 5, kill(signal.SIGTERM))
+        assert run("fit", "--config", "tiny.yaml", "--name", "stopped")[0] == 0
+    assert_same_run(work / "lightning_logs/whole", work / "lightning_logs/stopped")
+
+
+def test_epochs_are_as_short_as_the_tests_think(run, work):
+    assert run("fit", "--config", "tiny.yaml", *EPOCHS, "--name", "x")[0] == 0
+    checkpoint = torch.load(work / "lightning_logs/x/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3 * 4
+
+
+def test_a_longer_run_is_the_shorter_one_resumed(run, work):
+    """Also where the shorter one ended on a validation that the longer one does not have at that step."""
+    assert run("fit", "--config", "tiny.yaml", "--name", "whole", "--trainer.max_steps", 9)[0] == 0
+    assert run("fit", "--config", "tiny.yaml", "--name", "run", "--trainer.max_steps", 5)[0] == 0
+    last = work / "lightning_logs/run/checkpoints/last.ckpt"
+    assert run("fit", "--ckpt_path", last, "--trainer.max_steps", 9)[0] == 0
+    whole, resumed = (curves(work / "lightning_logs" / name) for name in ("whole", "run"))
+    assert resumed["train/loss"] == whole["train/loss"]
+    assert [step for step, _ in whole["val/loss"]] == [3, 7, 8]
+    assert [step for step, _ in resumed["val/loss"]] == [3, 4, 7, 8]
+    assert [value for value in resumed["val/loss"] if value[0] != 4] == whole["val/loss"]
+
+
+def test_auto_starts_and_goes_on(run, work, monkeypatch):
+    arguments = ("fit", "--config", "tiny.yaml", "--ckpt_path", "auto")
+    assert run(*arguments)[0] == 1  # which run?
+    assert run("fit", "--config", "tiny.yaml", "--name", "whole")[0] == 0
+    with pytest.MonkeyPatch.context() as patch:  # killed before anything was saved
+        at_call(patch, "training_step", 1, crash)
+        with pytest.raises(RuntimeError):
+            run(*arguments, "--name", "run")
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "training_step", 4, kill(signal.SIGTERM))
+        assert run(*arguments, "--name", "run")[0] == 143
+    folder = work / "lightning_logs/run/checkpoints"
+    (folder / ".last.ckpt.unfinished").write_bytes(b"half of it")
+    last = folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])  # a damaged disk
+    status, _, err = run("fit", "--ckpt_path", last)
+    assert status == 1
+    assert "last.ckpt: the file is truncated or no checkpoint" in err
+    assert f"the newest whole one beside it is {folder / 'best.ckpt'}" in err
+    (work / "slurm.yaml").write_text("name: run\n")
+    assert run(*arguments, "--config", "slurm.yaml")[0] == 0
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert_same_run(work / "lightning_logs/whole", work / "lightning_logs/run")
+
+
+def test_a_signal_outside_of_training_ends_at_once(run, work, monkeypatch):
+    monkeypatch.setattr("datamodules.WikiText103.setup", lambda self, stage: os.kill(os.getpid(), signal.SIGTERM))
+    status, _, err = run("fit", "--config", "tiny.yaml")
+    assert status == 143
+    assert "stopped by SIGTERM" in err
+    assert "Go on" not in err
+
+
+def test_a_second_interrupt_does_not_wait():
+    with handlers_restored():
+        LISTENER.listen()
+        LISTENER.deferring = True
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            kill(signum)()
+            assert LISTENER.received == signal.SIGINT
+        with pytest.raises(Stopped, match="SIGINT"):
+            kill(signal.SIGINT)()
+
+
+def test_the_status_says_what_ended_it():
+    """Others follow when a job's tasks end one after the other."""
+    with handlers_restored():
+        LISTENER.listen()
+        with pytest.raises(Stopped, match="SIGUSR1"):
+            kill(signal.SIGUSR1)()
+        kill(signal.SIGTERM)()
+        LISTENER.close()
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            kill(signum)()  # would end this process
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # Ctrl-C always does
+
+
+def test_the_best_are_kept(run, work):
+    flags = ("--checkpoint.save_top_k", 2, "--trainer.val_check_interval", 1, "--name", "run")
+    status, _, err = run("fit", "--config", "tiny.yaml", *flags)
+    assert status == 0, err
+    folder = work / "lightning_logs/run/checkpoints"
+    losses = dict(curves(folder.parent)["val/loss"])
+    best = sorted(losses, key=lambda step: losses[step])[:2]
+    names = {f"best-step={step + 1}.ckpt" for step in best}
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt", *names}
+    assert (folder / "best.ckpt").resolve().name == f"best-step={best[0] + 1}.ckpt"
+    assert run("test", "--ckpt_path", folder / "best.ckpt")[0] == 0
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(run, work, trained, monkeypatch):
+    """The disk fills up while `last.ckpt` is written: the one before it is still there."""
+    before = (trained / "checkpoints/last.ckpt").read_bytes()
+    save = torch.save
+
+    def full(checkpoint, stream, *arguments):
+        stream.write(b"the first bytes")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    status, _, err = run("fit", "--ckpt_path", trained / "checkpoints/last.ckpt", "--trainer.max_steps", 8)
+    assert status == 1
+    assert "No space left on device" in err
+    assert (trained / "checkpoints/last.ckpt").read_bytes() == before
+    monkeypatch.setattr(torch, "save", save)
+    assert run("fit", "--ckpt_path", trained / "checkpoints/last.ckpt", "--trainer.max_steps", 8)[0] == 0
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    """What `publish` leaves behind if it is killed between its steps, `tidy` mends."""
+    path = tmp_path / "last.ckpt"
+    for content in ("old", "new"):
+        unfinished(path).mkdir()
+        (unfinished(path) / content).touch()
+        publish(path)
+        assert [file.name for file in path.iterdir()] == [content]
+    path.rename(tmp_path / ".last.ckpt.replaced")
+    unfinished(path).mkdir()
+    tidy(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    unfinished(path).write_text("one file")
+    publish(path)
+    assert path.read_text() == "one file"
+    unfinished(path).mkdir()
+    publish(path)
+    assert path.is_dir()
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_other_processes_wait_until_all_is_in_its_place(tmp_path):
+    """Else they could choose another checkpoint than the first one does."""
+    (tmp_path / ".last.ckpt.replaced").mkdir()
+    waiting = threading.Thread(target=wait_until_tidy, args=(tmp_path,))
+    waiting.start()
+    waiting.join(timeout=0.3)
+    assert waiting.is_alive()
+    tidy(tmp_path)
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    assert (tmp_path / "last.ckpt").is_dir()
+
+
+def test_a_job_has_a_folder_of_its_own(run, work, monkeypatch):
+    """`--ckpt_path auto` looks where the job before it was requeued has written."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    arguments = ("fit", "--config", "tiny.yaml", "--ckpt_path", "auto")
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "training_step", 4, kill(signal.SIGUSR1))
+        assert run(*arguments)[0] == 138
+    assert run(*arguments)[0] == 0
+    assert [path.name for path in (work / "lightning_logs").iterdir()] == ["4711"]
+    steps = [step for step, _ in curves(work / "lightning_logs/4711")["train/loss"]]
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_blocks_are_sharded_one_by_one(monkeypatch):
+    """A large model never sits whole in one process: each block is distributed before the next one is built."""
+    log = []
+    build = Block.__init__
+    monkeypatch.setattr(Block, "__init__", lambda self, *args: (log.append("built"), build(self, *args))[1])
+    model = llp.LLP(19, dim=16, n_layers=3, n_heads=2, segment_len=4)
+    patterns = [model.layer_pattern(layer) for layer in range(3)]
+    decoder = Decoder(model.settings, patterns, shard=lambda module: log.append(type(module).__name__))
+    assert log == ["built", "Block"] * 3 + ["Decoder"]
+    assert decoder.embed.weight.device.type == "cpu"
+
+
+HALF = {
+    "bf16-mixed": "trainer: {precision: bf16-mixed}",
+    "bf16-true": "trainer: {precision: bf16-true}",
+    # Lightning has no `16-mixed` for the CPU: its plugin does, with the CPU's own scaler of the loss.
+    "16-mixed": """
+trainer:
+  plugins:
+    - class_path: lightning.pytorch.plugins.MixedPrecision
+      init_args: {precision: 16-mixed, device: cpu, scaler: {class_path: torch.amp.GradScaler, init_args: SCALER}}
+""".replace("SCALER", "{device: cpu, init_scale: 1.0e+9, backoff_factor: 0.01}"),
+}
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_half_precision_trains_as_float32_does_and_resumes(run, work, precision):
+    (work / "half.yaml").write_text(HALF[precision])
+    half = ("--config", "tiny.yaml", "--config", "half.yaml")
+    flags = ("--trainer.max_steps", 12, "--model.init_args.warmup_steps", 0, "--model.init_args.learning_rate", 3e-3)
+    assert run("fit", "--config", "tiny.yaml", *flags, "--name", "float32")[0] == 0
+    assert run("fit", *half, *flags, "--name", "whole")[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "training_step", 6, kill(signal.SIGTERM))
+        assert run("fit", *half, *flags, "--name", "stopped")[0] == 143
+    assert run("fit", "--ckpt_path", "last", "--name", "stopped")[0] == 0
+    assert_same_run(work / "lightning_logs/whole", work / "lightning_logs/stopped")
+    expected, got = (dict(curves(work / "lightning_logs" / name)["train/loss"]) for name in ("float32", "whole"))
+    assert got[0] == pytest.approx(expected[0], rel=1e-2)
+    assert got != expected  # it is another precision
+    checkpoint = torch.load(work / "lightning_logs/whole/checkpoints/last.ckpt", weights_only=True)
+    dtype = checkpoint["state_dict"]["decoder.head.weight"].dtype
+    assert dtype is (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    if precision == "16-mixed":  # the first steps overflow, and the scale falls until they don't
+        assert checkpoint["MixedPrecision"]["scale"] < 1e9
+        norms = [value for _, value in curves(work / "lightning_logs/whole")["train/grad_norm"]]
+        assert not np.isfinite(norms[0])
+        assert np.isfinite(norms[-1])
+    else:
+        assert list(got.values()) == pytest.approx(list(expected.values()), rel=2e-2)
+    assert got[11] < got[0]
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(run, work):
+    flags = ("fit", "--config", "tiny.yaml", *DROPOUT, "--trainer.max_steps", 3)
+    assert run(*flags, "--name", "kept")[0] == 0
+    assert run(*flags, "--name", "again", "--model.init_args.activation_checkpointing", "true")[0] == 0
+    assert curves(work / "lightning_logs/kept") == curves(work / "lightning_logs/again")
