@@ -48,6 +48,9 @@ class TextDataModule(LightningDataModule, ABC):
     word_count = "whitespace-separated words"
     """What `count_words` counts."""
 
+    changeable_settings = frozenset({"batch_size", "scoring_window_len", "scoring_stride"})
+    """The settings that can change on a resume: they leave the order of training windows as it is."""
+
     def __init__(
         self,
         path: str | None = None,

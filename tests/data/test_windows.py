@@ -2,7 +2,8 @@
 
 import pytest
 
-from datamodules.windows import TrainingOrder, scoring_batches, scoring_windows, share_of_rank
+from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
+from llp.evaluation.scoring_windows import scoring_windows
 
 
 @pytest.mark.parametrize(("n_tokens", "stride"), [(100, 7), (64, 8), (9, 9), (50, 1)])
