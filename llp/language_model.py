@@ -18,7 +18,7 @@ from llp.decoder.patterns import LayerPattern
 from llp.errors import require
 from llp.evaluation.scoring import Score, ScoringBatch
 from llp.training import optimization
-from llp.training.checkpoints import check_fits, check_tokenizer, describe, name_optimizer_states
+from llp.training.checkpoints import check_fits, check_tokenizer, describe, name_optimizer_states, training_record
 from llp.training.metrics import RunMetrics
 from llp.training.step_seed import StepSeed
 
@@ -263,4 +263,4 @@ class LanguageModel(LightningModule, ABC):
         check_fits(checkpoint, self)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         check_tokenizer(checkpoint, data)
-        self.trained = {"step": checkpoint["global_step"], "seed": checkpoint["seed"]}
+        self.trained = training_record(checkpoint)

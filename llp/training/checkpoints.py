@@ -27,12 +27,38 @@ def architecture(model: LightningModule) -> str:
 
 
 def describe(model: LightningModule, data: Any) -> dict[str, Any]:
-    """What a checkpoint says beside its weights: `architecture`, `seed` of the training, `tokenizer_fingerprint`."""
+    """What a checkpoint says beside its weights: `architecture`, `seed` of the training, `tokenizer_fingerprint`.
+
+    Also the windows that an optimizer step trains on, over all ranks, and their length, for `training_record`.
+    """
     seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's `seed_everything` leaves it
-    return {
+    description = {
         "architecture": architecture(model),
         "seed": None if seed is None else int(seed),
-        "tokenizer_fingerprint": data.tokenizer.fingerprint if hasattr(data, "tokenizer") else None,
+        "tokenizer_fingerprint": None,
+    }
+    if hasattr(data, "tokenizer"):
+        trainer = model.trainer
+        description["tokenizer_fingerprint"] = data.tokenizer.fingerprint
+        description["windows_per_step"] = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        description["training_window_len"] = data.window_len
+    return description
+
+
+def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint's weights were trained, for reports; None where it does not say.
+
+    `step` is the number of optimizer steps, each on `windows_per_step` windows of `training_window_len` tokens;
+    `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time without validations.
+    """
+    metrics = checkpoint.get("callbacks", {}).get("RunMetrics", {})
+    return {
+        "step": checkpoint["global_step"],
+        "seed": checkpoint["seed"],
+        "trained_tokens": metrics.get("tokens"),
+        "windows_per_step": checkpoint.get("windows_per_step"),
+        "training_window_len": checkpoint.get("training_window_len"),
+        "training_seconds": metrics.get("seconds"),
     }
 
 
