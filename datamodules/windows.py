@@ -44,6 +44,11 @@ def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_siz
     return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
+def limited(batches: list[list[ScoringWindow]], limit: int | float) -> list[list[ScoringWindow]]:
+    """The batches that a limit leaves, the first ones: so many if it is an `int`, that share of them if a `float`."""
+    return batches[: limit if isinstance(limit, int) else int(len(batches) * limit)]
+
+
 def share_of_rank(batches: list[list[ScoringWindow]], rank: int, world_size: int) -> list[list[ScoringWindow]]:
     """A rank's batches, round robin, as many as every other rank's: the missing ones score nothing."""
     share = batches[rank::world_size]

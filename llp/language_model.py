@@ -332,7 +332,7 @@ class LanguageModel(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoints.check_fits(checkpoint, self)
-        self.trained = {"step": checkpoint["global_step"], "seed": checkpoint["seed"]}
+        self.trained = checkpoints.training_record(checkpoint)
         self.history = checkpoint["settings_history"]
         self.initialized_from = checkpoint["initialized_from"]
         if self._trainer is None:  # `load_from_checkpoint`

@@ -16,6 +16,7 @@ def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
     return {
         "architecture": checkpoints.class_path(type(model)),
         "hyperparameters": dict(model.hparams),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "checkpoint": None if ckpt_path is None else str(ckpt_path),
         "checkpoint_sha256": None if ckpt_path is None else checkpoints.sha256(ckpt_path),
         **model.trained,

@@ -1,6 +1,7 @@
 """What a checkpoint says of itself, how it is opened, and whether it fits a model."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
 from llp.errors import SettingError
+from llp.training.settings import current
 
 
 def class_path(cls: type) -> str:
@@ -65,6 +67,26 @@ def restored_tokenizer(stored: dict[str, Any]) -> Any:
     return import_class(stored["class_path"]).restored(bytes(stored["data"].numpy().tobytes()))
 
 
+def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint's weights were trained, for reports; None where it does not say.
+
+    `step` is the number of optimizer steps, each on `windows_per_step` windows of `training_window_len` tokens;
+    `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time without validations.
+    """
+    metrics = checkpoint.get("callbacks", {}).get("RunMetrics", {})
+    at_the_end = current(checkpoint["settings_history"])
+    names = ("data.init_args.batch_size", "trainer.world_size", "trainer.accumulate_grad_batches")
+    factors = [at_the_end.get(name) for name in names]
+    return {
+        "step": checkpoint["global_step"],
+        "seed": checkpoint["seed"],
+        "trained_tokens": metrics.get("tokens"),
+        "windows_per_step": None if None in factors else math.prod(factors),
+        "training_window_len": at_the_end.get("data.init_args.window_len"),
+        "training_seconds": metrics.get("seconds"),
+    }
+
+
 def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimizer], model: LightningModule) -> None:
     """Key the optimizers' states by their parameters' names, in place.
 
@@ -96,7 +118,8 @@ def read(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises what its unpickler and its zip reader happen to meet
         remedy = f"the file is truncated or no checkpoint ({str(error).splitlines()[0]}); {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy) from error
-    expected = {"architecture", "hyper_parameters"} | (set() if path.is_dir() else {"state_dict"})
+    expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
+    expected |= set() if path.is_dir() else {"state_dict"}
     if not isinstance(checkpoint, dict) or not expected <= checkpoint.keys():
         remedy = f"the file was not written by `llp fit`; {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -32,30 +33,41 @@ class RunMetrics(Callback):
     rate is that of trained positions since the last logged step; validation does not count. `mfu` is the share of what
     the devices could compute (`llp.training.throughput`) that went into the model's own FLOPs, those of its forward and
     backward pass; `data_wait` the share of the time in which the model waited for its next batch.
+
+    `seconds` is the time that training has taken so far, without validations; a checkpoint keeps it with the counts of
+    tokens, so that they go on in a resumed run.
     """
 
     def __init__(self) -> None:
         self.tokens = self.input_tokens = 0
+        self.seconds = self._started = 0.0
         self._learning_rate = 0.0
-        self._seconds = self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "input_tokens": self.input_tokens}
+        return {"tokens": self.tokens, "input_tokens": self.input_tokens, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.input_tokens = state_dict["tokens"], state_dict["input_tokens"]
+        self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._peak_flops = peak_flops(pl_module.device, compute_dtype(str(trainer.precision))) * trainer.world_size
+        self._started = time.perf_counter()
         self._begin_interval(trainer)
 
     def _begin_interval(self, trainer: Trainer) -> None:
         """Rates are those from here to the next logged step."""
         self._logged_tokens, self._flops, self._waited = self.tokens, 0, _seconds_waited(trainer)
-        self._seconds, self._started = 0.0, time.perf_counter()
+        self._logged_seconds = self.seconds
+
+    def _count_seconds(self) -> None:
+        """Count the time since it was last counted, or since a validation."""
+        now = time.perf_counter()
+        self.seconds, self._started = self.seconds + now - self._started, now
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seconds += time.perf_counter() - self._started
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._count_seconds()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
@@ -70,9 +82,10 @@ class RunMetrics(Callback):
         self.tokens += outputs["trained_tokens"] * trainer.world_size
         self.input_tokens += outputs["input_tokens"] * trainer.world_size
         self._flops += outputs["flops"] * trainer.world_size
+        self._count_seconds()
         if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        seconds = self._seconds + time.perf_counter() - self._started
+        seconds = self.seconds - self._logged_seconds
         figures = {
             "loss": pl_module.step_loss,
             "learning_rate": self._learning_rate,
