@@ -56,7 +56,7 @@ LINEAR = ("query", "key_value", "output", "up", "down", "head", "compress")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("settings", [{}, {"share_key_value": True, "key_value_norm": True}], ids=["usual", "published"])
+@pytest.mark.parametrize("settings", [{}, {"share_key_value": True, "key_value_norm": True}], ids=["usual", "norm"])
 def test_weights_of_linear_maps_decay_and_nothing_else(name, settings):
     decoder = build(name, **settings).decoder
     decaying, others = parameter_groups(decoder, 0.3)
