@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
-from datamodules.windows import TrainingOrder, scoring_batches, scoring_windows, share_of_rank
-from test_corpus import Given
+from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
+from helpers.corpus import Given
+from helpers.prepared import attach
+from llp.evaluation.scoring_windows import scoring_windows
 
 STREAM = np.arange(100, 150)
 
@@ -161,12 +163,13 @@ def data(tmp_path):
         data = Given(TEXT, cache_dir=str(tmp_path), **settings)
         data.prepare_data()
         data.setup("fit")
-        data.trainer = SimpleNamespace(
+        attach(
+            data,
+            model,
             max_steps=max_steps,
             accumulate_grad_batches=accumulated,
             global_rank=rank,
             world_size=world_size,
-            lightning_module=model,
         )
         return data
 

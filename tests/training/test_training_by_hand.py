@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 import llp
 from datamodules.windows import TrainingOrder
+from helpers.runs import curves
 from llp.language_model import LanguageModel
-from test_survival import curves
 
 N, B, ACCUMULATED, CLIP = 32, 4, 2, 0.5  # window, batch, batches of a step, limit of the gradient's norm
 PEAK, WARMUP, MAX_STEPS, FLOOR, BETAS, DECAY = 1e-2, 2, 5, 0.1, (0.8, 0.9), 0.2

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from llp.errors import SettingError
-from llp.guards import FiniteGuard, Ranks, StallGuard, gradient_norm
+from llp.training.finite_guard import FiniteGuard, gradient_norm
+from llp.training.stall_guard import Ranks, StallGuard
 
 PERIOD = 10.0
 

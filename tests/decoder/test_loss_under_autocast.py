@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llp import loss
-from llp.loss import linear_cross_entropy
+from llp.decoder import loss
+from llp.decoder.loss import linear_cross_entropy
 
 ROWS, VOCAB, DIM = 60, 11, 8
 

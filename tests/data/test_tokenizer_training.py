@@ -6,8 +6,8 @@ import pytest
 import sentencepiece as spm
 
 from datamodules import SentencePiece
+from helpers.corpus import DOCUMENTS, Given
 from llp.errors import SettingError
-from test_corpus import DOCUMENTS, Given
 
 WORDS = ["cat", "sat", "mat", "dog", "bird", "outside", "singing", "moved"]
 

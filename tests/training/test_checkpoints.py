@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llp import checkpoints
-from test_survival import curves
+from helpers.runs import curves
+from llp import run_folder
+from llp.training import checkpoints, run_checkpoint
 
 
 class Killed(BaseException):
@@ -74,14 +75,14 @@ def test_killed_while_it_takes_its_place_one_whole_checkpoint_is_left(tmp_path, 
         folder.mkdir()
         path = folder / "last.ckpt"
         make(path, old, "old")
-        make(checkpoints.unfinished(path), new, "new")
-        killed = is_killed(kills, checkpoints.publish, path)
+        make(run_folder.unfinished(path), new, "new")
+        killed = is_killed(kills, run_folder.publish, path)
         if not killed:
             assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
         if (old, new) == ("file", "file"):  # in one step: there is no moment without one
             assert content_of(path) in ("old", "new")
         for number in count():
-            if not is_killed(number, checkpoints.tidy, folder):
+            if not is_killed(number, run_folder.tidy, folder):
                 break
         content = content_of(path)
         assert content in (("new", "old" if old != "nothing" else None) if killed else ("new",))
@@ -95,15 +96,15 @@ def test_a_link_leads_to_a_checkpoint_at_any_time(tmp_path):
     for name in ("one", "two"):
         make(tmp_path / f"{name}.ckpt", "file", name)
     link = tmp_path / "best.ckpt"
-    checkpoints.link(tmp_path / "one.ckpt", link)
+    run_folder.link(tmp_path / "one.ckpt", link)
     assert link.read_text() == "one"
     assert os.readlink(link) == "one.ckpt"  # a run's folder can be moved
     for number in count():
-        killed = is_killed(number, checkpoints.link, tmp_path / "two.ckpt", link)
+        killed = is_killed(number, run_folder.link, tmp_path / "two.ckpt", link)
         assert link.read_text() in (("one", "two") if killed else ("two",))
         if not killed:
             break
-    checkpoints.tidy(tmp_path)
+    run_folder.tidy(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "one.ckpt", "two.ckpt"]
 
 
@@ -155,13 +156,13 @@ def test_what_was_logged_is_on_the_disk_before_the_checkpoint(run, work, monkeyp
 
 def published(monkeypatch):
     """The checkpoints that take their places: name and step."""
-    names, publish = [], checkpoints.publish
+    names, publish = [], run_folder.publish
 
     def recorded(path):
         publish(path)
         names.append((path.name, torch.load(path, weights_only=True)["global_step"]))
 
-    monkeypatch.setattr(checkpoints, "publish", recorded)
+    monkeypatch.setattr(run_checkpoint, "publish", recorded)
     return names
 
 
@@ -243,7 +244,7 @@ def test_auto_goes_on_from_the_furthest_trained(run, work, monkeypatch):
 def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else(run, trained):
     """A test may run beside the training that is writing just now."""
     folder = trained / "checkpoints"
-    leftover = checkpoints.unfinished(folder / "last.ckpt")
+    leftover = run_folder.unfinished(folder / "last.ckpt")
     leftover.write_bytes(b"half of it")
     for subcommand in ("test", "validate", "predict"):
         assert run(subcommand, "--ckpt_path", folder / "best.ckpt")[0] == 0
@@ -269,22 +270,22 @@ def test_hash_of_a_file_and_of_a_folder(tmp_path):
 
 def test_the_folder_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert checkpoints.run_folder("logs/run/checkpoints/last.ckpt") == tmp_path / "logs/run"
-    assert checkpoints.run_folder(Path("somewhere/last.ckpt")) == tmp_path / "somewhere"
-    assert checkpoints.run_folder("last.ckpt") == tmp_path
+    assert run_folder.run_folder("logs/run/checkpoints/last.ckpt") == tmp_path / "logs/run"
+    assert run_folder.run_folder(Path("somewhere/last.ckpt")) == tmp_path / "somewhere"
+    assert run_folder.run_folder("last.ckpt") == tmp_path
 
 
 def test_a_numbered_name_is_one_that_is_free(tmp_path):
     path = tmp_path / "table.tar.csv"
-    checkpoints.keep_older(path)  # nothing to keep
+    run_folder.keep_older(path)  # nothing to keep
     assert [*tmp_path.iterdir()] == []
     for number in range(3):
         path.write_text(str(number))
-        checkpoints.keep_older(path)
+        run_folder.keep_older(path)
         assert not path.exists()
     (tmp_path / "table.tar-2.csv").unlink()
     path.write_text("3")
-    checkpoints.keep_older(path)
+    run_folder.keep_older(path)
     names = {file.name: file.read_text() for file in tmp_path.iterdir()}
     assert names == {"table.tar-1.csv": "0", "table.tar-2.csv": "3", "table.tar-3.csv": "2"}
 
@@ -292,8 +293,8 @@ def test_a_numbered_name_is_one_that_is_free(tmp_path):
 def test_a_checkpoint_names_its_parts(trained):
     """Each parameter's moments under its own name, so that any strategy finds them."""
     saved = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
-    assert (saved["architecture"], saved["seed"], saved["tokenizer_fingerprint"]) == (
-        "llp.long_lora_perceiver.LLP", 0, "bytes"
+    assert (saved["architecture"], saved["seed"], saved["tokenizer"]["fingerprint"]) == (
+        "llp.LLP", 0, "bytes"
     )  # fmt: skip
     (optimizer,) = saved["optimizer_states"]
     names = [name for group in optimizer["param_groups"] for name in group["params"]]
@@ -306,5 +307,7 @@ def test_a_checkpoint_names_its_parts(trained):
     assert not moments[unseen].any()
     assert moments[ord("e")].any()
     assert saved["WikiText103"] == {"samples_taken": 6 * 4}
-    assert saved["callbacks"]["RunMetrics"] == {"tokens": 6 * 4 * 32, "input_tokens": 6 * 4 * 32}
+    metrics = saved["callbacks"]["RunMetrics"]
+    assert metrics == {"tokens": 6 * 4 * 32, "input_tokens": 6 * 4 * 32, "seconds": metrics["seconds"]}
+    assert metrics["seconds"] > 0
     assert saved["callbacks"]["FiniteGuard"] == {"skipped_steps": 0}

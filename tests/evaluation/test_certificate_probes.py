@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llp.certificate import Certificate, certify
 from llp.errors import SettingError
+from llp.evaluation.certificate import Certificate, certify
 
 N, FIRST, VOCAB = 42, 10, 19
 

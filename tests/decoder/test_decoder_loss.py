@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ARCHITECTURES, LATENT, build
+from helpers.small_models import ARCHITECTURES, LATENT, build
 
 N = 18
 

@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 import llp
-from conftest import ARCHITECTURES, OWN_SETTINGS, SIZES, build
-from llp.optimization import cosine, halving, parameter_groups
+from helpers.small_models import ARCHITECTURES, OWN_SETTINGS, SIZES, build
+from llp.training.optimization import cosine, halving, parameter_groups
 
 
 @pytest.mark.parametrize(

@@ -7,35 +7,10 @@ import numpy as np
 import pytest
 
 from datamodules import Bytes, SentencePiece
-from datamodules.documents import Text, blocks_of
-from datamodules.text import TextDataModule
 from datamodules.token_files import blocks
 from datamodules.tokenizers import _sample
+from helpers.corpus import DOCUMENTS, Given
 from llp.errors import SettingError
-
-
-class Given(TextDataModule):
-    """Texts from a dictionary: {split: {name: text}}."""
-
-    name = "given"
-
-    def __init__(self, documents, **kwargs):
-        super().__init__(path=None, **{"tokenizer": Bytes(), "window_len": 4, **kwargs})
-        self.documents = documents
-
-    def source(self):
-        return {"digest": hashlib.sha256(repr(self.documents).encode()).hexdigest()}
-
-    def texts(self, split):
-        for name, text in self.documents[split].items():
-            yield Text(name, blocks_of(text.splitlines(keepends=True)))
-
-
-DOCUMENTS = {
-    "train": {"a": "one two\n" * 9, "b": "three\n"},
-    "validation": {"c": "four five\n", "d": "six\n"},
-    "test": {"e": "seven é\n"},
-}
 
 
 def prepared(documents, cache, **kwargs):
