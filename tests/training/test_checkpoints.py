@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.runs import curves
+from helpers.runs import EPOCHS, curves
 from llp import run_folder
 from llp.training import checkpoints, run_checkpoint
 
@@ -177,6 +177,18 @@ def test_the_last_checkpoint_comes_with_validations_and_every_so_many_steps(run,
     assert {step for name, step in names if name == "best.ckpt"} <= {4, 6}
 
 
+def test_the_last_checkpoint_comes_where_nothing_is_validated(run, work, monkeypatch):
+    """At the end, and where an epoch's last step is due."""
+    names = published(monkeypatch)
+    assert run("fit", "--config", "tiny.yaml", "--name", "end", "--trainer.limit_val_batches", 0)[0] == 0
+    assert names == [("last.ckpt", 6)]
+    names.clear()
+    epochs = (*EPOCHS, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 3)  # of four steps each
+    flags = ("--checkpoint.every_n_train_steps", 4)
+    assert run("fit", "--config", "tiny.yaml", "--name", "epochs", *epochs, *flags)[0] == 0
+    assert [*dict.fromkeys(step for name, step in names if name == "last.ckpt")] == [3, 4, 6, 8]
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_best_is_the_best_by_validation(run, work, mode):
     flags = ("--trainer.val_check_interval", 1, "--checkpoint.mode", mode)
@@ -241,17 +253,18 @@ def test_auto_goes_on_from_the_furthest_trained(run, work, monkeypatch):
     assert {step for _, step in names} == {7}  # one step was left to do
 
 
-def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else(run, trained):
-    """A test may run beside the training that is writing just now."""
-    folder = trained / "checkpoints"
-    leftover = run_folder.unfinished(folder / "last.ckpt")
-    leftover.write_bytes(b"half of it")
+def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else(run, trained, monkeypatch):
+    """A test may run beside the training that is writing just now, in its very folder."""
+    leftovers = [run_folder.unfinished(trained / f"checkpoints/{name}.ckpt") for name in ("last", "best-step=2")]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half of it")
+    monkeypatch.chdir(trained)
     for subcommand in ("test", "validate", "predict"):
-        assert run(subcommand, "--ckpt_path", folder / "best.ckpt")[0] == 0
-        assert leftover.exists()
-    status, _, err = run("fit", "--ckpt_path", folder / "last.ckpt", "--trainer.max_steps", 7)
+        assert run(subcommand, "--ckpt_path", "checkpoints/best.ckpt")[0] == 0
+        assert all(leftover.exists() for leftover in leftovers)
+    status, _, err = run("fit", "--ckpt_path", "checkpoints/last.ckpt", "--trainer.max_steps", 7)
     assert status == 0, err
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 # What it says of itself

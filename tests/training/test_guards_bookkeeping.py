@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from llp.errors import SettingError
@@ -206,15 +207,15 @@ def test_windows_of_a_broken_step_are_named():
 
 
 def test_windows_of_all_ranks_and_batches_are_in_the_order_of_their_samples():
-    """Two batches of three windows on two ranks: rank r has the samples r, r + 2, r + 4 of each six."""
+    """Three batches of two windows on two ranks: rank r has the samples r and r + 2 of each four."""
     guard = FiniteGuard()
-    broken_samples = {1, 6, 11}
-    losses = torch.tensor([math.nan if sample in broken_samples else 1.0 for sample in range(12)])
-    by_rank = losses.view(2, 3, 2).permute(2, 0, 1)  # rank, batch, window
+    broken = {1: math.nan, 6: math.inf, 11: -math.inf}
+    losses = torch.tensor([broken.get(sample, 1.0) for sample in range(12)])
+    by_rank = losses.view(3, 2, 2).permute(2, 0, 1)  # rank, batch, window
     model = SimpleNamespace(window_losses=[*by_rank[0]], all_gather=lambda own: by_rank.reshape(2, -1))
     trainer = SimpleNamespace(
         world_size=2,
-        accumulate_grad_batches=2,
+        accumulate_grad_batches=3,
         global_step=0,
         datamodule=SimpleNamespace(sample_places=lambda n: [f"place {number}" for number in range(n)]),
     )
@@ -222,8 +223,9 @@ def test_windows_of_all_ranks_and_batches_are_in_the_order_of_their_samples():
     assert "Its windows:\n  place 1\n  place 6\n  place 11\nLower" in message
 
 
-def test_of_many_windows_eight_are_named():
-    losses = torch.full((1, 11), math.nan)
+@pytest.mark.parametrize("n_broken", [8, 11])
+def test_of_many_windows_eight_are_named(n_broken):
+    losses = torch.full((1, n_broken), math.nan)
     model = SimpleNamespace(window_losses=[losses[0]], all_gather=lambda own: losses)
     trainer = SimpleNamespace(
         world_size=1,
@@ -234,4 +236,106 @@ def test_of_many_windows_eight_are_named():
     message = str(FiniteGuard()._error(trainer, model, torch.tensor(math.nan), torch.tensor(1.0)))
     assert "in optimizer step 1,234 the loss is nan" in message
     assert [f"place {number}\n" in message for number in range(11)] == [True] * 8 + [False] * 3
-    assert "… and 3 more" in message
+    assert ("… and 3 more" in message) == (n_broken == 11)
+    assert ("more" in message) == (n_broken == 11)
+
+
+# The thread that watches
+
+
+class Ended(BaseException):
+    pass
+
+
+class Watched:
+    """A guard whose thread runs here, period by period, with a store that answers at once."""
+
+    def __init__(self, monkeypatch, timeout_s, rank, world_size=2):
+        self.guard, self.waits, self.sent, self.asked = StallGuard(timeout_s), [], [], 0
+        self.rank, self.world_size = rank, world_size
+        monkeypatch.setattr(self.guard, "_end", self.end)
+
+    def end(self, trainer, reason):
+        raise Ended(reason)
+
+    def set(self, key, value):
+        assert key == str(self.rank)
+        self.sent.append(value)
+
+    def multi_get(self, names):
+        self.asked += 1
+        assert names == [str(rank) for rank in range(self.world_size)]
+        others = f"0 {self.asked}".encode()  # alive, and never moving
+        return [self.sent[-1].encode() if rank == self.rank else others for rank in range(self.world_size)]
+
+    def watch(self, periods, moves_in=()):
+        """Run so many periods; in some of them the rank moves."""
+
+        def wait(seconds):
+            self.waits.append(seconds)
+            if len(self.waits) in moves_in:
+                self.guard.on_train_batch_start()
+            return len(self.waits) > periods
+
+        self.guard._finished = SimpleNamespace(wait=wait)
+        trainer = SimpleNamespace(world_size=self.world_size, global_rank=self.rank, is_global_zero=self.rank == 0)
+        self.guard._watch(trainer, self)
+
+
+@pytest.mark.parametrize(("timeout_s", "period_s"), [(8.0, 2.0), (1800.0, 10.0)])
+def test_a_period_is_a_quarter_of_the_time_or_ten_seconds(monkeypatch, timeout_s, period_s):
+    watched = Watched(monkeypatch, timeout_s, rank=1)
+    watched.watch(3)
+    assert watched.waits == [period_s] * 4
+    assert [message.split()[0] for message in watched.sent] == ["0"] * 3
+    clocks = [int(message.split()[1]) for message in watched.sent]
+    assert clocks == sorted(set(clocks))  # each is new
+    assert watched.asked == 0  # only rank 0 asks the others
+
+
+def test_rank_0_ends_a_job_in_which_nothing_moves(monkeypatch):
+    watched = Watched(monkeypatch, 8.0, rank=0)
+    with pytest.raises(Ended, match="rank 0, rank 1 has not moved for 8 s"):
+        watched.watch(100)
+    assert len(watched.waits) == 4
+    watched = Watched(monkeypatch, 8.0, rank=0)
+    with pytest.raises(Ended, match="rank 1 has not moved for 8 s"):
+        watched.watch(100, moves_in=(2, 3, 5))
+    assert [int(message.split()[0]) for message in watched.sent] == [0, 1, 2, 2, 3, 3, 3, 3, 3]
+    Watched(monkeypatch, 8.0, rank=0).watch(100, moves_in=range(0, 101, 3))
+
+
+def test_another_rank_ends_itself_where_rank_0_does_not(monkeypatch):
+    """A little later than rank 0 would: after four more periods."""
+    watched = Watched(monkeypatch, 8.0, rank=1)
+    with pytest.raises(Ended, match="rank 0 does not answer"):
+        watched.watch(100)
+    assert len(watched.waits) == 9  # 18 s are more than 8 + 4 * 2
+    watched = Watched(monkeypatch, 8.0, rank=1)
+    with pytest.raises(Ended, match="rank 0 does not answer"):
+        watched.watch(100, moves_in=(5, 6))
+    assert len(watched.waits) == 6 + 9
+    Watched(monkeypatch, 8.0, rank=1).watch(8)
+
+
+def test_a_store_that_is_gone_is_rank_0_gone(monkeypatch):
+    """Unless this rank is about to end as well."""
+    watched = Watched(monkeypatch, 8.0, rank=1)
+    monkeypatch.setattr(watched, "set", lambda *_: (_ for _ in ()).throw(RuntimeError("Connection reset")))
+    with pytest.raises(Ended, match="rank 0 does not answer"):
+        watched.watch(100)
+    assert watched.waits == [2.0, 10]
+    watched.waits.clear()
+    watched.watch(1)
+    assert watched.waits == [2.0, 10]
+
+
+def test_every_part_of_a_step_is_a_move():
+    guard = StallGuard()
+    hooks = ["on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]
+    hooks += ["on_train_batch_end", "on_validation_batch_start", "on_validation_batch_end", "on_validation_end"]
+    for number, hook in enumerate(hooks):
+        assert callable(getattr(Callback, hook))  # Lightning calls it
+        assert guard._moves == number
+        getattr(guard, hook)("anything", batch=None)
+    assert guard._moves == len(hooks)

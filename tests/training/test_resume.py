@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import llp
-from helpers.runs import assert_same_run, curves
+from helpers.runs import EPOCHS, assert_same_run, curves
 from helpers.signal_handlers import handlers_restored
 from llp.decoder.decoder import Block, Decoder
 from llp.language_model import LanguageModel
@@ -38,7 +38,6 @@ def crash():
     raise RuntimeError("the machine has caught fire")
 
 
-EPOCHS = ("--trainer.max_steps", -1, "--trainer.max_epochs", 3, "--data.init_args.window_len", 900)
 DROPOUT = ("--model.init_args.dropout", 0.2)
 EVERY = ("--checkpoint.every_n_train_steps", 1)
 ACCUMULATED = ("--trainer.accumulate_grad_batches", 3)
