@@ -1,7 +1,6 @@
 """What a run logs beside what Lightning does: its loss, learning rate, tokens and their rate."""
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llp.training.throughput import compute_dtype, peak_flops
+from llp.training.throughput import compute_dtype, peak_rate
+from llp.training.training_clock import TrainingClock
 
 StepOutput = Tensor | Mapping[str, Any] | None
 
@@ -31,13 +31,16 @@ class RunMetrics(Callback):
     `tokens` are trained positions, those with a loss, and `input_tokens` all that the model read, over all ranks. The
     rate is that of trained positions since the last logged step; validation does not count. `mfu` is the share of what
     the devices could compute (`llp.training.throughput`) that went into the model's own FLOPs, those of its forward and
-    backward pass; `data_wait` the share of the time in which the model waited for its next batch.
+    backward pass; where it comes out above 1, what the devices can do was measured wrong, and it is left out.
+    `data_wait` is the share of the time in which the model waited for its next batch.
     """
 
     def __init__(self) -> None:
         self.tokens = self.input_tokens = 0
+        self.tokens_before = 0
+        """Those of `tokens` that were trained before this process began."""
+        self.clock = TrainingClock()
         self._learning_rate = 0.0
-        self._seconds = self._started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "input_tokens": self.input_tokens}
@@ -46,19 +49,26 @@ class RunMetrics(Callback):
         self.tokens, self.input_tokens = state_dict["tokens"], state_dict["input_tokens"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._peak_flops = peak_flops(pl_module.device, compute_dtype(str(trainer.precision))) * trainer.world_size
+        peak = peak_rate(pl_module.device, compute_dtype(str(trainer.precision)))
+        self._peak_flops = peak.flops * trainer.world_size
+        self.tokens_before = self.tokens
+        self._has_logged = False
+        self.clock.start()
         self._begin_interval(trainer)
 
     def _begin_interval(self, trainer: Trainer) -> None:
         """Rates are those from here to the next logged step."""
         self._logged_tokens, self._flops, self._waited = self.tokens, 0, _seconds_waited(trainer)
-        self._seconds, self._started = 0.0, time.perf_counter()
+        self._logged_s = self.clock.seconds()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seconds += time.perf_counter() - self._started
+        self.clock.stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = time.perf_counter()
+        self.clock.go_on()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.stop()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
@@ -70,23 +80,34 @@ class RunMetrics(Callback):
         self.tokens += outputs["trained_tokens"] * trainer.world_size
         self.input_tokens += outputs["input_tokens"] * trainer.world_size
         self._flops += outputs["flops"] * trainer.world_size
-        if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if trainer.fit_loop._should_accumulate():
             return
-        seconds = self._seconds + time.perf_counter() - self._started
+        seconds = self.clock.seconds() - self._logged_s
+        rate = (self.tokens - self._logged_tokens) / seconds
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_logged or not self._has_logged:  # the progress bar knows a rate from the first step on
+            pl_module.log("tokens/s", rate, prog_bar=True, logger=False)
+        if not is_logged:
+            return
         figures = {
             "loss": pl_module.step_loss,
             "learning_rate": self._learning_rate,
             "tokens": self.tokens,
             "input_tokens": self.input_tokens,
-            "tokens_per_second": (self.tokens - self._logged_tokens) / seconds,
-            "mfu": self._flops / seconds / self._peak_flops,
+            "tokens_per_second": rate,
             "data_wait": (_seconds_waited(trainer) - self._waited) / seconds,
         }
+        mfu = self._flops / seconds / self._peak_flops
+        log_step(trainer, figures | ({"mfu": mfu} if mfu <= 1 else {}), trainer.global_step)
+        self._has_logged = True
         self._begin_interval(trainer)
-        log_step(trainer, figures, trainer.global_step)
-        pl_module.log("tokens/s", figures["tokens_per_second"], prog_bar=True, logger=False)
 
 
 def _seconds_waited(trainer: Trainer) -> float:
     """For batches, since the loader was made; not a number for a loader that is not ours, which doesn't know."""
     return getattr(trainer.train_dataloader, "seconds", math.nan)
+
+
+def run_metrics(trainer: Any) -> RunMetrics:
+    """The trainer's `RunMetrics`, which every `LanguageModel` brings along."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, RunMetrics))
