@@ -95,18 +95,21 @@ class RunProgressBar(TQDMProgressBar):
         return ", ".join(parts if rate is None else [*parts, f"{rate:,.0f} tokens/s"])
 
     def _is_due(self) -> bool:
-        """Whether the bar is old enough to be drawn again."""
-        return time.monotonic() - self._drawn_at > _REFRESH_S
+        """Whether the bar is there, and old enough to be drawn again: reading figures waits for the device."""
+        return not self.train_progress_bar.disable and time.monotonic() - self._drawn_at > _REFRESH_S
 
     def _show(self, postfix: str) -> None:
         self._drawn_at = time.monotonic()
         self.train_progress_bar.set_description_str(self.train_description, refresh=False)
         self.train_progress_bar.set_postfix_str(postfix)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(self._figures(trainer, pl_module))
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._train_progress_bar is not None:
+            self._show("")  # the figures may lie on a device that has failed
         self._close()
 
     def _close(self) -> None:
