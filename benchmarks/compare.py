@@ -68,7 +68,7 @@ class Bench:
             "CompressedAttention": {"latent_len": quarter, "history_len": n - quarter, "compressed_len": quarter},
         }
         sizes = {"vocab_size": VOCAB_SIZE, "dim": o.dim, "n_layers": n_layers, "n_heads": o.n_heads}
-        if name in llp.__all__:
+        if name in llp.ARCHITECTURES:
             model = getattr(llp, name)(**sizes, **own.get(name, {}))
         else:
             model = peers.LikeLLP(**sizes, attend=peers.attention_patterns(o.segment_len)[name], **own["LLP"])
@@ -100,7 +100,7 @@ class Bench:
 
     def stack(self, n: int, n_layers: int | None = None, names: tuple[str, ...] = ()) -> Iterator[Case]:
         """Embedding, layers and final norm; no head."""
-        names = names or self.wanted(*llp.__all__, "published LLP", "local-attention")
+        names = names or self.wanted(*llp.ARCHITECTURES, "published LLP", "local-attention")
         tokens = torch.randint(VOCAB_SIZE, (1, n), device=self.device)
         n_layers = n_layers or self.options.stack_layers
         for name in names:
@@ -131,7 +131,7 @@ class Bench:
     def step(self, n: int, names: tuple[str, ...] = ()) -> Iterator[Case]:
         """The whole step: forward, loss over 32,000 word pieces, backward, AdamW."""
         tokens = torch.randint(VOCAB_SIZE, (1, n + 1), device=self.device)
-        for name in names or self.wanted(*llp.__all__, "published LLP"):
+        for name in names or self.wanted(*llp.ARCHITECTURES, "published LLP"):
             decoder = self.model(name, n, self.options.layers).decoder
             optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-4, fused=True)
 
@@ -227,7 +227,7 @@ def memory(device: torch.device, peak: bool = False) -> int:
 def memory_rows(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
     """Each measured in a process of its own."""
     rows = []
-    for name in ("head", *(options.names or (*llp.__all__, "published LLP"))):
+    for name in ("head", *(options.names or (*llp.ARCHITECTURES, "published LLP"))):
         command = [sys.executable, __file__, "--peak_memory", name, "--lengths", str(n)]
         for option in ("device", "dtype", "dim", "n_heads", "segment_len", "layers"):
             command += [f"--{option}", str(getattr(options, option))]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from datamodules.token_files import Document, TokenFile
-from datamodules.windows import ScoringWindow, TrainingOrder, scoring_windows
+from datamodules.windows import TrainingOrder
 from llp.evaluation.scoring import ScoringBatch
+from llp.evaluation.scoring_windows import ScoringWindow, scoring_windows
 
 
 @dataclass

@@ -16,7 +16,7 @@ from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
 from datamodules.preparation import Preparation, token_dtype
 from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
-from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
+from datamodules.windows import ScoringWindow, TrainingOrder, limited, scoring_batches, share_of_rank
 from llp.errors import SettingError, require
 
 _FORMAT = 2  # of the prepared folder; another one makes every cache anew
@@ -26,6 +26,10 @@ class TextDataModule(LightningDataModule, ABC):
     """Language-model training windows and scoring windows over a benchmark's text.
 
     A benchmark says where its text lies (`source`, `texts`) and how its words are counted.
+
+    The Trainer's `limit_val_batches`, `limit_test_batches` and `limit_predict_batches` count batches over all ranks:
+    the first so many, or that share of them, in the order of a single process with the same settings. So a limited
+    score is that of the same windows on any number of ranks.
 
     Args:
         path: Folder with the benchmark's files in their official layout; without it the Hub is the source.
@@ -47,6 +51,9 @@ class TextDataModule(LightningDataModule, ABC):
     splits: tuple[str, ...] = ("train", "validation", "test")
     word_count = "whitespace-separated words"
     """What `count_words` counts."""
+
+    changeable_settings = frozenset({"batch_size", "scoring_window_len", "scoring_stride"})
+    """The settings that can change on a resume: they leave the order of training windows as it is."""
 
     def __init__(
         self,
@@ -203,20 +210,22 @@ class TextDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> ScoringLoader:
         """The validation split in scoring windows."""
-        return self._scoring_loader("validation")
+        return self._scoring_loader("validation", "limit_val_batches")
 
     def test_dataloader(self) -> ScoringLoader:
         """The test split in scoring windows."""
-        return self._scoring_loader("test")
+        return self._scoring_loader("test", "limit_test_batches")
 
-    predict_dataloader = test_dataloader
+    def predict_dataloader(self) -> ScoringLoader:
+        """The test split in scoring windows."""
+        return self._scoring_loader("test", "limit_predict_batches")
 
     def _scoring_window(self) -> tuple[int, int]:
         assert self.trainer is not None
         model: Any = self.trainer.lightning_module
         return model.scoring_window(self.window_len, self.scoring_window_len, self.scoring_stride)
 
-    def _scoring_loader(self, split: str) -> ScoringLoader:
+    def _scoring_loader(self, split: str, limit: str) -> ScoringLoader:
         trainer = self.trainer
         assert trainer is not None
         file = self.files[split]
@@ -232,8 +241,20 @@ class TextDataModule(LightningDataModule, ABC):
             "word_count": self.word_note(split),
             "official_words": self.official_words(split),
         }
-        share = share_of_rank(batches, trainer.global_rank, trainer.world_size)
+        share = share_of_rank(self._limited(batches, limit), trainer.global_rank, trainer.world_size)
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)
+
+    def _limited(self, batches: list[list[ScoringWindow]], setting: str) -> list[list[ScoringWindow]]:
+        """The batches that one of the Trainer's limits leaves to all ranks together."""
+        limit = getattr(self.trainer, setting)
+        kept = limited(batches, limit)
+        remedy = f"that is none of {len(batches):,} batches; set it to a number of batches, or to a greater share"
+        require(len(kept) > 0 or not batches, f"trainer.{setting}", limit, remedy)
+        if len(kept) < len(batches):
+            # Lightning applies the limit to each rank's share. A number leaves such a share as it is; a fraction
+            # would be taken of it once more.
+            setattr(self.trainer, setting, len(kept))
+        return kept
 
     def unigram_nats(self, split: str) -> list[float]:
         """Loss of each document of a split under the training text's token frequencies, with add-one smoothing."""

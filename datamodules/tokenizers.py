@@ -40,6 +40,15 @@ class Tokenizer(ABC):
     def load(self, folder: Path) -> None:
         """Read what `train` wrote."""
 
+    @abstractmethod
+    def serialized(self) -> bytes:
+        """All of a trained tokenizer."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, data: bytes) -> "Tokenizer":
+        """The tokenizer that was `serialized`."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -71,6 +80,13 @@ class Bytes(Tokenizer):
 
     def load(self, folder: Path) -> None:
         pass
+
+    def serialized(self) -> bytes:
+        return b""
+
+    @classmethod
+    def restored(cls, data: bytes) -> "Bytes":
+        return cls()
 
     @property
     def fingerprint(self) -> str:
@@ -196,6 +212,17 @@ class SentencePiece(Tokenizer):
         self.start_token = self._processor.bos_id()
         # U+2581 would come back as the space it stands for: it is written as its three bytes.
         self._space_bytes = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+
+    def serialized(self) -> bytes:
+        return bytes(self._processor.serialized_model_proto())
+
+    @classmethod
+    def restored(cls, data: bytes) -> "SentencePiece":
+        tokenizer = cls()
+        tokenizer._given = data
+        tokenizer._open(data)
+        tokenizer.vocab_size = tokenizer._processor.get_piece_size()
+        return tokenizer
 
     @property
     def fingerprint(self) -> str:

@@ -1,10 +1,10 @@
 """Where windows lie: the training order, and the windows that score a text. Arithmetic alone, no tokens."""
 
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
+
+from llp.evaluation.scoring_windows import ScoringWindow, scoring_windows
 
 
 class TrainingOrder:
@@ -35,26 +35,6 @@ class TrainingOrder:
         return (offset + int(permutation[position]) * self.stride) % self.n_tokens
 
 
-class ScoringWindow(NamedTuple):
-    """Inputs `start .. stop - 1` of a document; the last `n_scored` of them are scored."""
-
-    document: int
-    start: int
-    stop: int
-    n_scored: int
-
-
-def scoring_windows(document: int, n_tokens: int, window_len: int, stride: int) -> Iterator[ScoringWindow]:
-    """Windows that score each of a document's `n_tokens` positions exactly once.
-
-    Window k scores the positions from `k * stride` up to the next window's, with as much before them as fits: the
-    first windows are just shorter.
-    """
-    for first in range(0, n_tokens, stride):
-        stop = min(first + stride, n_tokens)
-        yield ScoringWindow(document, max(0, first + stride - window_len), stop, stop - first)
-
-
 def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_size: int) -> list[list[ScoringWindow]]:
     """Batches of windows over documents of the given lengths. In a batch all have one length: nothing is padded."""
     groups: dict[tuple[int, int], list[ScoringWindow]] = {}
@@ -62,6 +42,11 @@ def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_siz
         for window in scoring_windows(document, n, window_len, stride):
             groups.setdefault((window.stop - window.start, window.n_scored), []).append(window)
     return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+
+
+def limited(batches: list[list[ScoringWindow]], limit: int | float) -> list[list[ScoringWindow]]:
+    """The batches that a limit leaves, the first ones: so many if it is an `int`, that share of them if a `float`."""
+    return batches[: limit if isinstance(limit, int) else int(len(batches) * limit)]
 
 
 def share_of_rank(batches: list[list[ScoringWindow]], rank: int, world_size: int) -> list[list[ScoringWindow]]:

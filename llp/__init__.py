@@ -1,4 +1,4 @@
-"""Long-context Perceiver language models: one LightningModule per architecture.
+"""Long-context Perceiver language models: one LightningModule per architecture, and `load` for a trained one.
 
 The names below are imported when they are first used, so that `import llp` and `llp --help` stay light.
 An architecture of your own needs no entry here: its class path is enough (`my_module.MyArchitecture`).
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llp.architectures.perceiver_ar import PerceiverAR as PerceiverAR
     from llp.architectures.split_attention import SplitAttention as SplitAttention
     from llp.architectures.transformer import Transformer as Transformer
+    from llp.loading import load as load
 
 # Large tensors on the CPU in large pages: at 8,192 positions a training step spends a sixth of its time on small ones
 # (benchmarks/README.md). torch reads this at its first allocation.
@@ -29,8 +30,10 @@ _HOMES = {
     "PerceiverAR": "llp.architectures.perceiver_ar",
     "SplitAttention": "llp.architectures.split_attention",
     "Transformer": "llp.architectures.transformer",
+    "load": "llp.loading",
 }
-__all__ = ["LLP", "CompressedAttention", "DoubleAttention", "PerceiverAR", "SplitAttention", "Transformer"]
+ARCHITECTURES = ("Transformer", "LLP", "PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention")
+__all__ = ["LLP", "CompressedAttention", "DoubleAttention", "PerceiverAR", "SplitAttention", "Transformer", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,15 @@
 """The LightningModule that every architecture inherits: loss, optimizer, schedule, scoring."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -16,9 +18,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from llp.decoder.decoder import Compress, Decoder, DecoderSettings
 from llp.decoder.patterns import LayerPattern
 from llp.errors import require
+from llp.evaluation.certificate import Certificate
+from llp.evaluation.report import TestReport
 from llp.evaluation.scoring import Score, ScoringBatch
-from llp.training import optimization
-from llp.training.checkpoints import check_fits, check_tokenizer, describe, name_optimizer_states
+from llp.evaluation.text_losses import TokenLoss, text_losses
+from llp.generation.continuation import continue_text
+from llp.training import checkpoints, optimization, settings
 from llp.training.metrics import RunMetrics
 from llp.training.step_seed import StepSeed
 
@@ -57,6 +62,22 @@ class LanguageModel(LightningModule, ABC):
     Raises:
         SettingError: If a value can't be used.
     """
+
+    changeable_settings: ClassVar[frozenset[str]] = frozenset(
+        {
+            "dropout",
+            "activation_checkpointing",
+            "compile",
+            "learning_rate",
+            "betas",
+            "weight_decay",
+            "schedule",
+            "warmup_steps",
+            "final_learning_rate",
+            "halve_every",
+        }
+    )
+    """The settings that can change on a resume; all others make the model what it is."""
 
     decoder: Decoder
 
@@ -103,6 +124,20 @@ class LanguageModel(LightningModule, ABC):
         self.n_layers = n_layers
         self.settings = DecoderSettings(**{field.name: self.hparams[field.name] for field in fields(DecoderSettings)})
         self.trained: dict[str, Any] = {"step": None, "seed": None}
+        self.history: list[dict[str, Any]] = []
+        """The settings of the run: each start's that were new, and the step, counted from 1, from which they hold."""
+        self.initialized_from: dict[str, Any] | None = None
+        """The checkpoint whose weights the run began with; None: it began with random ones."""
+        self.run_config: str | None = None
+        """The run's configuration, YAML, where a command line has one."""
+        self.tokenizer: Any = None
+        """The one that the model was trained with, once it is trained or loaded."""
+        self.start_token: int | None = None
+        """The token that a document begins with."""
+        self.text_window: tuple[int, int] | None = None
+        """Length and stride of the windows in which a text is scored and continued."""
+        self.optimizer_settings: list[dict[str, Any]] | None = None
+        """Those of the optimizer's groups, as `configure_optimizers` has made them."""
         self.window_losses: list[Tensor] = []
         """Mean loss of each window (B,) of this rank, for the batches of the optimizer step so far."""
         self.step_loss: Tensor
@@ -136,6 +171,34 @@ class LanguageModel(LightningModule, ABC):
         """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), at the last T positions."""
         return self.decoder(tokens)
 
+    # Text
+
+    def setup(self, stage: str) -> None:
+        """Take over what the data knows of text: the tokenizer, and the windows in which a text is scored."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "tokenizer"):
+            self.tokenizer, self.start_token = data.tokenizer, data.start_token()
+            self.text_window = self.scoring_window(data.window_len, data.scoring_window_len, data.scoring_stride)
+
+    def tokens(self, text: str) -> Tensor:
+        """A document's start token and the tokens of a text: (1, N + 1) int64, what `forward` takes.
+
+        Raises:
+            SettingError: If the model has no tokenizer: it was neither trained on text nor loaded.
+        """
+        remedy = "the model has no tokenizer; load a trained one with llp.load"
+        require(self.tokenizer is not None, "tokenizer", None, remedy)
+        encoded = self.tokenizer.encode(text.splitlines(keepends=True)).tolist()
+        return torch.tensor([[self.start_token, *encoded]], device=self.device)
+
+    def token_losses(self, text: str) -> list[TokenLoss]:
+        """Text and loss in nats of each token of a text, scored as a benchmark's document is: see `text_losses`."""
+        return text_losses(self, text)
+
+    def generate(self, prompt: str = "", **settings: Any) -> Iterator[str]:
+        """A continuation of a prompt, in pieces of text as they are drawn; `settings` are those of `continue_text`."""
+        return continue_text(self, prompt, **settings)
+
     # Training
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -159,8 +222,10 @@ class LanguageModel(LightningModule, ABC):
             self.window_losses.clear()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What belongs to the training of every model: its curves, and dropout that a resumed run draws again."""
-        return [RunMetrics(), StepSeed()]
+        """What belongs to every model: its curves, dropout that a resumed run draws again, and an honest test."""
+        reports: list[Callback] = [Certificate(), TestReport()]
+        there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [RunMetrics(), StepSeed(), *(report for report in reports if type(report) not in there)]
 
     def learning_rate_factor(self, step: int) -> float:
         """The learning rate of an optimizer step, as a share of `learning_rate`."""
@@ -185,6 +250,7 @@ class LanguageModel(LightningModule, ABC):
             fused="mixed" not in str(self.trainer.precision),
         )
         scheduler = LambdaLR(optimizer, self.learning_rate_factor)
+        self.optimizer_settings = optimization.group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Scoring
@@ -256,11 +322,52 @@ class LanguageModel(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint.update(describe(self, data))
-        name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
+        checkpoint["architecture"] = checkpoints.class_path(type(self))
+        checkpoint["seed"] = settings.seed()
+        checkpoint["tokenizer"] = checkpoints.stored_tokenizer(data)
+        checkpoint["settings_history"] = self.history
+        checkpoint["initialized_from"] = self.initialized_from
+        checkpoint["config"] = self.run_config
+        checkpoints.name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_fits(checkpoint, self)
+        checkpoints.check_fits(checkpoint, self)
+        self.trained = checkpoints.training_record(checkpoint)
+        self.history = checkpoint["settings_history"]
+        self.initialized_from = checkpoint["initialized_from"]
+        if self._trainer is None:  # `load_from_checkpoint`
+            self._stand_alone(checkpoint)
+            return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_tokenizer(checkpoint, data)
-        self.trained = {"step": checkpoint["global_step"], "seed": checkpoint["seed"]}
+        checkpoints.check_tokenizer(checkpoint, data)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_resume(self.trainer, data)
+
+    def _stand_alone(self, checkpoint: dict[str, Any]) -> None:
+        """Become a model that is used, not trained: in evaluation mode, with the tokenizer and the scoring window."""
+        self.eval()
+        self.run_config = checkpoint["config"]
+        stored = checkpoint["tokenizer"]
+        if stored is not None:
+            self.tokenizer, self.start_token = checkpoints.restored_tokenizer(stored), stored["start_token"]
+            lengths = checkpoint["datamodule_hyper_parameters"]
+            self.text_window = self.scoring_window(
+                lengths["window_len"], lengths["scoring_window_len"], lengths["scoring_stride"]
+            )
+
+    def check_resume(self, trainer: Any, data: Any) -> None:
+        """Raise a `SettingError` for a setting that differs from those in `history` and can't change on a resume."""
+        changeable = self.changeable_settings | getattr(data, "changeable_settings", frozenset())
+        settings.check_resume(self.history, settings.settings_of(trainer, self, data), changeable)
+
+    def on_train_start(self) -> None:
+        """Say what differs from the run that is resumed, keep it in the history, and let it take effect."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        now, step = settings.settings_of(self.trainer, self, data), self.trainer.global_step + 1
+        changed = settings.changes(self.history, now)
+        for line in settings.describe(self.history, changed, step):
+            rank_zero_info(line)
+        if changed:
+            self.history = [*self.history, {"step": step, "settings": changed}]
+        if self.optimizer_settings is not None:
+            optimization.apply_settings(self.trainer, self.optimizer_settings)

@@ -20,6 +20,8 @@ class PerceiverAR(LatentLanguageModel):
         SettingError: If a value can't be used.
     """
 
+    changeable_settings = LatentLanguageModel.changeable_settings | {"history_dropout"}
+
     def __init__(self, vocab_size: int, latent_len: int = 1024, history_dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(vocab_size, latent_len, **kwargs)
         require(0 <= history_dropout < 1, "history_dropout", history_dropout, "set it to 0 or more and less than 1")

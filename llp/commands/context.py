@@ -1,19 +1,33 @@
 """`llp context`: how far back a trained model really reads."""
 
-from llp.commands.trained import Trained
+from datamodules.text import TextDataModule
+from llp.commands.checkpoint_command import CheckpointCommand
+from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
+from llp.commands.parser import parser_for_part
+from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.evaluation.context import loss_by_context, write
 from llp.evaluation.tables import aligned
 from llp.run_folder import run_folder
+from llp.training import checkpoints
 
 
 def run(options: list[str]) -> None:
     """Print the loss of the same tokens with growing context, and write it into the run's folder, drawn too."""
     description = "Score the same tokens with growing context: how far back a model really reads."
-    trained = Trained("context", description, loss_by_context, {"model", "data"}, options)
-    with trained.autocast():
-        curve = loss_by_context(trained.model, trained.data, **trained.own)
+    parser = parser_for_part("context", description, {"data"})
+    parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
+    if not {"-h", "--help"} & set(options):
+        options = with_run_defaults("context", named_checkpoint("context", options))
+    command = CheckpointCommand(parser, loss_by_context, {"model", "data"}, options)
+    checkpoint = checkpoints.read(command.ckpt_path)
+    data = parser.instantiate(with_stored_tokenizer(command.arguments, checkpoint)).data
+    data.prepare_data()
+    data.setup("predict")
+    checkpoints.check_tokenizer(checkpoint, data)
+    with command.autocast():
+        curve = loss_by_context(command.model, data, **command.own)
     cells = [[f"{point.context:,}", f"{point.loss:.4f}", f"{point.perplexity:,.4f}"] for point in curve]
     print("\n".join(aligned([["context", "loss", "perplexity"], *cells], n_left=0)))
-    text = f"{curve[0].targets:,} tokens of {trained.data.name}, {trained.own['split']}"
-    for path in write(curve, run_folder(trained.ckpt_path), f"{type(trained.model).__name__}: {text}"):
+    text = f"{curve[0].targets:,} tokens of {data.name}, {command.own['split']}"
+    for path in write(curve, run_folder(command.ckpt_path), f"{type(command.model).__name__}: {text}"):
         print(f"Written to {path}")

@@ -12,9 +12,9 @@ from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trainer_command import TrainerCommand
 from llp.errors import SettingError, require
 from llp.run_folder import keep_older
+from llp.training.initial_weights import InitialWeights
 from llp.training.run_summary import RunSummary
 from llp.training.start_report import StartReport
-from llp.training.validation_lines import ValidationLines
 
 
 def run(options: list[str]) -> None:
@@ -26,6 +26,7 @@ class FitCommand(TrainerCommand):
     """`Trainer.fit` in a run's folder."""
 
     name = "fit"
+    initial_weights: InitialWeights | None = None
 
     def __init__(self, options: list[str]) -> None:
         # With `--ckpt_path auto` a run that has no checkpoint yet starts again in its folder.
@@ -33,12 +34,16 @@ class FitCommand(TrainerCommand):
         super().__init__(options, SaveRunConfig)
 
     def callbacks(self) -> list[Callback]:
-        return [*super().callbacks(), StartReport(), ValidationLines(), RunSummary()]
+        return [*super().callbacks(), StartReport(), RunSummary()]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         logger = self._get(self.config_init, "trainer").logger
         require(logger is not False, "trainer.logger", False, "a run needs its folder; leave it out")
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.checkpoint is None and self._get(self.config, "init_from") is not None:
+            self.initial_weights = InitialWeights(self._get(self.config, "init_from"))
+            trainer.callbacks.append(self.initial_weights)  # type: ignore[attr-defined]
+        return trainer
 
     def default_logger(self) -> TensorBoardLogger:
         """TensorBoard's, in the run's folder: a new one, or that of the run which is resumed."""
@@ -56,14 +61,25 @@ class FitCommand(TrainerCommand):
         )
 
     def after_instantiate_classes(self) -> None:
-        """Refuse also a folder that holds another run."""
+        """Refuse also a folder that holds another run, and settings that a resumed run can't change."""
         super().after_instantiate_classes()
+        self.model.run_config = self._yaml()
+        if self.checkpoint is not None:
+            self.model.history = self.checkpoint["settings_history"]
+            self.model.check_resume(self.trainer, self.datamodule)
+        if self.initial_weights is not None:
+            self.initial_weights.check_fits(self.model)
         if not self.trainer.is_global_zero:
             return
         folder = Path(self.trainer.log_dir or ".")
         # `hparams.yaml` comes with the first logged figures: a run that failed to start leaves its name free.
         if (folder / "hparams.yaml").exists() and folder.resolve() != self.resumed_run and not self.restarts:
             raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
+
+    def _yaml(self) -> str:
+        """The configuration of the run, as it is written into its folder."""
+        parser = self._parser(self.name)
+        return parser.dump(settings_of_run(self.config[self.name]), skip_unset=False)
 
     def fit(self, **kwargs: Any) -> None:
         self.trainer.fit(weights_only=True, **kwargs)
@@ -76,10 +92,7 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        config = config.clone()
-        for key in ("ckpt_path", "weights_only"):  # of this one call, not of the run
-            config.pop(key, None)
-        super().__init__(parser, config, **kwargs)
+        super().__init__(parser, settings_of_run(config), **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -88,3 +101,11 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             keep_older(folder / self.config_filename)
         super().setup(trainer, pl_module, stage)
+
+
+def settings_of_run(config: Namespace) -> Namespace:
+    """A configuration without the settings of one call alone."""
+    config = config.clone()
+    for key in ("ckpt_path", "weights_only"):
+        config.pop(key, None)
+    return config

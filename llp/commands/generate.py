@@ -1,15 +1,18 @@
-"""`llp generate`: continue a text with a trained model."""
+"""`llp generate`: continue a text with a trained model, which needs nothing but its checkpoint."""
 
-from llp.commands.trained import Trained
+from llp.commands.checkpoint_command import CheckpointCommand
+from llp.commands.named_checkpoint import named_checkpoint
+from llp.commands.parser import Parser
 from llp.generation.continuation import continue_text
 
 
 def run(options: list[str]) -> None:
     """Print a prompt and its continuation, as it is drawn."""
-    description = "Continue a prompt with a trained model."
-    trained = Trained("generate", description, continue_text, {"model", "data"}, options)
-    print(trained.own["prompt"], end="", flush=True)
-    with trained.autocast():
-        for text in continue_text(trained.model, trained.data, **trained.own):
+    parser = Parser(prog="llp generate", description="Continue a prompt with a trained model.")
+    parser.add_argument("--name", type=str | None, help="The run in lightning_logs/.")
+    command = CheckpointCommand(parser, continue_text, {"model"}, named_checkpoint("generate", options))
+    print(command.own["prompt"], end="", flush=True)
+    with command.autocast():
+        for text in continue_text(command.model, **command.own):
             print(text, end="", flush=True)
     print()

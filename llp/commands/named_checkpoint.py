@@ -1,4 +1,4 @@
-"""Which checkpoint a command line means, and the configuration of its run; both before anything is parsed."""
+"""Which checkpoint a command line means, and the configuration of its run: both before anything is parsed."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,12 +10,16 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from llp.commands.messages import is_rank_zero
 from llp.errors import require
-from llp.run_folder import run_folder, tidy, wait_until_tidy
+from llp.loading import chosen_checkpoint
+from llp.run_folder import tidy, wait_until_tidy
 from llp.training import checkpoints
 
 
-def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
-    """The configuration of the run whose checkpoint the arguments name: the subcommand's defaults.
+def with_run_defaults(subcommand: str, arguments: list[str]) -> list[str]:
+    """The arguments behind the configuration of the run whose checkpoint they name, which they then override.
+
+    It is the one that lies in the checkpoint itself, so that it is what the checkpoint was trained with, wherever the
+    file lies.
 
     Raises:
         SettingError: If a checkpoint is needed and none is named, or it can't be opened, or nothing says what was run.
@@ -25,31 +29,34 @@ def run_defaults(subcommand: str, arguments: list[str]) -> Path | None:
     if path is None:
         remedy = f"`llp {subcommand}` needs a trained model; name its checkpoint"
         require(subcommand == "fit" or has_config, "ckpt_path", None, remedy)
-        return None
-    checkpoints.read(path)
-    config = run_folder(path) / "config.yaml"
-    remedy = f"the configuration of its run is not there ({config}); name it with --config"
-    require(config.is_file() or has_config, "ckpt_path", path, remedy)
-    return config if config.is_file() else None
+        return arguments
+    config = checkpoints.read(path)["config"]
+    remedy = "it was not trained by `llp fit`, and holds no configuration; name one with --config"
+    require(config is not None or has_config, "ckpt_path", path, remedy)
+    return arguments if config is None else ["--config", config, *arguments]
 
 
 def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:
-    """The arguments with the path of the run's checkpoint in place of `--ckpt_path last` or `auto`.
+    """The arguments with the path of a checkpoint in place of a run's folder, or of `last`, `best` or `auto`.
 
-    `last` is the run's `last.ckpt`. `auto` is its furthest trained whole checkpoint, or none: then `llp fit` starts
-    afresh. The run is the one that `--name` names, or the SLURM job.
+    `last` and `best` are the run's `last.ckpt` and `best.ckpt`. `auto` is its furthest trained whole checkpoint, or
+    none: then `llp fit` starts afresh. The run is the one that `--name` names, or the SLURM job. A run's folder stands
+    for its `last.ckpt` where it is trained on, else for its best.
 
     Raises:
         SettingError: If the run has no name, or no such checkpoint.
     """
     word = last_value("ckpt_path", arguments)
-    if word not in ("last", "auto"):
+    if word is not None and (Path(word) / "checkpoints").is_dir():
+        chosen = Path(word) / "checkpoints/last.ckpt" if subcommand == "fit" else chosen_checkpoint(Path(word))
+        return [*arguments, "--ckpt_path", str(chosen)]
+    if word not in ("last", "best", "auto"):
         return arguments
     name = last_value("name", arguments) or slurm_job()
     require(name is not None, "ckpt_path", word, "it needs to know of which run; give --name")
     folder = Path(last_value("trainer.default_root_dir", arguments) or ".") / f"lightning_logs/{name}/checkpoints"
-    if word == "last":
-        return [*arguments, "--ckpt_path", str(folder / "last.ckpt")]
+    if word in ("last", "best"):
+        return [*arguments, "--ckpt_path", str(folder / f"{word}.ckpt")]
     if subcommand == "fit":
         tidy(folder) if is_rank_zero() else wait_until_tidy(folder)
     path = next(checkpoints.newest_first(folder), None)

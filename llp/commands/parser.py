@@ -36,5 +36,6 @@ def parser_for_part(subcommand: str, description: str, needs: set[str], **kwargs
         if section not in needs:
             parser.add_argument(f"--{section}", type=dict, default={}, help="Ignored.")
     parser.add_argument("--seed_everything", type=int | bool, default=0, help="Ignored.")
-    parser.add_argument("--name", type=str | None, default=None, help="Ignored.")
+    for name in ("name", "init_from"):
+        parser.add_argument(f"--{name}", type=str | None, default=None, help="Ignored.")
     return parser

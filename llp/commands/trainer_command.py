@@ -9,8 +9,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.text import TextDataModule
-from llp.commands.named_checkpoint import named_checkpoint, run_defaults
+from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser
+from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.errors import require
 from llp.evaluation.certificate import Certificate
 from llp.evaluation.report import TestReport
@@ -26,6 +27,7 @@ from llp.training.run_checkpoint import RunCheckpoint
 from llp.training.stall_guard import StallGuard
 from llp.training.start_report import changed_settings
 from llp.training.step_validation import StepValidation
+from llp.training.validation_lines import ValidationLines
 
 
 class TrainerCommand(LightningCLI):
@@ -43,11 +45,8 @@ class TrainerCommand(LightningCLI):
     trainer: Trainer
 
     def __init__(self, options: list[str], save_config: type[SaveConfigCallback] | None = None) -> None:
-        parser_kwargs: dict[str, Any] = {"prog": "llp"}
         if not {"-h", "--help"} & set(options):
-            options = named_checkpoint(self.name, options)
-            defaults = run_defaults(self.name, options)
-            parser_kwargs[self.name] = {"default_config_files": [] if defaults is None else [str(defaults)]}
+            options = with_run_defaults(self.name, named_checkpoint(self.name, options))
         super().__init__(
             LanguageModel,
             TextDataModule,
@@ -62,7 +61,7 @@ class TrainerCommand(LightningCLI):
                 "check_val_every_n_epoch": None,
                 "num_sanity_val_steps": 0,
             },
-            parser_kwargs=parser_kwargs,
+            parser_kwargs={"prog": "llp"},
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -72,7 +71,7 @@ class TrainerCommand(LightningCLI):
 
     def callbacks(self) -> list[Callback]:
         """Those without settings of their own."""
-        return [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport()]
+        return [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport(), ValidationLines()]
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -81,6 +80,12 @@ class TrainerCommand(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--name", type=str | None, default=None, help="The run's folder in lightning_logs/; version_N unless given."
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="For fit: start from the weights of this checkpoint, with a fresh optimizer and schedule.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(FiniteGuard, "guard")
@@ -92,7 +97,7 @@ class TrainerCommand(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # The stock method lets a checkpoint's hyperparameters win over files and flags. Here the run's own
-        # configuration is the subcommand's default instead (`run_defaults`), which files and flags override.
+        # configuration is the subcommand's default instead (`with_run_defaults`), which files and flags override.
         pass
 
     def _set_seed(self) -> None:
@@ -108,6 +113,14 @@ class TrainerCommand(LightningCLI):
         self.resumed_run = None if path is None else run_folder(path)
         self.checkpoint = None if path is None else checkpoints.read(path)
         self.resumed_step = 0 if self.checkpoint is None else self.checkpoint["global_step"]
+
+    def instantiate_classes(self) -> None:
+        """Build what is configured; the tokenizer is the checkpoint's, unless another one is named."""
+        config = self.config.clone()
+        config[self.name] = with_stored_tokenizer(config[self.name], self.checkpoint)
+        self.config_init = self.parser.instantiate(config)
+        self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
@@ -129,7 +142,6 @@ class TrainerCommand(LightningCLI):
             checkpoints.check_fits(self.checkpoint, self.model)
             if not isinstance(strategy, ModelParallelStrategy):
                 checkpoints.require_one_file(self._get(self.config, "ckpt_path"))
-        self.checkpoint = None
         if isinstance(strategy, ModelParallelStrategy) and strategy._data_parallel_size == "auto":
             # Lightning's "auto" is the number of nodes: all processes of a node would read the same text.
             strategy._data_parallel_size, strategy._tensor_parallel_size = self.trainer.world_size, 1

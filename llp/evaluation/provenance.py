@@ -14,11 +14,14 @@ _PACKAGES = ("llp", "torch", "lightning", "torchmetrics", "datasets", "sentencep
 def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
     """Which model was scored, how it was trained and what computed its figures."""
     return {
-        "architecture": checkpoints.architecture(model),
+        "architecture": checkpoints.class_path(type(model)),
         "hyperparameters": dict(model.hparams),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "checkpoint": None if ckpt_path is None else str(ckpt_path),
         "checkpoint_sha256": None if ckpt_path is None else checkpoints.sha256(ckpt_path),
         **model.trained,
+        "settings_history": model.history,
+        "initialized_from": model.initialized_from,
         "precision": str(model.trainer.precision),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "git_commit": git_commit(),

@@ -1,4 +1,4 @@
-"""The report of `llp test`: a table on standard output, and `test.json` with its provenance beside the run."""
+"""The report of `llp test` and `llp validate`: a table on standard output, and files with its provenance in the run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,22 +16,26 @@ from llp.run_folder import run_folder
 
 
 class TestReport(Callback):
-    """Prints the table after a test or a validation of its own; a test is written to the run's `test.json` too."""
+    """After a test or a validation of its own: prints the table, and writes the run's `test.json` or `validation.json`.
+
+    Beside it a CSV file has all rows: the whole split and each of its documents.
+    """
 
     __test__ = False  # no test case, whatever its name
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The very end: the progress bar is closed, and nothing is printed after the table.
         if trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING):
-            self._report(trainer, pl_module, write=trainer.state.fn == TrainerFn.TESTING)
+            self._report(trainer, pl_module, is_test=trainer.state.fn == TrainerFn.TESTING)
 
-    def _report(self, trainer: Trainer, model: Any, write: bool) -> None:
-        loader: Any = trainer.test_dataloaders if write else trainer.val_dataloaders
-        limited = not hasattr(model, "score")
-        require(not limited, "trainer", "limit_test_batches or limit_val_batches", "nothing was scored; set it above 0")
+    def _report(self, trainer: Trainer, model: Any, is_test: bool) -> None:
+        limit = "limit_test_batches" if is_test else "limit_val_batches"
+        remedy = "nothing was scored; set it above 0"
+        require(hasattr(model, "score"), f"trainer.{limit}", getattr(trainer, limit), remedy)
         rows = model.score.rows()  # on every rank: it sums over them
         if not trainer.is_global_zero:
             return
+        loader: Any = trainer.test_dataloaders if is_test else trainer.val_dataloaders
         protocol = {**model_protocol(model, trainer.ckpt_path), **loader.protocol}
         expected = sum(document.tokens for document in loader.documents)
         protocol["complete"] = rows[0]["tokens"] == expected
@@ -40,16 +44,15 @@ class TestReport(Callback):
             protocol |= scored_context(model, loader.window_shapes)
         rows = [{"split": loader.split, **row} for row in rows]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if write and isinstance(callback, Certificate):
+            if is_test and isinstance(callback, Certificate):
                 protocol["certificate"] = callback.outcome
         print(format_table(rows, protocol))
         if not protocol["complete"]:
             print(f"PARTIAL: {rows[0]['tokens']:,} of {expected:,} tokens were scored; words and bytes in proportion.")
-        if write:
-            folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
-            path = write_json(folder / "test.json", {"protocol": protocol, "rows": rows})
-            table = write_csv(folder / "test.csv", rows)
-            print(f"Written to {path} and {table}")
+        folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+        path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, "rows": rows})
+        table = write_csv(folder / f"{loader.split}.csv", rows)
+        print(f"Written to {path} and {table}")
 
 
 def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[dict[str, Any]]:

@@ -16,20 +16,29 @@ _CERTIFICATE = {
     True: "Certified: no logit of this model changed with a later token, and each probed one did with earlier tokens.",
     None: "NOT certified: whether this model reads what it predicts was not probed.",
 }
+_MOST_DOCUMENTS = 10
 _COLUMNS = ("tokens", "words", "bytes", "loss", "perplexity", "word_perplexity", "bits_per_byte")
 
 
 def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> str:
-    """The rows as a table of text: for each the model's figures, and below them the unigram model's."""
+    """The rows as a table of text: for each the model's figures, and below them the unigram model's.
+
+    Args:
+        rows: That of the whole split, or of what was scored of it, and one for each document. The first ten documents
+            are shown.
+        protocol: How they were scored.
+    """
     table: list[list[str]] = [["split", "document", "model", *_COLUMNS]]
     name = protocol["architecture"].rpartition(".")[2]
-    for row in rows:
-        where = [row["split"], row["document"] or "(all)"]
-        table.append([*where, name, *(_cell(row[column]) for column in _COLUMNS)])
+    for row in rows[: 1 + _MOST_DOCUMENTS]:
+        where = [row["split"], row["document"] or ("(all)" if protocol["complete"] else "(part)")]
+        table.append([*where, name, *(readable(row[column]) for column in _COLUMNS)])
         if "unigram_loss" in row:
-            table.append(["", "", "unigram", "", "", "", *(_cell(row[f"unigram_{name}"]) for name in _COLUMNS[3:])])
+            table.append(["", "", "unigram", "", "", "", *(readable(row[f"unigram_{name}"]) for name in _COLUMNS[3:])])
     lines = aligned(table, n_left=3)
     lines.insert(1, "-" * max(map(len, lines)))
+    if (n_more := len(rows) - 1 - _MOST_DOCUMENTS) > 0:
+        lines.append(f"… and {n_more:,} more in {rows[0]['split']}.csv")
     windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
     if "context_mean" in protocol:
         least = "-" if protocol["context_least"] is None else f"{protocol['context_least']:,}"
@@ -41,7 +50,7 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
     if rows[0]["plain_words"] != rows[0]["words"]:
         lines.append(
             f"By whitespace-separated words alone ({rows[0]['plain_words']:,}) the word perplexity is "
-            f"{rows[0]['plain_word_perplexity']:,.4f}."
+            f"{readable(rows[0]['plain_word_perplexity'])}."
         )
     if "certificate" in protocol:
         lines.append(_CERTIFICATE[protocol["certificate"]["causal"]])
@@ -60,8 +69,14 @@ def aligned(table: Sequence[Sequence[str]], n_left: int) -> list[str]:
     ]
 
 
-def _cell(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+def readable(value: float) -> str:
+    """A count as `1,234`; a figure as `1,234.5678`, from a thousand million on as `1.8e33`."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if 1e9 <= value < math.inf:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:,.4f}"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from llp.errors import require
+from llp.evaluation.scoring_windows import window_start
 from llp.generation.sampling import Sampling
 
 
 def continue_text(
     model: Any,
-    data: Any,
     prompt: str = "",
     max_tokens: int = 200,
     temperature: float = 1.0,
@@ -22,8 +22,7 @@ def continue_text(
     """Continue a prompt with a trained model: pieces of text, as they are drawn.
 
     Args:
-        model: A `LanguageModel` in evaluation mode.
-        data: Its data module, set up: whose tokenizer it was trained with.
+        model: A `LanguageModel` with its tokenizer, in evaluation mode.
         prompt: Text to continue.
         max_tokens: How many tokens to draw.
         temperature: Divides the logits; 0 takes the likeliest token.
@@ -36,10 +35,10 @@ def continue_text(
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     require(max_tokens >= 1, "max_tokens", max_tokens, "set it to 1 or more")
-    window_len, stride = model.scoring_window(data.window_len, data.scoring_window_len, data.scoring_stride)
-    tokens = [data.start_token(), *data.tokenizer.encode(prompt.splitlines(keepends=True)).tolist()]
+    tokens = model.tokens(prompt)[0].tolist()
+    window_len, stride = model.text_window
     drawn = generate(model, tokens, max_tokens, window_len, stride, sampling)
-    return stream_text(data.tokenizer.decode, tokens, drawn)
+    return stream_text(model.tokenizer.decode, tokens, drawn)
 
 
 @torch.inference_mode()
@@ -60,8 +59,7 @@ def generate(
     """
     tokens = list(tokens)
     for _ in range(n_tokens):
-        place = len(tokens) - 1
-        start = max(0, (place // stride + 1) * stride - window_len)
+        start = window_start(len(tokens) - 1, window_len, stride)
         window = torch.tensor([tokens[start:]], device=model.device)  # (1, N)
         tokens.append(sampling.draw(model(window)[0, -1]))
         yield tokens[-1]

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself, how it is opened, and whether it fits a model."""
 
 import hashlib
-import os
+import math
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,27 +12,78 @@ from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
 from llp.errors import SettingError
+from llp.training.settings import current
 
 
-def architecture(model: LightningModule) -> str:
-    """The shortest path at which the model's class can be imported: `llp.LLP`, wherever its file lies.
+def class_path(cls: type) -> str:
+    """The shortest path at which a class can be imported: `llp.LLP`, wherever its file lies.
 
     A configuration names it so too.
     """
-    module, name = type(model).__module__, type(model).__qualname__
-    parts = module.split(".")
+    parts = cls.__module__.split(".")
     packages = (".".join(parts[:n]) for n in range(1, len(parts)))
-    home = next((path for path in packages if getattr(import_module(path), name, None) is type(model)), module)
-    return f"{home}.{name}"
+    home = next((path for path in packages if getattr(import_module(path), cls.__qualname__, None) is cls), None)
+    return f"{home or cls.__module__}.{cls.__qualname__}"
 
 
-def describe(model: LightningModule, data: Any) -> dict[str, Any]:
-    """What a checkpoint says beside its weights: `architecture`, `seed` of the training, `tokenizer_fingerprint`."""
-    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's `seed_everything` leaves it
+def import_class(path: str) -> Any:
+    """The class at a path that `class_path` has given.
+
+    Raises:
+        SettingError: If it can't be imported here.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        remedy = f"the checkpoint holds one, and it can't be imported ({error}); add its folder to PYTHONPATH"
+        raise SettingError("class_path", path, remedy) from error
+
+
+def stored_tokenizer(data: Any) -> dict[str, Any] | None:
+    """What a checkpoint keeps of the data's tokenizer, so that it stands alone; None: the data has none of ours.
+
+    `start_token` is the one that a document begins with; `settings` are those that the tokenizer was made with.
+    """
+    tokenizer = getattr(data, "tokenizer", None)
+    if tokenizer is None:
+        return None
     return {
-        "architecture": architecture(model),
-        "seed": None if seed is None else int(seed),
-        "tokenizer_fingerprint": data.tokenizer.fingerprint if hasattr(data, "tokenizer") else None,
+        "class_path": class_path(type(tokenizer)),
+        "settings": tokenizer.settings(),
+        "fingerprint": tokenizer.fingerprint,
+        "start_token": data.start_token(),
+        # As a tensor: what is loaded with `weights_only` holds no bytes.
+        "data": torch.frombuffer(bytearray(tokenizer.serialized()) or bytearray(1), dtype=torch.uint8),
+    }
+
+
+def restored_tokenizer(stored: dict[str, Any]) -> Any:
+    """The tokenizer that `stored_tokenizer` has described.
+
+    Raises:
+        SettingError: If its class can't be imported.
+    """
+    return import_class(stored["class_path"]).restored(bytes(stored["data"].numpy().tobytes()))
+
+
+def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint's weights were trained, for reports; None where it does not say.
+
+    `step` is the number of optimizer steps, each on `windows_per_step` windows of `training_window_len` tokens;
+    `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time without validations.
+    """
+    metrics = checkpoint.get("callbacks", {}).get("RunMetrics", {})
+    at_the_end = current(checkpoint["settings_history"])
+    names = ("data.init_args.batch_size", "trainer.world_size", "trainer.accumulate_grad_batches")
+    factors = [at_the_end.get(name) for name in names]
+    return {
+        "step": checkpoint["global_step"],
+        "seed": checkpoint["seed"],
+        "trained_tokens": metrics.get("tokens"),
+        "windows_per_step": None if None in factors else math.prod(factors),
+        "training_window_len": at_the_end.get("data.init_args.window_len"),
+        "training_seconds": metrics.get("seconds"),
     }
 
 
@@ -67,7 +118,8 @@ def read(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises what its unpickler and its zip reader happen to meet
         remedy = f"the file is truncated or no checkpoint ({str(error).splitlines()[0]}); {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy) from error
-    expected = {"architecture", "hyper_parameters"} | (set() if path.is_dir() else {"state_dict"})
+    expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
+    expected |= set() if path.is_dir() else {"state_dict"}
     if not isinstance(checkpoint, dict) or not expected <= checkpoint.keys():
         remedy = f"the file was not written by `llp fit`; {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy)
@@ -108,7 +160,7 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
     """Raise a `SettingError` unless the checkpoint holds weights for this very architecture, vocabulary and size."""
     if "architecture" not in checkpoint:
         raise SettingError("ckpt_path", "(loaded)", "the checkpoint was not written by `llp fit`; give one that was")
-    ours, theirs = architecture(model), checkpoint["architecture"]
+    ours, theirs = class_path(type(model)), checkpoint["architecture"]
     if ours != theirs:
         raise SettingError("model.class_path", ours, f"the checkpoint holds a {theirs}; name that class")
     hparams = checkpoint["hyper_parameters"]
@@ -120,9 +172,9 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
         raise SettingError("vocab_size", model.hparams["vocab_size"], remedy)
     if dict(model.hparams) == hparams:
         return
-    shapes, stored = _shapes(dict(model.hparams), model), _shapes(hparams, model)
-    for name in [*stored, *shapes]:
-        if shapes.get(name) != stored.get(name):
+    ours_, theirs_ = shapes(dict(model.hparams), model), shapes(hparams, model)
+    for name in [*theirs_, *ours_]:
+        if ours_.get(name) != theirs_.get(name):
             changed = [key for key, value in hparams.items() if model.hparams.get(key) != value]
             raise SettingError(
                 ", ".join(f"model.init_args.{key}" for key in changed),
@@ -133,15 +185,13 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
 
 def check_tokenizer(checkpoint: dict[str, Any], data: Any) -> None:
     """Raise a `SettingError` unless the data's tokenizer is the one that the checkpoint was trained with."""
-    theirs = checkpoint.get("tokenizer_fingerprint")
-    if theirs is not None and hasattr(data, "tokenizer") and data.tokenizer.fingerprint != theirs:
-        remedy = (
-            f"the checkpoint was trained with tokenizer {theirs}; use the text and the tokenizer settings of its run"
-        )
+    stored = checkpoint.get("tokenizer")
+    if stored is not None and hasattr(data, "tokenizer") and data.tokenizer.fingerprint != stored["fingerprint"]:
+        remedy = f"the checkpoint was trained with tokenizer {stored['fingerprint']}; leave this setting out"
         raise SettingError("data.init_args.tokenizer", data.tokenizer.fingerprint, remedy)
 
 
-def _shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
+def shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
     """Names and shapes of the weights that a model of this class has with the given hyperparameters."""
     with torch.device("meta"):
         twin = type(model)(**hparams)

@@ -1,15 +1,16 @@
 """What a run logs beside what Lightning does: its loss, learning rate, tokens and their rate."""
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from llp.training.throughput import compute_dtype, peak_rate
-from llp.training.training_clock import TrainingClock
 
 StepOutput = Tensor | Mapping[str, Any] | None
 
@@ -33,42 +34,46 @@ class RunMetrics(Callback):
     the devices could compute (`llp.training.throughput`) that went into the model's own FLOPs, those of its forward and
     backward pass; where it comes out above 1, what the devices can do was measured wrong, and it is left out.
     `data_wait` is the share of the time in which the model waited for its next batch.
+
+    `seconds` is the time that training has taken so far, without validations; a checkpoint keeps it with the counts of
+    tokens, so that they go on in a resumed run.
     """
 
     def __init__(self) -> None:
         self.tokens = self.input_tokens = 0
-        self.tokens_before = 0
-        """Those of `tokens` that were trained before this process began."""
-        self.clock = TrainingClock()
+        self.seconds = self._started = 0.0
         self._learning_rate = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "input_tokens": self.input_tokens}
+        return {"tokens": self.tokens, "input_tokens": self.input_tokens, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.input_tokens = state_dict["tokens"], state_dict["input_tokens"]
+        self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         peak = peak_rate(pl_module.device, compute_dtype(str(trainer.precision)))
         self._peak_flops = peak.flops * trainer.world_size
-        self.tokens_before = self.tokens
         self._has_logged = False
-        self.clock.start()
+        self._started = time.perf_counter()
         self._begin_interval(trainer)
 
     def _begin_interval(self, trainer: Trainer) -> None:
         """Rates are those from here to the next logged step."""
         self._logged_tokens, self._flops, self._waited = self.tokens, 0, _seconds_waited(trainer)
-        self._logged_s = self.clock.seconds()
+        self._logged_seconds = self.seconds
+
+    def _count_seconds(self) -> None:
+        """Count the time since it was last counted, or since a validation."""
+        now = time.perf_counter()
+        self.seconds, self._started = self.seconds + now - self._started, now
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock.stop()
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._count_seconds()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock.go_on()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock.stop()
+        self._started = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
@@ -80,9 +85,10 @@ class RunMetrics(Callback):
         self.tokens += outputs["trained_tokens"] * trainer.world_size
         self.input_tokens += outputs["input_tokens"] * trainer.world_size
         self._flops += outputs["flops"] * trainer.world_size
+        self._count_seconds()
         if trainer.fit_loop._should_accumulate():
             return
-        seconds = self.clock.seconds() - self._logged_s
+        seconds = self.seconds - self._logged_seconds
         rate = (self.tokens - self._logged_tokens) / seconds
         is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if is_logged or not self._has_logged:  # the progress bar knows a rate from the first step on

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -36,3 +37,27 @@ def cosine(step: int, warmup_steps: int, max_steps: int, floor: float) -> float:
 def halving(step: int, warmup_steps: int, halve_every: int) -> float:
     """Linear warm-up, and half after every `halve_every` steps (the published schedule)."""
     return warmup(step, warmup_steps) * 0.5 ** (step // halve_every)
+
+
+def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of an optimizer's groups, as they were made."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def apply_settings(trainer: Any, settings: list[dict[str, Any]]) -> None:
+    """Give the groups of a trainer's optimizer these settings, and its learning rate that of the step at hand.
+
+    A checkpoint brings the settings of the run that wrote it back, learning rate and weight decay among them.
+    """
+    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
+    scheduler = config.scheduler
+    scheduler.base_lrs = [group["initial_lr"] for group in settings]
+    for group, made in zip(optimizer.param_groups, settings, strict=True):
+        group.update(made)
+    rates = [
+        rate * factor(scheduler.last_epoch)
+        for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

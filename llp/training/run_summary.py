@@ -51,14 +51,12 @@ class RunSummary(Callback):
         print(text_block(title, rows), flush=True)
 
     def _effort(self, trainer: Trainer, seconds: float) -> str:
-        """Steps, time, tokens and their rate since training began in this process."""
-        metrics = run_metrics(trainer)
-        tokens = metrics.tokens - metrics.tokens_before
-        rate = tokens / metrics.clock.seconds()
-        in_all = f", {metrics.tokens:,} in all" if metrics.tokens_before else ""
+        """Steps and time since training began in this process; tokens and their rate since the run did."""
+        metrics, steps = run_metrics(trainer), trainer.global_step - self._first_step
+        rate = metrics.tokens / metrics.seconds
         return (
-            f"{trainer.global_step - self._first_step:,} steps in {tqdm.format_interval(seconds)}, validation "
-            f"included; {tokens:,} tokens{in_all}, at {rate:,.0f} tokens/s between validations"
+            f"{steps:,} steps in {tqdm.format_interval(seconds)}, validation included; "
+            f"{metrics.tokens:,} tokens in all, at {rate:,.0f} tokens/s between validations"
         )
 
 

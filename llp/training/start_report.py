@@ -11,9 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from llp.training.checkpoints import architecture
+from llp.training.checkpoints import class_path
+from llp.training.initial_weights import InitialWeights
 from llp.training.metrics import run_metrics
 from llp.training.run_length import total_steps
+from llp.training.settings import seed
 from llp.training.text_block import text_block, with_unit
 from llp.training.throughput import compute_dtype, peak_rate
 
@@ -38,10 +40,11 @@ def start_report(trainer: Any, model: Any, folder: str | None) -> str:
         ("settings", _settings(model)),
         ("window", _window(model, n, scored)),
         ("step", f"{_batch(trainer, data.batch_size)}: {per_step:,} trained tokens at {with_unit(flops, 'FLOP')} each; "
-                 f"learning rate up to {_learning_rate(trainer.optimizers[0]):g}"),
-        ("run", f"{_length(trainer, per_step)}; {_validation(trainer)}; seed {os.environ.get('PL_GLOBAL_SEED')}"),
+                 f"learning rate up to {model.hparams['learning_rate']:g}"),
+        ("run", f"{_length(trainer, per_step)}; {_validation(trainer)}; seed {seed()}"),
         ("device", _device(trainer, model)),
     ]  # fmt: skip
+    rows += [("weights", f"those of step {origin['step']:,} in {origin['checkpoint']}") for origin in _origins(trainer)]
     if folder is not None:
         rows.append(("folder", os.path.relpath(folder)))
     if isinstance(trainer.logger, TensorBoardLogger):
@@ -65,7 +68,7 @@ def changed_settings(model: LightningModule) -> dict[str, Any]:
 
 def _settings(model: LightningModule) -> str:
     changed = ", ".join(f"{name}={value}" for name, value in changed_settings(model).items())
-    return textwrap.fill(f"{changed}; all else as in {architecture(model)}", width=100, break_on_hyphens=False)
+    return textwrap.fill(f"{changed}; all else as in {class_path(type(model))}", width=100, break_on_hyphens=False)
 
 
 def _window(model: Any, n: int, scored: int) -> str:
@@ -85,12 +88,6 @@ def _batch(trainer: Any, batch_size: int) -> str:
     return f"{windows} ({', '.join(parts)})" if parts else windows
 
 
-def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The peak of the schedule, as the optimizer has it."""
-    group = optimizer.param_groups[0]
-    return float(group.get("initial_lr", group["lr"]))
-
-
 def _length(trainer: Any, per_step: int) -> str:
     """How long the run is, and where it stands."""
     step, total, done = trainer.global_step, total_steps(trainer), run_metrics(trainer).tokens
@@ -102,14 +99,18 @@ def _length(trainer: Any, per_step: int) -> str:
 
 
 def _validation(trainer: Any) -> str:
-    """When the run is validated, and on how much."""
-    n_batches, interval = sum(trainer.num_val_batches), trainer.val_check_batch
-    if not n_batches:
+    """When the run is validated, and whether on all of its text."""
+    limit, interval = trainer.limit_val_batches, trainer.val_check_batch
+    if not sum(trainer.num_val_batches):
         return "never validated"
-    n_all = len(trainer.val_dataloaders)
-    share = f" on {n_batches:,} of {n_all:,} batches" if n_batches < n_all else ""
+    share = f" with limit_val_batches={limit}" if limit != 1.0 else ""
     every = f" every {interval // trainer.accumulate_grad_batches:,} steps and" if isinstance(interval, int) else ""
     return f"validated{share}{every} at the end"
+
+
+def _origins(trainer: Any) -> list[dict[str, Any]]:
+    """The checkpoint whose weights a new run starts from, if any."""
+    return [callback.origin for callback in trainer.callbacks if isinstance(callback, InitialWeights)]
 
 
 def _device(trainer: Any, model: LightningModule) -> str:

@@ -57,6 +57,11 @@ def test_a_run_and_its_test(run, trained):
     assert protocol["tokenizer_fingerprint"] == "bytes"
     for key in ("checkpoint_sha256", "data_fingerprint", "versions", "git_commit"):
         assert key in protocol
+    # How much training it took: six steps of four windows of 32 tokens.
+    assert protocol["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert (protocol["windows_per_step"], protocol["training_window_len"]) == (4, 32)
+    assert protocol["trained_tokens"] == 6 * 4 * 32
+    assert 0 < protocol["training_seconds"] < 60
     # Contexts by hand: windows of 32 with stride 16 (two segments of 8), where a token reads back two segments.
     n = len(text)
     contexts = [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]
@@ -65,12 +70,14 @@ def test_a_run_and_its_test(run, trained):
     printed = out.strip().splitlines()
     head, _, figures, unigram, *_ = printed[next(i for i, line in enumerate(printed) if line.startswith("split")) :]
     assert head.split()[:4] == ["split", "document", "model", "tokens"]
-    assert f"{row['word_perplexity']:,.4f}" in figures
+    assert f"{row['bits_per_byte']:,.4f}" in figures
+    assert f"{row['perplexity']:,.4f}" in figures
     assert f"{row['unigram_loss']:,.4f}" in unigram
     n_plain = len(text.decode().split())
     assert row["plain_words"] == n_plain
     assert row["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_plain), rel=1e-5)
-    assert f"words alone ({n_plain:,}) the word perplexity is {row['plain_word_perplexity']:,.4f}" in out
+    mantissa, exponent = f"{row['plain_word_perplexity']:.1e}".split("e+")
+    assert f"words alone ({n_plain:,}) the word perplexity is {mantissa}e{int(exponent)}.\n" in out
     with (trained / "test.csv").open(newline="") as stream:
         (csv_row,) = csv.DictReader(stream)
     assert float(csv_row["bits_per_byte"]) == row["bits_per_byte"]
@@ -159,6 +166,19 @@ def test_validate_and_predict(run, trained):
     assert status == 0, err
     assert "validation  (all)" in out
     assert not (trained / "test.json").exists()
+    report = json.loads((trained / "validation.json").read_text())
+    (row,) = report["rows"]
+    text = (trained.parents[1] / "wikitext/wiki.valid.tokens").read_bytes()
+    assert (row["split"], row["tokens"], row["bytes"]) == ("validation", len(text), len(text))
+    assert report["protocol"]["checkpoint"] == str(checkpoint)
+    with (trained / "validation.csv").open(newline="") as stream:
+        (csv_row,) = csv.DictReader(stream)
+    assert float(csv_row["loss"]) == row["loss"]
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    assert row["loss"] == pytest.approx(events.Scalars("val/loss")[-1].value, rel=1e-6)  # that of the last step
+    assert run("validate", "--ckpt_path", checkpoint)[0] == 0
+    assert json.loads((trained / "validation-1.json").read_text()) == report
     run("test", "--ckpt_path", checkpoint)
     status, out, err = run("predict", "--ckpt_path", checkpoint)
     assert status == 0, err
@@ -257,7 +277,8 @@ def test_what_is_built_is_said(run, work, caplog):
     title, settings, *_ = out.splitlines()
     assert title.startswith("Transformer on WikiText103: ")
     built = "vocab_size=257, dim=16, n_layers=2, n_heads=2, learning_rate=0.01, schedule=halving"
-    assert settings == f"  settings  {built}; all else as in llp.Transformer"
+    assert settings == f"  settings  {built}; all else as in"  # the class follows in the next line
+    assert out.splitlines()[2].strip() == "llp.Transformer"
     caplog.clear()
     status, _, err = run("test", "--ckpt_path", "lightning_logs/x/checkpoints/last.ckpt")
     assert status == 0, err
@@ -365,12 +386,17 @@ def test_a_limited_test_says_that_it_is_partial(run, trained):
     status, out, err = run("test", *checkpoint, "--trainer.limit_test_batches", 2)
     assert status == 0, err
     assert "PARTIAL" in out
+    assert "test   (part)" in out
+    assert "(all)" not in out
     assert "unigram" not in out
     report = json.loads((trained / "test.json").read_text())
     assert report["protocol"]["complete"] is False
-    status, _, err = run("test", *checkpoint, "--trainer.limit_test_batches", 0)
+    # Windows of 32, stride 16, four at a time: the first one alone, then four that score 16 tokens each.
+    assert report["rows"][0]["tokens"] == 16 + 4 * 16
+    status, _, err = run("validate", *checkpoint, "--trainer.limit_val_batches", 0)
     assert status == 1
-    assert "nothing was scored" in err
+    assert "trainer.limit_val_batches = 0: nothing was scored" in err
+    assert not (trained / "validation.json").exists()
     status, out, err = run("predict", *checkpoint, "--trainer.limit_predict_batches", 2)
     assert status == 0, err
     losses = np.load(trained / "token_losses.npy")

@@ -1,8 +1,15 @@
 """The training order and the scoring windows, by counting."""
 
-import pytest
+import math
 
-from datamodules.windows import TrainingOrder, scoring_batches, scoring_windows, share_of_rank
+import pytest
+from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.states import RunningStage
+
+from datamodules.windows import TrainingOrder, limited, scoring_batches, share_of_rank
+from helpers.prepared import attach, prepare
+from llp.errors import SettingError
+from llp.evaluation.scoring_windows import scoring_windows
 
 
 @pytest.mark.parametrize(("n_tokens", "stride"), [(100, 7), (64, 8), (9, 9), (50, 1)])
@@ -51,3 +58,35 @@ def test_ranks_share_the_batches_and_run_equally_many(world_size):
     windows = [window for share in shares for batch in share for window in batch if window.n_scored]
     expected = [w for document, n in enumerate([31, 0, 8, 50]) for w in scoring_windows(document, n, 8, 4)]
     assert sorted(windows) == sorted(expected)
+
+
+@pytest.mark.parametrize(("limit", "n_kept"), [(3, 3), (0.5, 6), (1.0, 13), (1, 1), (99, 13), (0.95, 12)])
+def test_a_limit_keeps_the_first_batches(limit, n_kept):
+    batches = scoring_batches([31, 0, 8, 50], window_len=8, stride=4, batch_size=2)
+    assert len(batches) == 13  # 3 first windows, 6 + 1 + 11 in the middle, two ends of their own lengths
+    assert limited(batches, limit) == batches[:n_kept]
+
+
+@pytest.mark.parametrize(("limit", "n_batches"), [(5, 5), (0.1, 10), (1.0, 106)])
+def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wikitext, tmp_path, limit, n_batches):
+    """What each rank scores in as many batches as Lightning takes from it."""
+    scored = {}
+    for world_size in (1, 2, 3):
+        scored[world_size] = []
+        for rank in range(world_size):
+            data = prepare(wikitext, tmp_path / "cache", batch_size=4)
+            attach(data, global_rank=rank, world_size=world_size, limit_test_batches=limit)
+            loader = data.test_dataloader()
+            taken = _parse_num_batches(RunningStage.TESTING, len(loader), data.trainer.limit_test_batches)
+            assert taken == len(loader) == math.ceil(n_batches / world_size)
+            scored[world_size] += [window for batch in loader.batches for window in batch if window.n_scored]
+    everything = scoring_batches([document.tokens for document in loader.documents], 24, 12, batch_size=2)
+    assert len(everything) == 106
+    assert scored[1] == [window for batch in everything[:n_batches] for window in batch]
+    assert sorted(scored[2]) == sorted(scored[3]) == sorted(scored[1])
+
+
+def test_a_share_that_leaves_no_batch_is_refused(wikitext, tmp_path):
+    data = attach(prepare(wikitext, tmp_path / "cache"), limit_val_batches=1e-6)
+    with pytest.raises(SettingError, match=r"trainer\.limit_val_batches = 1e-06: that is none of \d+ batches"):
+        data.val_dataloader()

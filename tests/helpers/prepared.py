@@ -16,8 +16,9 @@ def prepare(path, cache, **settings):
 def attach(data, model=None, **trainer):
     """A stand-in for the parts of a trainer that the data module asks."""
     model = model or build("LLP")
+    limits = {f"limit_{stage}_batches": 1.0 for stage in ("val", "test", "predict")}
     data.trainer = SimpleNamespace(
-        **{"max_steps": 10, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1, **trainer},
+        **{"max_steps": 10, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1, **limits, **trainer},
         lightning_module=model,
     )
     return data

@@ -24,7 +24,7 @@ data:
   class_path: datamodules.PythonReference
   init_args: {cache_dir: CACHE, tokenizer: datamodules.Bytes, window_len: 64}
 trainer: {accelerator: cpu, max_steps: 20, val_check_interval: 8, log_every_n_steps: 1, gradient_clip_val: 0.1,
-  limit_val_batches: 20, enable_progress_bar: false, enable_model_summary: false}
+  enable_progress_bar: false, enable_model_summary: false}
 checkpoint: {every_n_train_steps: 3}
 sample: {sample_tokens: 10}
 """
@@ -35,7 +35,9 @@ trainer:
     init_args: {data_parallel_size: auto, process_group_backend: gloo, save_distributed_checkpoint: SHARDED}
 """
 ONE = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--data.init_args.batch_size", "4"]
+ONE += ["--trainer.limit_val_batches", "20"]
 TWO = ["--trainer.devices", "2", "--data.init_args.batch_size", "2"]
+TWO += ["--trainer.limit_val_batches", "40"]  # batches of half the size over both: the same windows
 DDP = ["--trainer.strategy", "ddp", *TWO]
 STRATEGIES = {
     "single": ONE,

@@ -50,7 +50,7 @@ def test_the_figures_of_a_run_at_its_end(run, work):
     title, rows = last_screen(out)
     assert title == "Finished: step 6 of 6"
     assert re.fullmatch(
-        r"6 steps in \d\d:\d\d, validation included; 768 tokens, at [\d,]+ tokens/s between validations",
+        r"6 steps in \d\d:\d\d, validation included; 768 tokens in all, at [\d,]+ tokens/s between validations",
         *rows["trained"],
     )
     best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["global_step"]
@@ -67,7 +67,7 @@ def test_the_figures_of_a_run_at_its_end(run, work):
     title, rows = last_screen(out)
     assert title == "Finished: step 12 of 12"
     assert "6 steps in" in rows["trained"][0]
-    assert "768 tokens, 1,536 in all, at" in rows["trained"][0]
+    assert "1,536 tokens in all, at" in rows["trained"][0]
 
 
 def test_the_best_so_far_is_marked_and_kept(run, work, losses):
@@ -90,6 +90,7 @@ def test_the_best_so_far_is_marked_and_kept(run, work, losses):
     assert rows["best"] == [f"step 2: validation loss 2.0000, bits per byte 20.0000 ({best})"]
     assert rows["last"] == [f"step 5: validation loss 2.1250, bits per byte 21.2500 ({last})"]
     assert rows["next"][0] == f"llp test --ckpt_path {best}"
+    assert torch.load(best, weights_only=True)["global_step"] == 2
 
 
 def test_a_monitor_of_ones_own_says_what_is_best(run, losses):

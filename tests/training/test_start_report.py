@@ -10,7 +10,6 @@ from llp.training import throughput
 from llp.training.run_summary import RunSummary
 from llp.training.start_report import StartReport
 from llp.training.text_block import text_block, with_unit
-from llp.training.validation_lines import ValidationLines
 
 
 @pytest.fixture
@@ -63,7 +62,15 @@ def test_accumulated_and_resumed(screen, work):
     assert rows["step"].startswith("8 windows (4 at a time, 2 times): 256 trained tokens at ")
     tokens = 4 * 128 + 4 * 256
     length = f"resumed from step 4 of 8, {tokens:,} trained tokens in all"
-    assert re.fullmatch(rf"{length}; validated on 3 of \d+ batches every 2 steps and at the end; seed 0", rows["run"])
+    assert rows["run"] == f"{length}; validated with limit_val_batches=3 every 2 steps and at the end; seed 0"
+
+
+def test_a_start_from_another_runs_weights(screen):
+    screen("--name", "first", "--trainer.max_steps", 4)
+    origin = "lightning_logs/first/checkpoints/last.ckpt"
+    rows = screen("--name", "second", "--init_from", origin, "--trainer.limit_val_batches", 0)
+    assert rows["weights"] == f"those of step 4 in {origin}"
+    assert rows["run"] == "6 steps, 768 trained tokens in all; never validated; seed 0"
 
 
 def test_only_one_process_speaks(capsys):

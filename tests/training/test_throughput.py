@@ -66,7 +66,7 @@ def test_a_fused_pair_takes_two_products():
 
 
 def test_mfu_follows_from_the_rate(run, work, monkeypatch):
-    peak = throughput.PeakRate(1e9, is_measured=True)
+    peak = throughput.PeakRate(1e12, is_measured=True)
     monkeypatch.setattr("llp.training.metrics.peak_rate", lambda device, dtype: peak)
     assert run("fit", "--config", "tiny.yaml", "--name", "run", "--trainer.accumulate_grad_batches", 2)[0] == 0
     events = EventAccumulator(str(work / "lightning_logs/run"))
@@ -77,7 +77,7 @@ def test_mfu_follows_from_the_rate(run, work, monkeypatch):
     rates, shares, waits = (
         [e.value for e in events.Scalars(f"train/{tag}")] for tag in ("tokens_per_second", "mfu", "data_wait")
     )
-    assert shares == pytest.approx([rate * flops_per_token / 1e9 for rate in rates])
+    assert shares == pytest.approx([rate * flops_per_token / 1e12 for rate in rates])
     assert all(0 < wait < 0.5 for wait in waits)
 
 

@@ -1,0 +1,40 @@
+"""A trained model from a run's folder or a checkpoint, in one call."""
+
+from pathlib import Path
+
+from llp.errors import SettingError
+from llp.language_model import LanguageModel
+from llp.training import checkpoints
+
+
+def load(path: str | Path) -> LanguageModel:
+    """A trained model in evaluation mode on the CPU, with its tokenizer; it needs nothing but the checkpoint.
+
+    Args:
+        path: A run's folder, whose `best.ckpt` is taken, or else its newest whole checkpoint; or a checkpoint.
+
+    Raises:
+        SettingError: If there is none, or it can't be read, or is sharded.
+    """
+    path = chosen_checkpoint(Path(path))
+    checkpoints.require_one_file(path)
+    checkpoint = checkpoints.read(path)
+    cls = checkpoints.import_class(checkpoint["architecture"])
+    model: LanguageModel = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    return model
+
+
+def chosen_checkpoint(path: Path) -> Path:
+    """The best checkpoint of a run's folder, or else its newest whole one; a checkpoint's path as it is.
+
+    Raises:
+        SettingError: If the folder of a run has no whole checkpoint.
+    """
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        return path
+    best = folder / "best.ckpt"
+    newest = best if best.exists() else next(checkpoints.newest_first(folder), None)
+    if newest is None:
+        raise SettingError("ckpt_path", path, f"there is no whole checkpoint in {folder}")
+    return newest

@@ -1,0 +1,157 @@
+"""A resumed run's settings: what can change takes effect, is said and is kept; what can't is refused by name."""
+
+import inspect
+import math
+
+import pytest
+import torch
+import yaml
+
+import llp
+from datamodules import WikiText103
+from helpers.runs import curves
+from llp.language_model import LanguageModel
+
+# Another value for each setting of `tiny.yaml`'s model, data and seed. A new setting must be entered here.
+MODEL_FIXED = {
+    "dim": 32, "n_layers": 3, "n_heads": 4, "mlp_ratio": 2, "rotary_base": 100.0, "tie_embeddings": True,
+    "share_key_value": True, "rotary_first_layer_only": True, "initialization": "torch", "segment_len": 4,
+}  # fmt: skip
+MODEL_CHANGEABLE = {
+    "dropout": 0.25, "activation_checkpointing": True, "compile": False, "learning_rate": 0.002, "betas": [0.5, 0.6],
+    "weight_decay": 0.3, "schedule": "cosine", "warmup_steps": 3, "final_learning_rate": 0.5, "halve_every": 2,
+}  # fmt: skip
+DATA_FIXED = {"window_len": 24, "train_stride": 8}
+DATA_CHANGEABLE = {"batch_size": 3, "scoring_window_len": 40, "scoring_stride": 8}
+LEFT_OUT = {"vocab_size", "key_value_norm", "seed"}  # the data's; needs share_key_value; that of `seed_everything`
+
+
+def test_every_setting_is_tried_here():
+    names = set(inspect.signature(LanguageModel).parameters) | {"segment_len"}
+    assert names - LEFT_OUT == MODEL_FIXED.keys() | MODEL_CHANGEABLE.keys()
+    assert llp.LLP.changeable_settings == MODEL_CHANGEABLE.keys()
+    assert WikiText103.changeable_settings == DATA_CHANGEABLE.keys()
+
+
+@pytest.fixture
+def half(run, work):
+    """A run of four steps."""
+    arguments = ("--trainer.max_steps", 4, "--name", "run", "--model.init_args.warmup_steps", 2)
+    status, _, err = run("fit", "--config", "tiny.yaml", *arguments)
+    assert status == 0, err
+    return work / "lightning_logs/run"
+
+
+def resume(run, *flags):
+    return run("fit", "--name", "run", "--ckpt_path", "last", "--trainer.max_steps", 6, *flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((f"model.init_args.{name}", value) for name, value in MODEL_FIXED.items()),
+        *((f"data.init_args.{name}", value) for name, value in DATA_FIXED.items()),
+        ("seed_everything", 7),
+    ],
+)
+def test_what_can_not_change_is_refused_by_name(run, half, name, value):
+    before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    status, _, err = resume(run, f"--{name}", value)
+    assert status == 1
+    assert name.rpartition(".")[2] in err
+    assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
+
+
+def learning_rates(settings, steps, max_steps=6):
+    """From the definition of the schedules."""
+    rates = []
+    for step in steps:
+        factor = min(1, (step + 1) / settings["warmup_steps"])
+        if settings["schedule"] == "halving":
+            factor *= 0.5 ** (step // settings["halve_every"])
+        else:
+            progress = max(0, (step - settings["warmup_steps"]) / (max_steps - settings["warmup_steps"]))
+            floor = settings["final_learning_rate"]
+            factor *= floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+        rates.append(settings["learning_rate"] * factor)
+    return rates
+
+
+@pytest.mark.parametrize(("name", "value"), [*MODEL_CHANGEABLE.items(), *DATA_CHANGEABLE.items()])
+def test_what_can_change_takes_effect_and_is_kept(run, half, caplog, name, value):
+    caplog.set_level("INFO")
+    section = "data" if name in DATA_CHANGEABLE else "model"
+    first = torch.load(half / "checkpoints/last.ckpt", weights_only=True)
+    status, _, err = resume(run, f"--{section}.init_args.{name}", value)
+    assert status == 0, err
+    checkpoint = torch.load(half / "checkpoints/last.ckpt", weights_only=True)
+    settings = dict(checkpoint["hyper_parameters"])
+    stored = {"model": first["hyper_parameters"], "data": first["datamodule_hyper_parameters"]}[section][name]
+    before = list(stored) if isinstance(stored, tuple) else stored
+
+    # The records: hyperparameters, history and configuration all say so, and it is said on the screen.
+    hparams = settings if section == "model" else checkpoint["datamodule_hyper_parameters"]
+    assert (list(hparams[name]) if isinstance(hparams[name], tuple) else hparams[name]) == value
+    config = yaml.safe_load((half / "config.yaml").read_text())
+    assert config[section]["init_args"][name] == value
+    assert yaml.safe_load(checkpoint["config"])[section]["init_args"][name] == value
+    changed = {} if before == value else {f"{section}.init_args.{name}": value}
+    start, *later = checkpoint["settings_history"]
+    assert start["step"] == 1
+    assert start["settings"][f"{section}.init_args.{name}"] == before
+    assert later == [{"step": 5, "settings": {**changed, "trainer.max_steps": 6}}]
+    if changed:
+        assert f"{name} {before} -> {value} from step 5" in caplog.messages
+    assert "max_steps 4 -> 6 from step 5" in caplog.messages
+
+    # What was done: the optimizer's groups, the learning rate of each step, the windows taken.
+    decaying, other = checkpoint["optimizer_states"][0]["param_groups"]
+    assert decaying["weight_decay"] == settings["weight_decay"]
+    assert other["weight_decay"] == 0
+    assert [tuple(group["betas"]) for group in (decaying, other)] == [tuple(settings["betas"])] * 2
+    logged = dict(curves(half)["train/learning_rate"])
+    old = {**settings, name: before} if section == "model" else settings
+    assert [logged[step] for step in range(4)] == pytest.approx(learning_rates(old, range(4), 4), rel=1e-6)
+    assert [logged[step] for step in (4, 5)] == pytest.approx(learning_rates(settings, (4, 5)), rel=1e-6)
+    (rate,) = set(learning_rates(settings, [6]))
+    assert [group["lr"] for group in (decaying, other)] == pytest.approx([rate] * 2, rel=1e-12)
+    assert checkpoint["WikiText103"]["samples_taken"] == 4 * 4 + 2 * (value if name == "batch_size" else 4)
+
+
+def test_dropout_that_changes_acts(run, half):
+    before = (half / "checkpoints/last.ckpt").read_bytes()
+    losses = {}
+    for dropout in (0.0, 0.5):
+        (half / "checkpoints/last.ckpt").write_bytes(before)
+        assert resume(run, "--model.init_args.dropout", dropout)[0] == 0
+        losses[dropout] = dict(curves(half)["train/loss"])[4]
+    assert losses[0.0] != losses[0.5]
+
+
+def test_an_unchanged_resume_adds_nothing_to_the_history(run, work):
+    assert run("fit", "--config", "tiny.yaml", "--name", "run", "--checkpoint.every_n_train_steps", 1)[0] == 0
+    last = work / "lightning_logs/run/checkpoints/last.ckpt"
+    first = torch.load(last, weights_only=True)["settings_history"]
+    assert run("fit", "--name", "run", "--ckpt_path", "last")[0] == 0
+    assert torch.load(last, weights_only=True)["settings_history"] == first
+    assert [entry["step"] for entry in first] == [1]
+
+
+def test_the_reports_hold_the_history(run, half):
+    assert resume(run, "--model.init_args.learning_rate", 0.002)[0] == 0
+    assert run("test", "--ckpt_path", half)[0] == 0
+    report = yaml.safe_load((half / "test.json").read_text())["protocol"]
+    best = torch.load(half / "checkpoints/best.ckpt", weights_only=True)
+    assert report["settings_history"] == best["settings_history"]
+    assert report["hyperparameters"]["learning_rate"] == best["hyper_parameters"]["learning_rate"]
+
+
+def test_another_text_is_refused_on_a_resume(run, half, work):
+    """The training order is a function of the text: a changed text would be another run."""
+    with (work / "wikitext/wiki.train.tokens").open("a") as stream:
+        stream.write(" one more line \n")
+    status, _, err = resume(run)
+    assert status == 1
+    assert "data_fingerprint" in err
+    assert "--init_from" in err

@@ -1,0 +1,159 @@
+"""A checkpoint needs nothing beside it: neither its run's folder, nor the text, the cache or the tokenizer's file."""
+
+import math
+import shutil
+
+import pytest
+import torch
+
+import llp
+from datamodules import SentencePiece
+from llp.errors import SettingError
+
+TOKENIZER = ("--data.init_args.tokenizer", "datamodules.SentencePiece")
+SIZE = ("--data.init_args.tokenizer.init_args.vocab_size", 300)
+
+
+@pytest.fixture
+def run_with_sentence_piece(run, work):
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *TOKENIZER, *SIZE)
+    assert status == 0, err
+    return work / "lightning_logs/run"
+
+
+def perplexities(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("test ")]
+
+
+@pytest.fixture
+def moved(run, run_with_sentence_piece, work):
+    """The checkpoint alone in another folder, the text moved, the cache emptied; with the figures from before."""
+    status, before, err = run("test", "--ckpt_path", run_with_sentence_piece)
+    assert status == 0, err
+    checkpoint = work / "moved/model.ckpt"
+    checkpoint.parent.mkdir()
+    (run_with_sentence_piece / "checkpoints/best.ckpt").rename(checkpoint)
+    shutil.rmtree(work / "lightning_logs")
+    shutil.rmtree(work / "cache")
+    (work / "wikitext").rename(work / "elsewhere")
+    return checkpoint, before
+
+
+def test_generation_needs_the_file_alone(run, moved):
+    checkpoint, _ = moved
+    status, out, err = run("generate", "--ckpt_path", checkpoint, "--prompt", "the cat", "--max_tokens", 20)
+    assert status == 0, err
+    assert out.startswith("the cat")
+    assert len(out) > len("the cat\n")
+
+
+def test_a_test_with_the_text_elsewhere_is_the_same(run, moved, work):
+    checkpoint, before = moved
+    status, out, err = run("test", "--ckpt_path", checkpoint, "--data.init_args.path", work / "elsewhere")
+    assert status == 0, err
+    assert perplexities(out) == perplexities(before)
+
+
+def test_a_text_that_has_changed_keeps_the_tokenizer(run, moved, work, monkeypatch):
+    """Its training split is another now; nothing is trained on it."""
+    monkeypatch.setattr(SentencePiece, "_trained", lambda self, lines: 1 / 0)
+    checkpoint, before = moved
+    with (work / "elsewhere/wiki.train.tokens").open("a") as stream:
+        stream.write(" one more line \n")
+    for _ in range(2):
+        status, out, err = run("test", "--ckpt_path", checkpoint, "--data.init_args.path", work / "elsewhere")
+        assert status == 0, err
+        # The model's own row; the unigram model's comes from the training split.
+        assert perplexities(out) == perplexities(before)
+    assert len(list((work / "cache").iterdir())) == 1  # prepared once
+
+
+def test_a_fresh_run_never_takes_a_stored_tokenizer_for_its_own(run, moved, work):
+    """What was encoded for a checkpoint on a changed text has a key of its own."""
+    checkpoint, _ = moved
+    with (work / "elsewhere/wiki.train.tokens").open("a") as stream:
+        stream.write(" zebra zebra zebra zebra \n" * 50)
+    assert run("test", "--ckpt_path", checkpoint, "--data.init_args.path", work / "elsewhere")[0] == 0
+    arguments = ("--data.init_args.path", work / "elsewhere", "--name", "fresh", *TOKENIZER, *SIZE)
+    status, _, err = run("fit", "--config", "tiny.yaml", *arguments)
+    assert status == 0, err
+    fingerprints = [
+        torch.load(path, weights_only=True)["tokenizer"]["fingerprint"]
+        for path in (checkpoint, work / "lightning_logs/fresh/checkpoints/best.ckpt")
+    ]
+    assert fingerprints[0] != fingerprints[1]
+
+
+def test_a_given_tokenizer_may_be_gone(run, run_with_sentence_piece, work):
+    given = work / "given.model"
+    stored = torch.load(run_with_sentence_piece / "checkpoints/best.ckpt", weights_only=True)["tokenizer"]
+    given.write_bytes(stored["data"].numpy().tobytes())
+    flags = ("--data.init_args.tokenizer.init_args.model_file", given, "--trainer.max_steps", 4)
+    assert run("fit", "--config", "tiny.yaml", "--name", "own", *TOKENIZER, *flags)[0] == 0
+    given.unlink()
+    status, _, err = run("test", "--ckpt_path", work / "lightning_logs/own")
+    assert status == 0, err
+    status, _, err = run("fit", "--name", "own", "--ckpt_path", "last", "--trainer.max_steps", 6)
+    assert status == 0, err
+
+
+def test_python_in_three_lines(run_with_sentence_piece, moved):
+    checkpoint, _ = moved
+    model = llp.load(checkpoint)
+    text = "the cat sat\n on <unk> \u2581 mat 😀"
+    losses = model.token_losses(text)
+    generated = "".join(model.generate("the cat", max_tokens=20, seed=1))
+
+    assert not model.training
+    tokens = model.tokens(text)
+    assert tokens[0, 0] == model.start_token
+    assert len(losses) == tokens.shape[1] - 1
+    assert model.tokenizer.decode(tokens[0].tolist()) == "\n" + text  # WikiText's stream starts with a newline
+    with torch.no_grad():  # LLP: one pass over the whole text, by torch's own cross-entropy
+        expected = torch.nn.functional.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:], reduction="none")
+    assert [loss.nats for loss in losses] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert "".join(loss.text for loss in losses if "\N{REPLACEMENT CHARACTER}" not in loss.text).startswith("the cat")
+    assert generated == "".join(model.generate("the cat", max_tokens=20, seed=1))
+    assert generated
+
+
+def test_a_long_text_is_scored_in_the_protocol_s_windows(run, work):
+    """Each token once, for an architecture whose windows matter."""
+    flags = ("--model", "llp.Transformer", "--name", "dense")
+    assert run("fit", "--config", "tiny.yaml", *flags)[0] == 0
+    model = llp.load(work / "lightning_logs/dense")
+    assert model.text_window == (32, 16)
+    text = "the cat sat on the mat, and then it went on to sit on another one until it was evening and dark."
+    losses = model.token_losses(text)
+    tokens = model.tokens(text)
+    assert len(losses) == len(text)
+    for place in (0, 15, 16, 40, 90):  # position `place` predicts token `place + 1`, in a window that ends at 16 k
+        start = max(0, (place // 16 + 1) * 16 - 32)
+        with torch.no_grad():
+            logits = model(tokens[:, start : place + 1])[0, -1]
+        assert losses[place].nats == pytest.approx(-logits.log_softmax(-1)[tokens[0, place + 1]].item(), rel=1e-5)
+
+
+def test_lightning_s_own_way_loads_it_too(run_with_sentence_piece):
+    path = run_with_sentence_piece / "checkpoints/best.ckpt"
+    model = llp.LLP.load_from_checkpoint(path, weights_only=True)
+    assert not model.training
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert math.isfinite(model.token_losses("a cat")[0].nats)
+
+
+def test_what_can_not_be_loaded_is_one_error(run_with_sentence_piece, tmp_path):
+    with pytest.raises(SettingError, match="there is no such file"):
+        llp.load(tmp_path / "nowhere")
+    (tmp_path / "empty/checkpoints").mkdir(parents=True)
+    with pytest.raises(SettingError, match="there is no whole checkpoint"):
+        llp.load(tmp_path / "empty")
+    path = run_with_sentence_piece / "checkpoints/best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "architecture": "no_such_module.Model"}, path)
+    with pytest.raises(SettingError, match=r"no_such_module\.Model: .*PYTHONPATH"):
+        llp.load(path)
+    untrained = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4)
+    with pytest.raises(SettingError, match=r"no tokenizer; load a trained one with llp\.load"):
+        untrained.token_losses("a")
