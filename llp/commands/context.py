@@ -16,8 +16,7 @@ def run(options: list[str]) -> None:
     description = "Score the same tokens with growing context: how far back a model really reads."
     parser = parser_for_part("context", description, {"data"})
     parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
-    if not {"-h", "--help"} & set(options):
-        options = with_run_defaults("context", named_checkpoint("context", options))
+    options = with_run_defaults("context", named_checkpoint("context", options))
     command = CheckpointCommand(parser, loss_by_context, {"model", "data"}, options)
     checkpoint = checkpoints.read(command.ckpt_path)
     data = parser.instantiate(with_stored_tokenizer(command.arguments, checkpoint)).data

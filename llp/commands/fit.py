@@ -82,7 +82,7 @@ class FitCommand(TrainerCommand):
         return parser.dump(settings_of_run(self.config[self.name]), skip_unset=False)
 
     def fit(self, **kwargs: Any) -> None:
-        self.trainer.fit(weights_only=True, **kwargs)
+        self.trainer.fit(**kwargs)
 
 
 class SaveRunConfig(SaveConfigCallback):

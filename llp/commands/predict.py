@@ -17,4 +17,4 @@ class PredictCommand(TrainerCommand):
     hidden = {"return_predictions"}
 
     def predict(self, **kwargs: Any) -> None:
-        self.trainer.predict(return_predictions=False, weights_only=True, **kwargs)
+        self.trainer.predict(return_predictions=False, **kwargs)

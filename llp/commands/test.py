@@ -18,4 +18,4 @@ class TestCommand(TrainerCommand):
     hidden = {"verbose"}
 
     def test(self, **kwargs: Any) -> None:
-        self.trainer.test(verbose=False, weights_only=True, **kwargs)
+        self.trainer.test(verbose=False, **kwargs)

@@ -45,7 +45,9 @@ class TrainerCommand(LightningCLI):
     trainer: Trainer
 
     def __init__(self, options: list[str], save_config: type[SaveConfigCallback] | None = None) -> None:
-        if not {"-h", "--help"} & set(options):
+        if "--help.all" in options:
+            options = ["--help"]
+        else:
             options = with_run_defaults(self.name, named_checkpoint(self.name, options))
         super().__init__(
             LanguageModel,
@@ -75,11 +77,17 @@ class TrainerCommand(LightningCLI):
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
-        return {cls.name: LightningCLI.subcommands()[cls.name] | cls.hidden | {"weights_only"}}
+        return {cls.name: LightningCLI.subcommands()[cls.name] | cls.hidden | {"ckpt_path", "weights_only"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--name", type=str | None, default=None, help="The run's folder in lightning_logs/; version_N unless given."
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="A checkpoint or a run's folder; or last, best or auto, with --name.",
         )
         parser.add_argument(
             "--init_from",
@@ -134,6 +142,10 @@ class TrainerCommand(LightningCLI):
     def default_logger(self) -> Any:
         """The logger where the configuration names none; False: nothing is logged."""
         return False
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another model before any long work."""

@@ -17,4 +17,4 @@ class ValidateCommand(TrainerCommand):
     hidden = {"verbose"}
 
     def validate(self, **kwargs: Any) -> None:
-        self.trainer.validate(verbose=False, weights_only=True, **kwargs)
+        self.trainer.validate(verbose=False, **kwargs)
