@@ -22,6 +22,7 @@ from llp.training import checkpoints
 from llp.training.final_hyperparameters import FinalHyperparameters
 from llp.training.finite_guard import FiniteGuard
 from llp.training.run_checkpoint import RunCheckpoint
+from llp.training.run_record import RunRecord
 from llp.training.stall_guard import StallGuard
 from llp.training.step_validation import StepValidation
 
@@ -53,7 +54,7 @@ class TrainerCommand(LightningCLI):
             save_config_kwargs={"overwrite": True},  # it keeps the older one itself
             seed_everything_default=0,
             trainer_defaults={
-                "callbacks": [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport()],
+                "callbacks": [StepValidation(), FinalHyperparameters(), RunRecord(), TokenLosses(), TestReport()],
                 "use_distributed_sampler": False,
                 "check_val_every_n_epoch": None,
                 "num_sanity_val_steps": 0,
