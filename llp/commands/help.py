@@ -38,9 +38,11 @@ COMMANDS = {
         },
         sections=True,
     ),
-    "validate": Command("Score the validation split.", _SCORING, sections=True),
+    "validate": Command(
+        "Score the validation split; writes validation.json in the run's folder.", _SCORING, sections=True
+    ),
     "test": Command("Score the test split; writes test.json into the run's folder.", _SCORING, sections=True),
-    "predict": Command("Write the loss of every token of the test split.", _SCORING, sections=True),
+    "predict": Command("Write the loss of every token of the test split, as Parquet.", _SCORING, sections=True),
     "generate": Command(
         "Continue a text. Needs nothing but the checkpoint.",
         {

@@ -44,7 +44,6 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # they are those of the command line
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # scoring windows have places instead
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's own
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed"):

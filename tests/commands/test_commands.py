@@ -160,7 +160,7 @@ def test_what_a_run_shows(trained):
     assert "vocab_size" not in config["model"]["init_args"]
 
 
-def test_validate_and_predict(run, trained):
+def test_validate_writes_its_report(run, trained):
     checkpoint = trained / "checkpoints/last.ckpt"
     status, out, err = run("validate", "--ckpt_path", checkpoint)
     assert status == 0, err
@@ -179,13 +179,6 @@ def test_validate_and_predict(run, trained):
     assert row["loss"] == pytest.approx(events.Scalars("val/loss")[-1].value, rel=1e-6)  # that of the last step
     assert run("validate", "--ckpt_path", checkpoint)[0] == 0
     assert json.loads((trained / "validation-1.json").read_text()) == report
-    run("test", "--ckpt_path", checkpoint)
-    status, out, err = run("predict", "--ckpt_path", checkpoint)
-    assert status == 0, err
-    losses = np.load(trained / "token_losses.npy")
-    row = json.loads((trained / "test.json").read_text())["rows"][0]
-    assert len(losses) == row["tokens"]
-    assert losses.mean() == pytest.approx(row["loss"], rel=1e-5)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(run, work):
@@ -397,11 +390,6 @@ def test_a_limited_test_says_that_it_is_partial(run, trained):
     assert status == 1
     assert "trainer.limit_val_batches = 0: nothing was scored" in err
     assert not (trained / "validation.json").exists()
-    status, out, err = run("predict", *checkpoint, "--trainer.limit_predict_batches", 2)
-    assert status == 0, err
-    losses = np.load(trained / "token_losses.npy")
-    assert f"{np.isfinite(losses).sum():,} of {len(losses):,} tokens" in out
-    assert 0 < np.isfinite(losses).sum() < len(losses)
 
 
 def test_files_and_flags_override_the_run(run, trained, work):
