@@ -40,7 +40,7 @@ class AllCommands(TrainerCommand):
         for name in COMMANDS.keys() - self.subcommands().keys():
             parser._subcommands_action.add_subcommand(name, _parser_of_own_options(name))
         print(parser.get_completion_script(f"shtab-{self.shell}"))
-        sys.exit()
+        sys.exit(0)
 
 
 def _parser_of_own_options(name: str) -> ArgumentParser:

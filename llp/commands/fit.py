@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -13,6 +13,9 @@ from llp.commands.trainer_command import TrainerCommand
 from llp.errors import SettingError, require
 from llp.run_folder import keep_older
 from llp.training.initial_weights import InitialWeights
+from llp.training.run_record import RunRecord
+from llp.training.run_summary import RunSummary
+from llp.training.start_report import StartReport
 
 
 def run(options: list[str]) -> None:
@@ -30,6 +33,9 @@ class FitCommand(TrainerCommand):
         # With `--ckpt_path auto` a run that has no checkpoint yet starts again in its folder.
         self.restarts = last_value("ckpt_path", options) == "auto"
         super().__init__(options, SaveRunConfig)
+
+    def callbacks(self) -> list[Callback]:
+        return [*super().callbacks(), StartReport(), RunSummary(), RunRecord()]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         logger = self._get(self.config_init, "trainer").logger

@@ -263,14 +263,19 @@ def is_part_of(settings, whole):
 
 
 def test_what_is_built_is_said(run, work, caplog):
+    """A class named later drops the settings that it doesn't take; what is said shows what is left."""
     caplog.set_level("INFO")
-    """A class named later drops the settings that it doesn't take; the line shows what is left."""
-    status, _, err = run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "x")
+    status, out, err = run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "x")
     assert status == 0, err
-    (line,) = (message for message in caplog.messages if message.startswith("Transformer("))
-    assert "dim=16" in line
-    assert "segment_len" not in line
-    assert line.endswith("on WikiText103")
+    title, settings, *_ = out.splitlines()
+    assert title.startswith("Transformer on WikiText103: ")
+    built = "vocab_size=257, dim=16, n_layers=2, n_heads=2, learning_rate=0.01, schedule=halving"
+    assert settings == f"  settings  {built}; all else as in"  # the class follows in the next line
+    assert out.splitlines()[2].strip() == "llp.Transformer"
+    caplog.clear()
+    status, _, err = run("test", "--ckpt_path", "lightning_logs/x/checkpoints/last.ckpt")
+    assert status == 0, err
+    assert f"Transformer({built}) on WikiText103" in caplog.messages
 
 
 def test_accumulated_gradients_are_one_step(run, work):
@@ -288,6 +293,16 @@ def test_help_and_version_need_no_torch():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "False"
         assert "llp" in done.stdout
+
+
+def test_an_unknown_subcommand_is_told_the_known_ones():
+    code = "import sys; sys.argv = ['llp', 'nonsense']; from llp.__main__ import main; status = main()"
+    code += "; print(status, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("llp: error: there is no subcommand 'nonsense'; choose fit, validate, ")
+    assert {"prepare", "consolidate"} <= set(line.partition("choose ")[2].split(", "))
 
 
 COMPLETE = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("paper/*.yaml"))]
