@@ -13,6 +13,7 @@ from llp.commands.trainer_command import TrainerCommand
 from llp.errors import SettingError, require
 from llp.run_folder import keep_older
 from llp.training.initial_weights import InitialWeights
+from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
 from llp.training.start_report import StartReport
 
@@ -34,7 +35,7 @@ class FitCommand(TrainerCommand):
         super().__init__(options, SaveRunConfig)
 
     def callbacks(self) -> list[Callback]:
-        return [*super().callbacks(), StartReport(), RunSummary()]
+        return [*super().callbacks(), StartReport(), RunSummary(), RunRecord()]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         logger = self._get(self.config_init, "trainer").logger

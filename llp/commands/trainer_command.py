@@ -24,7 +24,6 @@ from llp.training.final_hyperparameters import FinalHyperparameters
 from llp.training.finite_guard import FiniteGuard
 from llp.training.progress_bar import RunProgressBar
 from llp.training.run_checkpoint import RunCheckpoint
-from llp.training.run_record import RunRecord
 from llp.training.stall_guard import StallGuard
 from llp.training.start_report import changed_settings
 from llp.training.step_validation import StepValidation

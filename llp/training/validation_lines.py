@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 
@@ -12,25 +12,28 @@ class ValidationLines(Callback):
     """Prints a line for each validation within a run: its step, loss and bits per byte, and whether it is the best.
 
     The run's checkpoint callback says what is best. Without a progress bar (`enable_progress_bar=False`) nothing is
-    printed. `latest` and `best` hold the step and the figures of those validations, `best` from before a resume too.
+    printed. `latest` and `best` hold the step and the figures of those validations, from before a resume too, and
+    whether they are `complete`: a limited number of batches is only a part of the split.
     """
 
     def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
-        self.best: dict[str, float] = {}
+        self.latest: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.latest = state_dict["best"], state_dict["latest"]
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         metrics = trainer.callback_metrics
         figures = {name.removeprefix("val/"): float(metrics[name]) for name in metrics if name.startswith("val/")}
-        self.latest = {"step": trainer.global_step, **figures}
+        n_tokens = sum(document.tokens for document in pl_module.score.documents)
+        is_complete = pl_module.score.rows()[0]["tokens"] == n_tokens
+        self.latest = {"step": trainer.global_step, "complete": is_complete, **figures}
         is_best = _is_best(trainer)
         if is_best:
             self.best = self.latest
@@ -39,10 +42,11 @@ class ValidationLines(Callback):
             bar.print(f"{figures_line(self.latest)}{', the best so far' if is_best else ''}")
 
 
-def figures_line(figures: dict[str, float]) -> str:
-    """The step of a validation, its loss and bits per byte."""
+def figures_line(figures: dict[str, Any]) -> str:
+    """The step of a validation, its loss and bits per byte, and whether they are those of a part of the split."""
     loss, bits = figures.get("loss", math.nan), figures.get("bits_per_byte", math.nan)
-    return f"step {figures['step']:,}: validation loss {loss:.4f}, bits per byte {bits:.4f}"
+    part = "" if figures["complete"] else ", on a part of the split"
+    return f"step {figures['step']:,}: validation loss {loss:.4f}, bits per byte {bits:.4f}{part}"
 
 
 def _is_best(trainer: Any) -> bool:
