@@ -73,7 +73,7 @@ class TrainerCommand(LightningCLI):
 
     def callbacks(self) -> list[Callback]:
         """Those without settings of their own."""
-        return [StepValidation(), FinalHyperparameters(), RunRecord(), TokenLosses(), TestReport(), ValidationLines()]
+        return [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport(), ValidationLines()]
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:

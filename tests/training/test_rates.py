@@ -7,8 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import llp
 from datamodules.loaders import TrainingLoader
+from helpers.runs import curves
 from llp.language_model import LanguageModel
-from test_survival import curves
 
 TOKENS = 4 * 32  # of a batch
 
@@ -17,7 +17,7 @@ TOKENS = 4 * 32  # of a batch
 def clock(monkeypatch):
     """A batch takes 1 s to make and 3 s to train, a batch of validation 1,000 s."""
     clock = SimpleNamespace(now=50.0)
-    for module in ("llp.callbacks", "datamodules.loaders"):
+    for module in ("llp.training.metrics", "datamodules.loaders"):
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def slow(owner, name, seconds):
@@ -32,7 +32,7 @@ def clock(monkeypatch):
     slow(TrainingLoader, "_window", 0.25)
     slow(LanguageModel, "training_step", 3)
     slow(LanguageModel, "validation_step", 1000)
-    monkeypatch.setattr("llp.callbacks.peak_flops", lambda device, dtype: 1e6)
+    monkeypatch.setattr("llp.training.metrics.peak_rate", lambda device, dtype: SimpleNamespace(flops=1e9))
     return clock
 
 
@@ -49,7 +49,7 @@ def test_rates_by_hand(run, work, clock, accumulated, every):
     expected = {
         "tokens": [(step + 1) * accumulated * TOKENS for step in steps],
         "tokens_per_second": [TOKENS / 4] * len(steps),
-        "mfu": [pytest.approx(3 * 4 * model.decoder.flops(32) / 4 / 1e6, rel=1e-6)] * len(steps),
+        "mfu": [pytest.approx(3 * 4 * model.decoder.flops(32) / 4 / 1e9, rel=1e-6)] * len(steps),
         "data_wait": [0.25] * len(steps),
     }
     events = EventAccumulator(str(work / "lightning_logs/run"))
