@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.text import TextDataModule
@@ -124,7 +125,10 @@ class TrainerCommand(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self._get(self.config_init, "trainer").logger in (None, True):
             kwargs["logger"] = self.default_logger()
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
+            raise MisconfigurationException(f"trainer: {error}") from error
 
     def default_logger(self) -> Any:
         """The logger where the configuration names none; False: nothing is logged."""
