@@ -358,9 +358,13 @@ def test_loss_over_context(run, trained):
         context, loss = int(line.split(",")[0]), float(line.split(",")[1])
         windows = torch.tensor([text[start - context : start + 5] for start in starts])
         with torch.no_grad():
-            nats = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.sum().item()
-        assert loss == pytest.approx(nats / 20, rel=1e-5)
+            blocks = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.mean(dim=1).tolist()
+        mean = sum(blocks) / 5
+        assert loss == pytest.approx(mean, rel=1e-5)
+        error = math.sqrt(sum((block - mean) ** 2 for block in blocks) / 4 / 5)  # of the mean of five
+        assert float(line.split(",")[2]) == pytest.approx(error, rel=1e-3)
         assert f"{loss:.4f}" in out
+        assert f"± {error:.4f}" in out
     assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(trained))
     events.Reload()
