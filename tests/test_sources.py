@@ -30,7 +30,10 @@ def test_each_setting_of_the_text_makes_a_folder_of_its_own(tmp_path, data_class
 
 
 class Rows(list):
+    asked = None
+
     def select_columns(self, columns):
+        Rows.asked = columns
         return [{column: row[column] for column in columns} for row in self]
 
 
@@ -53,6 +56,7 @@ def test_wikitext_asks_the_hub_for_its_release_and_revision(hub, release, name):
     (text,) = data.texts("validation")
     assert b"".join(text.blocks) == b" \n one \n two\n"  # rows are lines; the Hub leaves out a blank line's space
     assert text.name == "validation"
+    assert Rows.asked == ["text"]
     assert hub == [("a/copy", name, {"split": "validation", "revision": "1a2b3c", "streaming": True})]
 
 
@@ -60,6 +64,7 @@ def test_pg19_asks_the_hub_for_its_columns_and_revision(hub):
     data = PG19(hub_id="a/copy", hub_revision="1a2b3c", title_column="title")
     texts = [(text.name, b"".join(text.blocks)) for text in data.texts("test")]
     assert texts == [("T0", b""), ("T1", b" one \n"), ("T2", b" two")]
+    assert Rows.asked == ["title", "text"]
     assert hub == [("a/copy", None, {"split": "test", "revision": "1a2b3c", "streaming": True})]
 
 
