@@ -111,7 +111,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save_last_if(True, trainer)
+            self._save_last_if(self._last_global_step_saved != trainer.global_step, trainer)
 
     def _save_last_if(self, is_due: bool, trainer: Trainer) -> None:
         """Save `last.ckpt` if it is due, or if a signal has reached any of the processes: then the run ends."""
