@@ -32,15 +32,31 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> PeakRate:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of products of square matrices: the best of as many as a third of a second takes.
+    """FLOP/s of products of square matrices: the best of as many as half a second takes.
 
     A product can be late, for want of a core say, but never early: the best one is the nearest to what the device can
-    do. They grow until one takes a while, so that they fill the device.
+    do. On a CPU fewer threads are tried too: on a busy machine all of them wait for one that has no core, each time.
     """
+    if device.type != "cpu":
+        return _best_rate(device, dtype, 0.3)
+    n_threads = torch.get_num_threads()
+    tried = [n_threads >> halvings for halvings in range(n_threads.bit_length())]  # n, n / 2, ..., 1
+    best = 0.0
+    try:
+        for number in tried:
+            torch.set_num_threads(number)
+            best = max(best, _best_rate(device, dtype, min(0.3, 0.6 / len(tried))))
+    finally:
+        torch.set_num_threads(n_threads)
+    return best
+
+
+def _best_rate(device: torch.device, dtype: torch.dtype, budget_s: float) -> float:
+    """The best rate within some seconds; matrices grow until a product takes a while, so that they fill the device."""
     size, best, spent_s = 256, 0.0, 0.0
     matrix = torch.ones(size, size, device=device, dtype=dtype)
-    _seconds_of_square(matrix)  # loads libraries
-    while spent_s < 0.3:
+    _seconds_of_square(matrix)  # loads libraries, starts threads
+    while spent_s < budget_s:
         seconds = _seconds_of_square(matrix)
         spent_s += seconds
         best = max(best, 2 * size**3 / seconds)

@@ -155,6 +155,23 @@ def test_a_busy_machine_does_not_lower_the_rate(monkeypatch):
     assert sum(spent) < 1
 
 
+def test_threads_that_wait_for_one_without_a_core_do_not_lower_the_rate(monkeypatch):
+    """Of four threads two have a core of 2e10 FLOP/s; with more of them a product takes fifty times as long."""
+
+    def seconds(matrix):
+        n_threads = torch.get_num_threads()
+        return 2 * len(matrix) ** 3 / 2e10 / n_threads * (50 if n_threads > 2 else 1)
+
+    monkeypatch.setattr(throughput, "_seconds_of_square", seconds)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert throughput.matrix_rate(torch.device("cpu"), torch.float32) == pytest.approx(4e10)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("flops", [1e9, 1e11, 5e12])
 def test_the_rate_is_measured_in_less_than_a_second(monkeypatch, flops):
     """At sizes that fill the device: the last ones take a while, or are the greatest."""
