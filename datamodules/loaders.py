@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,20 @@ class ScoringLoader:
 
     def places(self, batch: int) -> list[int]:
         """Where the first scored token of each window of a batch stands among all scored tokens of the split."""
-        before = np.cumsum([0, *(document.tokens for document in self.documents)])
+        before = self._tokens_before
         return [int(before[window.document]) + window.stop - window.n_scored for window in self.batches[batch]]
+
+    def scored_tokens(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the tokens that stand at these places among all scored ones: document, place in it, and the token."""
+        documents = np.searchsorted(self._tokens_before, places, side="right") - 1
+        within = places - self._tokens_before[documents]
+        starts = np.array([document.start for document in self.documents])
+        return documents, within, self.file.tokens[starts[documents] + 1 + within].astype(np.int64)
+
+    @cached_property
+    def _tokens_before(self) -> np.ndarray:
+        """How many scored tokens the documents before each one have; at the end, how many there are."""
+        return np.cumsum([0, *(document.tokens for document in self.documents)])
 
     def _tokens(self, window: ScoringWindow) -> np.ndarray:
         origin = self.documents[window.document].start

@@ -128,6 +128,8 @@ class LanguageModel(LightningModule, ABC):
         """The settings of the run: each start's that were new, and the step, counted from 1, from which they hold."""
         self.initialized_from: dict[str, Any] | None = None
         """The checkpoint whose weights the run began with; None: it began with random ones."""
+        self.loaded_from: str | None = None
+        """The checkpoint, of a model from `llp.load`."""
         self.run_config: str | None = None
         """The run's configuration, YAML, where a command line has one."""
         self.tokenizer: Any = None
@@ -223,9 +225,9 @@ class LanguageModel(LightningModule, ABC):
 
     def configure_callbacks(self) -> list[Callback]:
         """What belongs to every model: its curves, dropout that a resumed run draws again, and an honest test."""
-        reports: list[Callback] = [Certificate(), TestReport()]
+        callbacks: list[Callback] = [RunMetrics(), StepSeed(), Certificate(), TestReport()]
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [RunMetrics(), StepSeed(), *(report for report in reports if type(report) not in there)]
+        return [callback for callback in callbacks if type(callback) not in there]
 
     def learning_rate_factor(self, step: int) -> float:
         """The learning rate of an optimizer step, as a share of `learning_rate`."""

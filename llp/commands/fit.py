@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -17,6 +17,9 @@ from llp.commands.trainer_settings import check_length, check_trainer_settings, 
 from llp.errors import SettingError, require
 from llp.run_folder import naming, whole_file
 from llp.training.initial_weights import InitialWeights
+from llp.training.run_record import RunRecord
+from llp.training.run_summary import RunSummary
+from llp.training.start_report import StartReport
 
 
 def run(options: list[str]) -> None:
@@ -34,6 +37,9 @@ class FitCommand(TrainerCommand):
         # With `--ckpt_path auto` a run that has no checkpoint yet starts again in its folder.
         self.restarts = last_value("ckpt_path", options) == "auto"
         super().__init__(options, SaveRunConfig)
+
+    def callbacks(self) -> list[Callback]:
+        return [*super().callbacks(), StartReport(), RunSummary(), RunRecord()]
 
     def before_instantiate_classes(self) -> None:
         """Refuse settings of the Trainer with which nothing would be trained, too."""

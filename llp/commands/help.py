@@ -38,9 +38,11 @@ COMMANDS = {
         },
         sections=True,
     ),
-    "validate": Command("Score the validation split.", _SCORING, sections=True),
+    "validate": Command(
+        "Score the validation split; writes validation.json in the run's folder.", _SCORING, sections=True
+    ),
     "test": Command("Score the test split; writes test.json into the run's folder.", _SCORING, sections=True),
-    "predict": Command("Write the loss of every token of the test split.", _SCORING, sections=True),
+    "predict": Command("Write the loss of every token of the test split, as Parquet.", _SCORING, sections=True),
     "generate": Command(
         "Continue a text. Needs nothing but the checkpoint.",
         {
@@ -65,6 +67,13 @@ COMMANDS = {
             "--block_len N": "tokens of a block",
             "--data CLASS": "another text, with --data.init_args.…",
             **_DEVICE,
+        },
+    ),
+    "runs": Command(
+        "List runs side by side, the best first: settings that differ, tokens, time, validation and test.",
+        {
+            "[FOLDER]": "the folder that holds them; lightning_logs unless given",
+            "--csv FILE": "write them there, too, with all digits",
         },
     ),
     "prepare": Command(

@@ -12,6 +12,12 @@ from torch.distributed import DistError
 
 from llp.errors import SettingError
 
+_NOISE = re.compile(
+    r"💡|[GTH]PU available: |LOCAL_RANK: |You are using a CUDA device|Using .* Automatic Mixed Precision|"
+    r"(\[rank: \d+\] )?Seed set to |Restor(ing|ed) |`Trainer.fit` stopped: `max_(steps|epochs)="
+)
+"""Lightning's notices of what the first and the last screen of a run say, and its advice for other programs."""
+
 
 def users_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend, if an exception is that or was raised from it.
@@ -64,7 +70,7 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # they are those of the command line
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
-    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # scoring windows have places instead
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's own
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.msg)
+    for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed"):
+        logging.getLogger(f"lightning.{name}").addFilter(lambda record: not _NOISE.match(record.getMessage()))

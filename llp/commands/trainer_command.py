@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,9 +23,12 @@ from llp.run_folder import run_folder
 from llp.training import checkpoints
 from llp.training.final_hyperparameters import FinalHyperparameters
 from llp.training.finite_guard import FiniteGuard
+from llp.training.progress_bar import RunProgressBar
 from llp.training.run_checkpoint import RunCheckpoint
 from llp.training.stall_guard import StallGuard
+from llp.training.start_report import changed_settings
 from llp.training.step_validation import StepValidation
+from llp.training.validation_lines import ValidationLines
 
 
 class TrainerCommand(LightningCLI):
@@ -54,7 +58,8 @@ class TrainerCommand(LightningCLI):
             save_config_kwargs={"overwrite": True},  # it keeps the older one itself
             seed_everything_default=0,
             trainer_defaults={
-                "callbacks": [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport()],
+                "callbacks": self.callbacks(),
+                "enable_model_summary": False,  # it counts no FLOPs; `fit` has a report of its own
                 "use_distributed_sampler": False,
                 "check_val_every_n_epoch": None,
                 "num_sanity_val_steps": 0,
@@ -66,6 +71,10 @@ class TrainerCommand(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def callbacks(self) -> list[Callback]:
+        """Those without settings of their own."""
+        return [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport(), ValidationLines()]
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -123,8 +132,12 @@ class TrainerCommand(LightningCLI):
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self._get(self.config_init, "trainer").logger in (None, True):
+        settings = self._get(self.config_init, "trainer")
+        if settings.logger in (None, True):
             kwargs["logger"] = self.default_logger()
+        own = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        if settings.enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in own):
+            self.trainer_defaults["callbacks"].append(RunProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
         except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
@@ -148,6 +161,8 @@ class TrainerCommand(LightningCLI):
         if isinstance(strategy, ModelParallelStrategy) and strategy._data_parallel_size == "auto":
             # Lightning's "auto" is the number of nodes: all processes of a node would read the same text.
             strategy._data_parallel_size, strategy._tensor_parallel_size = self.trainer.world_size, 1
-        # jsonargparse drops settings that a class named later doesn't take: what is built is said, never left to guess.
-        settings = ", ".join(f"{name}={value}" for name, value in self.model.hparams.items())
-        rank_zero_info(f"{type(self.model).__name__}({settings}) on {type(self.datamodule).__name__}")
+        if self.name != "fit":  # that has its own report
+            # jsonargparse drops settings that a class named later doesn't take: what is built is said, never left to
+            # guess.
+            settings = ", ".join(f"{name}={value}" for name, value in changed_settings(self.model).items())
+            rank_zero_info(f"{type(self.model).__name__}({settings}) on {type(self.datamodule).__name__}")

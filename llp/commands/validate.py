@@ -1,4 +1,4 @@
-"""`llp validate`: score the validation split."""
+"""`llp validate`: score the validation split, and write the report into the run's folder."""
 
 from typing import Any
 

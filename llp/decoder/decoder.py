@@ -279,6 +279,14 @@ class Decoder(nn.Module):
         x = self.final_norm(last_positions(x, n_scored))
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
 
+    def positions_out(self, n: int) -> int:
+        """T, the positions that leave the last block and have a loss in training, of `n` tokens."""
+        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
+            n = block.positions_out(n)
+            if layer == 0 and self.compress is not None:
+                n = self.compress.n_out(n)
+        return n
+
     def flops(self, n: int) -> int:
         """Of the forward pass of one sequence of `n` tokens: two for each multiplication in a matrix product.
 

@@ -59,7 +59,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return math.inf if x >= 700 else math.exp(x)
 
 
 class Score(Metric):

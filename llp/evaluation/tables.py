@@ -25,20 +25,22 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
 
     Args:
         rows: That of the whole split, or of what was scored of it, and one for each document. The first ten documents
-            are shown.
+            of which something was scored are shown.
         protocol: How they were scored.
     """
     table: list[list[str]] = [["split", "document", "model", *_COLUMNS]]
     name = protocol["architecture"].rpartition(".")[2]
-    for row in rows[: 1 + _MOST_DOCUMENTS]:
+    whole, *documents = rows
+    documents = [document for document in documents if document["tokens"]]
+    for row in [whole, *documents[:_MOST_DOCUMENTS]]:
         where = [row["split"], row["document"] or ("(all)" if protocol["complete"] else "(part)")]
         table.append([*where, name, *(readable(row[column]) for column in _COLUMNS)])
         if "unigram_loss" in row:
             table.append(["", "", "unigram", "", "", "", *(readable(row[f"unigram_{name}"]) for name in _COLUMNS[3:])])
     lines = aligned(table, n_left=3)
     lines.insert(1, "-" * max(map(len, lines)))
-    if (n_more := len(rows) - 1 - _MOST_DOCUMENTS) > 0:
-        lines.append(f"… and {n_more:,} more in {rows[0]['split']}.csv")
+    if len(documents) > _MOST_DOCUMENTS:
+        lines.append(f"… and {len(documents) - _MOST_DOCUMENTS:,} more in {whole['split']}.csv")
     windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
     if "context_mean" in protocol:
         least = "-" if protocol["context_least"] is None else f"{protocol['context_least']:,}"

@@ -1,58 +1,127 @@
-"""The loss of every single token, as a file."""
+"""The loss of every single token, as a table that other programs read."""
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from llp.run_folder import keep_older, move_into_place, run_folder
+from llp.errors import require
+from llp.run_folder import run_folder, whole_file
+
+ROWS_IN_MEMORY = 1 << 19
+_LEFT_OUT = -1.0  # where nothing was scored; a loss is never negative
 
 
-class TokenLosses(BasePredictionWriter):
-    """`llp predict`: the loss of every token of the test split, in nats and in the order of the text.
+class TokenLosses(Callback):
+    """`llp predict`: the loss of every token of the test split, in the order of the text.
 
-    Written as `token_losses.npy` (float32) into the run's folder, whole or not at all. Each rank writes its own.
+    Written as `token_losses.parquet` into the run's folder, whole or not at all; an older one keeps a numbered name. It
+    has one row for each scored token, none for what a limited number of batches leaves out:
+
+    - `document` (int32): number of the document, from 0, in the order of `test.csv`; `name` (string): its name;
+    - `place` (int64): the token's place in the document, from 0;
+    - `token` (int32): the token; `text` (string): its text. Of a character that several tokens make up, each has the
+      replacement character U+FFFD;
+    - `loss` (float32): minus the log of the token's probability, in nats.
     """
 
-    def __init__(self) -> None:
-        super().__init__(write_interval="batch")
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        limit = trainer.limit_predict_batches
+        require(stage != "predict" or limit > 0, "trainer.limit_predict_batches", limit, "set it above 0")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loader: Any = trainer.predict_dataloaders
-        path = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
-        self._path = path / "token_losses.npy"
-        self._unfinished = path / f".{self._path.name}"
+        folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+        self._path = folder / "token_losses.parquet"
+        # Batches do not come in the order of the text: the losses alone go to a file first, from all ranks.
+        self._losses = folder / ".token_losses.float32"
         if trainer.is_global_zero:
-            losses = np.lib.format.open_memmap(
-                self._unfinished, "w+", np.float32, (sum(document.tokens for document in loader.documents),)
-            )
-            losses[:] = np.nan  # what a limited number of batches leaves out
+            _fill(self._losses, sum(document.tokens for document in loader.documents))
         trainer.strategy.barrier("token losses")
-        self._losses = np.lib.format.open_memmap(self._unfinished, "r+")
+        # Neither a sparse file nor a memory map: a full disk is an error here, not a signal that kills the process.
+        self._file = self._losses.open("r+b")
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Tensor,
-        batch_indices: Sequence[int] | None,
+        outputs: Tensor,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         loader: Any = trainer.predict_dataloaders
-        for place, nats in zip(loader.places(batch_idx), prediction.float().cpu().numpy(), strict=True):
-            self._losses[place : place + len(nats)] = nats
+        for place, nats in zip(loader.places(batch_idx), outputs.float().cpu().numpy(), strict=True):
+            self._file.seek(place * nats.itemsize)
+            self._file.write(nats.tobytes())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._losses.flush()
+        self._file.close()
         trainer.strategy.barrier("token losses")
         if trainer.is_global_zero:
-            keep_older(self._path)
-            move_into_place(self._unfinished, self._path)
-            n_scored = int(np.isfinite(self._losses).sum())
-            print(f"Written to {self._path}: the loss of {n_scored:,} of {len(self._losses):,} tokens, in nats")
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            loader: Any = trainer.predict_dataloaders
+            texts = [data.tokenizer.decode([token]) for token in range(data.vocab_size)]
+            with whole_file(self._path) as temporary:
+                n_scored = write_table(temporary, self._losses, loader, texts)
+            self._losses.unlink()
+            n_tokens = sum(document.tokens for document in loader.documents)
+            print(f"Written to {self._path}: the loss of {n_scored:,} of {n_tokens:,} tokens, in nats")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero and hasattr(self, "_losses"):
+            self._losses.unlink(missing_ok=True)
+
+
+def _fill(path: Path, n: int) -> None:
+    """Write a file of `n` losses that are still to come."""
+    with path.open("wb") as file:
+        for first in range(0, n, ROWS_IN_MEMORY):
+            file.write(np.full(min(ROWS_IN_MEMORY, n - first), _LEFT_OUT, np.float32).tobytes())
+        file.flush()
+        os.fsync(file.fileno())  # where the disk's blocks are given out late, it is full here
+
+
+def write_table(path: Path, losses: Path, loader: Any, texts: list[str]) -> int:
+    """Write the table, a part of its rows in memory at a time; returns their number.
+
+    Args:
+        path: Of the table.
+        losses: File with a float32 for each token of the split, in the order of the text.
+        loader: The scoring loader, which knows the text.
+        texts: Text of each token of the vocabulary.
+    """
+    import pyarrow as pa  # half a second, and only this needs it
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {
+            "document": pa.int32(),
+            "name": pa.string(),
+            "place": pa.int64(),
+            "token": pa.int32(),
+            "text": pa.string(),
+            "loss": pa.float32(),
+        }
+    )
+    names = pa.array([document.name for document in loader.documents])
+    n_tokens, n_scored = sum(document.tokens for document in loader.documents), 0
+    with losses.open("rb") as file, pq.ParquetWriter(path, schema) as writer:
+        for first in range(0, n_tokens, ROWS_IN_MEMORY):
+            nats = np.frombuffer(file.read(4 * ROWS_IN_MEMORY), np.float32)
+            scored = first + np.flatnonzero(nats != _LEFT_OUT)
+            documents, places, tokens = loader.scored_tokens(scored)
+            columns = [
+                pa.array(documents, pa.int32()),
+                names.take(pa.array(documents)),
+                pa.array(places),
+                pa.array(tokens, pa.int32()),
+                pa.array(texts).take(pa.array(tokens)),
+                pa.array(nats[scored - first]),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            n_scored += len(scored)
+    return n_scored

@@ -1,7 +1,6 @@
 """What a checkpoint says of itself, how it is opened, and whether it fits a model."""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
 from llp.errors import SettingError
-from llp.training.settings import current
+from llp.training.settings import batch_of, current
 
 
 def class_path(cls: type) -> str:
@@ -74,15 +73,11 @@ def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
     `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time without validations.
     """
     metrics = checkpoint.get("callbacks", {}).get("RunMetrics", {})
-    at_the_end = current(checkpoint["settings_history"])
-    names = ("data.init_args.batch_size", "trainer.world_size", "trainer.accumulate_grad_batches")
-    factors = [at_the_end.get(name) for name in names]
     return {
         "step": checkpoint["global_step"],
         "seed": checkpoint["seed"],
         "trained_tokens": metrics.get("tokens"),
-        "windows_per_step": None if None in factors else math.prod(factors),
-        "training_window_len": at_the_end.get("data.init_args.window_len"),
+        **batch_of(current(checkpoint["settings_history"])),
         "training_seconds": metrics.get("seconds"),
     }
 

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llp.training.throughput import compute_dtype, peak_flops
+from llp.training.throughput import compute_dtype, peak_rate
 
 StepOutput = Tensor | Mapping[str, Any] | None
 
@@ -32,7 +32,8 @@ class RunMetrics(Callback):
     `tokens` are trained positions, those with a loss, and `input_tokens` all that the model read, over all ranks. The
     rate is that of trained positions since the last logged step; validation does not count. `mfu` is the share of what
     the devices could compute (`llp.training.throughput`) that went into the model's own FLOPs, those of its forward and
-    backward pass; `data_wait` the share of the time in which the model waited for its next batch.
+    backward pass; where it comes out above 1, what the devices can do was measured wrong, and it is left out.
+    `data_wait` is the share of the time in which the model waited for its next batch.
 
     `seconds` is the time that training has taken so far, without validations; a checkpoint keeps it with the counts of
     tokens, so that they go on in a resumed run.
@@ -51,7 +52,9 @@ class RunMetrics(Callback):
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._peak_flops = peak_flops(pl_module.device, compute_dtype(str(trainer.precision))) * trainer.world_size
+        peak = peak_rate(pl_module.device, compute_dtype(str(trainer.precision)))
+        self._peak_flops = peak.flops * trainer.world_size
+        self._has_logged = False
         self._started = time.perf_counter()
         self._begin_interval(trainer)
 
@@ -83,23 +86,34 @@ class RunMetrics(Callback):
         self.input_tokens += outputs["input_tokens"] * trainer.world_size
         self._flops += outputs["flops"] * trainer.world_size
         self._count_seconds()
-        if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if trainer.fit_loop._should_accumulate():
             return
         seconds = self.seconds - self._logged_seconds
+        rate = (self.tokens - self._logged_tokens) / seconds
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_logged or not self._has_logged:  # the progress bar knows a rate from the first step on
+            pl_module.log("tokens/s", rate, prog_bar=True, logger=False)
+        if not is_logged:
+            return
         figures = {
             "loss": pl_module.step_loss,
             "learning_rate": self._learning_rate,
             "tokens": self.tokens,
             "input_tokens": self.input_tokens,
-            "tokens_per_second": (self.tokens - self._logged_tokens) / seconds,
-            "mfu": self._flops / seconds / self._peak_flops,
+            "tokens_per_second": rate,
             "data_wait": (_seconds_waited(trainer) - self._waited) / seconds,
         }
+        mfu = self._flops / seconds / self._peak_flops
+        log_step(trainer, figures | ({"mfu": mfu} if mfu <= 1 else {}), trainer.global_step)
+        self._has_logged = True
         self._begin_interval(trainer)
-        log_step(trainer, figures, trainer.global_step)
-        pl_module.log("tokens/s", figures["tokens_per_second"], prog_bar=True, logger=False)
 
 
 def _seconds_waited(trainer: Trainer) -> float:
     """For batches, since the loader was made; not a number for a loader that is not ours, which doesn't know."""
     return getattr(trainer.train_dataloader, "seconds", math.nan)
+
+
+def run_metrics(trainer: Any) -> RunMetrics:
+    """The trainer's `RunMetrics`, which every `LanguageModel` brings along."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, RunMetrics))

@@ -63,6 +63,28 @@ class RunCheckpoint(ModelCheckpoint):
         if stage == "fit" and trainer.is_global_zero:
             tidy(Path(str(self.dirpath)))
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        folder = Path(str(trainer.ckpt_path)).resolve().parent
+        self._is_own_checkpoint = folder == Path(str(self.dirpath)).resolve()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._is_own_checkpoint:
+            state_dict = self._in_this_folder(state_dict)
+        super().load_state_dict(state_dict)
+
+    def _in_this_folder(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state with the run's folder as it is named now.
+
+        Lightning forgets which checkpoints are the best where the name differs, be it absolute instead of relative.
+        """
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        return {**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         LISTENER.deferring = True

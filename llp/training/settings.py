@@ -5,6 +5,7 @@ their class names them in `changeable_settings`; those of the trainer all can. W
 resumed step on, and is added to the run's history.
 """
 
+import math
 import os
 from typing import Any
 
@@ -32,6 +33,16 @@ def settings_of(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
     if hasattr(data, "about"):  # once the text is prepared
         settings["data.data_fingerprint"] = data.about["data_fingerprint"]
     return {name: _plain(value) for name, value in settings.items()}
+
+
+def batch_of(settings: dict[str, Any]) -> dict[str, int | None]:
+    """How many windows an optimizer step trains on, over all ranks, and their length; None: data that is not ours."""
+    names = ("data.init_args.batch_size", "trainer.world_size", "trainer.accumulate_grad_batches")
+    factors: list[Any] = [settings.get(name) for name in names]
+    return {
+        "windows_per_step": None if None in factors else math.prod(factors),
+        "training_window_len": settings.get("data.init_args.window_len"),
+    }
 
 
 def seed() -> int | None:

@@ -160,7 +160,7 @@ def test_what_a_run_shows(trained):
     assert "vocab_size" not in config["model"]["init_args"]
 
 
-def test_validate_and_predict(run, trained):
+def test_validate_writes_its_report(run, trained):
     checkpoint = trained / "checkpoints/last.ckpt"
     status, out, err = run("validate", "--ckpt_path", checkpoint)
     assert status == 0, err
@@ -179,13 +179,6 @@ def test_validate_and_predict(run, trained):
     assert row["loss"] == pytest.approx(events.Scalars("val/loss")[-1].value, rel=1e-6)  # that of the last step
     assert run("validate", "--ckpt_path", checkpoint)[0] == 0
     assert json.loads((trained / "validation-1.json").read_text()) == report
-    run("test", "--ckpt_path", checkpoint)
-    status, out, err = run("predict", "--ckpt_path", checkpoint)
-    assert status == 0, err
-    losses = np.load(trained / "token_losses.npy")
-    row = json.loads((trained / "test.json").read_text())["rows"][0]
-    assert len(losses) == row["tokens"]
-    assert losses.mean() == pytest.approx(row["loss"], rel=1e-5)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(run, work):
@@ -270,14 +263,19 @@ def is_part_of(settings, whole):
 
 
 def test_what_is_built_is_said(run, work, caplog):
+    """A class named later drops the settings that it doesn't take; what is said shows what is left."""
     caplog.set_level("INFO")
-    """A class named later drops the settings that it doesn't take; the line shows what is left."""
-    status, _, err = run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "x")
+    status, out, err = run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "x")
     assert status == 0, err
-    (line,) = (message for message in caplog.messages if message.startswith("Transformer("))
-    assert "dim=16" in line
-    assert "segment_len" not in line
-    assert line.endswith("on WikiText103")
+    title, settings, *_ = out.splitlines()
+    assert title.startswith("Transformer on WikiText103: ")
+    built = "vocab_size=257, dim=16, n_layers=2, n_heads=2, learning_rate=0.01, schedule=halving"
+    assert settings == f"  settings  {built}; all else as in"  # the class follows in the next line
+    assert out.splitlines()[2].strip() == "llp.Transformer"
+    caplog.clear()
+    status, _, err = run("test", "--ckpt_path", "lightning_logs/x/checkpoints/last.ckpt")
+    assert status == 0, err
+    assert f"Transformer({built}) on WikiText103" in caplog.messages
 
 
 def test_accumulated_gradients_are_one_step(run, work):
@@ -295,6 +293,16 @@ def test_help_and_version_need_no_torch():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "False"
         assert "llp" in done.stdout
+
+
+def test_an_unknown_subcommand_is_told_the_known_ones():
+    code = "import sys; sys.argv = ['llp', 'nonsense']; from llp.__main__ import main; status = main()"
+    code += "; print(status, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("llp: error: there is no subcommand 'nonsense'; choose fit, validate, ")
+    assert {"prepare", "consolidate"} <= set(line.partition("choose ")[2].split(", "))
 
 
 COMPLETE = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("paper/*.yaml"))]
@@ -350,9 +358,13 @@ def test_loss_over_context(run, trained):
         context, loss = int(line.split(",")[0]), float(line.split(",")[1])
         windows = torch.tensor([text[start - context : start + 5] for start in starts])
         with torch.no_grad():
-            nats = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.sum().item()
-        assert loss == pytest.approx(nats / 20, rel=1e-5)
+            blocks = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.mean(dim=1).tolist()
+        mean = sum(blocks) / 5
+        assert loss == pytest.approx(mean, rel=1e-5)
+        error = math.sqrt(sum((block - mean) ** 2 for block in blocks) / 4 / 5)  # of the mean of five
+        assert float(line.split(",")[2]) == pytest.approx(error, rel=1e-3)
         assert f"{loss:.4f}" in out
+        assert f"± {error:.4f}" in out
     assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(trained))
     events.Reload()
@@ -382,11 +394,6 @@ def test_a_limited_test_says_that_it_is_partial(run, trained):
     assert status == 1
     assert "trainer.limit_val_batches = 0: nothing was scored" in err
     assert not (trained / "validation.json").exists()
-    status, out, err = run("predict", *checkpoint, "--trainer.limit_predict_batches", 2)
-    assert status == 0, err
-    losses = np.load(trained / "token_losses.npy")
-    assert f"{np.isfinite(losses).sum():,} of {len(losses):,} tokens" in out
-    assert 0 < np.isfinite(losses).sum() < len(losses)
 
 
 def test_files_and_flags_override_the_run(run, trained, work):
@@ -414,3 +421,20 @@ def test_python_api(wikitext, tmp_path):
     trainer.fit(model, data)
     (figures,) = trainer.test(model, data, verbose=False)
     assert figures["test/loss"] < math.log(257) + 0.5
+
+
+def test_a_loaded_model_is_tested_from_python_as_the_command_does(run, trained, wikitext, tmp_path, capsys):
+    """Certificate and report included, beside the run that it comes from; without a Trainer's callbacks."""
+    from lightning.pytorch import Trainer
+
+    assert run("test", "--ckpt_path", trained)[0] == 0
+    expected = json.loads((trained / "test.json").read_text())
+    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "c"), tokenizer=Bytes(), window_len=32, batch_size=2)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
+    (figures,) = trainer.test(llp.load(trained), data, verbose=False)
+    report = json.loads((trained / "test.json").read_text())
+    assert figures["test/bits_per_byte"] == pytest.approx(expected["rows"][0]["bits_per_byte"], rel=1e-6)
+    assert report["rows"][0]["bits_per_byte"] == pytest.approx(expected["rows"][0]["bits_per_byte"], rel=1e-6)
+    assert report["protocol"]["certificate"]["causal"] is True
+    assert report["protocol"]["checkpoint_sha256"] == expected["protocol"]["checkpoint_sha256"]
+    assert "Certified" in capsys.readouterr().out

@@ -140,8 +140,10 @@ def test_another_tokenizer_of_equal_size_is_refused(run, work):
     status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *tokenizer, *small)
     assert status == 0, err
     checkpoint = ("--ckpt_path", work / "lightning_logs/run/checkpoints/best.ckpt")
-    for subcommand, *more in (("test",), ("context",), ("fit", "--trainer.max_steps", 7)):
-        status, out, err = run(subcommand, *checkpoint, *more, "--data.init_args.tokenizer.init_args.sample_lines", 30)
+    for subcommand in ("test", "context", "fit"):
+        longer = ("--trainer.max_steps", 8) if subcommand == "fit" else ()
+        flags = ("--data.init_args.tokenizer.init_args.sample_lines", 30, *longer)
+        status, out, err = run(subcommand, *checkpoint, *flags)
         assert status == 1
         assert "the checkpoint was trained with tokenizer" in err
         assert "perplexity" not in out

@@ -1,26 +1,17 @@
 """Scores: independent of how the text is cut into batches and windows, and right for models known by hand."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 from datamodules import Bytes, PythonReference
 from datamodules.windows import scoring_batches
+from helpers.documents import Document
 from helpers.prepared import attach, prepare
 from helpers.small_models import SIZES, build
 from llp.errors import SettingError
 from llp.evaluation.scoring import Score, ScoringBatch, figures
-
-
-@dataclass
-class Document:
-    name: str
-    tokens: int
-    words: int
-    bytes: int
-    plain_words: int = 7
 
 
 def test_figures():

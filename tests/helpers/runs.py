@@ -7,6 +7,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+# Of `tiny.yaml`: three epochs of four steps.
+EPOCHS = ("--trainer.max_steps", -1, "--trainer.max_epochs", 3, "--data.init_args.window_len", 900)
+
 TIMED = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import llp
-from helpers.runs import assert_same_run, curves
+from helpers.runs import EPOCHS, assert_same_run, curves
 from helpers.signal_handlers import handlers_restored
 from llp.decoder.decoder import Block, Decoder
+from llp.evaluation.scoring import Score
 from llp.language_model import LanguageModel
 from llp.run_folder import publish, tidy, unfinished, wait_until_tidy
 from llp.training.interruption import LISTENER, Stopped
@@ -38,7 +39,6 @@ def crash():
     raise RuntimeError("the machine has caught fire")
 
 
-EPOCHS = ("--trainer.max_steps", -1, "--trainer.max_epochs", 3, "--data.init_args.window_len", 900)
 DROPOUT = ("--model.init_args.dropout", 0.2)
 EVERY = ("--checkpoint.every_n_train_steps", 1)
 ACCUMULATED = ("--trainer.accumulate_grad_batches", 3)
@@ -172,6 +172,28 @@ def test_the_best_are_kept(run, work):
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt", *names}
     assert (folder / "best.ckpt").resolve().name == f"best-step={best[0] + 1}.ckpt"
     assert run("test", "--ckpt_path", folder / "best.ckpt")[0] == 0
+
+
+def test_what_was_best_before_a_resume_stays_so(run, work, monkeypatch):
+    """From another folder too, where the run's own has another name."""
+    figures = [3.0, 2.0, 2.5, 2.25, 2.75]
+    monkeypatch.setattr(Score, "total", lambda self: {"loss": figures.pop(0)})
+    flags = ("--checkpoint.save_top_k", 2, "--trainer.val_check_interval", 1)
+    arguments = ("--config", "tiny.yaml", "--name", "run", "--trainer.max_steps", 3)
+    assert run("fit", *arguments, *flags)[0] == 0
+    (work / "elsewhere").mkdir()
+    monkeypatch.chdir(work / "elsewhere")
+    last = "../lightning_logs/run/checkpoints/last.ckpt"
+    status, _, err = run("fit", "--ckpt_path", last, "--trainer.max_steps", 5)
+    assert status == 0, err
+    folder = work / "lightning_logs/run/checkpoints"
+    assert {path.name for path in folder.iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "best-step=2.ckpt",
+        "best-step=4.ckpt",
+    }
+    assert (folder / "best.ckpt").resolve().name == "best-step=2.ckpt"
 
 
 def test_a_checkpoint_appears_whole_or_not_at_all(run, work, trained, monkeypatch):

@@ -1,0 +1,60 @@
+"""The figures of each validation within a run, as they come."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class ValidationLines(Callback):
+    """Prints a line for each validation within a run: its step, loss and bits per byte, and whether it is the best.
+
+    The run's checkpoint callback says what is best. Without a progress bar (`enable_progress_bar=False`) nothing is
+    printed. `latest` and `best` hold the step and the figures of those validations, from before a resume too, and
+    whether they are `complete`: a limited number of batches is only a part of the split.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "latest": self.latest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.latest = state_dict["best"], state_dict["latest"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        metrics = trainer.callback_metrics
+        figures = {name.removeprefix("val/"): float(metrics[name]) for name in metrics if name.startswith("val/")}
+        n_tokens = sum(document.tokens for document in pl_module.score.documents)
+        is_complete = pl_module.score.rows()[0]["tokens"] == n_tokens
+        self.latest = {"step": trainer.global_step, "complete": is_complete, **figures}
+        is_best = _is_best(trainer)
+        if is_best:
+            self.best = self.latest
+        bar = trainer.progress_bar_callback
+        if bar is not None and trainer.is_global_zero:
+            bar.print(f"{figures_line(self.latest)}{', the best so far' if is_best else ''}")
+
+
+def figures_line(figures: dict[str, Any]) -> str:
+    """The step of a validation, its loss and bits per byte, and whether they are those of a part of the split."""
+    loss, bits = figures.get("loss", math.nan), figures.get("bits_per_byte", math.nan)
+    part = "" if figures["complete"] else ", on a part of the split"
+    return f"step {figures['step']:,}: validation loss {loss:.4f}, bits per byte {bits:.4f}{part}"
+
+
+def _is_best(trainer: Any) -> bool:
+    """Whether the checkpoint callback, which comes after this one, will take the newest figures for the best."""
+    checkpoint = trainer.checkpoint_callback
+    if checkpoint is None or checkpoint.monitor not in trainer.callback_metrics:
+        return False
+    value, best = trainer.callback_metrics[checkpoint.monitor], checkpoint.best_model_score
+    if best is None:
+        return not bool(torch.isnan(value))
+    return bool(value < best if checkpoint.mode == "min" else value > best)

@@ -1,0 +1,159 @@
+"""From documents to a prepared folder, with texts written here: what the digest holds, and what the files say."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from datamodules import Bytes, SentencePiece
+from datamodules.token_files import blocks
+from datamodules.tokenizers import _sample
+from helpers.corpus import DOCUMENTS, Given
+from llp.errors import SettingError
+
+
+def prepared(documents, cache, **kwargs):
+    data = Given(documents, cache_dir=str(cache), **kwargs)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def fingerprint(documents, cache, **kwargs):
+    return prepared(documents, cache, **kwargs).about["data_fingerprint"]
+
+
+def renamed(members, old, new):
+    return {new if name == old else name: text for name, text in members.items()}
+
+
+CHANGES = {
+    "a name": {**DOCUMENTS, "train": renamed(DOCUMENTS["train"], "b", "z")},
+    "a name of one split": {**DOCUMENTS, "test": renamed(DOCUMENTS["test"], "e", "f")},
+    "a byte": {**DOCUMENTS, "validation": {"c": "four five\n", "d": "sex\n"}},
+    "the end of a text": {**DOCUMENTS, "test": {"e": "seven é\n\n"}},
+    "the order": {**DOCUMENTS, "train": dict(reversed(DOCUMENTS["train"].items()))},
+    "the split": {
+        **DOCUMENTS,
+        "train": {"a": "one two\n" * 9},
+        "validation": {"b": "three\n", **DOCUMENTS["validation"]},
+    },
+    "where one ends": {**DOCUMENTS, "validation": {"c": "four ", "d": "five\nsix\n"}},
+    "one more": {**DOCUMENTS, "test": {"e": "seven é\n", "f": ""}},
+    "names exchanged": {**DOCUMENTS, "validation": {"d": "four five\n", "c": "six\n"}},
+}
+
+
+def test_the_digest_holds_every_name_split_and_byte(tmp_path):
+    plain = fingerprint(DOCUMENTS, tmp_path / "plain")
+    assert fingerprint(json.loads(json.dumps(DOCUMENTS)), tmp_path / "again") == plain
+    digests = {change: fingerprint(documents, tmp_path / change) for change, documents in CHANGES.items()}
+    assert len({plain, *digests.values()}) == 1 + len(CHANGES)
+
+
+def test_the_digest_is_that_of_the_text_alone(tmp_path, monkeypatch):
+    """Another tokenizer, other windows or blocks make other token files of the same text."""
+    long = {**DOCUMENTS, "train": {"a": " ".join(f"word{i} of {i % 7}\n" for i in range(400))}}
+    plain = fingerprint(long, tmp_path / "plain")
+    data = prepared(long, tmp_path / "plain", tokenizer=SentencePiece(300), window_len=9)
+    assert data.about["data_fingerprint"] == plain
+    assert data.about["tokenizer_fingerprint"] != "bytes"
+    monkeypatch.setattr("datamodules.documents._BLOCK", 7)
+    assert fingerprint(long, tmp_path / "small blocks") == plain
+
+
+def test_what_is_written_of_a_document(tmp_path):
+    """By hand: where it starts, its sizes, its hash and its tokens."""
+
+    class Doubled(Given):
+        def count_words(self, line):
+            return 2 * len(line.split())
+
+    data = Doubled({**DOCUMENTS, "test": {"e": "seven é\neight\n", "f": "", "g": "nine"}}, cache_dir=str(tmp_path))
+    data.prepare_data()
+    data.setup("test")
+    texts = ["seven é\neight\n".encode(), b"", b"nine"]
+    assert data.files["test"].tokens.tolist() == [256, *texts[0], 256, 256, *texts[2]]
+    assert data.files["test"].tokens.dtype == np.uint16
+    e, f, g = data.files["test"].documents
+    assert [document.name for document in (e, f, g)] == ["e", "f", "g"]
+    assert [document.start for document in (e, f, g)] == [0, 16, 17]
+    assert [document.tokens for document in (e, f, g)] == [15, 0, 4]
+    assert [document.bytes for document in (e, f, g)] == [15, 0, 4]
+    assert [document.plain_words for document in (e, f, g)] == [3, 0, 1]
+    assert [document.words for document in (e, f, g)] == [6, 0, 2]
+    assert [document.sha256 for document in (e, f, g)] == [hashlib.sha256(text).hexdigest() for text in texts]
+    for document, text in zip((e, f, g), texts, strict=True):
+        assert data.files["test"].text_of(document).tolist() == list(text)
+
+
+def test_start_tokens_are_no_text(tmp_path):
+    """They are left out of the counts, also where the text itself has that token, and in whatever blocks it is read."""
+
+    class Newline(Given):
+        def start_token(self):
+            return 10
+
+    data = Newline(DOCUMENTS, cache_dir=str(tmp_path))
+    data.prepare_data()
+    data.setup("fit")
+    text = b"one two\n" * 9 + b"three\n"
+    expected = np.bincount(np.frombuffer(text, np.uint8), minlength=257)
+    assert expected[10] == 10
+    np.testing.assert_array_equal(data.files["train"].counts(257), expected)
+    assert [block.tolist() for block in blocks(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [block.tolist() for block in blocks(np.arange(6), 3)] == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
+def test_the_smallest_type_holds_the_largest_token(tmp_path, vocab_size, dtype):
+    class Last(Bytes):
+        """Every byte becomes the last token of all."""
+
+        def __init__(self):
+            self.vocab_size = vocab_size
+
+        def settings(self):
+            return {"last": vocab_size}
+
+        def encode(self, lines):
+            return np.full(len("".join(lines)), vocab_size - 1)
+
+    data = prepared(DOCUMENTS, tmp_path, tokenizer=Last())
+    assert data.files["train"].tokens.dtype == dtype
+    assert set(data.files["validation"].tokens.tolist()) == {256, vocab_size - 1}
+
+
+def test_a_split_without_text_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="data = given: its test split holds no text"):
+        prepared({**DOCUMENTS, "test": {"e": "", "f": ""}}, tmp_path)
+    assert [*tmp_path.iterdir()] == []
+
+
+# Lines for training a tokenizer
+
+
+def test_every_sample_of_lines_is_as_likely_as_every_other():
+    """Two of five lines: ten pairs, and 20,000 seeds draw each about 2,000 times (standard deviation 42)."""
+    lines, n_seeds = ["a", "b", "c", "d", "e"], 20_000
+    drawn = {}
+    for seed in range(n_seeds):
+        sample = tuple(sorted(_sample(iter(lines), 2, seed)))
+        drawn[sample] = drawn.get(sample, 0) + 1
+    assert len(drawn) == 10
+    for sample, times in drawn.items():
+        assert len(set(sample)) == 2
+        assert abs(times - n_seeds / 10) < 5 * (n_seeds * 0.1 * 0.9) ** 0.5, sample
+    for line in lines:  # the first and the last as well: 8,000 times (standard deviation 69)
+        times = sum(count for sample, count in drawn.items() if line in sample)
+        assert abs(times - n_seeds * 0.4) < 4 * (n_seeds * 0.4 * 0.6) ** 0.5, line
+
+
+def test_few_lines_are_all_taken():
+    lines = [f"line {i}" for i in range(7)]
+    for size in (7, 8, 1000):
+        assert _sample(iter(lines), size, 0) == lines
+    assert len(_sample(iter(lines), 6, 0)) == 6
+    assert _sample(iter([]), 3, 0) == []
+    assert _sample(iter(lines), 3, 5) == _sample(iter(lines), 3, 5)

@@ -1,0 +1,230 @@
+"""Batches against the stream that they are cut from: training windows, scoring windows, and what is said of both."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
+from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
+from helpers.corpus import Given
+from helpers.prepared import attach
+from llp.evaluation.scoring_windows import scoring_windows
+
+STREAM = np.arange(100, 150)
+
+
+def training_loader(stride=7, window_len=7, batch_size=3, n_batches=5, rank=0, world_size=1, samples=0, seed=5):
+    order = TrainingOrder(len(STREAM), stride, seed)
+    counter = SampleCounter(samples)
+    return TrainingLoader(STREAM, order, counter, window_len, batch_size, n_batches, rank, world_size)
+
+
+def test_training_windows_are_pieces_of_the_circle():
+    """Each has a token behind every input, over the end of the stream as well, and all types are the embedding's."""
+    loader = training_loader(stride=1, window_len=20, batch_size=5, n_batches=10)  # an epoch: a window at every place
+    starts = []
+    for number, (inputs, targets) in enumerate(loader):
+        assert loader.counter.samples == 5 * (number + 1)
+        assert inputs.shape == targets.shape == (5, 20)
+        assert inputs.dtype == targets.dtype == torch.int64
+        for row, following in zip(inputs.tolist(), targets.tolist(), strict=True):
+            first = row[0] - 100
+            assert row == [100 + (first + i) % 50 for i in range(20)]
+            assert following == [100 + (first + i + 1) % 50 for i in range(20)]
+            starts.append(first)
+    assert sorted(starts) == list(range(50))  # those that meet the end exactly among them
+    assert starts == [loader.order.start(sample) for sample in range(50)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_take_the_samples_in_turn(world_size):
+    """Rank r takes r, r + world_size, ... of each step's samples; what is counted is all ranks'."""
+    taken = []
+    for rank in range(world_size):
+        loader = training_loader(rank=rank, world_size=world_size, batch_size=2, samples=4)
+        for step, (inputs, _) in enumerate(loader):
+            first = 4 + step * 2 * world_size
+            samples = range(first + rank, first + 2 * world_size, world_size)
+            assert (inputs[:, 0] - 100).tolist() == [loader.order.start(sample) for sample in samples]
+            taken += samples
+            assert loader.counter.samples == first + 2 * world_size
+    assert sorted(taken) == list(range(4, 4 + 5 * 2 * world_size))
+
+
+def test_time_for_batches_adds_up(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("datamodules.loaders.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    window = TrainingLoader._window
+
+    def slow(self, start):
+        clock.now += 2
+        return window(self, start)
+
+    monkeypatch.setattr(TrainingLoader, "_window", slow)
+    loader = training_loader(n_batches=3)
+    assert loader.seconds == 0
+    for number, _ in enumerate(loader):
+        assert loader.seconds == 6 * (number + 1)
+        clock.now += 100  # what the model does with it is its own time
+
+
+DOCUMENTS = [
+    SimpleNamespace(start=0, tokens=20),
+    SimpleNamespace(start=21, tokens=0),
+    SimpleNamespace(start=22, tokens=7),
+]
+"""Three documents in a stream of 30, each behind its start token."""
+
+
+def scoring_loader(window_len=16, stride=4, batch_size=3, rank=0, world_size=1):
+    tokens = np.arange(200, 230, dtype=np.uint16)
+    batches = scoring_batches([document.tokens for document in DOCUMENTS], window_len, stride, batch_size)
+    file = SimpleNamespace(tokens=tokens, documents=DOCUMENTS)
+    protocol = {"window_len": window_len, "stride": stride}
+    share = share_of_rank(batches, rank, world_size)
+    return ScoringLoader(file, share, "test", protocol, lambda split: [f"unigram of {split}"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_scored_token_stands_at_its_place(world_size):
+    scored = {}
+    for rank in range(world_size):
+        loader = scoring_loader(rank=rank, world_size=world_size)
+        assert len(loader) == len(list(loader))
+        for number, batch in enumerate(loader):
+            assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+            places = loader.places(number)
+            assert len(places) == len(batch.inputs) == len(batch.documents)
+            for place, inputs, targets, document in zip(places, *batch, strict=True):
+                origin = DOCUMENTS[document].start
+                text = [200 + origin + i for i in range(DOCUMENTS[document].tokens + 1)]  # with its start token
+                first = int(inputs[0]) - text[0]
+                assert inputs.tolist() == text[first : first + len(inputs)]
+                behind = text[first + 1 : first + 1 + len(inputs)]  # the token after each input
+                assert targets.tolist() == behind[len(behind) - len(targets) :]
+                for offset, token in enumerate(targets.tolist()):
+                    assert place + offset not in scored
+                    scored[place + offset] = token
+    # All tokens of the text, in its order, without the start tokens 200, 221 and 222.
+    assert [scored[place] for place in range(27)] == [*range(201, 221), *range(223, 230)]
+    assert len(scored) == 27
+
+
+def test_shapes_of_windows_are_those_of_all_ranks():
+    """Length, scored positions, whether it is its document's first: the second may begin at the start as well."""
+    expected = Counter({
+        (4, 4, True): 2, (8, 4, False): 1, (12, 4, False): 1, (16, 4, False): 2,  # 20 tokens, then of 7: 4
+        (7, 3, False): 1,
+    })  # fmt: skip
+    for rank in range(2):
+        assert scoring_loader(rank=rank, world_size=2).window_shapes == expected
+    assert scoring_loader().unigram_nats() == ["unigram of test"]
+
+
+def test_windows_by_hand():
+    """Window k scores the positions from k * stride on, with what fits before them."""
+    assert [tuple(window) for window in scoring_windows(9, 11, 8, 3)] == [
+        (9, 0, 3, 3), (9, 0, 6, 3), (9, 1, 9, 3), (9, 4, 11, 2)
+    ]  # fmt: skip
+    assert [tuple(window) for window in scoring_windows(0, 8, 4, 4)] == [(0, 0, 4, 4), (0, 4, 8, 4)]
+    assert [*scoring_windows(0, 0, 8, 3)] == []
+
+
+def test_a_rank_without_a_batch_scores_nothing():
+    batches = scoring_batches([20, 0, 7], 16, 4, 3)
+    assert len(batches) == 5
+    padded = share_of_rank(batches, 1, 2)
+    assert [len(batch) for batch in padded[-1:]] == [1]
+    assert padded[-1][0].n_scored == 0
+    assert share_of_rank(batches, 0, 2) == batches[::2]
+    assert [share_of_rank(batches, rank, 5) for rank in range(5)] == [[batch] for batch in batches]
+    n_scored = [sum(w.n_scored for batch in share_of_rank(batches, rank, 4) for w in batch) for rank in range(4)]
+    assert sum(n_scored) == 27
+
+
+# The data module
+
+
+TEXT = {
+    "train": {"a": "x" * 40, "b": "y" * 19},
+    "validation": {"c": "one two three"},
+    "test": {"d": "four", "e": "five"},
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    any_window = SimpleNamespace(scoring_window=lambda n, window, stride: (window or n, stride or n))
+
+    def make(model=any_window, world_size=1, rank=0, max_steps=10, accumulated=1, **settings):
+        data = Given(TEXT, cache_dir=str(tmp_path), **settings)
+        data.prepare_data()
+        data.setup("fit")
+        attach(
+            data,
+            model,
+            max_steps=max_steps,
+            accumulate_grad_batches=accumulated,
+            global_rank=rank,
+            world_size=world_size,
+        )
+        return data
+
+    return make
+
+
+def test_how_many_batches_a_run_has(data):
+    """Of a run whose length is known all of them; else those of an epoch, one at least: the stream has 61 tokens."""
+    assert len(data(max_steps=7, accumulated=3).train_dataloader()) == 21
+    assert len(data(max_steps=-1, window_len=6, batch_size=4).train_dataloader()) == 2  # 10 windows
+    assert len(data(max_steps=-1, window_len=6, batch_size=2, world_size=2).train_dataloader()) == 2
+    assert len(data(max_steps=-1, window_len=6, train_stride=3, batch_size=4).train_dataloader()) == 5  # 20 windows
+    assert len(data(max_steps=-1, window_len=30, batch_size=4).train_dataloader()) == 1  # 2 windows
+
+
+def test_training_follows_stride_seed_and_rank(data):
+    module = data(window_len=6, train_stride=3, batch_size=2, seed=8, rank=1, world_size=2)
+    inputs, _ = next(iter(module.train_dataloader()))
+    order = TrainingOrder(61, 3, 8)
+    stream = np.concatenate([module.files["train"].tokens] * 2)
+    expected = [stream[order.start(sample) : order.start(sample) + 6] for sample in (1, 3)]
+    np.testing.assert_array_equal(inputs, expected)
+    assert module.state_dict() == {"samples_taken": 4}
+
+
+def test_scoring_takes_as_many_positions_at_a_time_as_training(data):
+    for window, n_windows in ((5, 6), (10, 3), (29, 1), (31, 1)):
+        seen = []
+        model = SimpleNamespace(
+            scoring_window=lambda *asked, window=window, seen=seen: (seen.append(asked), (window, 1))[1]
+        )
+        module = data(model, window_len=10, batch_size=3, scoring_window_len=17, scoring_stride=2)
+        loader = module.val_dataloader()
+        assert seen == [(10, 17, 2)]  # in training, asked for
+        assert max(len(batch) for batch in loader.batches) == min(n_windows, max(1, 13 - window + 1))
+        assert (loader.split, loader.protocol["window_len"], loader.protocol["stride"]) == ("validation", window, 1)
+    assert data().test_dataloader().split == data().predict_dataloader().split == "test"
+
+
+def test_places_of_samples_are_named(data):
+    """Sample by sample, the document that a window begins in and where in it: its start token is token 0."""
+    module = data(window_len=6, train_stride=1, batch_size=61, seed=3)
+    next(iter(module.train_dataloader()))
+    order = TrainingOrder(61, 1, 3)
+    lines = module.sample_places(61)
+    for sample, line in enumerate(lines):
+        start = order.start(sample)
+        within, name = (start, "a") if start < 41 else (start - 41, "b")
+        assert line == f"sample {sample}: 6 tokens from token {within} of {name}"
+    assert module.sample_places(2) == lines[-2:]
+    assert {line.partition("from ")[2] for line in lines} >= {"token 0 of a", "token 40 of a", "token 0 of b"}
+
+
+def test_windows_must_be_shorter_than_the_text(data):
+    for setting in ("window_len", "train_stride"):
+        data(**{"window_len": 4, setting: 60})
+        with pytest.raises(ValueError, match=f"{setting} = 61: the training split has 61 tokens"):
+            data(**{"window_len": 4, setting: 61})

@@ -1,0 +1,104 @@
+"""What a tokenizer is trained on, what its name is made of, and which given model is refused."""
+
+import io
+
+import pytest
+import sentencepiece as spm
+
+from datamodules import SentencePiece
+from helpers.corpus import DOCUMENTS, Given
+from llp.errors import SettingError
+
+WORDS = ["cat", "sat", "mat", "dog", "bird", "outside", "singing", "moved"]
+
+
+def trained(lines, folder, **settings):
+    tokenizer = SentencePiece(**{"vocab_size": 300, **settings})
+    tokenizer.train(lines, folder)
+    tokenizer.load(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_indentation_is_learnt(tmp_path, model_type):
+    """Lines come as they are, and pieces of spaces alone are allowed: eight spaces become one token or two."""
+    lines = [f"        {word} {word}\n" for word in WORDS * 30]
+    tokenizer = trained(lines, tmp_path, vocab_size=280, model_type=model_type)
+    assert len(tokenizer.encode(["        "])) <= 2
+    assert len(tokenizer.encode([lines[0]])) < 8
+
+
+def test_long_lines_are_learnt_from(tmp_path):
+    """A paragraph is a line: SentencePiece would leave out those of more than 4,192 bytes without a word."""
+    lines = [" ".join(WORDS[i % 8 :] + WORDS[: i % 8]) * 200 + "\n" for i in range(8)]
+    assert min(map(len, lines)) > 8000
+    tokenizer = trained(lines, tmp_path, vocab_size=330)
+    assert len(tokenizer.encode(["singing"])) <= 2
+
+
+def test_training_reads_the_training_split_alone(tmp_path):
+    texts = {
+        "train": {"a": "cat sat on the mat\n" * 99},
+        "validation": {"c": "zyx\n" * 99},
+        "test": {"e": "wvu\n" * 99},
+    }
+    data = Given(texts, cache_dir=str(tmp_path), tokenizer=SentencePiece(280), window_len=4)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.tokenizer.encode(["sat"])) < 3
+    for unseen in ("zyx", "wvu"):
+        assert len(data.tokenizer.encode([unseen])) >= 3
+
+
+def test_each_setting_makes_a_tokenizer_of_its_own(tmp_path):
+    """None takes what another has prepared."""
+    settings = [{}, {"vocab_size": 301}, {"model_type": "unigram"}, {"sample_lines": 5}, {"seed": 1}]
+    tokenizers = [SentencePiece(**{"vocab_size": 300, **changed}) for changed in settings]
+    folders = {Given(DOCUMENTS, cache_dir=str(tmp_path), tokenizer=t).prepared_folder() for t in tokenizers}
+    assert len(folders) == len(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"vocab_size": 260}, "vocab_size = 260"), ({"sample_lines": 0}, "sample_lines = 0")]
+)
+def test_settings_at_their_limits(settings, message):
+    with pytest.raises(SettingError, match=message):
+        SentencePiece(**settings)
+    SentencePiece(**{name: value + 1 for name, value in settings.items()})
+
+
+def given(folder, **settings):
+    """A model of somebody else's: by default one that gives every string back."""
+    model = io.BytesIO()
+    exact = {
+        "byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False, "bos_id": 1, "user_defined_symbols": ["\n"],
+    }  # fmt: skip
+    lines = [" ".join(WORDS[i % 8 :]) for i in range(99)]
+    options = {"vocab_size": 300, "model_type": "bpe", "minloglevel": 2, **exact, **settings}
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **options)
+    (folder / "given.model").write_bytes(model.getvalue())
+    return SentencePiece(model_file=str(folder / "given.model"))
+
+
+def test_a_given_model_that_is_exact_is_taken(tmp_path):
+    tokenizer = given(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.start_token) == (300, 1)
+    assert len(tokenizer.settings()["model_sha256"]) == 64
+    assert tokenizer.settings() != given(tmp_path, vocab_size=301).settings()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bos_id": -1},  # no token that begins a document
+        {"byte_fallback": False, "vocab_size": 60},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"remove_extra_whitespaces": True},
+        {"add_dummy_prefix": True},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_given_model_that_is_not_exact_is_refused(tmp_path, changed):
+    with pytest.raises(SettingError, match="does not give every string back"):
+        given(tmp_path, **changed)

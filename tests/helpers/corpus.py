@@ -1,0 +1,31 @@
+"""A corpus that a test writes itself."""
+
+import hashlib
+
+from datamodules import Bytes
+from datamodules.documents import Text, blocks_of
+from datamodules.text import TextDataModule
+
+
+class Given(TextDataModule):
+    """Texts from a dictionary: {split: {name: text}}."""
+
+    name = "given"
+
+    def __init__(self, documents, **kwargs):
+        super().__init__(path=None, **{"tokenizer": Bytes(), "window_len": 4, **kwargs})
+        self.documents = documents
+
+    def source(self):
+        return {"digest": hashlib.sha256(repr(self.documents).encode()).hexdigest()}
+
+    def texts(self, split):
+        for name, text in self.documents[split].items():
+            yield Text(name, blocks_of(text.splitlines(keepends=True)))
+
+
+DOCUMENTS = {
+    "train": {"a": "one two\n" * 9, "b": "three\n"},
+    "validation": {"c": "four five\n", "d": "six\n"},
+    "test": {"e": "seven é\n"},
+}

@@ -1,0 +1,326 @@
+"""Checkpoints on disk: killed anywhere, in order on the disk, the furthest one first, the best one kept."""
+
+import hashlib
+import json
+import os
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.runs import EPOCHS, curves
+from llp import run_folder
+from llp.training import checkpoints, run_checkpoint
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(patch, number):
+    """A kill just before one of the calls that change a folder, counted from 0: also amid the removal of a tree."""
+    calls = count()
+    for name in ("rename", "replace", "unlink", "rmdir", "symlink"):
+        original = getattr(os, name)
+
+        def call(*args, original=original, **kwargs):
+            if next(calls) == number:
+                raise Killed
+            return original(*args, **kwargs)
+
+        patch.setattr(os, name, call)
+
+
+def is_killed(number, act, *args):
+    """Whether `act` is killed on its way by the kill of that number; else it has done its work."""
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, number)
+        try:
+            act(*args)
+        except Killed:
+            return True
+    return False
+
+
+PARTS = ("meta.pt", "shard-0", "shard-1")
+
+
+def make(path, kind, content):
+    if kind == "folder":
+        path.mkdir()
+        for part in PARTS:
+            (path / part).write_text(content)
+    elif kind == "file":
+        path.write_text(content)
+
+
+def content_of(path):
+    """`old` or `new`, if the checkpoint is whole; None if there is none."""
+    if not path.exists():
+        return None
+    if path.is_dir():
+        assert sorted(file.name for file in path.iterdir()) == sorted(PARTS)
+        (content,) = {file.read_text() for file in path.iterdir()}
+        return content
+    return path.read_text()
+
+
+@pytest.mark.parametrize("new", ["file", "folder"])
+@pytest.mark.parametrize("old", ["nothing", "file", "folder"])
+def test_killed_while_it_takes_its_place_one_whole_checkpoint_is_left(tmp_path, old, new):
+    """Whatever `publish` was at, and whatever the `tidy` after it was at when that was killed too."""
+    for kills in count():
+        folder = tmp_path / f"{kills}"
+        folder.mkdir()
+        path = folder / "last.ckpt"
+        make(path, old, "old")
+        make(run_folder.unfinished(path), new, "new")
+        killed = is_killed(kills, run_folder.publish, path)
+        if not killed:
+            assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
+        if (old, new) == ("file", "file"):  # in one step: there is no moment without one
+            assert content_of(path) in ("old", "new")
+        for number in count():
+            if not is_killed(number, run_folder.tidy, folder):
+                break
+        content = content_of(path)
+        assert content in (("new", "old" if old != "nothing" else None) if killed else ("new",))
+        assert [file.name for file in folder.iterdir()] == ([] if content is None else ["last.ckpt"])
+        if not killed:
+            break
+    assert kills >= (2 if old == "folder" or (old, new) == ("file", "folder") else 1)
+
+
+def test_a_link_leads_to_a_checkpoint_at_any_time(tmp_path):
+    for name in ("one", "two"):
+        make(tmp_path / f"{name}.ckpt", "file", name)
+    link = tmp_path / "best.ckpt"
+    run_folder.link(tmp_path / "one.ckpt", link)
+    assert link.read_text() == "one"
+    assert os.readlink(link) == "one.ckpt"  # a run's folder can be moved
+    for number in count():
+        killed = is_killed(number, run_folder.link, tmp_path / "two.ckpt", link)
+        assert link.read_text() in (("one", "two") if killed else ("two",))
+        if not killed:
+            break
+    run_folder.tidy(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "one.ckpt", "two.ckpt"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, work, monkeypatch):
+    """All of it: what is synchronised is the very file, and as long as it will be."""
+    synced, named = set(), []
+    fsync = os.fsync
+
+    def recorded(descriptor):
+        state = os.fstat(descriptor)
+        synced.add((state.st_ino, state.st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    for original in (os.rename, os.replace):
+
+        def moved(source, target, original=original):
+            if str(target).endswith(".ckpt"):
+                state = os.stat(source)
+                assert (state.st_ino, state.st_size) in synced, target
+                named.append(Path(target).name)
+            return original(source, target)
+
+        monkeypatch.setattr(os, original.__name__, moved)
+    assert run("fit", "--config", "tiny.yaml", "--name", "run")[0] == 0
+    assert {"best.ckpt", "last.ckpt"} <= set(named)
+    assert len(named) >= 3
+
+
+def test_what_was_logged_is_on_the_disk_before_the_checkpoint(run, work, monkeypatch):
+    """Else a run that is killed just after would leave out a piece of its curves for good."""
+    saved, seen = torch.save, []
+
+    def save(checkpoint, *args):
+        step = checkpoint["global_step"]
+        logged = curves(work / "lightning_logs/run")
+        assert logged["train/loss"][-1][0] == step - 1
+        if step in (4, 6):  # validated before it was saved
+            assert logged["val/loss"][-1][0] == step - 1
+        seen.append(step)
+        return saved(checkpoint, *args)
+
+    monkeypatch.setattr(torch, "save", save)
+    flags = ("--checkpoint.every_n_train_steps", 1)
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *flags)
+    assert status == 0, err
+    assert sorted(set(seen)) == [1, 2, 3, 4, 5, 6]
+
+
+def published(monkeypatch):
+    """The checkpoints that take their places: name and step."""
+    names, publish = [], run_folder.publish
+
+    def recorded(path):
+        publish(path)
+        names.append((path.name, torch.load(path, weights_only=True)["global_step"]))
+
+    monkeypatch.setattr(run_checkpoint, "publish", recorded)
+    return names
+
+
+@pytest.mark.parametrize(("every", "steps"), [(None, [4, 6]), (3, [3, 4, 6]), (1, [1, 2, 3, 4, 5, 6])])
+def test_the_last_checkpoint_comes_with_validations_and_every_so_many_steps(run, work, monkeypatch, every, steps):
+    names = published(monkeypatch)
+    status, _, err = run(
+        "fit", "--config", "tiny.yaml", "--name", "run", "--checkpoint.every_n_train_steps", every or "null"
+    )
+    assert status == 0, err
+    assert [*dict.fromkeys(step for name, step in names if name == "last.ckpt")] == steps
+    assert {step for name, step in names if name == "best.ckpt"} <= {4, 6}
+
+
+def test_the_last_checkpoint_comes_where_nothing_is_validated(run, work, monkeypatch):
+    """At the end, and where an epoch's last step is due."""
+    names = published(monkeypatch)
+    assert run("fit", "--config", "tiny.yaml", "--name", "end", "--trainer.limit_val_batches", 0)[0] == 0
+    assert names == [("last.ckpt", 6)]
+    names.clear()
+    epochs = (*EPOCHS, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 3)  # of four steps each
+    flags = ("--checkpoint.every_n_train_steps", 4)
+    assert run("fit", "--config", "tiny.yaml", "--name", "epochs", *epochs, *flags)[0] == 0
+    assert [*dict.fromkeys(step for name, step in names if name == "last.ckpt")] == [3, 4, 6, 8]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_is_the_best_by_validation(run, work, mode):
+    flags = ("--trainer.val_check_interval", 1, "--checkpoint.mode", mode)
+    if mode == "min":  # so fast that the loss rises too
+        flags += ("--model.init_args.warmup_steps", 0, "--model.init_args.learning_rate", 0.3)
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *flags)
+    assert status == 0, err
+    losses = dict(curves(work / "lightning_logs/run")["val/loss"])
+    best = {"min": min, "max": max}[mode](losses, key=lambda step: losses[step])
+    assert sorted(losses) == [0, 1, 2, 3, 4, 5]
+    saved = torch.load(work / "lightning_logs/run/checkpoints/best.ckpt", weights_only=True)
+    assert saved["global_step"] == best + 1
+    assert best < 5  # which would be the last one too
+
+
+# Which one is taken
+
+
+def write(path, step, written_at=0.0, **content):
+    torch.save({"global_step": step, **content}, path)
+    os.utime(path, (written_at, written_at))
+    return path
+
+
+def test_the_furthest_trained_is_first_and_of_equals_the_last_written(tmp_path):
+    far = write(tmp_path / "a.ckpt", 30, written_at=100)
+    later = write(tmp_path / "last.ckpt", 20, written_at=900)
+    earlier = write(tmp_path / "best.ckpt", 20, written_at=800)
+    first = write(tmp_path / "z.ckpt", 9, written_at=1000)
+    write(tmp_path / ".hidden.ckpt", 99)
+    write(tmp_path / "other.pt", 99)
+    (tmp_path / "link.ckpt").symlink_to("a.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes(far.read_bytes()[:-50])
+    torch.save({"no": "step"}, tmp_path / "foreign.ckpt")
+    sharded = tmp_path / "sharded.ckpt"
+    sharded.mkdir()
+    write(sharded / "meta.pt", 25)
+    (tmp_path / "empty.ckpt").mkdir()
+    assert [*checkpoints.newest_first(tmp_path)] == [far, sharded, later, earlier, first]
+    assert [*checkpoints.newest_first(tmp_path / "nowhere")] == []
+
+
+def test_auto_goes_on_from_the_furthest_trained(run, work, monkeypatch):
+    """Not from the oldest, the first by name, or the one that was written last."""
+    flags = ("--config", "tiny.yaml", "--name", "run", "--checkpoint.save_top_k", 9, "--trainer.val_check_interval", 2)
+    assert run("fit", *flags)[0] == 0
+    folder = work / "lightning_logs/run/checkpoints"
+    assert {path.name for path in folder.iterdir()} == {
+        "best.ckpt", "last.ckpt", "best-step=2.ckpt", "best-step=4.ckpt", "best-step=6.ckpt"
+    }  # fmt: skip
+    (folder / "last.ckpt").unlink()
+    for age, step in enumerate((2, 6, 4)):  # the furthest is neither the newest nor the oldest file
+        os.utime(folder / f"best-step={step}.ckpt", (1000 - age, 1000 - age))
+    status, _, err = run("test", "--name", "run", "--ckpt_path", "auto")
+    assert status == 0, err
+    protocol = json.loads((work / "lightning_logs/run/test.json").read_text())["protocol"]
+    assert protocol["step"] == 6
+    assert protocol["checkpoint"].endswith("best-step=6.ckpt")
+    names = published(monkeypatch)
+    status, _, err = run("fit", *flags, "--ckpt_path", "auto", "--trainer.max_steps", 7)
+    assert status == 0, err
+    assert {step for _, step in names} == {7}  # one step was left to do
+
+
+def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else(run, trained, monkeypatch):
+    """A test may run beside the training that is writing just now, in its very folder."""
+    leftovers = [run_folder.unfinished(trained / f"checkpoints/{name}.ckpt") for name in ("last", "best-step=2")]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half of it")
+    monkeypatch.chdir(trained)
+    for subcommand in ("test", "validate", "predict"):
+        assert run(subcommand, "--ckpt_path", "checkpoints/best.ckpt")[0] == 0
+        assert all(leftover.exists() for leftover in leftovers)
+    status, _, err = run("fit", "--ckpt_path", "checkpoints/last.ckpt", "--trainer.max_steps", 7)
+    assert status == 0, err
+    assert not any(leftover.exists() for leftover in leftovers)
+
+
+# What it says of itself
+
+
+def test_hash_of_a_file_and_of_a_folder(tmp_path):
+    content = bytes(range(256)) * (1 << 14) + b"and one more block"  # 4 MiB and a little
+    (tmp_path / "file.ckpt").write_bytes(content)
+    assert checkpoints.sha256(tmp_path / "file.ckpt") == hashlib.sha256(content).hexdigest()
+    folder = tmp_path / "folder.ckpt"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b", "a", "deep/c"):
+        (folder / name).write_bytes(name.encode() * 3)
+    assert checkpoints.sha256(folder) == hashlib.sha256(b"aaabbb" + b"deep/c" * 3).hexdigest()
+
+
+def test_the_folder_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_folder.run_folder("logs/run/checkpoints/last.ckpt") == tmp_path / "logs/run"
+    assert run_folder.run_folder(Path("somewhere/last.ckpt")) == tmp_path / "somewhere"
+    assert run_folder.run_folder("last.ckpt") == tmp_path
+
+
+def test_a_numbered_name_is_one_that_is_free(tmp_path):
+    path = tmp_path / "table.tar.csv"
+    run_folder.keep_older(path)  # nothing to keep
+    assert [*tmp_path.iterdir()] == []
+    for number in range(3):
+        path.write_text(str(number))
+        run_folder.keep_older(path)
+        assert not path.exists()
+    (tmp_path / "table.tar-2.csv").unlink()
+    path.write_text("3")
+    run_folder.keep_older(path)
+    names = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert names == {"table.tar-1.csv": "0", "table.tar-2.csv": "3", "table.tar-3.csv": "2"}
+
+
+def test_a_checkpoint_names_its_parts(trained):
+    """Each parameter's moments under its own name, so that any strategy finds them."""
+    saved = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    assert (saved["architecture"], saved["seed"], saved["tokenizer"]["fingerprint"]) == (
+        "llp.LLP", 0, "bytes"
+    )  # fmt: skip
+    (optimizer,) = saved["optimizer_states"]
+    names = [name for group in optimizer["param_groups"] for name in group["params"]]
+    assert sorted(names) == sorted(saved["state_dict"]) == sorted(optimizer["state"])
+    for name, state in optimizer["state"].items():
+        assert state["exp_avg"].shape == saved["state_dict"][name].shape
+        assert state["step"] == 6
+    unseen = saved["state_dict"]["decoder.embed.weight"].shape[0] - 1  # byte 256 never occurs: no gradient, no moment
+    moments = optimizer["state"]["decoder.embed.weight"]["exp_avg"]
+    assert not moments[unseen].any()
+    assert moments[ord("e")].any()
+    assert saved["WikiText103"] == {"samples_taken": 6 * 4}
+    metrics = saved["callbacks"]["RunMetrics"]
+    assert metrics == {"tokens": 6 * 4 * 32, "input_tokens": 6 * 4 * 32, "seconds": metrics["seconds"]}
+    assert metrics["seconds"] > 0
+    assert saved["callbacks"]["FiniteGuard"] == {"skipped_steps": 0}
