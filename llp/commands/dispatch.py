@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import datamodules
 import llp
 from llp.commands.configurations import configurations, read_configuration
-from llp.commands.messages import is_lost_contact, is_rank_zero, silence, users_error
+from llp.commands.messages import in_words, is_lost_contact, is_rank_zero, silence, users_error
 from llp.training.interruption import Stopped
 
 
@@ -29,7 +29,7 @@ def run(subcommand: str, options: list[str]) -> int:
     except Exception as error:
         users = users_error(error)
         if users is not None:
-            print(f"llp {subcommand}: error: {users}", file=sys.stderr)
+            print(f"llp {subcommand}: error: {in_words(users)}", file=sys.stderr)
         elif not is_rank_zero() and is_lost_contact(error):
             rank = rank_zero_only.rank  # type: ignore[attr-defined]
             cause = str(error).partition("\n")[0]

@@ -10,11 +10,12 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from llp.commands.messages import users_error
 from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
 from llp.errors import SettingError, require
-from llp.run_folder import keep_older
+from llp.run_folder import naming, whole_file
 from llp.training.initial_weights import InitialWeights
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
@@ -102,7 +103,14 @@ class FitCommand(TrainerCommand):
         if self.trainer.max_steps == self.resumed_step:
             rank_zero_info(f"Nothing is left to do: all {self.resumed_step:,} steps of trainer.max_steps are trained")
             return
-        self.trainer.fit(**kwargs)
+        try:
+            self.trainer.fit(**kwargs)
+        except Exception as error:
+            refused = users_error(error)
+            if isinstance(refused, OSError) and refused.errno is not None and refused.filename is None:
+                with naming(Path(self.trainer.log_dir or ".")):  # TensorBoard's file, say
+                    raise refused from error
+            raise
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -112,15 +120,18 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        super().__init__(parser, settings_of_run(config), **kwargs)
+        super().__init__(parser, settings_of_run(config), save_to_log_dir=False, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        folder = Path(trainer.log_dir or ".")  # on every rank: it is broadcast
-        if trainer.is_global_zero:
-            keep_older(folder / self.config_filename)
+        self._folder = Path(trainer.log_dir or ".")  # on every rank: it is broadcast
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self._folder / self.config_filename) as temporary:
+            self.parser.save(self.config, temporary, skip_none=False, multifile=False)
 
 
 def settings_of_run(config: Namespace) -> Namespace:

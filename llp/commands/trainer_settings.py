@@ -25,9 +25,7 @@ def check_trainer_settings(settings: Any) -> None:
         require(is_off or is_time or value > 0, f"trainer.{name}", value, "set it to 1 or more")
     accumulated, norm = settings.accumulate_grad_batches, settings.gradient_clip_val
     require(accumulated >= 1, "trainer.accumulate_grad_batches", accumulated, "set it to 1 or more")
-    require(
-        norm is None or norm >= 0, "trainer.gradient_clip_val", norm, "set it above 0; 0 or null: nothing is clipped"
-    )
+    require(norm is None or norm >= 0, "trainer.gradient_clip_val", norm, "set it above 0, or to null: no clipping")
 
 
 def check_length(max_steps: int, resumed_step: int, schedule: str | None) -> None:
@@ -38,9 +36,7 @@ def check_length(max_steps: int, resumed_step: int, schedule: str | None) -> Non
         resumed_step: Those done already.
         schedule: The model's, if it has one of ours.
     """
-    remedy = (
-        "the cosine falls until the run's last step; set it to the number of optimizer steps, or schedule to halving"
-    )
+    remedy = "the cosine falls until the last step; set it to the number of optimizer steps, or schedule to halving"
     require(max_steps > 0 or schedule != "cosine", "trainer.max_steps", max_steps, remedy)
     remedy = f"the checkpoint has trained for {resumed_step:,} steps, and counts to the whole run's; set it above that"
     require(max_steps < 0 or max_steps >= resumed_step, "trainer.max_steps", max_steps, remedy)

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import torch
 
 from helpers.refusals import assert_one_message
 
@@ -24,7 +25,7 @@ COSINE = ("--model.init_args.schedule", "cosine")
         (("accumulate_grad_batches", 0), "trainer.accumulate_grad_batches = 0: set it to 1 or more"),
         (("accumulate_grad_batches", -1), "trainer.accumulate_grad_batches = -1: set it to 1 or more"),
         (("gradient_clip_val", -1), "trainer.gradient_clip_val = -1: set it above 0"),
-        (("max_steps", -1, *COSINE), "trainer.max_steps = -1: the cosine falls until the run's last step; set it to"),
+        (("max_steps", -1, *COSINE), "trainer.max_steps = -1: the cosine falls until the last step; set it to"),
         # Lightning's own words
         (("max_steps", -2), "`max_steps` must be"),
         (("devices", 0), "devices"),
@@ -66,9 +67,7 @@ def test_a_warm_up_that_takes_the_whole_run_is_said_once(run, work):
 def test_a_resumed_run_can_not_end_before_it_stands(run, trained):
     last = ("--name", "run", "--ckpt_path", "last")
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    message = (
-        "trainer.max_steps = 5: the checkpoint has trained for 6 steps, and counts to the whole run's; set it above"
-    )
+    message = "trainer.max_steps = 5: the checkpoint has trained for 6 steps, and counts to the whole run's; set"
     assert_one_message(run("fit", *last, "--trainer.max_steps", 5), message)
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
@@ -88,3 +87,17 @@ def test_a_run_that_is_resumed_under_another_name_says_so(run, trained, caplog):
     message = "lightning_logs/run is resumed at step 6 as a run of its own, lightning_logs/other; it stays as it is"
     assert message in caplog.messages
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_an_architecture_whose_module_is_not_found_names_it_and_the_remedy(run, work, trained):
+    path = trained / "checkpoints/best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["architecture"] = "own_models.Mine"
+    checkpoint["config"] = checkpoint["config"].replace("llp.LLP", "own_models.Mine")
+    torch.save(checkpoint, work / "own.ckpt")
+    for subcommand in ("test", "validate", "predict", "generate", "context", "fit"):
+        status, _, err = run(subcommand, "--ckpt_path", work / "own.ckpt")
+        assert status in (1, 2)
+        assert "class_path = own_models.Mine: " in err
+        assert "PYTHONPATH" in err
+        assert len([line for line in err.splitlines() if line.strip()]) == 1
