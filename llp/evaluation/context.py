@@ -64,7 +64,7 @@ def loss_by_context(
     require(1 <= block_len <= stride, "block_len", block_len, remedy)
     longest = window_len - block_len if max_context is None else max_context
     require(longest >= 1, "max_context", longest, "set it to 1 or more")
-    file = data.files[split]
+    file = data.checked_file(split)
     starts = _block_starts(file.documents, longest, block_len, n_blocks)
     batch_size = max(1, data.batch_size * data.window_len // (longest + block_len))
     curve = []
