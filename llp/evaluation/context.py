@@ -23,7 +23,7 @@ class ContextLoss(NamedTuple):
 
 
 def context_lengths(longest: int) -> list[int]:
-    """0, the powers of two below `longest`, and `longest`."""
+    """0, all powers of two below `longest`, and `longest`."""
     return [0, *(2**k for k in range(longest.bit_length()) if 2**k < longest), longest]
 
 
@@ -36,16 +36,16 @@ def loss_by_context(
     n_blocks: int = 256,
     block_len: int | None = None,
 ) -> list[ContextLoss]:
-    """Score the same tokens with growing context: how far back a model really reads.
+    """Score the same tokens with more and more context, which shows how far back a model really reads.
 
     Args:
         model: A `LanguageModel` in evaluation mode.
-        data: Its data module, set up.
-        max_context: The longest context in tokens; None: what a scoring window has before a block.
-        split: Whose tokens are scored.
-        n_blocks: How many blocks of tokens, spread evenly over the places where there is room.
-        block_len: Tokens of a block, which are scored together, at most the stride of scoring windows; None: 32, or
-            the stride if it is less.
+        data: Its data module, after `setup`.
+        max_context: The longest context in tokens; None: as much as a scoring window has before a block.
+        split: The split whose tokens are scored.
+        n_blocks: How many blocks of tokens to score, spread evenly over the places where there is room.
+        block_len: Tokens per block, which are scored together: at most the stride of scoring windows. None: 32, or the
+            stride if that is less.
 
     Raises:
         SettingError: If a value can't be used, or no document is long enough.
@@ -73,7 +73,7 @@ def loss_by_context(
 
 
 def _block_starts(documents: Sequence[Any], longest: int, block_len: int, n_blocks: int) -> list[int]:
-    """Where in the stream the first input of each block stands; block and longest context lie in one document."""
+    """Where in the stream each block's first input is; the block and its longest context lie in one document."""
     rooms = [max(0, document.tokens - longest - block_len + 1) for document in documents]
     remedy = "no document has that many tokens before a block; set it lower"
     require(sum(rooms) > 0, "max_context", longest, remedy)
@@ -87,7 +87,7 @@ def _block_starts(documents: Sequence[Any], longest: int, block_len: int, n_bloc
 
 
 def draw(curve: Sequence[ContextLoss], title: str) -> Any:
-    """The loss over the context, as a figure."""
+    """Plot the loss against the context."""
     from matplotlib.figure import Figure  # takes a second, and only this needs it
 
     figure = Figure(figsize=(6, 4), layout="constrained")

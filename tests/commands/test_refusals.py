@@ -95,7 +95,7 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
     cases = [
         ((), "ckpt_path = None: `llp test` needs a trained model"),
         (("--ckpt_path", good, "--model", "llp.Transformer"), "model.class_path = llp.Transformer: the"),
-        (("--ckpt_path", good, "--model.init_args.dim", "32"), "dim = 32: the checkpoint has 16, and other weights"),
+        (("--ckpt_path", good, "--model.init_args.dim", "32"), "dim = 32: the checkpoint has 16, so its weights differ"),
         (
             ("--ckpt_path", good, "--data.init_args.tokenizer", "datamodules.SentencePiece",
              "--data.init_args.tokenizer.init_args.vocab_size", "320"),

@@ -70,12 +70,12 @@ def test_who_has_moved_least_is_waited_for():
     job.period(moved=[0, 2])
     for _ in range(3):
         job.period()
-    assert job.stalled() == "rank 1, rank 3 has not moved for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 1, rank 3 made no progress for 30 s while the others waited"
     job = Job(3)
     job.period(moved=[0, 1])
     for _ in range(3):
         job.period()
-    assert job.stalled() == "rank 2 has not moved for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 2 made no progress for 30 s while the others waited"
 
 
 def test_who_is_silent_is_named_first_of_all():
@@ -85,12 +85,12 @@ def test_who_is_silent_is_named_first_of_all():
     job.period()
     for _ in range(2):
         job.period(silent=[2])
-    assert job.stalled() == "rank 2 does not answer for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 2 did not respond for 30 s while the others waited"
     job = Job(3)
     job.period(moved=[1, 2])
     for _ in range(3):
         job.period(silent=[1, 2])
-    assert job.stalled() == "rank 1, rank 2 does not answer for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 1, rank 2 did not respond for 30 s while the others waited"
 
 
 def test_half_of_the_time_is_not_yet_silence():
@@ -99,8 +99,8 @@ def test_half_of_the_time_is_not_yet_silence():
     for silent in ([], [], [1], [1]):
         job.period(silent=silent)
     # Of 40 s without a move 20 without a word: rank 0 has moved least.
-    assert job.stalled(40.0) == "rank 0 has not moved for 40 s, and the others wait for it"
-    assert job.stalled(39.0) == "rank 1 does not answer for 39 s, and the others wait for it"
+    assert job.stalled(40.0) == "rank 0 made no progress for 40 s while the others waited"
+    assert job.stalled(39.0) == "rank 1 did not respond for 39 s while the others waited"
 
 
 def test_who_speaks_again_is_not_silent():
@@ -109,7 +109,7 @@ def test_who_speaks_again_is_not_silent():
     for _ in range(2):
         job.period(silent=[0])
     job.period()
-    assert job.stalled() == "rank 1 has not moved for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 1 made no progress for 30 s while the others waited"
 
 
 def test_a_message_is_moves_and_a_clock():
@@ -118,7 +118,7 @@ def test_a_message_is_moves_and_a_clock():
     ranks.update([b"0 0", b"0 0"])
     for clock in range(1, 4):
         ranks.update([f"0 {clock}".encode(), f"0 {clock}".encode()])
-    assert ranks.stalled(40.0) == "rank 0, rank 1 has not moved for 40 s, and the others wait for it"
+    assert ranks.stalled(40.0) == "rank 0, rank 1 made no progress for 40 s while the others waited"
     ranks.update([b"5 3", b"0 4"])
     assert ranks.stalled(10.0) is None
 
@@ -220,7 +220,7 @@ def test_windows_of_all_ranks_and_batches_are_in_the_order_of_their_samples():
         datamodule=SimpleNamespace(sample_places=lambda n: [f"place {number}" for number in range(n)]),
     )
     message = str(guard._error(trainer, model, torch.tensor(math.nan), torch.tensor(1.0)))
-    assert "Its windows:\n  place 1\n  place 6\n  place 11\nLower" in message
+    assert "Windows of this step:\n  place 1\n  place 6\n  place 11\nLower" in message
 
 
 @pytest.mark.parametrize("n_broken", [8, 11])
@@ -295,11 +295,11 @@ def test_a_period_is_a_quarter_of_the_time_or_ten_seconds(monkeypatch, timeout_s
 
 def test_rank_0_ends_a_job_in_which_nothing_moves(monkeypatch):
     watched = Watched(monkeypatch, 8.0, rank=0)
-    with pytest.raises(Ended, match="rank 0, rank 1 has not moved for 8 s"):
+    with pytest.raises(Ended, match="rank 0, rank 1 made no progress for 8 s"):
         watched.watch(100)
     assert len(watched.waits) == 4
     watched = Watched(monkeypatch, 8.0, rank=0)
-    with pytest.raises(Ended, match="rank 1 has not moved for 8 s"):
+    with pytest.raises(Ended, match="rank 1 made no progress for 8 s"):
         watched.watch(100, moves_in=(2, 3, 5))
     assert [int(message.split()[0]) for message in watched.sent] == [0, 1, 2, 2, 3, 3, 3, 3, 3]
     Watched(monkeypatch, 8.0, rank=0).watch(100, moves_in=range(0, 101, 3))
@@ -308,11 +308,11 @@ def test_rank_0_ends_a_job_in_which_nothing_moves(monkeypatch):
 def test_another_rank_ends_itself_where_rank_0_does_not(monkeypatch):
     """A little later than rank 0 would: after four more periods."""
     watched = Watched(monkeypatch, 8.0, rank=1)
-    with pytest.raises(Ended, match="rank 0 does not answer"):
+    with pytest.raises(Ended, match="rank 0 did not respond"):
         watched.watch(100)
     assert len(watched.waits) == 9  # 18 s are more than 8 + 4 * 2
     watched = Watched(monkeypatch, 8.0, rank=1)
-    with pytest.raises(Ended, match="rank 0 does not answer"):
+    with pytest.raises(Ended, match="rank 0 did not respond"):
         watched.watch(100, moves_in=(5, 6))
     assert len(watched.waits) == 6 + 9
     Watched(monkeypatch, 8.0, rank=1).watch(8)
@@ -322,7 +322,7 @@ def test_a_store_that_is_gone_is_rank_0_gone(monkeypatch):
     """Unless this rank is about to end as well."""
     watched = Watched(monkeypatch, 8.0, rank=1)
     monkeypatch.setattr(watched, "set", lambda *_: (_ for _ in ()).throw(RuntimeError("Connection reset")))
-    with pytest.raises(Ended, match="rank 0 does not answer"):
+    with pytest.raises(Ended, match="rank 0 did not respond"):
         watched.watch(100)
     assert watched.waits == [2.0, 10]
     watched.waits.clear()

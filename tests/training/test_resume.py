@@ -134,7 +134,7 @@ def test_a_signal_outside_of_training_ends_at_once(run, work, monkeypatch):
     status, _, err = run("fit", "--config", "tiny.yaml")
     assert status == 143
     assert "stopped by SIGTERM" in err
-    assert "Go on" not in err
+    assert "Resume from" not in err
 
 
 def test_a_second_interrupt_does_not_wait():
