@@ -3,7 +3,7 @@
 from datamodules.pg19 import PG19
 from datamodules.python_reference import PythonReference
 from datamodules.text_files import TextFiles
-from datamodules.tokenizers import Bytes, SentencePiece
+from datamodules.tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece
 from datamodules.wikitext103 import WikiText103
 
-__all__ = ["PG19", "Bytes", "PythonReference", "SentencePiece", "TextFiles", "WikiText103"]
+__all__ = ["PG19", "Bytes", "HuggingFaceTokenizer", "PythonReference", "SentencePiece", "TextFiles", "WikiText103"]

@@ -1,8 +1,11 @@
 """Text before it is encoded: documents as blocks of whole lines, with errors that name the file and the place."""
 
-from collections.abc import Iterable, Iterator
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from llp.errors import SettingError
 
@@ -10,11 +13,15 @@ _BLOCK = 1 << 18  # bytes
 
 
 class Text(NamedTuple):
-    """A document: its name, blocks of UTF-8 that end with whole lines, and the file that they come from, if any."""
+    """A document: its name, its text, and the file and byte where it begins, if any.
+
+    The text comes as blocks of UTF-8 that end with whole lines, each read when it is asked for.
+    """
 
     name: str
     blocks: Iterable[bytes]
     file: Path | None = None
+    start: int = 0
 
     def lines(self) -> Iterator[list[str]]:
         """The lines of each block, each with its line end.
@@ -22,7 +29,7 @@ class Text(NamedTuple):
         Raises:
             SettingError: Where the text is not UTF-8; it names the file and the byte's offset.
         """
-        offset = 0
+        offset = self.start
         for block in self.blocks:
             try:
                 text = block.decode()
@@ -37,13 +44,38 @@ class Text(NamedTuple):
 
 def read_text(path: Path, name: str) -> Text:
     """A file as one document."""
-    return Text(name, _read_blocks(path), path)
+    return Text(name, read_blocks(partial(open_file, path)), path)
 
 
-def _read_blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            yield block + stream.readline()
+def open_file(path: Path) -> BinaryIO:
+    """A file, to be read as bytes."""
+    return path.open("rb")
+
+
+def read_blocks(opened: Callable[[], BinaryIO], start: int = 0, stop: int = sys.maxsize) -> Iterator[bytes]:
+    """The text between two bytes of a file, each the first of a line, as blocks of whole lines."""
+    with opened() as stream:
+        stream.seek(start)
+        while block := stream.read(min(_BLOCK, stop - start)):
+            start += len(block)
+            if start < stop:
+                block += (rest := stream.readline())
+                start += len(rest)
+            yield block
+
+
+def line_start(stream: BinaryIO, offset: int) -> int:
+    """Where the first line begins that does not begin before `offset`; the end of the file if none does."""
+    if offset == 0:
+        return 0
+    stream.seek(offset - 1)
+    stream.readline()
+    return stream.tell()
+
+
+def size_of(stream: BinaryIO) -> int:
+    """The bytes of an open file."""
+    return stream.seek(0, io.SEEK_END)
 
 
 def blocks_of(lines: Iterable[str]) -> Iterator[bytes]:
@@ -66,8 +98,12 @@ def require_folder(folder: Path) -> None:
         raise SettingError("data.init_args.path", folder, "there is no such folder; give the one that holds the text")
 
 
-def describe_file(path: Path, split: str) -> dict[str, Any]:
-    """What identifies a file of a split without reading it.
+def describe_file(path: Path, split: str | None = None) -> dict[str, Any]:
+    """What identifies a file of text without reading it.
+
+    Args:
+        path: The file.
+        split: The split that it holds; None: of several.
 
     Raises:
         SettingError: If its folder or the file is missing, or it is empty.
@@ -77,5 +113,6 @@ def describe_file(path: Path, split: str) -> dict[str, Any]:
         raise SettingError("data.init_args.path", path.parent, f"the {split} split is missing: there is no {path.name}")
     stat = path.stat()
     if stat.st_size == 0:
-        raise SettingError("data.init_args.path", path.parent, f"{path.name} of the {split} split is empty; remove it")
+        name = path.name if split is None else f"{path.name} of the {split} split"
+        raise SettingError("data.init_args.path", path.parent, f"{name} is empty; remove it")
     return {"file": str(path.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns}

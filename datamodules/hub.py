@@ -28,9 +28,10 @@ def hub_rows(
         yield from rows.select_columns(columns)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        of_configuration = "" if configuration is None else f" in configuration {configuration}"
         raise SettingError(
             "data.init_args.hub_id",
             hub_id,
-            f"the Hub did not give the {split} split of {configuration or 'it'} at revision {revision} ({reason}); "
+            f"the Hub did not give its {split} split at revision {revision}{of_configuration} ({reason}); "
             "name a local copy with data.init_args.path, or run where there is a network",
         ) from error

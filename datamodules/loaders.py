@@ -27,8 +27,8 @@ class SampleCounter:
 class TrainingLoader:
     """`(inputs, targets)` of consecutive samples, (B, n) each.
 
-    It goes on from where `counter` stands, which a checkpoint keeps: a resumed run takes the very next window. The time
-    that making batches has taken so far is in `seconds`.
+    It continues from `counter`, which a checkpoint keeps: a resumed run takes the very next window. `seconds` is the
+    time spent so far on making batches.
 
     Args:
         tokens: The stream.
@@ -81,7 +81,7 @@ class TrainingLoader:
 
 
 class ScoringLoader:
-    """A split's scoring windows, and what is known of their text.
+    """A split's scoring windows, and what is known about their text.
 
     Args:
         file: The split's tokens.

@@ -18,15 +18,15 @@ _OFFICIAL = {  # books and words of the whole splits
 
 
 class PG19(TextDataModule):
-    """PG-19: each book a document. A book begins with `<s>`, and no context crosses its start when it is scored.
+    """PG-19: each book is a document. It begins with the start token, and no context crosses that when it is scored.
 
-    Word perplexity on a whole official split uses the official number of words; on a part of it the words of the books
-    that are there, and the report says so.
+    Word perplexity on a whole official split uses the official number of words; on a part of one, the words of the
+    books that are there, and the report says so.
 
     Args:
         path: Folder with `<id>.txt` in `train/`, `validation/` and `test/`, and `metadata.csv` (id, short title, year,
             URL); without it the Hub is the source.
-        hub_id: Data set on the Hub: one book a row.
+        hub_id: Data set on the Hub: one book per row.
         hub_revision: Its branch, tag or commit.
         title_column: The Hub's column with the title.
         text_column: The Hub's column with the text.

@@ -1,8 +1,7 @@
-"""From text to token files: once a machine, on all cores, taken up again after a kill."""
+"""From text to token files: once per machine, on all cores, and after a kill on from where it was."""
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections import deque
@@ -12,12 +11,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
 from datamodules.documents import Text
+from datamodules.prepared_folder import write_about
 from datamodules.token_files import Document, TokenWriter
 from datamodules.tokenizers import Tokenizer
 from llp.errors import SettingError
+from llp.run_folder import move_into_place
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -36,6 +38,7 @@ class Corpus(Protocol):
     tokenizer: Tokenizer
 
     def source(self) -> dict[str, Any]: ...
+    def splits_note(self) -> str | None: ...
     def texts(self, split: str) -> Iterator[Text]: ...
     def n_bytes(self, split: str) -> int | None: ...
     def count_words(self, line: str) -> int: ...
@@ -46,7 +49,7 @@ class Preparation:
     """Encodes a corpus into a folder, which appears whole or not at all.
 
     Documents that are done stay done when the work is stopped: the unfinished folder has a name of its own, and the
-    next start goes on behind the last whole document.
+    next start goes on after the last whole document.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -70,7 +73,7 @@ class Preparation:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: wait; one that dies lets go
                 if unfinished.exists() and os.path.samestat(os.fstat(lock), unfinished.stat()):
                     self._make(unfinished)
-                    os.replace(unfinished, folder)
+                    move_into_place(unfinished, folder)
             except Exception as error:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 if isinstance(error, OSError):
@@ -81,6 +84,11 @@ class Preparation:
                 os.close(lock)
 
     def _make(self, folder: Path) -> None:
+        for leftover in folder.glob(".*"):  # of a process that was killed while it wrote the tokenizer
+            leftover.unlink()
+        note = self.corpus.splits_note()
+        if note is not None:
+            rank_zero_info(f"{self.corpus.name}: {note}")
         self._train(folder)
         digest = hashlib.sha256()
         for split in self.corpus.splits:
@@ -89,10 +97,10 @@ class Preparation:
         about = {
             "data_fingerprint": digest.hexdigest(),
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "tokenizer": self.tokenizer.settings(),
+            "tokenizer": self.tokenizer.made_with or self.tokenizer.settings(),
             "source": self.corpus.source(),
         }
-        (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_about(folder, about)
 
     def _train(self, folder: Path) -> None:
         if not self.tokenizer.is_trained(folder):
@@ -114,15 +122,15 @@ class Preparation:
             progress.update(sum(document.bytes for document in writer.documents))
             for number, text in enumerate(self.corpus.texts(split)):
                 if number >= done:
-                    writer.finish(self._encode_document(writer, text, progress))
+                    self._encode_document(writer, text, progress)
         writer.close()
         if not any(document.tokens for document in writer.documents):
             raise SettingError("data", self.corpus.name, f"its {split} split holds no text; give one that does")
         return writer.documents
 
-    def _encode_document(self, writer: TokenWriter, text: Text, progress: "tqdm[Any]") -> Document:
+    def _encode_document(self, writer: TokenWriter, text: Text, progress: "tqdm[Any]") -> None:
         digest = hashlib.sha256()
-        tokens = words = plain_words = n_bytes = 0
+        words = plain_words = n_bytes = 0
         writer.write(np.array([self.corpus.start_token()]))
 
         def encode(lines: list[str]) -> tuple[np.ndarray, int, int, bytes]:
@@ -133,10 +141,9 @@ class Preparation:
         for encoded, n_words, n_plain, data in in_order(encode, text.lines()):
             writer.write(encoded)
             digest.update(data)
-            tokens, words, plain_words = tokens + len(encoded), words + n_words, plain_words + n_plain
-            n_bytes += len(data)
+            words, plain_words, n_bytes = words + n_words, plain_words + n_plain, n_bytes + len(data)
             progress.update(len(data))
-        return Document(text.name, writer.length, tokens, words, plain_words, n_bytes, digest.hexdigest())
+        writer.finish(text.name, words, plain_words, n_bytes, digest.hexdigest())
 
     def _progress(self, split: str, what: str) -> "tqdm[Any]":
         n_bytes = self.corpus.n_bytes(split)

@@ -10,11 +10,11 @@ from datamodules.text import TextDataModule
 
 
 class PythonReference(TextDataModule):
-    """The topics of `pydoc_data` (half a megabyte in Python 3.11): one document a topic.
+    """The topics of `pydoc_data` (half a megabyte in Python 3.11): one document per topic.
 
-    In the order of their names every tenth topic is for validation, and every tenth, five later, for the test. Topics
-    share passages, so a paragraph that is in the test split is left out of the others, and one of the validation split
-    out of training. The text is that of the Python that runs: `data_fingerprint` tells which.
+    In the order of their names, the topics 1, 11, 21, ... are for validation, and 6, 16, 26, ... for the test. Topics
+    share passages, so a paragraph that is in the test split is left out of the others, and one in the validation split
+    is left out of training. The text is that of the Python that runs; `data_fingerprint` tells which.
 
     Its arguments are those of `TextDataModule`; it takes no `path`.
     """

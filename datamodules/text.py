@@ -1,4 +1,4 @@
-"""What every benchmark shares: text to tokens on disk, once a machine, and from there to windows."""
+"""What every benchmark shares: text to tokens on disk, once per machine, and from there to windows."""
 
 import hashlib
 import json
@@ -14,12 +14,13 @@ from lightning.pytorch import LightningDataModule
 from datamodules.documents import Text
 from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
 from datamodules.preparation import Preparation, token_dtype
+from datamodules.prepared_folder import check_file, read_about, unusable
 from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
 from datamodules.windows import ScoringWindow, TrainingOrder, limited, scoring_batches, share_of_rank
-from llp.errors import SettingError, require
+from llp.errors import require
 
-_FORMAT = 2  # of the prepared folder; another one makes every cache anew
+_FORMAT = 3  # of the prepared folder; another one makes every cache anew
 
 
 class TextDataModule(LightningDataModule, ABC):
@@ -40,7 +41,9 @@ class TextDataModule(LightningDataModule, ABC):
         batch_size: Training windows in a batch of one device.
         scoring_window_len: Positions of a scoring window; the architecture's own choice unless given.
         scoring_stride: Positions that a scoring window scores; the architecture's own choice unless given.
-        seed: Of the order of training windows. On the command line it is `seed_everything`.
+        check_training_tokens: Whether the training tokens are compared with their digest before a run, which reads the
+            whole file. Those of a split that is scored always are.
+        seed: Seed of the order of training windows. On the command line it is `seed_everything`.
 
     Raises:
         SettingError: If a value can't be used.
@@ -65,6 +68,7 @@ class TextDataModule(LightningDataModule, ABC):
         batch_size: int = 8,
         scoring_window_len: int | None = None,
         scoring_stride: int | None = None,
+        check_training_tokens: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,6 +82,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.window_len, self.batch_size = window_len, batch_size
         self.train_stride = train_stride or window_len
         self.scoring_window_len, self.scoring_stride = scoring_window_len, scoring_stride
+        self.check_training_tokens = check_training_tokens
         self.seed = seed
         self.counter = SampleCounter()
 
@@ -99,6 +104,10 @@ class TextDataModule(LightningDataModule, ABC):
     @abstractmethod
     def texts(self, split: str) -> Iterator[Text]:
         """The documents of a split, read when they are iterated over."""
+
+    def splits_note(self) -> str | None:
+        """What became which split, in one line, where the user could not know; None: the benchmark itself says."""
+        return None
 
     def n_bytes(self, split: str) -> int | None:
         """Size of a split for the progress bar; None: not known."""
@@ -123,8 +132,21 @@ class TextDataModule(LightningDataModule, ABC):
     # Preparing
 
     def prepared_folder(self) -> Path:
-        """Where this text lies encoded by this tokenizer."""
-        key = {"format": _FORMAT, "source": self.source(), "tokenizer": self.tokenizer.settings()}
+        """Where this text lies encoded by this tokenizer.
+
+        A tokenizer from a checkpoint finds what its own run has prepared. On another text it has a folder under its
+        fingerprint: under its settings, it would be taken for one that was trained on that text.
+        """
+        made_with = self.tokenizer.made_with
+        if made_with is None:
+            return self._folder(self.tokenizer.settings())
+        folder = self._folder(made_with)
+        if folder.exists() and read_about(folder)["tokenizer_fingerprint"] == self.tokenizer.fingerprint:
+            return folder
+        return self._folder({"fingerprint": self.tokenizer.fingerprint})
+
+    def _folder(self, tokenizer: dict[str, Any]) -> Path:
+        key = {"format": _FORMAT, "source": self.source(), "tokenizer": tokenizer}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.cache_dir / f"{self.name}-{digest[:16]}"
 
@@ -137,10 +159,12 @@ class TextDataModule(LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Open what was prepared."""
         folder = self.prepared_folder()
+        self.about = read_about(folder)
         self.tokenizer.load(folder)
+        if self.tokenizer.fingerprint != self.about["tokenizer_fingerprint"]:
+            raise unusable(folder / self.tokenizer.file_name)
         dtype = token_dtype(self.vocab_size)
         self.files = {split: TokenFile(folder, split, dtype) for split in self.splits}
-        self.about = self._read_about(folder)
         n_tokens = len(self.files["train"].tokens)
         for setting, value in (("window_len", self.window_len), ("train_stride", self.train_stride)):
             require(
@@ -150,13 +174,16 @@ class TextDataModule(LightningDataModule, ABC):
                 f"the training split has {n_tokens} tokens; shorten it",
             )
 
-    def _read_about(self, folder: Path) -> dict[str, Any]:
-        try:
-            about: dict[str, Any] = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            remedy = f"{folder / 'about.json'} is missing or damaged; remove {folder}, the next run makes it anew"
-            raise SettingError("data.init_args.cache_dir", self.cache_dir, remedy) from error
-        return about
+    def checked_file(self, split: str) -> TokenFile:
+        """A split's tokens, for figures: what is on disk is what was prepared. A file is read for it once per process.
+
+        Raises:
+            SettingError: If a file has changed.
+        """
+        file = self.files[split]
+        check_file(file.path, self.about)
+        check_file(file.index, self.about)
+        return file
 
     # Training
 
@@ -164,7 +191,7 @@ class TextDataModule(LightningDataModule, ABC):
         """Batches of `(inputs, targets)` in the training order, from where the run stands."""
         trainer = self.trainer
         assert trainer is not None
-        tokens = self.files["train"].tokens
+        file = self.checked_file("train") if self.check_training_tokens else self.files["train"]
         order = self._training_order()
         samples_per_batch = self.batch_size * trainer.world_size
         # One pass of the trainer over this loader is the whole run, where its length is known: the progress bar
@@ -175,7 +202,7 @@ class TextDataModule(LightningDataModule, ABC):
             else max(1, order.windows_per_epoch // samples_per_batch)
         )
         return TrainingLoader(
-            tokens,
+            file.tokens,
             order,
             self.counter,
             self.window_len,
@@ -228,7 +255,7 @@ class TextDataModule(LightningDataModule, ABC):
     def _scoring_loader(self, split: str, limit: str) -> ScoringLoader:
         trainer = self.trainer
         assert trainer is not None
-        file = self.files[split]
+        file = self.checked_file(split)
         window_len, stride = self._scoring_window()
         # As many positions at a time as in training: scoring windows may be much longer.
         batch_size = max(1, self.batch_size * self.window_len // window_len)
@@ -258,9 +285,9 @@ class TextDataModule(LightningDataModule, ABC):
 
     def unigram_nats(self, split: str) -> list[float]:
         """Loss of each document of a split under the training text's token frequencies, with add-one smoothing."""
-        counts = self.files["train"].counts(self.vocab_size) + 1
+        counts = self.checked_file("train").counts(self.vocab_size) + 1
         nats = np.log(counts.sum()) - np.log(counts)  # (vocab_size,)
-        file = self.files[split]
+        file = self.checked_file(split)
         return [
             float(np.bincount(file.text_of(document), minlength=self.vocab_size) @ nats) for document in file.documents
         ]

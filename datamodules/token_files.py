@@ -1,5 +1,6 @@
-"""Tokens on disk: one memory-mapped file a split beside an index of its documents, a line of JSON each."""
+"""Tokens on disk: one memory-mapped file per split beside an index of its documents, one line of JSON each."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -7,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from llp.errors import SettingError
+from datamodules.prepared_folder import unusable
+
+_BLOCK = 1 << 22  # bytes
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document in a token file: its start token lies at `start`, its `tokens` behind it.
+    """A document in a token file: its start token lies at `start`, its `tokens` after it.
 
     `words` are the benchmark's words of its text, `plain_words` the whitespace-separated ones, `bytes` those of UTF-8.
+    `sha256` is that of the text, `tokens_sha256` that of the tokens as they lie in the file, the start token included.
     """
 
     name: str
@@ -24,10 +28,14 @@ class Document:
     plain_words: int
     bytes: int
     sha256: str
+    tokens_sha256: str
 
 
 class TokenWriter:
-    """Writes a split's tokens, document by document, and goes on behind the last whole one after a kill.
+    """Writes a split's tokens, document by document, and after a kill goes on where the last whole document ends.
+
+    A document of the index counts as whole if its tokens are in the token file, which its digest tells: after a power
+    cut either file may be older than the other.
 
     Args:
         folder: Where to; nobody reads it yet.
@@ -40,27 +48,58 @@ class TokenWriter:
         index, tokens = folder / f"{split}.jsonl", folder / f"{split}.bin"
         index.touch()
         tokens.touch()
-        whole, _, _ = index.read_text(encoding="utf-8").rpartition("\n")  # a line that was cut off is no document
-        self.documents = [Document(**json.loads(line)) for line in whole.splitlines()]
-        self.length = sum(1 + document.tokens for document in self.documents)
-        self._index = index.open("r+b")
-        self._index.truncate(len(whole.encode()) + 1 if whole else 0)
-        self._index.seek(0, 2)
-        self._tokens = tokens.open("r+b")
-        self._tokens.truncate(self.length * dtype.itemsize)
-        self._tokens.seek(0, 2)
+        self._index, self._tokens = index.open("r+b"), tokens.open("r+b")
+        self.documents: list[Document] = []
+        self.length = 0
+        index_size = 0
+        for line in self._index:
+            document = self._whole_document(line)
+            if document is None:
+                break
+            self._append(document)
+            index_size += len(line)
+        for stream, size in ((self._index, index_size), (self._tokens, self.length * dtype.itemsize)):
+            stream.seek(size)
+            stream.truncate()
+        self._begin_document()
 
-    def write(self, tokens: np.ndarray) -> None:
-        """Append tokens of the document at hand."""
-        self._tokens.write(tokens.astype(self.dtype).tobytes())
+    def _whole_document(self, line: bytes) -> Document | None:
+        """The document of a line of the index; None if the line or the document's tokens are not whole."""
+        try:
+            document = Document(**json.loads(line))
+            left = (1 + document.tokens) * self.dtype.itemsize
+        except (ValueError, TypeError):
+            return None
+        digest = hashlib.sha256()
+        while block := self._tokens.read(min(left, _BLOCK)):
+            digest.update(block)
+            left -= len(block)
+        return document if line.endswith(b"\n") and digest.hexdigest() == document.tokens_sha256 else None
 
-    def finish(self, document: Document) -> None:
-        """The document at hand is whole: from here on a kill loses nothing of it."""
-        self._tokens.flush()
-        self._index.write((json.dumps(asdict(document)) + "\n").encode())
-        self._index.flush()
+    def _append(self, document: Document) -> None:
         self.documents.append(document)
         self.length += 1 + document.tokens
+
+    def _begin_document(self) -> None:
+        self._written = 0  # tokens
+        self._digest = hashlib.sha256()
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Append tokens of the document at hand, its start token first."""
+        data = tokens.astype(self.dtype).tobytes()
+        self._tokens.write(data)
+        self._digest.update(data)
+        self._written += len(tokens)
+
+    def finish(self, name: str, words: int, plain_words: int, n_bytes: int, sha256: str) -> None:
+        """The document at hand is whole: from here on a kill loses nothing of it. For the arguments see `Document`."""
+        digests = sha256, self._digest.hexdigest()
+        document = Document(name, self.length, self._written - 1, words, plain_words, n_bytes, *digests)
+        self._tokens.flush()  # before the line that vouches for them
+        self._index.write((json.dumps(asdict(document)) + "\n").encode())
+        self._index.flush()
+        self._append(document)
+        self._begin_document()
 
     def close(self) -> None:
         """Close both files."""
@@ -76,22 +115,16 @@ class TokenFile:
     """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype) -> None:
-        path = folder / f"{split}.bin"
-        length = 0
+        self.path, self.index = folder / f"{split}.bin", folder / f"{split}.jsonl"
         try:
-            lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = self.index.read_text(encoding="utf-8").splitlines()
             self.documents = [Document(**json.loads(line)) for line in lines]
             length = sum(1 + document.tokens for document in self.documents)
-            damaged = length == 0 or path.stat().st_size != length * dtype.itemsize
-        except (OSError, ValueError, TypeError):
-            damaged = True
-        if damaged:
-            raise SettingError(
-                "data.init_args.cache_dir",
-                folder.parent,
-                f"the token file {path} is damaged or cut short; remove {folder}, the next run makes it anew",
-            )
-        self.tokens: np.ndarray = np.memmap(path, dtype=dtype, mode="r", shape=(length,))
+        except (OSError, ValueError, TypeError) as error:
+            raise unusable(self.index) from error
+        if length == 0 or not self.path.is_file() or self.path.stat().st_size != length * dtype.itemsize:
+            raise unusable(self.path, "is missing, damaged or cut short")
+        self.tokens: np.ndarray = np.memmap(self.path, dtype=dtype, mode="r", shape=(length,))
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """How often each token occurs in the text: (vocab_size,). The documents' start tokens are not counted."""

@@ -18,9 +18,9 @@ _TITLE = re.compile(r" = [^=].* = \n")
 class WikiText103(TextDataModule):
     """WikiText-103: each split one stream of text, as in the literature, or its articles as documents.
 
-    A line's end counts as one word, also as in the literature: 245,569 words in the test split and 217,646 in the
-    validation split; the report states the count without line ends beside it. The token before the stream is a newline,
-    which the text is full of; an article begins with `<s>`.
+    A line end counts as one word, also as in the literature: 245,569 words in the test split and 217,646 in the
+    validation split; the report states the count without line ends as well. The token before the stream is a newline,
+    as before most lines of the text; an article begins with the start token.
 
     Args:
         path: Folder with `wiki.{train,valid,test}.tokens` (or `.raw`); without it the Hub is the source.
@@ -85,7 +85,7 @@ class WikiText103(TextDataModule):
 
 
 def _articles(whole: Text) -> Iterator[Text]:
-    """Cut a split before each blank line that a title and another blank line follow."""
+    """Cut a split before each blank line that is followed by a title and another blank line."""
     article: list[str] = []
     title = ""
     for line, following, after in _triples(line for block in whole.lines() for line in block):
@@ -98,7 +98,7 @@ def _articles(whole: Text) -> Iterator[Text]:
 
 
 def _triples(lines: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Each line with the two that follow it; behind the last one come empty ones."""
+    """Each line with the two that follow it; after the last one come empty ones."""
     ahead: deque[str] = deque(maxlen=3)
     for line in chain(lines, ("", "")):
         ahead.append(line)

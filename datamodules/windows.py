@@ -11,12 +11,12 @@ class TrainingOrder:
     """The order of training windows: a pure function of the seed and the number of the sample.
 
     The stream of tokens is a circle. An epoch has `n_tokens // stride` windows, which start at the epoch's own offset
-    plus multiples of the stride, in an order drawn from the seed and the epoch: each window once an epoch.
+    plus multiples of the stride, in an order drawn from the seed and the epoch: each window once per epoch.
 
     Args:
         n_tokens: Length of the stream, at least `stride`.
         stride: Tokens between the starts of neighbouring windows.
-        seed: Of the order.
+        seed: Seed of the order.
     """
 
     def __init__(self, n_tokens: int, stride: int, seed: int) -> None:

@@ -4,6 +4,7 @@ import sys
 
 import llp
 from llp.commands.help import COMMANDS, GENERAL, help_of
+from llp.errors import SettingError
 from llp.training.interruption import LISTENER, Stopped
 
 
@@ -24,6 +25,8 @@ def main() -> int:
         return 0
     LISTENER.listen()
     try:
+        if arguments[0] == "runs":
+            return _list_runs(arguments[1:])
         from llp.commands.dispatch import run  # imports torch and lightning: seconds
 
         return run(arguments[0], arguments[1:])
@@ -31,6 +34,17 @@ def main() -> int:
         return 128 + stopped.signum
     finally:
         LISTENER.close()
+
+
+def _list_runs(options: list[str]) -> int:
+    from llp.commands.runs import run
+
+    try:
+        run(options)
+    except (SettingError, OSError) as error:
+        print(f"llp runs: error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

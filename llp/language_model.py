@@ -129,6 +129,8 @@ class LanguageModel(LightningModule, ABC):
         """The run's settings: for each start those that changed, and the step, counted from 1, from which they hold."""
         self.initialized_from: dict[str, Any] | None = None
         """The checkpoint whose weights the run started from; None: it started from random ones."""
+        self.loaded_from: str | None = None
+        """The path of the checkpoint that `llp.load` read the model from."""
         self.run_config: str | None = None
         """The run's configuration as YAML, if it was started from the command line."""
         self.tokenizer: Any = None
@@ -224,9 +226,9 @@ class LanguageModel(LightningModule, ABC):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every model needs: metrics, dropout that a resumed run draws identically, and a certified test."""
-        reports: list[Callback] = [Certificate(), TestReport()]
+        callbacks: list[Callback] = [RunMetrics(), StepSeed(), Certificate(), TestReport()]
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [RunMetrics(), StepSeed(), *(report for report in reports if type(report) not in there)]
+        return [callback for callback in callbacks if type(callback) not in there]
 
     def learning_rate_factor(self, step: int) -> float:
         """The learning rate of an optimizer step, as a fraction of `learning_rate`."""

@@ -21,6 +21,7 @@ def load(path: str | Path) -> LanguageModel:
     checkpoint = checkpoints.read(path)
     cls = checkpoints.import_class(checkpoint["architecture"])
     model: LanguageModel = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    model.loaded_from = str(path)
     return model
 
 

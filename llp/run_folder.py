@@ -28,14 +28,26 @@ def whole_file(path: Path, keeps_older: bool = True) -> Iterator[Path]:
         keeps_older: Whether a file that is there already gets a numbered name, or is replaced.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with naming(path):
+        try:
+            yield temporary
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if keeps_older:
+            keep_older(path)
+        move_into_place(temporary, path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses inside of the block, it refuses for `path`: a failed write names no file by itself."""
     try:
-        yield temporary
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if keeps_older:
-        keep_older(path)
-    move_into_place(temporary, path)
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def keep_older(path: Path) -> None:
@@ -115,6 +127,11 @@ def _unreplaced(folder: Path) -> list[tuple[Path, Path]]:
         for replaced in folder.glob(".*.replaced")
     ]
     return [(replaced, path) for replaced, path in pairs if not path.exists()]
+
+
+def discard(path: Path) -> None:
+    """Remove the checkpoint that was to become `path`, and didn't."""
+    _remove(unfinished(path))
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,7 @@ import random
 import sys
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  its log writes to the stderr of its import, which must not be one test's
 import pytest
 import torch
 

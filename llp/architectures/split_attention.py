@@ -21,7 +21,9 @@ class SplitAttention(LatentLanguageModel):
         SettingError: If a value can't be used.
     """
 
-    def __init__(self, vocab_size: int, latent_len: int = 1024, segment_len: int = 256, **kwargs: Any) -> None:
+    def __init__(
+        self, vocab_size: int, latent_len: int = 1024, segment_len: int = 256, **kwargs: Any
+    ) -> None:  # pragma: no mutate block
         super().__init__(vocab_size, latent_len, **kwargs)
         require(segment_len >= 1, "segment_len", segment_len, "set it to 1 or more")
         self.segment_len = segment_len

@@ -6,7 +6,7 @@ from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import parser_for_part
 from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.evaluation.context import loss_by_context, write
-from llp.evaluation.tables import aligned
+from llp.evaluation.tables import aligned, readable
 from llp.run_folder import run_folder
 from llp.training import checkpoints
 
@@ -25,8 +25,11 @@ def run(options: list[str]) -> None:
     checkpoints.check_tokenizer(checkpoint, data)
     with command.autocast():
         curve = loss_by_context(command.model, data, **command.own)
-    cells = [[f"{point.context:,}", f"{point.loss:.4f}", f"{point.perplexity:,.4f}"] for point in curve]
-    print("\n".join(aligned([["context", "loss", "perplexity"], *cells], n_left=0)))
+    cells = [
+        [f"{point.context:,}", f"{point.loss:.4f}", f"± {point.standard_error:.4f}", readable(point.perplexity)]
+        for point in curve
+    ]
+    print("\n".join(aligned([["context", "loss", "standard error", "perplexity"], *cells], n_left=0)))
     text = f"{curve[0].targets:,} tokens of {data.name}, {command.own['split']}"
     for path in write(curve, run_folder(command.ckpt_path), f"{type(command.model).__name__}: {text}"):
         print(f"Written to {path}")

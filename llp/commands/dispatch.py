@@ -7,7 +7,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import datamodules
 import llp
-from llp.commands.messages import is_lost_contact, is_rank_zero, silence, users_error
+from llp.commands.configurations import configurations, read_configuration
+from llp.commands.messages import in_words, is_lost_contact, is_rank_zero, silence, users_error
 from llp.training.interruption import Stopped
 
 
@@ -18,6 +19,8 @@ def run(subcommand: str, options: list[str]) -> int:
         for name in package.__all__:
             getattr(package, name)
     try:
+        for value in configurations(options):
+            read_configuration(value)  # jsonargparse's words for one that it can't read don't name the file
         import_module(f"llp.commands.{subcommand}").run(options)
     except Stopped as stopped:
         if is_rank_zero():
@@ -26,7 +29,7 @@ def run(subcommand: str, options: list[str]) -> int:
     except Exception as error:
         users = users_error(error)
         if users is not None:
-            print(f"llp {subcommand}: error: {users}", file=sys.stderr)
+            print(f"llp {subcommand}: error: {in_words(users)}", file=sys.stderr)
         elif not is_rank_zero() and is_lost_contact(error):
             rank = rank_zero_only.rank  # type: ignore[attr-defined]
             cause = str(error).partition("\n")[0]

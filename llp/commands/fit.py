@@ -1,5 +1,6 @@
 """`llp fit`: train, validate and keep checkpoints, in a folder of the run's own."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,14 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from llp.commands.messages import users_error
 from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trainer_command import TrainerCommand
+from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
 from llp.errors import SettingError, require
-from llp.run_folder import keep_older
+from llp.run_folder import naming, whole_file
 from llp.training.initial_weights import InitialWeights
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
@@ -36,6 +40,11 @@ class FitCommand(TrainerCommand):
 
     def callbacks(self) -> list[Callback]:
         return [*super().callbacks(), StartReport(), RunSummary(), RunRecord()]
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse settings of the Trainer with which nothing would be trained, too."""
+        check_trainer_settings(self._get(self.config, "trainer"))
+        super().before_instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         logger = self._get(self.config_init, "trainer").logger
@@ -65,6 +74,9 @@ class FitCommand(TrainerCommand):
         """Refuse also a folder that holds another run, and settings that a resumed run can't change."""
         super().after_instantiate_classes()
         self.model.run_config = self._yaml()
+        max_steps, hparams = self.trainer.max_steps, self.model.hparams
+        check_length(max_steps, self.resumed_step, hparams.get("schedule"))
+        warn_of_warmup(hparams.get("warmup_steps", 0), max_steps)
         if self.checkpoint is not None:
             self.model.history = self.checkpoint["settings_history"]
             self.model.check_resume(self.trainer, self.datamodule)
@@ -76,6 +88,11 @@ class FitCommand(TrainerCommand):
         # `hparams.yaml` comes with the first logged figures: a run that failed to start leaves its name free.
         if (folder / "hparams.yaml").exists() and folder.resolve() != self.resumed_run and not self.restarts:
             raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
+        if self.resumed_run not in (None, folder.resolve()):
+            one, other = os.path.relpath(str(self.resumed_run)), os.path.relpath(folder)
+            rank_zero_info(
+                f"{one} is resumed at step {self.resumed_step:,} as a run of its own, {other}; it stays as it is"
+            )
 
     def _yaml(self) -> str:
         """The configuration of the run, as it is written into its folder."""
@@ -83,7 +100,17 @@ class FitCommand(TrainerCommand):
         return parser.dump(settings_of_run(self.config[self.name]), skip_unset=False)
 
     def fit(self, **kwargs: Any) -> None:
-        self.trainer.fit(**kwargs)
+        if self.trainer.max_steps == self.resumed_step:
+            rank_zero_info(f"Nothing is left to do: all {self.resumed_step:,} steps of trainer.max_steps are trained")
+            return
+        try:
+            self.trainer.fit(**kwargs)
+        except Exception as error:
+            refused = users_error(error)
+            if isinstance(refused, OSError) and refused.errno is not None and refused.filename is None:
+                with naming(Path(self.trainer.log_dir or ".")):  # TensorBoard's file, say
+                    raise refused from error
+            raise
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -93,15 +120,18 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
-        super().__init__(parser, settings_of_run(config), **kwargs)
+        super().__init__(parser, settings_of_run(config), save_to_log_dir=False, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        folder = Path(trainer.log_dir or ".")  # on every rank: it is broadcast
-        if trainer.is_global_zero:
-            keep_older(folder / self.config_filename)
+        self._folder = Path(trainer.log_dir or ".")  # on every rank: it is broadcast
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self._folder / self.config_filename) as temporary:
+            self.parser.save(self.config, temporary, skip_none=False, multifile=False)
 
 
 def settings_of_run(config: Namespace) -> Namespace:

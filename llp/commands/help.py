@@ -69,6 +69,13 @@ COMMANDS = {
             **_DEVICE,
         },
     ),
+    "runs": Command(
+        "List runs side by side, the best first: settings that differ, tokens, time, validation and test.",
+        {
+            "[FOLDER]": "the folder that holds them; lightning_logs unless given",
+            "--csv FILE": "write them there, too, with all digits",
+        },
+    ),
     "prepare": Command(
         "Train the tokenizer and encode the text, on a login node, say; fit does the same where it has not been done.",
         {"--config FILE": "a configuration; only its data counts", "--data CLASS": "a benchmark"},

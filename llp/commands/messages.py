@@ -1,7 +1,9 @@
 """What the command line says, and leaves out."""
 
+import errno
 import logging
 import re
+import threading
 import warnings
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -28,6 +30,29 @@ def users_error(error: BaseException | None) -> BaseException | None:
     return error
 
 
+def in_words(error: BaseException) -> str:
+    """A user's error as it is shown: what the system refused, for which file, and what helps."""
+    if not isinstance(error, OSError) or error.errno not in _REMEDIES:
+        return str(error)
+    return f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+
+
+_ROOM = (
+    "make room there, or write elsewhere: --trainer.default_root_dir for a run, data.init_args.cache_dir for its text"
+)
+_RIGHTS = "allow this user to, or use another folder: trainer.default_root_dir for runs"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+}
+
+
+def _thread_error(arguments: threading.ExceptHookArgs) -> None:
+    """Leave out what TensorBoard's thread can't write: the next figure that is logged raises it once more."""
+    if not (isinstance(arguments.exc_value, OSError) and "AsyncWriter" in type(arguments.thread).__name__):
+        threading.__excepthook__(arguments)
+
+
 def is_lost_contact(error: Exception) -> bool:
     """Whether a collective failed since a process at its other end is gone; gloo has no type of error of its own."""
     return isinstance(error, DistError) or re.search("Connection (closed|reset) by peer", str(error)) is not None
@@ -40,6 +65,7 @@ def is_rank_zero() -> bool:
 
 def silence() -> None:
     """Leave out what tells the user of this command line nothing."""
+    threading.excepthook = _thread_error
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # they are those of the command line
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder

@@ -1,13 +1,11 @@
 """Which checkpoint a command line means, and the configuration of its run: both before anything is parsed."""
 
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from llp.commands.configurations import configurations, read_configuration, values_of
 from llp.commands.messages import is_rank_zero
 from llp.errors import require
 from llp.loading import chosen_checkpoint
@@ -25,7 +23,7 @@ def with_run_defaults(subcommand: str, arguments: list[str]) -> list[str]:
         SettingError: If a checkpoint is needed and none is named, or it can't be opened, or nothing says what was run.
     """
     path = last_value("ckpt_path", arguments)
-    has_config = any(_values("--config", arguments)) or any(_values("-c", arguments))
+    has_config = len(configurations(arguments)) > 0
     if path is None:
         remedy = f"`llp {subcommand}` needs a trained model; name its checkpoint"
         require(subcommand == "fit" or has_config, "ckpt_path", None, remedy)
@@ -67,23 +65,15 @@ def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:
 
 def last_value(setting: str, arguments: list[str]) -> str | None:
     """The value that a setting has on the command line, in a flag or else in a file; None: it has none."""
-    for value in reversed([*_values(f"--{setting}", arguments)]):
+    for value in reversed([*values_of(f"--{setting}", arguments)]):
         return None if value == "null" else value
-    for path in reversed([*_values("--config", arguments), *_values("-c", arguments)]):
-        settings: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+    for path in reversed(configurations(arguments)):
+        settings: Any = read_configuration(path)
         for key in setting.split("."):
             settings = settings.get(key) if isinstance(settings, dict) else None
         if settings is not None:
             return str(settings)
     return None
-
-
-def _values(flag: str, arguments: list[str]) -> Iterator[str]:
-    """The values that a flag has on the command line, as `--flag value` or `--flag=value`."""
-    for argument, following in pairwise([*arguments, ""]):
-        name, equals, value = argument.partition("=")
-        if name == flag:
-            yield value if equals else following
 
 
 def slurm_job() -> str | None:

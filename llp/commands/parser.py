@@ -1,5 +1,6 @@
 """The argument parser of all subcommands."""
 
+import os
 import re
 import sys
 from typing import Any, NoReturn
@@ -15,6 +16,11 @@ class Parser(LightningArgumentParser):
     """Says what is wrong in one message, without the list of all options before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if missing := re.search(r"Problem with given class_path '(.+)':\s+No module named '(.+)'", message):
+            remedy = f"add the folder in which it lies to PYTHONPATH: PYTHONPATH=FOLDER {self.prog} …"
+            reason = f"Python finds no module {missing[2]!r} from {os.getcwd()}; {remedy}"
+            print(f"llp: error: class_path = {missing[1]}: {reason}", file=sys.stderr)
+            sys.exit(2)
         noise = r"Does not validate against any|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
         lines = [line for line in message.splitlines() if not re.match(rf"\s*({noise})", line)]
         print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp fit --help", file=sys.stderr)

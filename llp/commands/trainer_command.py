@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.text import TextDataModule
@@ -137,7 +138,10 @@ class TrainerCommand(LightningCLI):
         own = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
         if settings.enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in own):
             self.trainer_defaults["callbacks"].append(RunProgressBar())
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
+            raise MisconfigurationException(f"trainer: {error}") from error
 
     def default_logger(self) -> Any:
         """The logger where the configuration names none; False: nothing is logged."""

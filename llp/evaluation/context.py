@@ -14,12 +14,19 @@ from llp.run_folder import whole_file
 
 
 class ContextLoss(NamedTuple):
-    """Mean loss in nats of the same `targets` tokens, with `context` tokens before each block of them."""
+    """Mean loss in nats of the same `targets` tokens, with `context` tokens before each of the `blocks` they lie in.
+
+    `standard_error` is that of the loss, estimated from the spread of the blocks' means; nan for a single block. All
+    points of a curve share the same blocks, so that the difference of two is more certain than either; in a short text,
+    where blocks overlap, all are less certain.
+    """
 
     context: int
     loss: float
+    standard_error: float
     perplexity: float
     targets: int
+    blocks: int
 
 
 def context_lengths(longest: int) -> list[int]:
@@ -57,18 +64,19 @@ def loss_by_context(
     require(1 <= block_len <= stride, "block_len", block_len, remedy)
     longest = window_len - block_len if max_context is None else max_context
     require(longest >= 1, "max_context", longest, "set it to 1 or more")
-    file = data.files[split]
+    file = data.checked_file(split)
     starts = _block_starts(file.documents, longest, block_len, n_blocks)
     batch_size = max(1, data.batch_size * data.window_len // (longest + block_len))
     curve = []
     for context in context_lengths(longest):
-        nats = 0.0
+        means: list[float] = []  # of each block
         for first in range(0, len(starts), batch_size):
             rows = np.stack([file.tokens[s - context : s + block_len + 1] for s in starts[first : first + batch_size]])
             window = torch.from_numpy(rows.astype(np.int64)).to(model.device)  # (B, context + block_len + 1)
-            nats += model.decoder(window[:, :-1], window[:, -block_len:]).each.double().sum().item()
-        loss = nats / (len(starts) * block_len)
-        curve.append(ContextLoss(context, loss, math.exp(loss), len(starts) * block_len))
+            means += model.decoder(window[:, :-1], window[:, -block_len:]).each.double().mean(dim=1).tolist()
+        loss, n = math.fsum(means) / len(means), len(means)
+        error = float(np.std(means, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+        curve.append(ContextLoss(context, loss, error, math.exp(loss), n * block_len, n))
     return curve
 
 
@@ -87,15 +95,19 @@ def _block_starts(documents: Sequence[Any], longest: int, block_len: int, n_bloc
 
 
 def draw(curve: Sequence[ContextLoss], title: str) -> Any:
-    """Plot the loss against the context."""
+    """Plot the loss, with its standard error, against the context."""
     from matplotlib.figure import Figure  # takes a second, and only this needs it
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([point.context for point in curve], [point.loss for point in curve], marker="o")
+    contexts, losses, errors = ([point[column] for point in curve] for column in range(3))
+    n = curve[0].blocks
+    label = "one block" if n == 1 else f"mean of {n:,} blocks ± its standard error"
+    axes.errorbar(contexts, losses, errors, marker="o", markersize=4, capsize=3, label=label)
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set(title=title, xlabel="context before the scored tokens (tokens)", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 

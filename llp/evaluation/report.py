@@ -32,11 +32,12 @@ class TestReport(Callback):
         limit = "limit_test_batches" if is_test else "limit_val_batches"
         remedy = "nothing was scored; set it above 0"
         require(hasattr(model, "score"), f"trainer.{limit}", getattr(trainer, limit), remedy)
-        rows = model.score.rows()  # on every rank: it sums over them
+        rows, log_dir = model.score.rows(), trainer.log_dir  # on every rank: one sums over them, one is broadcast
         if not trainer.is_global_zero:
             return
         loader: Any = trainer.test_dataloaders if is_test else trainer.val_dataloaders
-        protocol = {**model_protocol(model, trainer.ckpt_path), **loader.protocol}
+        checkpoint = trainer.ckpt_path or model.loaded_from
+        protocol = {**model_protocol(model, checkpoint), **loader.protocol}
         expected = sum(document.tokens for document in loader.documents)
         protocol["complete"] = rows[0]["tokens"] == expected
         if protocol["complete"]:  # both are those of the whole split
@@ -50,7 +51,7 @@ class TestReport(Callback):
         if not protocol["complete"]:
             scored = f"{rows[0]['tokens']:,} of {expected:,} tokens were scored"
             print(f"PARTIAL: {scored}; words and bytes are scaled in proportion.")
-        folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+        folder = run_folder(checkpoint) if checkpoint else Path(log_dir or trainer.default_root_dir)
         path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, "rows": rows})
         table = write_csv(folder / f"{loader.split}.csv", rows)
         print(f"Written to {path} and {table}")

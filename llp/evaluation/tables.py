@@ -24,21 +24,23 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
     """Format the rows as a table of text: for each the model's figures, and below them the unigram model's.
 
     Args:
-        rows: One for the whole split, or the part of it that was scored, then one per document. Ten documents at most
-            are shown.
+        rows: One for the whole split, or the part of it that was scored, then one per document. The first ten documents
+            of which anything was scored are shown.
         protocol: How they were scored.
     """
     table: list[list[str]] = [["split", "document", "model", *_COLUMNS]]
     name = protocol["architecture"].rpartition(".")[2]
-    for row in rows[: 1 + _MOST_DOCUMENTS]:
+    whole, *documents = rows
+    documents = [document for document in documents if document["tokens"]]
+    for row in [whole, *documents[:_MOST_DOCUMENTS]]:
         where = [row["split"], row["document"] or ("(all)" if protocol["complete"] else "(part)")]
         table.append([*where, name, *(readable(row[column]) for column in _COLUMNS)])
         if "unigram_loss" in row:
             table.append(["", "", "unigram", "", "", "", *(readable(row[f"unigram_{name}"]) for name in _COLUMNS[3:])])
     lines = aligned(table, n_left=3)
     lines.insert(1, "-" * max(map(len, lines)))
-    if (n_more := len(rows) - 1 - _MOST_DOCUMENTS) > 0:
-        lines.append(f"… and {n_more:,} more in {rows[0]['split']}.csv")
+    if len(documents) > _MOST_DOCUMENTS:
+        lines.append(f"… and {len(documents) - _MOST_DOCUMENTS:,} more in {whole['split']}.csv")
     windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
     if "context_mean" in protocol:
         least = protocol["context_least"]  # None: every document is one window

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
@@ -46,11 +47,11 @@ def stored_tokenizer(data: Any) -> dict[str, Any] | None:
         return None
     return {
         "class_path": class_path(type(tokenizer)),
-        "settings": tokenizer.settings(),
+        "settings": tokenizer.made_with or tokenizer.settings(),
         "fingerprint": tokenizer.fingerprint,
         "start_token": data.start_token(),
         # As a tensor: `weights_only` loads no bytes.
-        "data": torch.frombuffer(bytearray(tokenizer.serialized()) or bytearray(1), dtype=torch.uint8),
+        "data": torch.from_numpy(np.frombuffer(tokenizer.serialized(), dtype=np.uint8).copy()),
     }
 
 
@@ -60,7 +61,8 @@ def restored_tokenizer(stored: dict[str, Any]) -> Any:
     Raises:
         SettingError: If its class can't be imported.
     """
-    return import_class(stored["class_path"]).restored(bytes(stored["data"].numpy().tobytes()))
+    data = stored["data"].numpy().tobytes()
+    return import_class(stored["class_path"]).restored(data, stored["settings"])
 
 
 def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:

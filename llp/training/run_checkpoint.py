@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llp.errors import require
-from llp.run_folder import link, publish, tidy, unfinished
+from llp.run_folder import discard, link, naming, publish, tidy, unfinished
 from llp.training import checkpoints
 from llp.training.interruption import LISTENER, Stopped
 from llp.training.metrics import StepOutput
@@ -111,7 +111,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save_last_if(True, trainer)
+            self._save_last_if(self._last_global_step_saved != trainer.global_step, trainer)
 
     def _save_last_if(self, is_due: bool, trainer: Trainer) -> None:
         """Save `last.ckpt` if it is due, or if a signal has reached any of the processes, which also ends the run."""
@@ -126,15 +126,20 @@ class RunCheckpoint(ModelCheckpoint):
             raise Stopped(signum)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        for logger in trainer.loggers:
-            logger.save()  # what was logged up to this step is on disk before the checkpoint is
         path = Path(filepath)
-        super()._save_checkpoint(trainer, str(unfinished(path)))
-        self._last_checkpoint_saved = filepath
-        if trainer.is_global_zero:
-            publish(path)
-            if self.save_top_k > 1 and filepath == self.best_model_path:
-                link(path, path.with_name("best.ckpt"))
+        try:
+            with naming(path):
+                for logger in trainer.loggers:
+                    logger.save()  # what was logged up to this step is on disk before the checkpoint is
+                super()._save_checkpoint(trainer, str(unfinished(path)))
+                self._last_checkpoint_saved = filepath
+                if trainer.is_global_zero:
+                    publish(path)
+                    if self.save_top_k > 1 and filepath == self.best_model_path:
+                        link(path, path.with_name("best.ckpt"))
+        except OSError:
+            discard(path)  # on a full disk it would take up the remaining room
+            raise
         trainer.strategy.barrier("published")  # a process that ends earlier may take the others with it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -154,11 +159,16 @@ def _is_at_end(trainer: Trainer) -> bool:
 
 
 def how_to_go_on(path: str) -> str:
-    """What to tell a user whose run has ended early."""
-    if not path:
+    """What to tell a user whose run has ended early.
+
+    Args:
+        path: The checkpoint that was written last, perhaps in vain; empty: there is none.
+    """
+    newest = next(checkpoints.newest_first(Path(path).parent), None) if path else None
+    if newest is None:
         return "No checkpoint has been saved yet."
-    path = os.path.relpath(path)
-    return f"Resume from step {checkpoints.read(path)['global_step']:,} with: llp fit --ckpt_path {path}"
+    step = checkpoints.read(newest)["global_step"]
+    return f"Resume from step {step:,} with: llp fit --ckpt_path {os.path.relpath(newest)}"
 
 
 class StreamedCheckpointIO(TorchCheckpointIO):
@@ -170,5 +180,10 @@ class StreamedCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("wb") as stream:
-            torch.save(checkpoint, stream)
+        try:
+            with Path(path).open("wb") as stream:
+                torch.save(checkpoint, stream)
+        except RuntimeError as error:  # torch's writer, which finds less written than it should be
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

@@ -94,9 +94,9 @@ class StallGuard(Callback):
 
     def _end(self, trainer: Any, reason: str) -> None:
         """End the process from this thread: the main one waits inside a collective, where no exception reaches it."""
-        advice = how_to_go_on(trainer.checkpoint_callback.last_model_path) if trainer.checkpoint_callback else ""
+        advice = how_to_go_on(trainer.checkpoint_callback.last_model_path) + "\n" if trainer.checkpoint_callback else ""
         message = f"stall.timeout_s = {self.timeout_s:g}: in optimizer step {trainer.global_step + 1:,} {reason}."
-        print(f"\nllp: error: {message}\n{advice}", file=sys.stderr, flush=True)
+        print(f"\nllp: error: {message}\n{advice}", end="", file=sys.stderr, flush=True)
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that this one has started
         os._exit(1)

@@ -44,6 +44,7 @@ def start_report(trainer: Any, model: Any, folder: str | None) -> str:
         ("run", f"{_length(trainer, per_step)}; {_validation(trainer)}; seed {seed()}"),
         ("device", _device(trainer, model)),
     ]  # fmt: skip
+    rows = [(label, textwrap.fill(text, width=100, break_on_hyphens=False)) for label, text in rows]
     rows += [("weights", f"those of step {origin['step']:,} in {origin['checkpoint']}") for origin in _origins(trainer)]
     if folder is not None:
         rows.append(("folder", os.path.relpath(folder)))
@@ -68,7 +69,7 @@ def changed_settings(model: LightningModule) -> dict[str, Any]:
 
 def _settings(model: LightningModule) -> str:
     changed = ", ".join(f"{name}={value}" for name, value in changed_settings(model).items())
-    return textwrap.fill(f"{changed}; all else as in {class_path(type(model))}", width=100, break_on_hyphens=False)
+    return f"{changed}; all else as in {class_path(type(model))}"
 
 
 def _window(model: Any, n: int, scored: int) -> str:
@@ -104,8 +105,9 @@ def _validation(trainer: Any) -> str:
     if not sum(trainer.num_val_batches):
         return "never validated"
     share = f" with limit_val_batches={limit}" if limit != 1.0 else ""
-    every = f" every {interval // trainer.accumulate_grad_batches:,} steps and" if isinstance(interval, int) else ""
-    return f"validated{share}{every} at the end"
+    if not isinstance(interval, int) or interval > trainer.num_training_batches:
+        return f"validated{share} at the end"
+    return f"validated{share} every {interval // trainer.accumulate_grad_batches:,} steps and at the end"
 
 
 def _origins(trainer: Any) -> list[dict[str, Any]]:
@@ -120,7 +122,7 @@ def _device(trainer: Any, model: LightningModule) -> str:
     is_cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if is_cuda else f"{device.type} ({_plural(n_threads, 'thread')})"
     if n_devices > 1:
-        name = f"{n_devices} times {name} on {_plural(n_nodes, 'node')}, {type(trainer.strategy).__name__}"
+        name = f"{n_devices} x {name} on {_plural(n_nodes, 'node')}, {type(trainer.strategy).__name__}"
     rate = peak_rate(device, compute_dtype(str(trainer.precision)))
     source = "measured" if rate.is_measured else "its maker's figure"
     each = " each" if n_devices > 1 else ""

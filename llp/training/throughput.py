@@ -32,7 +32,23 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> PeakRate:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of products of square matrices: the best of as many as a third of a second takes.
+    """FLOP/s of products of square matrices.
+
+    On a CPU one thread is measured, and all together do as much each: threads that wait for one another on a busy
+    machine would be a hundred times slower than they are.
+    """
+    n_threads = torch.get_num_threads()
+    if device.type != "cpu" or n_threads == 1:
+        return _best_rate(device, dtype)
+    torch.set_num_threads(1)
+    try:
+        return n_threads * _best_rate(device, dtype)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _best_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate of as many products as a third of a second takes.
 
     A product can be late, for want of a core say, but never early: the best one is the nearest to what the device can
     do. They grow until one takes a while, so that they fill the device.

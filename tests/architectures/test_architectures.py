@@ -148,6 +148,58 @@ def test_llp_reaches_to_the_start_of_the_segment_n_layers_back(n_layers):
         assert (matrix[i, :first] == 0).all()
 
 
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_context_of_a_position_is_what_it_has_a_gradient_from(name, n_layers):
+    """Its own token among them; of what precedes the first scored position nothing is asked."""
+    model = build(name, n_layers=max(n_layers, 2) if name == "CompressedAttention" else n_layers)
+    matrix = influence(model, 18)  # (T, N)
+    expected = (matrix > 0).sum(dim=1)
+    assert torch.equal(model.context_lens(18)[-len(matrix) :], expected)
+    assert len(model.context_lens(18)) == 18
+
+
+@pytest.mark.parametrize(
+    ("name", "edges"),
+    [
+        ("Transformer", {12: []}),
+        ("LLP", {3: [], 4: [], 5: [4], 12: [4, 8], 13: [4, 8, 12]}),  # segments of 4
+        *((name, {3: [0], 5: [0], 6: [1], 12: [7]}) for name in LATENT),  # the last 5 are the latents
+    ],
+)
+def test_where_something_new_begins_in_the_pattern(name, edges):
+    assert {n: build(name).pattern_edges(n) for n in edges} == edges
+
+
+def test_perceiver_ar_leaves_history_out_in_layer_0_only():
+    model = build("PerceiverAR", history_dropout=0.25)
+    assert [model.layer_pattern(layer).history_dropout for layer in range(3)] == [0.25, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest"),
+    [
+        ("LLP", {"segment_len": 1}),
+        ("PerceiverAR", {"latent_len": 1, "history_dropout": 0.0}),
+        ("SplitAttention", {"latent_len": 1, "segment_len": 1}),
+        ("CompressedAttention", {"n_layers": 2, "latent_len": 1, "compressed_len": 1, "history_len": 2}),
+    ],
+)
+def test_the_smallest_settings_are_taken(name, smallest):
+    model = build(name, **smallest)
+    assert {setting: getattr(model, setting) for setting in smallest} == smallest
+
+
+def test_default_lengths_are_the_documented_ones():
+    with torch.device("meta"):
+        models = {name: getattr(llp, name)(**SIZES) for name in ARCHITECTURES}
+    assert models["LLP"].segment_len == models["SplitAttention"].segment_len == 256
+    assert {models[name].latent_len for name in LATENT} == {1024}
+    assert models["PerceiverAR"].history_dropout == 0
+    compressed = models["CompressedAttention"]
+    assert (compressed.history_len, compressed.compressed_len) == (1024, 512)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "expected"),
     [

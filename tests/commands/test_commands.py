@@ -358,9 +358,13 @@ def test_loss_over_context(run, trained):
         context, loss = int(line.split(",")[0]), float(line.split(",")[1])
         windows = torch.tensor([text[start - context : start + 5] for start in starts])
         with torch.no_grad():
-            nats = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.sum().item()
-        assert loss == pytest.approx(nats / 20, rel=1e-5)
+            blocks = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.mean(dim=1).tolist()
+        mean = sum(blocks) / 5
+        assert loss == pytest.approx(mean, rel=1e-5)
+        error = math.sqrt(sum((block - mean) ** 2 for block in blocks) / 4 / 5)  # of the mean of five
+        assert float(line.split(",")[2]) == pytest.approx(error, rel=1e-3)
         assert f"{loss:.4f}" in out
+        assert f"± {error:.4f}" in out
     assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(trained))
     events.Reload()
@@ -417,3 +421,20 @@ def test_python_api(wikitext, tmp_path):
     trainer.fit(model, data)
     (figures,) = trainer.test(model, data, verbose=False)
     assert figures["test/loss"] < math.log(257) + 0.5
+
+
+def test_a_loaded_model_is_tested_from_python_as_the_command_does(run, trained, wikitext, tmp_path, capsys):
+    """Certificate and report included, beside the run that it comes from; without a Trainer's callbacks."""
+    from lightning.pytorch import Trainer
+
+    assert run("test", "--ckpt_path", trained)[0] == 0
+    expected = json.loads((trained / "test.json").read_text())
+    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "c"), tokenizer=Bytes(), window_len=32, batch_size=2)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
+    (figures,) = trainer.test(llp.load(trained), data, verbose=False)
+    report = json.loads((trained / "test.json").read_text())
+    assert figures["test/bits_per_byte"] == pytest.approx(expected["rows"][0]["bits_per_byte"], rel=1e-6)
+    assert report["rows"][0]["bits_per_byte"] == pytest.approx(expected["rows"][0]["bits_per_byte"], rel=1e-6)
+    assert report["protocol"]["certificate"]["causal"] is True
+    assert report["protocol"]["checkpoint_sha256"] == expected["protocol"]["checkpoint_sha256"]
+    assert "Certified" in capsys.readouterr().out

@@ -1,12 +1,11 @@
-"""PG-19 and any folder of text: both sources, what is counted, what is refused, and `llp prepare`."""
+"""PG-19: both sources, what is counted, what is refused; and `llp prepare`."""
 
-import json
 import shutil
 
 import datasets
 import pytest
 
-from datamodules import PG19, Bytes, SentencePiece, TextFiles
+from datamodules import PG19, Bytes, SentencePiece
 from datamodules.pg19 import _OFFICIAL
 from helpers.prepared import files
 from llp.errors import SettingError
@@ -109,37 +108,6 @@ def test_bad_books_are_one_error_and_the_cache_is_untouched(pg19, tmp_path, dama
         PG19(str(pg19), **settings).prepare_data()
     assert files(tmp_path / "cache") == before
     assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_text_files_by_folder(tmp_path):
-    for split in ("train", "validation", "test"):
-        (tmp_path / "text" / split / "deep").mkdir(parents=True)
-        (tmp_path / "text" / split / "deep/a.txt").write_text(f"the {split} text\n" * 9)
-        (tmp_path / "text" / split / "b.jsonl").write_text('{"text": "one\\nline"}\n\n{"text": "two é"}\n')
-    data = TextFiles(str(tmp_path / "text"), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=4)
-    documents = prepare(data).files["test"].documents
-    assert [document.name for document in documents] == ["test/b.jsonl:1", "test/b.jsonl:3", "test/deep/a.txt"]
-    assert data.tokenizer.decode(data.files["test"].text_of(documents[1])) == "two é"
-
-
-def test_text_files_by_share(tmp_path):
-    (tmp_path / "text").mkdir()
-    lines = [json.dumps({"body": f"document {number} of the text"}) for number in range(200)]
-    (tmp_path / "text/all.jsonl").write_text("\n".join(lines) + "\n")
-    data = TextFiles(
-        str(tmp_path / "text"), text_key="body", validation_share=0.1, test_share=0.05, tokenizer=Bytes(), window_len=4,
-        cache_dir=str(tmp_path / "cache"),
-    )  # fmt: skip
-    prepare(data)
-    names = {split: {document.name for document in data.files[split].documents} for split in data.splits}
-    assert len(names["train"] | names["validation"] | names["test"]) == 200
-    assert {split: len(members) for split, members in names.items()} == {"train": 170, "validation": 20, "test": 10}
-    for bad in ('{"txt": 1}', '{"body": 1}', '["body"]', "{", r'{"body": "\ud800"}'):
-        (tmp_path / "text/bad.jsonl").write_text(f'{{"body": "fine"}}\n{bad}\n')
-        with pytest.raises(SettingError, match=r"line 2 of bad\.jsonl has no text under 'body'"):
-            TextFiles(str(tmp_path / "text"), text_key="body", cache_dir=str(tmp_path / "cache")).prepare_data()
-    with pytest.raises(SettingError, match="test_share = 0"):
-        TextFiles(str(tmp_path / "text"), test_share=0)
 
 
 def test_prepare_command(run, work):

@@ -2,7 +2,9 @@
 
 import json
 import os
+from fractions import Fraction
 from itertools import chain
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,16 @@ def test_writing_goes_on_behind_the_last_whole_document(tmp_path, cut):
     assert file.tokens.tolist() == [256, 1, 2, 3, *([256, 4, 5] if kept == 2 else []), 256, 6]
 
 
+def test_a_token_may_come_more_than_two_billion_times(tmp_path, monkeypatch):
+    writer = TokenWriter(tmp_path, "train", DTYPE)
+    write(writer, "one", [1, 2])
+    writer.close()
+    file = TokenFile(tmp_path, "train", DTYPE)
+    monkeypatch.setattr("datamodules.token_files.blocks", lambda tokens, size: range(3))  # as if they were
+    monkeypatch.setattr(np, "bincount", lambda block, minlength: np.full(2, 2**30 if isinstance(block, int) else 1))
+    assert file.counts(2).tolist() == [3 * 2**30 - 1] * 2
+
+
 def test_an_empty_token_file_is_damaged(tmp_path):
     for name in ("train.jsonl", "train.bin"):
         (tmp_path / name).touch()
@@ -181,15 +193,23 @@ def test_documents_are_dealt_out_evenly(tmp_path, validation, test, n, held_out)
     assert sorted(chain(*numbers.values())) == list(range(n))
 
 
-@pytest.mark.parametrize("shares", [(0.1, 0.05), (0.05, 0.1), (0.3, 0.1), (0.07, 0.03), (0.01, 0.01)])
-def test_shares_are_exact_in_the_long_run(tmp_path, shares):
-    """Also where ten times a tenth is not one in binary."""
+@pytest.mark.parametrize(
+    "shares", [("0.1", "0.05"), ("0.3", "0.1"), ("0.01", "0.09"), ("0.02", "0.08"), ("0.01", "0.04")]
+)
+def test_shares_are_those_of_exact_fractions(tmp_path, shares):
+    """A hundredth and nine hundredths are a tenth, which in binary they aren't."""
+    validation, test = map(Fraction, shares)
+    held_out = [n for n in range(1000) if floor((n + 1) * (validation + test)) > floor(n * (validation + test))]
+    part = test / (validation + test)
+    tested = [n for number, n in enumerate(held_out) if floor((number + 1) * part) > floor(number * part)]
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "x"}\n' * 1000)
-    dealt = names(text_files(folder, validation_share=shares[0], test_share=shares[1]))
-    assert len(dealt["validation"]) == round(1000 * shares[0])
-    assert len(dealt["test"]) == round(1000 * shares[1])
+    dealt = names(text_files(folder, validation_share=float(shares[0]), test_share=float(shares[1])))
+    assert dealt["test"] == [f"a.jsonl:{n + 1}" for n in tested]
+    assert dealt["validation"] == [f"a.jsonl:{n + 1}" for n in held_out if n not in tested]
+    assert len(dealt["validation"]) == 1000 * validation
+    assert len(dealt["test"]) == 1000 * test
 
 
 def test_shares_at_their_limits(tmp_path):

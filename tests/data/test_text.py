@@ -13,7 +13,6 @@ import pytest
 
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
 from datamodules.preparation import in_order
-from datamodules.token_files import TokenFile
 from helpers.prepared import attach, files, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
@@ -145,7 +144,7 @@ def test_a_stopped_preparation_goes_on_behind_the_last_whole_document(tmp_path, 
         index.write(b'{"name": "cut o')
     encoded.clear()
     monkeypatch.setattr(SentencePiece, "encode", lambda self, lines: encoded.append(lines) or encode(self, lines))
-    monkeypatch.setattr(SentencePiece, "_trained", lambda self, lines: 1 / 0)  # the tokenizer is there already
+    monkeypatch.setattr(SentencePiece, "made_from", lambda self, lines: 1 / 0)  # the tokenizer is there already
     data.prepare_data()
     n_documents = sum(1 for split in data.splits for _ in data.texts(split))
     assert len(encoded) == n_documents - (10 * stop - 1)
@@ -177,8 +176,8 @@ def test_two_processes_prepare_once(tmp_path):
     code = (
         "import sys; from datamodules import PythonReference, SentencePiece\n"
         "data = PythonReference(cache_dir=sys.argv[1], tokenizer=SentencePiece(400), window_len=16)\n"
-        "trained = SentencePiece._trained\n"
-        "SentencePiece._trained = lambda self, lines: print('trained') or trained(self, lines)\n"
+        "made_from = SentencePiece.made_from\n"
+        "SentencePiece.made_from = lambda self, lines: print('trained') or made_from(self, lines)\n"
         "data.prepare_data(); data.setup('fit')"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache")]
@@ -227,29 +226,6 @@ def test_bad_text_is_one_error_and_the_cache_is_untouched(wikitext, tmp_path, na
     with pytest.raises(SettingError, match=f"data.init_args.path = .*{message}"):
         prepare(wikitext, cache)
     assert sorted(cache.rglob("*")) == before
-
-
-@pytest.mark.parametrize("damage", ["cut", "longer", "no index", "broken index"])
-def test_a_damaged_token_file_is_refused(wikitext, tmp_path, damage):
-    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
-    tokens, index = folder / "test.bin", folder / "test.jsonl"
-    if damage == "cut":
-        tokens.write_bytes(tokens.read_bytes()[:-2])
-    elif damage == "longer":
-        tokens.write_bytes(tokens.read_bytes() + b"\0\0")
-    elif damage == "no index":
-        index.unlink()
-    else:
-        index.write_text(index.read_text()[:-20])
-    with pytest.raises(SettingError, match=r"cache_dir = .*test\.bin is damaged or cut short; remove"):
-        TokenFile(folder, "test", np.dtype(np.uint16))
-
-
-def test_a_damaged_description_is_refused(wikitext, tmp_path):
-    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
-    (folder / "about.json").write_text("{")
-    with pytest.raises(SettingError, match=r"cache_dir = .*about\.json is missing or damaged; remove"):
-        prepare(wikitext, tmp_path / "cache")
 
 
 def test_a_cache_of_another_version_is_left_alone(wikitext, tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 import hashlib
 import random
+import re
 
 import pytest
 import sentencepiece as spm
 
 from datamodules.tokenizers import Bytes, SentencePiece
+from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
 from llp.errors import SettingError
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
@@ -40,6 +42,45 @@ def test_every_string_comes_back(tokenizer, text):
     assert all(0 <= token < tokenizer.vocab_size for token in tokens)
 
 
+def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
+    for restored in (type(tokenizer).restored(tokenizer.serialized()), type(tokenizer)()):
+        restored.restore(tokenizer.serialized())  # whatever it was made with
+        lines = [*LINES[:20], *STRANGE]
+        assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
+        assert restored.decode(restored.encode(lines)) == "".join(lines)
+        for name in ("vocab_size", "start_token", "fingerprint"):
+            assert getattr(restored, name) == getattr(tokenizer, name)
+        assert restored.serialized() == tokenizer.serialized()
+
+
+def test_a_restored_model_has_the_settings_of_a_given_one(tmp_path):
+    SentencePiece(330).train(LINES, tmp_path)
+    given = SentencePiece(model_file=str(tmp_path / "tokenizer.model"))
+    assert SentencePiece.restored(given.serialized()).settings() == given.settings()
+    for damaged in (b"", b"no model", given.serialized()[:-7]):
+        with pytest.raises(ValueError, match="not a SentencePiece model"):
+            SentencePiece().restore(damaged)
+
+
+def test_a_tokenizer_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(SentencePiece, "serialized", lambda self: 1 / 0)
+    tokenizer = SentencePiece(330)
+    with pytest.raises(ZeroDivisionError):
+        tokenizer.train(LINES, tmp_path)
+    assert not tokenizer.is_trained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_lost_text_is_found():
+    """Whether it is lost at the beginning of a text, or only behind another line."""
+    tokenizer = Bytes()
+    assert lost_line(tokenizer.encode, tokenizer.decode, HARD_LINES) is None
+    lost = lost_line(tokenizer.encode, lambda tokens: tokenizer.decode(tokens).replace("\0", ""), HARD_LINES)
+    assert "\0" in lost
+    lost = lost_line(tokenizer.encode, lambda tokens: tokenizer.decode(tokens).replace("\na", "\n a"), ["a\n", "a\n"])
+    assert lost == "a\n"
+
+
 def test_unk_and_newline_are_one_token_each(tmp_path):
     tokenizer = SentencePiece(330)
     tokenizer.train(LINES, tmp_path)
@@ -69,13 +110,58 @@ def test_a_given_model(tmp_path):
         SentencePiece(model_file=str(model))
 
 
-def test_a_given_model_that_changes_text_is_refused(tmp_path):
-    path = tmp_path / "usual"
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES), model_prefix=str(path), vocab_size=70, byte_fallback=False, minloglevel=2
-    )
-    with pytest.raises(SettingError, match="does not give every string back"):
-        SentencePiece(model_file=f"{path}.model")
+def trained_elsewhere(path, **settings):
+    """A model that SentencePiece's own trainer makes, with its own defaults: it normalizes to NFKC, and more."""
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_prefix=str(path), minloglevel=2, **settings)
+    return f"{path}.model"
+
+
+LLAMA = {
+    "vocab_size": 330,
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+}
+
+
+@pytest.mark.parametrize("settings", [LLAMA, {"vocab_size": 325, "byte_fallback": True}])
+def test_a_given_model_is_used_without_its_normalization(tmp_path, settings):
+    path = trained_elsewhere(tmp_path / "given", **settings)
+    theirs = spm.SentencePieceProcessor(model_file=path)
+    assert theirs.decode(theirs.encode("one\n") + theirs.encode("two\n")) != "one\ntwo\n"  # the dummy prefix
+    given = SentencePiece(model_file=path)
+    for text in STRANGE:
+        tokens = given.encode([text])
+        assert given.decode([given.start_token, *tokens]) == text
+        assert given.start_token not in tokens
+    lines = [*LINES[:9], *STRANGE, *LINES[9:20]]
+    assert given.decode(given.encode(lines)) == "".join(lines)
+    # Behind the first word it is their model: the same pieces with the same numbers.
+    assert given.encode(["the cat sat on a mat"])[-4:].tolist() == theirs.encode("the cat sat on a mat")[-4:]
+    assert given.fingerprint != hashlib.sha256((tmp_path / "given.model").read_bytes()).hexdigest()
+    given.train([], tmp_path)
+    loaded = SentencePiece()
+    loaded.load(tmp_path)
+    assert loaded.fingerprint == given.fingerprint
+    assert loaded.encode(lines).tolist() == given.encode(lines).tolist()
+
+
+def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_right(tmp_path):
+    path = trained_elsewhere(tmp_path / "unknown", vocab_size=70)
+    with pytest.raises(
+        SettingError, match=r"model_file = .*: it does not give every string back, 'a b\\n' for one"
+    ) as e:
+        SentencePiece(model_file=path)
+    (flags,) = re.findall(r"`spm_train (.*?)`", str(e.value))
+    right = dict(flag.removeprefix("--").split("=") for flag in flags.split())
+    path = trained_elsewhere(tmp_path / "right", vocab_size=325, **right)
+    given = SentencePiece(model_file=path)
+    assert given.decode(given.encode(STRANGE)) == "".join(STRANGE)
+    assert given.serialized() == (tmp_path / "right.model").read_bytes()  # nothing had to be changed
+    path = trained_elsewhere(tmp_path / "no_start", vocab_size=325, **{**right, "bos_id": -1})
+    with pytest.raises(SettingError, match=r"model_file = .*: it has no start token; .*--bos_id=1"):
+        SentencePiece(model_file=path)
 
 
 @pytest.mark.parametrize("settings", [{}, {"sample_lines": 50}, {"model_type": "unigram"}])

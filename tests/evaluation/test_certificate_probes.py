@@ -77,6 +77,19 @@ def test_what_is_changed_and_what_stays():
             assert max(after.max(), before.max()) < vocab_size
 
 
+def test_probes_are_the_same_each_time_and_draw_no_chance_of_others():
+    """Two tests of one checkpoint probe alike, and what is drawn after them is what it would have been."""
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        model = Model()
+        certify(model, VOCAB, N, [])
+        assert torch.equal(torch.get_rng_state(), state)
+        runs.append(model.seen)
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
 def test_a_model_that_forgets_at_one_position_is_caught():
     class Forgetful(Model):
         def __call__(self, tokens):

@@ -98,6 +98,36 @@ def test_default_windows():
             build("Transformer").scoring_window(16, window_len, stride)
 
 
+def test_windows_of_latents_score_their_latents_at_most():
+    """5 latents: that is the stride, unless the window is shorter or less is asked for."""
+    for name in ("PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention"):
+        model = build(name)
+        assert model.scoring_window(16) == (16, 5)
+        assert model.scoring_window(5) == (5, 5)  # all are latents
+        assert model.scoring_window(16, window_len=12) == (12, 5)
+        assert model.scoring_window(16, window_len=3) == (3, 3)
+        assert model.scoring_window(16, stride=2) == (16, 2)
+        assert model.scoring_window(16, 12, 5) == (12, 5)
+        with pytest.raises(SettingError, match="latent_len = 5: window_len = 4 is shorter"):
+            model.scoring_window(4)
+        with pytest.raises(SettingError, match="scoring_stride = 6: only the latents are scored"):
+            model.scoring_window(16, stride=6)
+        with pytest.raises(SettingError, match=r"scoring_stride = 4: set it to 1 \.\. 3"):
+            model.scoring_window(16, 3, 4)
+
+
+def test_windows_of_a_compressed_history_are_no_longer_than_it():
+    model = build("CompressedAttention")  # 13 positions of history and 5 latents
+    assert model.scoring_window(18) == (18, 5)
+    assert model.scoring_window(16, 18, 4) == (18, 4)
+    with pytest.raises(SettingError, match=r"^window_len = 19: history_len \+ latent_len = 18 is the longest input"):
+        model.scoring_window(19)
+    with pytest.raises(SettingError, match=r"^window_len = 19"):
+        model.scoring_window(19, 18)  # it was trained on what it refuses
+    with pytest.raises(SettingError, match="scoring_window_len = 19: history_len"):
+        model.scoring_window(16, 19)
+
+
 def test_documents_are_scored_alone_from_their_start_token(tmp_path):
     """No context crosses a document's start: each document's score is that of its own single pass."""
     model = build("LLP", vocab_size=257)

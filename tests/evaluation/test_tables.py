@@ -69,3 +69,11 @@ def test_a_part_is_not_called_all():
     text = format_table(rows(2), PROTOCOL | {"complete": False})
     assert "(part)" in text
     assert "(all)" not in text
+
+
+def test_documents_of_which_nothing_was_scored_are_left_out():
+    table = rows(12)
+    table[1]["tokens"] = 0
+    text = format_table(table, PROTOCOL | {"complete": False})
+    assert [f"document {number} " in text for number in range(12)] == [False] + [True] * 10 + [False]
+    assert "… and 1 more in test.csv" in text

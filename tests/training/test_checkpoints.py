@@ -11,6 +11,7 @@ import torch
 
 from helpers.runs import EPOCHS, curves
 from llp import run_folder
+from llp.errors import SettingError
 from llp.training import checkpoints, run_checkpoint
 
 
@@ -173,7 +174,7 @@ def test_the_last_checkpoint_comes_with_validations_and_every_so_many_steps(run,
         "fit", "--config", "tiny.yaml", "--name", "run", "--checkpoint.every_n_train_steps", every or "null"
     )
     assert status == 0, err
-    assert [*dict.fromkeys(step for name, step in names if name == "last.ckpt")] == steps
+    assert [step for name, step in names if name == "last.ckpt"] == steps  # each written once
     assert {step for name, step in names if name == "best.ckpt"} <= {4, 6}
 
 
@@ -229,6 +230,20 @@ def test_the_furthest_trained_is_first_and_of_equals_the_last_written(tmp_path):
     (tmp_path / "empty.ckpt").mkdir()
     assert [*checkpoints.newest_first(tmp_path)] == [far, sharded, later, earlier, first]
     assert [*checkpoints.newest_first(tmp_path / "nowhere")] == []
+
+
+def test_for_a_checkpoint_that_can_not_be_used_another_is_named(tmp_path):
+    missing, cut = tmp_path / "missing.ckpt", tmp_path / "cut.ckpt"
+    with pytest.raises(SettingError, match=f"^ckpt_path = {missing}: there is no such file; give the path of a check"):
+        checkpoints.read(missing)
+    cut.write_bytes(b"")
+    with pytest.raises(SettingError, match=r"is truncated or no checkpoint \(.+\); give the path of a checkpoint"):
+        checkpoints.read(cut)
+    foreign = write(tmp_path / "foreign.ckpt", 30)
+    whole = write(tmp_path / "whole.ckpt", 20)
+    for path, other in ((missing, foreign), (cut, foreign), (foreign, whole)):
+        with pytest.raises(SettingError, match=f"; the newest whole one beside it is {other}$"):
+            checkpoints.read(path)
 
 
 def test_auto_goes_on_from_the_furthest_trained(run, work, monkeypatch):

@@ -196,7 +196,7 @@ def test_two_processes_stopped_go_on_as_if_nothing_had_been(llp, folder, runs, s
         assert status == 128 + signum
         assert "Resume from step 11 with: llp fit --ckpt_path" in err
         assert "Traceback" not in err
-    llp(*arguments, "--trainer.callbacks", "[]")
+    llp(*arguments, "--trainer.callbacks", "null")
     assert_same_run(folder / "lightning_logs" / strategy, folder / "lightning_logs" / name)
 
 

@@ -1,6 +1,9 @@
 """What rank 0 makes of the ranks' messages, by hand; the norm of a gradient; steps that are left out, counted."""
 
 import math
+import signal
+import threading
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -256,6 +259,7 @@ class Watched:
         monkeypatch.setattr(self.guard, "_end", self.end)
 
     def end(self, trainer, reason):
+        assert trainer.global_rank == self.rank
         raise Ended(reason)
 
     def set(self, key, value):
@@ -308,11 +312,11 @@ def test_rank_0_ends_a_job_in_which_nothing_moves(monkeypatch):
 def test_another_rank_ends_itself_where_rank_0_does_not(monkeypatch):
     """A little later than rank 0 would: after four more periods."""
     watched = Watched(monkeypatch, 8.0, rank=1)
-    with pytest.raises(Ended, match="rank 0 did not respond"):
+    with pytest.raises(Ended, match=r"^rank 0 did not respond$"):
         watched.watch(100)
     assert len(watched.waits) == 9  # 18 s are more than 8 + 4 * 2
     watched = Watched(monkeypatch, 8.0, rank=1)
-    with pytest.raises(Ended, match="rank 0 did not respond"):
+    with pytest.raises(Ended, match=r"^rank 0 did not respond$"):
         watched.watch(100, moves_in=(5, 6))
     assert len(watched.waits) == 6 + 9
     Watched(monkeypatch, 8.0, rank=1).watch(8)
@@ -322,12 +326,92 @@ def test_a_store_that_is_gone_is_rank_0_gone(monkeypatch):
     """Unless this rank is about to end as well."""
     watched = Watched(monkeypatch, 8.0, rank=1)
     monkeypatch.setattr(watched, "set", lambda *_: (_ for _ in ()).throw(RuntimeError("Connection reset")))
-    with pytest.raises(Ended, match="rank 0 did not respond"):
+    with pytest.raises(Ended, match=r"^rank 0 did not respond$"):
         watched.watch(100)
     assert watched.waits == [2.0, 10]
     watched.waits.clear()
     watched.watch(1)
     assert watched.waits == [2.0, 10]
+
+
+def test_all_ranks_meet_in_a_store_of_rank_0(monkeypatch):
+    """Each has an entry in it before the first one goes on."""
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    ports, met = [], []
+
+    def store_of(rank):
+        def broadcast(port):
+            ports.append(port)
+            return ports[0]
+
+        strategy = SimpleNamespace(broadcast=broadcast, barrier=lambda name: met.append(rank))
+        trainer = SimpleNamespace(global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+        return StallGuard(8.0)._open_store(trainer)
+
+    first, second = store_of(0), store_of(1)
+    assert ports == [first.port, 0]
+    assert ports[0] > 0
+    assert second.port == first.port
+    assert first.multi_get(["0", "1"]) == second.multi_get(["0", "1"]) == [b"0 0", b"0 0"]
+    assert first.timeout == second.timeout == timedelta(seconds=8)
+    assert met == [0, 1]
+
+
+def test_the_thread_watches_from_the_start_of_training_to_its_end(monkeypatch):
+    """Of several processes only, and again in a second fit; it is a daemon, which holds no process up."""
+    guard, watched = StallGuard(8.0), []
+
+    def watch(trainer, store):
+        thread = threading.current_thread()
+        watched.append((trainer, store, thread.daemon))
+        assert guard._finished.wait(10)
+
+    monkeypatch.setattr(guard, "_open_store", lambda trainer: f"store of {trainer.world_size}")
+    monkeypatch.setattr(guard, "_watch", watch)
+    guard.on_train_start(SimpleNamespace(world_size=1), None)
+    guard.on_train_end(None, None)
+    assert watched == []
+    trainer = SimpleNamespace(world_size=2)
+    for number, end in enumerate(
+        (lambda: guard.on_train_end(None, None), lambda: guard.on_exception(None, None, None))
+    ):
+        guard.on_train_start(trainer, None)
+        assert not guard._finished.is_set()
+        end()
+        assert guard._finished.is_set()
+        assert not guard._thread.is_alive()
+        assert watched == [(trainer, "store of 2", True)] * (number + 1)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_who_ends_the_run_says_where_it_was_and_how_to_go_on(monkeypatch, capsys, tmp_path, is_there):
+    """And takes the processes that it has started with it; also where the checkpoint can't be read any more."""
+    monkeypatch.chdir(tmp_path)
+    if is_there:
+        expected = ("architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from")
+        torch.save({**dict.fromkeys((*expected, "state_dict")), "global_step": 1200}, "last.ckpt")
+    ends = []
+    monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
+    strategy = SimpleNamespace(launcher=SimpleNamespace(kill=ends.append))
+    checkpoint = SimpleNamespace(last_model_path=str(tmp_path / "last.ckpt"))
+    trainer = SimpleNamespace(checkpoint_callback=checkpoint, global_step=1233, strategy=strategy)
+    StallGuard(8.0)._end(trainer, "rank 1 made no progress")
+    assert ends == [signal.SIGKILL, 1]
+    out, err = capsys.readouterr()
+    assert out == ""
+    start = "\nllp: error: stall.timeout_s = 8: in optimizer step 1,234 rank 1 made no progress.\n"
+    advice = "Resume from step 1,200 with: llp fit --ckpt_path last.ckpt\n"
+    assert err == start + (advice if is_there else "No checkpoint has been saved yet.\n")
+
+
+def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
+    ends = []
+    monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
+    strategy = SimpleNamespace(launcher=None)
+    trainer = SimpleNamespace(checkpoint_callback=None, global_step=0, strategy=strategy)
+    StallGuard(8.5)._end(trainer, "rank 1 made no progress")
+    assert ends == [1]
+    assert capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress.\n"
 
 
 def test_every_part_of_a_step_is_a_move():

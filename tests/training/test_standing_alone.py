@@ -54,9 +54,19 @@ def test_a_test_with_the_text_elsewhere_is_the_same(run, moved, work):
     assert perplexities(out) == perplexities(before)
 
 
+def test_the_run_s_own_text_is_not_prepared_again(run, run_with_sentence_piece, work, monkeypatch):
+    monkeypatch.setattr("datamodules.preparation.Preparation._make", lambda self, folder: 1 / 0)
+    before = sorted((work / "cache").iterdir())
+    assert len(before) == 1
+    for subcommand, *more in (("test",), ("context",), ("fit", "--trainer.max_steps", 7)):
+        status, _, err = run(subcommand, "--ckpt_path", run_with_sentence_piece, *more)
+        assert status == 0, err
+    assert sorted((work / "cache").iterdir()) == before
+
+
 def test_a_text_that_has_changed_keeps_the_tokenizer(run, moved, work, monkeypatch):
     """Its training split is another now; nothing is trained on it."""
-    monkeypatch.setattr(SentencePiece, "_trained", lambda self, lines: 1 / 0)
+    monkeypatch.setattr(SentencePiece, "made_from", lambda self, lines: 1 / 0)
     checkpoint, before = moved
     with (work / "elsewhere/wiki.train.tokens").open("a") as stream:
         stream.write(" one more line \n")

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import llp
 from llp.training import throughput
 from llp.training.run_summary import RunSummary
-from llp.training.start_report import StartReport
+from llp.training.start_report import StartReport, changed_settings
 from llp.training.text_block import text_block, with_unit
 
 
@@ -21,9 +22,14 @@ def screen(run, monkeypatch):
     def screen(*flags):
         status, out, err = run("fit", "--config", "tiny.yaml", *flags)
         assert status == 0, err
-        title, _, rest = out.partition("\n")
-        rows = dict(re.findall(r"^  (\w+) +(.*)$", rest.partition("\nFinished")[0], flags=re.MULTILINE))
         assert out.count("parameters in") == 1
+        title, *lines = out.partition("\nFinished")[0].splitlines()
+        rows = {}
+        for label, text in (re.fullmatch(r"  (\w*) +(\S.*)", line).groups() for line in lines):
+            if label:
+                rows[label] = text
+            else:  # the row goes on
+                rows[next(reversed(rows))] += f" {text}"
         return {"title": title, **rows}
 
     return screen
@@ -71,6 +77,25 @@ def test_a_start_from_another_runs_weights(screen):
     rows = screen("--name", "second", "--init_from", origin, "--trainer.limit_val_batches", 0)
     assert rows["weights"] == f"those of step 4 in {origin}"
     assert rows["run"] == "6 steps, 768 trained tokens in all; never validated; seed 0"
+
+
+class Own(llp.LLP):
+    """Another default than the class that it inherits from, and a setting without one."""
+
+    def __init__(self, vocab_size, flavour, dropout=0.2, **kwargs):
+        super().__init__(vocab_size, dropout=dropout, **kwargs)
+
+
+def test_settings_that_are_not_the_defaults_are_said():
+    assert changed_settings(llp.LLP(19)) == {"vocab_size": 19}
+    assert changed_settings(llp.LLP(19, segment_len=256, n_heads=4)) == {"vocab_size": 19, "n_heads": 4}
+    assert changed_settings(Own(19, "sour")) == {"vocab_size": 19, "flavour": "sour"}
+    assert changed_settings(Own(19, "sour", dropout=0.0, segment_len=8)) == {
+        "vocab_size": 19,
+        "flavour": "sour",
+        "dropout": 0.0,
+        "segment_len": 8,
+    }
 
 
 def test_only_one_process_speaks(capsys):

@@ -155,6 +155,22 @@ def test_a_busy_machine_does_not_lower_the_rate(monkeypatch):
     assert sum(spent) < 1
 
 
+def test_threads_that_wait_for_one_another_do_not_lower_the_rate(monkeypatch):
+    """On a busy machine two threads in step are a hundred times slower than one: one is measured, and counts twice."""
+
+    def seconds(matrix):
+        return 2 * len(matrix) ** 3 / 1e11 * (1 if torch.get_num_threads() == 1 else 100)
+
+    monkeypatch.setattr(throughput, "_seconds_of_square", seconds)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert throughput.matrix_rate(torch.device("cpu"), torch.float32) == pytest.approx(2e11)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("flops", [1e9, 1e11, 5e12])
 def test_the_rate_is_measured_in_less_than_a_second(monkeypatch, flops):
     """At sizes that fill the device: the last ones take a while, or are the greatest."""

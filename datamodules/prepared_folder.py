@@ -1,0 +1,70 @@
+"""What a prepared folder says of itself: `about.json`, with the digests of the files beside it and one of its own."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llp.errors import SettingError
+
+
+def unusable(path: Path, reason: str = "is missing or damaged") -> SettingError:
+    """The error for a file of a prepared folder that can't be used."""
+    folder = path.parent
+    remedy = f"{path} {reason}; remove {folder}, and the next run prepares it anew"
+    return SettingError("data.init_args.cache_dir", folder.parent, remedy)
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Write `about.json`: the given entries, and the SHA-256 of each file in the folder and of all that it says."""
+    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != "about.json"}
+    about = {**about, "sha256": digests}
+    text = json.dumps({**about, "own_sha256": _own_sha256(about)}, indent=1)
+    (folder / "about.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `about.json` says.
+
+    Raises:
+        SettingError: If it is missing or damaged.
+    """
+    path = folder / "about.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unusable(path) from error
+    if not isinstance(about, dict) or about.pop("own_sha256", None) != _own_sha256(about):
+        raise unusable(path)
+    return about
+
+
+def check_file(path: Path, about: dict[str, Any]) -> None:
+    """Compare a file with the digest that its folder's `about.json` has of it. It is read once per process.
+
+    Raises:
+        SettingError: If it is not what was prepared.
+    """
+    try:
+        stat = path.stat()
+        digest = _sha256_once(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise unusable(path) from error
+    if digest != about["sha256"].get(path.name):
+        raise unusable(path, "is not what was prepared: its SHA-256 differs from that in about.json")
+
+
+def _own_sha256(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _sha256_once(path: Path, size: int, modified: int) -> str:
+    """The digest of a file, as long as it has this size and date."""
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,45 @@
+"""Bytes as tokens."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.tokenizers.tokenizer import Tokenizer
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes as tokens, and token 256 to start a document."""
+
+    file_name = "tokenizer.bytes"  # empty, and not needed
+    vocab_size = 257
+    start_token = 256
+
+    def settings(self) -> dict[str, Any]:
+        return {"tokenizer": "bytes"}
+
+    def made_from(self, lines: Iterable[str]) -> bytes:
+        return b""
+
+    def restore(self, data: bytes) -> None:
+        pass
+
+    def serialized(self) -> bytes:
+        return b""
+
+    def is_trained(self, folder: Path) -> bool:
+        return True
+
+    def load(self, folder: Path) -> None:
+        pass
+
+    @property
+    def fingerprint(self) -> str:
+        return "bytes"
+
+    def encode(self, lines: list[str]) -> np.ndarray:
+        return np.frombuffer("".join(lines).encode(), dtype=np.uint8)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return bytes(token for token in tokens if token != self.start_token).decode(errors="replace")

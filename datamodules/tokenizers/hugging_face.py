@@ -1,0 +1,140 @@
+"""Tokenizers of the library `tokenizers`: a `tokenizer.json`."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
+from datamodules.tokenizers.space_mark import MARK_PIECES, SPACE_MARK, encode_around_marks
+from datamodules.tokenizers.tokenizer import Tokenizer
+from datamodules.tokenizers.tokenizer_json import with_start_token, without_text_changes
+from llp.errors import SettingError, require
+
+_SETTINGS = "data.init_args.tokenizer.init_args"
+_START_TOKENS = (
+    "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "<|end_of_text|>", "</s>",
+    "<eos>", "[EOS]",
+)  # fmt: skip
+"""Where a file puts no token before a text, the first of these that it has begins a document."""
+_LOSES = "it does not give every string back, {!r} for one"
+_REMEDY = "use one that falls back to bytes (byte-level BPE, or BPE with byte_fallback) and keeps case and spaces"
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A given `tokenizer.json`. It needs the package `tokenizers`: `pip install "llp[tokenizers]"`.
+
+    A special token's name in a text is text like any other. What changes a text before its tokens are looked up is
+    switched off, so that every string comes back: Unicode normal forms, the space before a text, dropout, truncation,
+    padding, and the removal of spaces beside special tokens. The fingerprint is that of the tokenizer without them. One
+    that still loses something is refused: if it lowercases, drops spaces, or has an unknown token instead of bytes.
+
+    Args:
+        file: The file, or the folder that holds it.
+        start_token: The token that a document begins with; by default the one that the file itself puts before a text,
+            or else one with a usual name (`<s>`, `<bos>`, `<|endoftext|>`, ...).
+
+    Raises:
+        SettingError: If the file or the start token can't be used, or a string does not come back.
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, file: str, start_token: str | None = None) -> None:
+        path = Path(file).expanduser()
+        path = path / self.file_name if path.is_dir() else path
+        try:
+            spec = without_text_changes(json.loads(path.read_text(encoding="utf-8")))
+            given = _open(spec)
+        except SettingError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            remedy = f"can't be read as a tokenizer.json of Hugging Face ({reason}); name another file"
+            raise SettingError(f"{_SETTINGS}.file", path, remedy) from error
+        start = start_token or _usual_start(given)
+        number = None if start is None else given.token_to_id(start)
+        if start is None or number is None:
+            names = ", ".join(token["content"] for token in spec["added_tokens"][:20]) or "none"
+            remedy = f"a document begins with a token of its own; name one that {path} has (special ones: {names})"
+            raise SettingError(f"{_SETTINGS}.start_token", start_token, remedy)
+        self.restore(json.dumps(with_start_token(spec, start, number), ensure_ascii=False).encode())
+        specials = [start, *(token["content"] for token in spec["added_tokens"])]
+        lost = lost_line(self._encode, self.decode, [*HARD_LINES, *(f"a{special} b\n" for special in specials)])
+        require(lost is None, f"{_SETTINGS}.file", path, f"{_LOSES.format(lost)}; {_REMEDY}")
+
+    def settings(self) -> dict[str, Any]:
+        return {"tokenizer": "hugging_face", "sha256": self.fingerprint}
+
+    def made_from(self, lines: Iterable[str]) -> bytes:
+        return self._data
+
+    def restore(self, data: bytes) -> None:
+        tokenizer = _open(json.loads(data))
+        tokenizer.encode_special_tokens = True  # as the text that they are
+        self._data, self._tokenizer = data, tokenizer
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        (self.start_token,) = tokenizer.encode("").ids
+        mark = [tokenizer.token_to_id(piece) for piece in MARK_PIECES]
+        comes_back = self.decode(tokenizer.encode(SPACE_MARK, add_special_tokens=False).ids) == SPACE_MARK
+        self._mark = None if comes_back or None in mark else mark
+
+    def serialized(self) -> bytes:
+        return self._data
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._data).hexdigest()
+
+    def encode(self, lines: list[str]) -> np.ndarray:
+        """Tokens of the lines' text in one row. A line holds its line end; no token crosses it.
+
+        Raises:
+            SettingError: If the tokens don't give the text back. Nothing but the text itself can tell for sure.
+        """
+        tokens = self._encode(lines)
+        if self.decode(tokens) != "".join(lines):
+            lost = lost_line(self._encode, self.decode, lines)
+            raise SettingError("data.init_args.tokenizer", type(self).__name__, f"{_LOSES.format(lost)}; {_REMEDY}")
+        return tokens
+
+    def _encode(self, lines: list[str]) -> np.ndarray:
+        return encode_around_marks(self._rows, lines, self._mark)
+
+    def _rows(self, texts: list[str]) -> list[list[int]]:
+        return [row.ids for row in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        row = np.fromiter(tokens, dtype=np.int64)
+        text: str = self._tokenizer.decode(row[row != self.start_token].tolist(), skip_special_tokens=False)
+        return text
+
+
+def _open(spec: dict[str, Any]) -> Any:
+    """The library's tokenizer.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # blocks of text are encoded in threads of our own
+    try:
+        from tokenizers import Tokenizer as Library  # an extra
+    except ImportError as error:
+        remedy = 'it needs the package tokenizers: pip install "llp[tokenizers]"'
+        raise SettingError("data.init_args.tokenizer", "HuggingFaceTokenizer", remedy) from error
+    try:
+        return Library.from_str(json.dumps(spec))
+    except Exception as error:  # of no type of the library's own
+        raise ValueError(f"not a tokenizer: {error}") from error
+
+
+def _usual_start(tokenizer: Any) -> str | None:
+    """The token that a tokenizer puts before a text, or else one with a usual name; None: neither."""
+    bare, whole = (tokenizer.encode("a", add_special_tokens=special).tokens for special in (False, True))
+    if whole[:1] != bare[:1]:
+        return str(whole[0])
+    return next((token for token in _START_TOKENS if tokenizer.token_to_id(token) is not None), None)

@@ -1,0 +1,158 @@
+"""SentencePiece models: trained here, or given."""
+
+import hashlib
+import io
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sentencepiece as spm
+
+from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
+from datamodules.tokenizers.space_mark import MARK_PIECES, encode_around_marks
+from datamodules.tokenizers.tokenizer import Tokenizer
+from llp.errors import SettingError, require
+
+_FLAGS = (
+    "--byte_fallback=true --bos_id=1 --normalization_rule_name=identity --add_dummy_prefix=false "
+    "--remove_extra_whitespaces=false --allow_whitespace_only_pieces=true"
+)
+_SPEC = b"\x0a\x08identity" + b"\x12\x00" + b"\x18\x00" + b"\x20\x00"
+"""Protobuf of a NormalizerSpec: its `name`, and no `precompiled_charsmap`, dummy prefix or removal of spaces."""
+_NO_NORMALIZATION = b"\x1a" + bytes([len(_SPEC)]) + _SPEC
+"""The field `normalizer_spec` of a ModelProto. Where a field comes twice, protobuf lets the second one win."""
+
+
+class SentencePiece(Tokenizer):
+    """A SentencePiece model trained on the training split, or a given one.
+
+    Trained here it normalizes nothing, and unknown characters become bytes; newlines and WikiText's `<unk>` are always
+    tokens of their own.
+
+    A given model needs byte fallback and a start token (`bos`). What it does to a text before it looks for pieces is
+    switched off, so that every string comes back: normalization, the removal of spaces, and the space before a text
+    (the dummy prefix, which LLaMA's model has). The fingerprint is that of the model without them.
+
+    Args:
+        vocab_size: Number of tokens, including the 256 bytes and 4 special ones.
+        model_type: `bpe` or `unigram`.
+        sample_lines: Train on at most this many lines, drawn at random.
+        seed: Seed of that sample.
+        model_file: A given model to use instead; the other settings have no meaning then.
+
+    Raises:
+        SettingError: If a value can't be used, or the given model does not give every string back.
+    """
+
+    file_name = "tokenizer.model"
+    _training: dict[str, Any] | None = None
+    """The settings of a model that is trained here; None: it is a given one."""
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        model_type: Literal["bpe", "unigram"] = "bpe",
+        sample_lines: int = 500_000,
+        seed: int = 0,
+        model_file: str | None = None,
+    ) -> None:
+        prefix = "data.init_args.tokenizer.init_args"
+        remedy = "set it above 260: 256 bytes and 4 special tokens"
+        require(vocab_size > 260, f"{prefix}.vocab_size", vocab_size, remedy)
+        require(sample_lines >= 1, f"{prefix}.sample_lines", sample_lines, "set it to 1 or more")
+        if model_file is not None:
+            self._read_given(Path(model_file).expanduser())
+            return
+        self.vocab_size = vocab_size
+        self._training = {
+            "vocab_size": vocab_size, "model_type": model_type, "sample_lines": sample_lines, "seed": seed
+        }  # fmt: skip
+
+    def _read_given(self, path: Path) -> None:
+        setting = "data.init_args.tokenizer.init_args.model_file"
+        try:
+            self.restore(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise SettingError(setting, path, "can't be read as a SentencePiece model") from error
+        lost = lost_line(self.encode, self.decode, HARD_LINES)
+        if lost is not None:
+            self.restore(self._model + _NO_NORMALIZATION)
+            lost = lost_line(self.encode, self.decode, HARD_LINES)
+        advice = f"train it with `spm_train {_FLAGS}`, or leave model_file out"
+        require(self.start_token >= 0, setting, path, f"it has no start token; {advice}")
+        require(lost is None, setting, path, f"it does not give every string back, {lost!r} for one; {advice}")
+
+    def settings(self) -> dict[str, Any]:
+        if self._training is None:
+            return {"tokenizer": "sentencepiece", "model_sha256": self.fingerprint}
+        return {"tokenizer": "sentencepiece", **self._training}
+
+    def made_from(self, lines: Iterable[str]) -> bytes:
+        if self._training is None:
+            return self._model
+        model = io.BytesIO()
+        sample = _sample((line.rstrip("\n") for line in lines), self._training["sample_lines"], self._training["seed"])
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter(sample),
+                model_writer=model,
+                vocab_size=self.vocab_size,
+                model_type=self._training["model_type"],
+                max_sentence_length=1 << 20,
+                # Every string comes back exactly: nothing normalized, nothing trimmed, unknown characters as bytes.
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                user_defined_symbols=["\n", "<unk>"],
+                unk_piece="<unknown>",  # never produced; its usual name is a word of WikiText
+                bos_id=1,
+                eos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).rpartition("] ")[2].strip()
+            raise SettingError(
+                "data.init_args.tokenizer.init_args.vocab_size",
+                self.vocab_size,
+                f"the training text does not support it. SentencePiece: {reason}",
+            ) from error
+        return model.getvalue()
+
+    def restore(self, data: bytes) -> None:
+        processor = spm.SentencePieceProcessor()
+        try:
+            processor.load_from_serialized_proto(data)
+        except RuntimeError as error:
+            raise ValueError(f"not a SentencePiece model: {error}") from error
+        self._model, self._processor = data, processor
+        self.vocab_size, self.start_token = processor.get_piece_size(), processor.bos_id()
+        self._mark = [processor.piece_to_id(piece) for piece in MARK_PIECES]
+
+    def serialized(self) -> bytes:
+        return self._model
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._model).hexdigest()
+
+    def encode(self, lines: list[str]) -> np.ndarray:
+        return encode_around_marks(self._processor.encode, lines, self._mark)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return self._processor.decode([int(token) for token in tokens])
+
+
+def _sample(lines: Iterable[str], size: int, seed: int) -> list[str]:
+    """At most `size` of the lines, each with the same chance (reservoir sampling: one pass, bounded memory)."""
+    rng = random.Random(seed)
+    sample: list[str] = []
+    for number, line in enumerate(lines):
+        if number < size:
+            sample.append(line)
+        elif (place := int(rng.random() * (number + 1))) < size:
+            sample[place] = line
+    return sample

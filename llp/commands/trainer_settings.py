@@ -1,0 +1,51 @@
+"""Settings of the Trainer with which Lightning would fail late, or train nothing without a word."""
+
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from llp.errors import require
+
+
+def check_trainer_settings(settings: Any) -> None:
+    """Raise a `SettingError` for a setting with which no training comes about.
+
+    Args:
+        settings: The section `trainer` of a configuration that is to be trained.
+    """
+    remedy = "set it to the number of optimizer steps of the whole run, 1 or more"
+    require(settings.max_steps != 0, "trainer.max_steps", 0, f"nothing would be trained; {remedy}")
+    for name in ("max_epochs", "limit_train_batches"):
+        value = settings[name]
+        require(value is None or value != 0, f"trainer.{name}", value, "nothing would be trained; leave it out")
+    for name in ("val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"):
+        value = settings[name]
+        is_off = name != "log_every_n_steps" and value is None
+        is_time = isinstance(value, str | dict) or hasattr(value, "total_seconds")
+        require(is_off or is_time or value > 0, f"trainer.{name}", value, "set it to 1 or more")
+    accumulated, norm = settings.accumulate_grad_batches, settings.gradient_clip_val
+    require(accumulated >= 1, "trainer.accumulate_grad_batches", accumulated, "set it to 1 or more")
+    require(norm is None or norm >= 0, "trainer.gradient_clip_val", norm, "set it above 0, or to null: no clipping")
+
+
+def check_length(max_steps: int, resumed_step: int, schedule: str | None) -> None:
+    """Raise a `SettingError` for a length of the run that the schedule, or the run which is resumed, can't have.
+
+    Args:
+        max_steps: Optimizer steps of the whole run; -1: no limit.
+        resumed_step: Those done already.
+        schedule: The model's, if it has one of ours.
+    """
+    remedy = "the cosine falls until the last step; set it to the number of optimizer steps, or schedule to halving"
+    require(max_steps > 0 or schedule != "cosine", "trainer.max_steps", max_steps, remedy)
+    remedy = f"the checkpoint has trained for {resumed_step:,} steps, and counts to the whole run's; set it above that"
+    require(max_steps < 0 or max_steps >= resumed_step, "trainer.max_steps", max_steps, remedy)
+
+
+def warn_of_warmup(warmup_steps: int, max_steps: int) -> None:
+    """Say that the learning rate never reaches its peak, where the warm-up takes the whole run."""
+    if 0 < max_steps <= warmup_steps:
+        rank_zero_warn(
+            f"model.init_args.warmup_steps = {warmup_steps}: the warm-up takes all of trainer.max_steps = {max_steps}, "
+            "so that the learning rate only rises; set it to a tenth of the run, say"
+        )

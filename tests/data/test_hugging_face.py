@@ -1,0 +1,243 @@
+"""A `tokenizer.json`: every string comes back exactly, or the file is refused."""
+
+import json
+import sys
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from datamodules import HuggingFaceTokenizer, TextFiles
+from llp.errors import SettingError
+
+TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
+LINES = [f"{' '.join(TEXT.split()[number % 7 :: 2])} {number}.\n" for number in range(40)]
+STRANGE = [
+    "", "\n", " \n", "  two  spaces \n", "\ttab\r\n", "nul \0 and <0x41> <s> </s> <unk> <|endoftext|> [PAD] literally",
+    "never seen: 日本語 😀 Ω ﬁ e\u0301 \u00e9 \u3000 \ufeff", "\u2581", "a\u2581b \u2581\u2581 c", " \u2581 \n",
+    "CASE\n", "a <|endoftext|> b<|endoftext|>", "  </s>  ",
+]  # fmt: skip
+
+
+def byte_level(add_prefix_space=False, special_tokens=("<|endoftext|>",)):
+    """As GPT-2's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        LINES,
+        trainers.BpeTrainer(
+            vocab_size=330, special_tokens=[*special_tokens], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    return tokenizer
+
+
+def byte_fallback(metaspace=False):
+    """As LLaMA's: a space is U+2581, one comes before the text, unknown characters are bytes."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("a", "t"), ("c", "at")]
+    characters = sorted({character for line in LINES for character in line} - {"\n", " "})
+    pieces += ["\u2581", *characters, *(a + b for a, b in merges)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    if metaspace:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def changing_text():
+    tokenizer = byte_level(add_prefix_space=True)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])
+    tokenizer.model.dropout = 0.5
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=7)
+    tokenizer.add_special_tokens([AddedToken("[PAD]", lstrip=True, rstrip=True)])
+    tokenizer.add_tokens([AddedToken("looked", rstrip=True, lstrip=True), AddedToken("</s>", single_word=True)])
+    return tokenizer
+
+
+MADE = {
+    "byte level": byte_level,
+    "byte level with all that changes text": changing_text,
+    "byte fallback": byte_fallback,
+    "byte fallback, metaspace": lambda: byte_fallback(metaspace=True),
+}
+
+
+def given(tokenizer, folder, **settings):
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return HuggingFaceTokenizer(str(folder / "tokenizer.json"), **settings)
+
+
+@pytest.fixture(scope="module", params=MADE)
+def both(request, tmp_path_factory):
+    theirs = MADE[request.param]()
+    return theirs, given(theirs, tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_every_string_comes_back(both):
+    _, tokenizer = both
+    for text in STRANGE:
+        tokens = tokenizer.encode(text.splitlines(keepends=True) or [""])
+        assert tokenizer.decode([tokenizer.start_token, *tokens]) == tokenizer.decode(tokens) == text
+        assert tokenizer.start_token not in tokens
+        assert all(0 <= token < tokenizer.vocab_size for token in tokens)
+    lines = [*LINES[:5], *STRANGE, *LINES[5:]]
+    tokens = tokenizer.encode(lines)
+    assert tokenizer.decode(tokens) == "".join(lines)
+    one_by_one = [tokenizer.encode([line]).tolist() for line in lines]
+    assert tokens.tolist() == [token for row in one_by_one for token in row]  # none crosses a line end
+
+
+def test_it_is_their_tokenizer(both):
+    theirs, tokenizer = both
+    theirs.no_truncation()
+    theirs.no_padding()
+    theirs.model.dropout = None
+    ours = tokenizer.encode([" the cat sat on a mat"]).tolist()
+    whole = theirs.encode(" the cat sat on a mat", add_special_tokens=False).ids
+    assert ours[2:] == whole[-len(ours) + 2 :]  # but for the space that they may put before it
+    assert tokenizer.vocab_size == theirs.get_vocab_size(with_added_tokens=True)
+
+
+def test_it_is_restored_from_its_bytes_alone(both):
+    _, tokenizer = both
+    restored = HuggingFaceTokenizer.restored(tokenizer.serialized())
+    lines = [*LINES, *STRANGE]
+    assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
+    assert restored.decode(restored.encode(lines)) == "".join(lines)
+    for name in ("vocab_size", "start_token", "fingerprint"):
+        assert getattr(restored, name) == getattr(tokenizer, name)
+    assert restored.settings() == tokenizer.settings()
+    # It is a tokenizer.json itself, which puts the start token before a text.
+    library = Tokenizer.from_str(tokenizer.serialized().decode())
+    assert library.encode("a b").ids == [tokenizer.start_token, *tokenizer.encode(["a b"])]
+
+
+def lowercased():
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+def unknown():
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "<unk>": 1, "the": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def without_spaces():
+    tokenizer = byte_level()
+    split = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return tokenizer
+
+
+def without_decoder():
+    tokenizer = byte_level()
+    tokenizer.decoder = None
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [lowercased, unknown, without_spaces, without_decoder])
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path, make):
+    with pytest.raises(SettingError, match=r"init_args\.file = .*\.json: it does not give every string back, '"):
+        given(make(), tmp_path)
+
+
+def test_a_start_token_that_text_can_contain_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="it does not give every string back"):
+        given(byte_level(), tmp_path, start_token="t")
+
+
+def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Replace("wombat", "koala")  # no hard string tells of this
+    tokenizer = given(tokenizer, tmp_path)
+    assert tokenizer.decode(tokenizer.encode(LINES)) == "".join(LINES)
+    with pytest.raises(SettingError, match="does not give every string back, 'a wombat' for one"):
+        tokenizer.encode(["a cat\n", "a wombat"])
+
+
+@pytest.mark.parametrize(
+    ("special_tokens", "setting", "start"),
+    [
+        (("<pad>", "<bos>", "</s>"), None, "<bos>"),
+        (("<unk>", "<|endoftext|>"), None, "<|endoftext|>"),
+        (("<s>", "<mine>"), "<mine>", "<mine>"),
+        (("<mine>",), None, None),
+        (("<s>",), "<mine>", None),
+        ((), None, None),
+    ],
+)
+def test_which_token_begins_a_document(tmp_path, special_tokens, setting, start):
+    theirs = byte_level(special_tokens=special_tokens)
+    if start is None:
+        names = ", ".join(special_tokens) or "none"
+        with pytest.raises(SettingError, match=rf"start_token = {setting}: .* \(special ones: {names}\)"):
+            given(theirs, tmp_path, start_token=setting)
+    else:
+        assert given(theirs, tmp_path, start_token=setting).start_token == theirs.token_to_id(start)
+
+
+def test_the_token_that_the_file_puts_before_a_text_begins_a_document(tmp_path):
+    theirs = byte_level(special_tokens=("<s>", "<mine>", "<end>"))
+    template = {"special_tokens": [("<mine>", 1), ("<end>", 2)]}
+    theirs.post_processor = processors.TemplateProcessing(single="<mine> $A <end>", **template)
+    tokenizer = given(theirs, tmp_path)
+    assert tokenizer.start_token == 1
+    assert 2 not in tokenizer.encode(["the cat <end>\n"])
+    theirs.post_processor = processors.TemplateProcessing(single="$A <end>", **template)
+    assert given(theirs, tmp_path).start_token == 0
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", "{}", '{"model": {}}', "caf\xe9"])
+def test_a_file_that_is_none(tmp_path, content):
+    file = tmp_path / "tokenizer.json"
+    if content is not None:
+        file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SettingError, match=r"init_args\.file = .*tokenizer\.json: can't be read as a tokenizer\.json"):
+        HuggingFaceTokenizer(str(file))
+
+
+def test_without_the_library_the_remedy_is_named(tmp_path, monkeypatch):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(SettingError, match=r'needs the package tokenizers: pip install "llp\[tokenizers\]"'):
+        HuggingFaceTokenizer(str(tmp_path))
+
+
+def test_settings_tell_tokenizers_apart(tmp_path):
+    settings = set()
+    for name, theirs in (("a", byte_level()), ("b", byte_fallback()), ("c", changing_text())):
+        (tmp_path / name).mkdir()
+        settings.add(json.dumps(given(theirs, tmp_path / name).settings()))
+        assert json.dumps(HuggingFaceTokenizer(str(tmp_path / name)).settings()) in settings
+    settings.add(json.dumps(given(byte_fallback(), tmp_path / "b", start_token="</s>").settings()))
+    assert len(settings) == 4
+
+
+def test_text_is_prepared_and_trained_on(run, work):
+    byte_level().save("tokenizer.json")
+    (work / "text.txt").write_text("".join(LINES) * 20)
+    status, _, err = run(
+        "fit", "--config", "tiny.yaml", "--name", "own", "--data", "TextFiles", "--data.init_args.path", "text.txt",
+        "--data.init_args.tokenizer", "HuggingFaceTokenizer", "--data.init_args.tokenizer.init_args.file", ".",
+    )  # fmt: skip
+    assert status == 0, err
+    (work / "tokenizer.json").rename("elsewhere.json")
+    tokenizer = HuggingFaceTokenizer("elsewhere.json")
+    settings = {"window_len": 32, "cache_dir": str(work / "cache")}
+    data = TextFiles("text.txt", tokenizer=tokenizer, **settings)
+    data.setup("test")  # what was prepared: the key is the tokenizer, not its path
+    assert data.vocab_size == 330
+    text = "".join(tokenizer.decode(file.text_of(*file.documents)) for file in data.files.values())
+    assert text == "".join(LINES) * 20

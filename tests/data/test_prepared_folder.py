@@ -1,0 +1,250 @@
+"""A prepared folder: damage is noticed before a figure is computed, and a power cut leaves nothing half done."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules import Bytes, PythonReference, SentencePiece
+from datamodules.token_files import TokenFile, TokenWriter
+from helpers.prepared import attach, files, prepare
+from llp.errors import SettingError
+
+TOKENS = np.dtype(np.uint16)
+
+
+def flip(path, place):
+    """Change one byte, and neither the size of the file nor its date."""
+    stat = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
+        old = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([old[0] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "no index", "broken index", "no tokens"])
+def test_a_token_file_of_another_length_is_refused(wikitext, tmp_path, damage):
+    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    tokens, index = folder / "test.bin", folder / "test.jsonl"
+    if damage == "cut":
+        tokens.write_bytes(tokens.read_bytes()[:-2])
+    elif damage == "longer":
+        tokens.write_bytes(tokens.read_bytes() + b"\0\0")
+    elif damage == "no tokens":
+        tokens.unlink()
+    elif damage == "no index":
+        index.unlink()
+    else:
+        index.write_text(index.read_text()[:-20])
+    with pytest.raises(SettingError, match=r"cache_dir = .*test\.(bin|jsonl) is missing.*damaged.*; remove .*anew"):
+        TokenFile(folder, "test", TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "loaders"),
+    [
+        ("test.bin", 0, ["test_dataloader", "predict_dataloader"]),
+        ("test.bin", -1, ["test_dataloader"]),
+        ("test.jsonl", -10, ["test_dataloader"]),
+        ("validation.bin", 7, ["val_dataloader"]),
+        ("validation.jsonl", -10, ["val_dataloader"]),
+    ],
+)
+def test_one_changed_byte_of_a_split_stops_whatever_scores_it(wikitext, tmp_path, file, place, loaders):
+    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    flip(folder / file, place)
+    data = attach(prepare(wikitext, tmp_path / "cache"))
+    whole = {"val_dataloader", "test_dataloader", "predict_dataloader", "train_dataloader"} - set(loaders)
+    for loader in loaders:
+        with pytest.raises(SettingError, match=rf"cache_dir = .*{file} is not what was prepared.*; remove {folder},"):
+            getattr(data, loader)()
+    for loader in whole - {"test_dataloader", "predict_dataloader"}:
+        assert next(iter(getattr(data, loader)())) is not None
+
+
+def test_one_changed_byte_of_the_training_tokens_stops_the_unigram_model_and_on_request_a_run(wikitext, tmp_path):
+    folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
+    flip(folder / "train.bin", 50)
+    data = attach(prepare(wikitext, tmp_path / "cache"))
+    loader = data.test_dataloader()
+    with pytest.raises(SettingError, match=r"train\.bin is not what was prepared"):
+        loader.unigram_nats()
+    assert len(data.train_dataloader()) == 10  # reading all of it takes a while: on request only
+    data = attach(prepare(wikitext, tmp_path / "cache", check_training_tokens=True))
+    with pytest.raises(SettingError, match=r"train\.bin is not what was prepared"):
+        data.train_dataloader()
+
+
+def test_a_file_is_read_once_for_its_digest(wikitext, tmp_path, monkeypatch):
+    data = attach(prepare(wikitext, tmp_path / "cache"))
+    read = []
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *mode, **how: read.append(self.name) or opened(self, *mode, **how))
+    data.test_dataloader(), data.test_dataloader(), data.val_dataloader()
+    assert sorted(read) == ["test.bin", "test.jsonl", "validation.bin", "validation.jsonl"]
+    data.setup("test")
+    read.clear()
+    data.test_dataloader()
+    assert read == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "no object", "fingerprint", "digest", "missing"])
+def test_damage_to_the_description_itself_is_noticed(wikitext, tmp_path, damage):
+    path = prepare(wikitext, tmp_path / "cache").prepared_folder() / "about.json"
+    about = json.loads(path.read_text())
+    if damage == "fingerprint":
+        flip(path, path.read_text().index(about["data_fingerprint"]))
+    elif damage == "digest":
+        flip(path, path.read_text().index(about["sha256"]["test.bin"]))
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_text("[1]" if damage == "no object" else path.read_text()[:-9])
+    with pytest.raises(SettingError, match=r"cache_dir = .*about\.json is missing or damaged; remove"):
+        prepare(wikitext, tmp_path / "cache")
+
+
+def test_damage_to_the_tokenizer_is_noticed(wikitext, tmp_path):
+    settings = {"tokenizer": SentencePiece(320)}
+    path = prepare(wikitext, tmp_path / "cache", **settings).prepared_folder() / "tokenizer.model"
+    flip(path, path.read_bytes().index("\u2581".encode()) + 2)  # another character, as good a piece
+    with pytest.raises(SettingError, match=r"tokenizer\.model is missing or damaged; remove"):
+        prepare(wikitext, tmp_path / "cache", **settings)
+
+
+def test_llp_test_and_context_report_nothing_of_changed_tokens(run, trained, work):
+    (folder,) = (work / "cache").iterdir()
+    flip(folder / "test.bin", 100)
+    checkpoint = trained / "checkpoints/last.ckpt"
+    for command in (("test",), ("context", "--split", "test")):
+        status, out, err = run(*command, "--ckpt_path", checkpoint)
+        assert status == 1
+        assert f"{folder}/test.bin is not what was prepared" in err
+        assert f"remove {folder}, and the next run prepares it anew" in err
+        assert "loss" not in out
+    assert not (trained / "test.json").exists()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()  # the remedy
+    assert run("test", "--ckpt_path", checkpoint)[0] == 0
+
+
+# A kill, and a power cut
+
+
+def text_data(cache):
+    return PythonReference(cache_dir=str(cache), tokenizer=SentencePiece(400), window_len=16)
+
+
+def test_files_are_on_the_disk_before_the_folder_has_its_name_and_its_name_before_it_is_used(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name) or fsync(fd)
+    )
+    monkeypatch.setattr(Path, "replace", lambda self, to: calls.append(f"-> {to.name}") or replace(self, to))
+    data = text_data(tmp_path / "cache")
+    data.prepare_data()
+    folder = data.prepared_folder()
+    unfinished = f".{folder.name}.unfinished"
+    moved = calls.index(f"-> {folder.name}")
+    assert {path.name for path in folder.iterdir()} | {unfinished} <= set(calls[:moved])
+    assert calls[moved + 1 :] == ["cache"]  # the folder that holds it
+    # The tokenizer before anything is encoded with it: a resumed preparation trusts what it finds.
+    assert calls[0].startswith(".tokenizer.model")
+    assert calls[1:3] == ["-> tokenizer.model", unfinished]
+
+
+def written(folder, texts):
+    writer = TokenWriter(folder, "train", TOKENS)
+    for number, text in enumerate(texts):
+        writer.write(np.array([256]))
+        writer.write(np.frombuffer(text, dtype=np.uint8))
+        writer.finish(f"document {number}", 1, 1, len(text), "digest of the text")
+    writer.close()
+
+
+def test_tokens_are_handed_over_before_the_line_that_vouches_for_them(tmp_path):
+    writer = TokenWriter(tmp_path, "train", TOKENS)
+    order = []
+    for name in ("_tokens", "_index"):
+        stream = getattr(writer, name)
+
+        class Watched:
+            def __init__(self, name, stream):
+                self.name, self.stream = name, stream
+
+            def __getattr__(self, method):
+                order.append((self.name, method))
+                return getattr(self.stream, method)
+
+        setattr(writer, name, Watched(name, stream))
+    writer.write(np.array([256, 1, 2]))
+    writer.finish("document", 1, 1, 2, "digest")
+    assert order == [("_tokens", "write"), ("_tokens", "flush"), ("_index", "write"), ("_index", "flush")]
+
+
+TEXTS = [b"first", b"the second", b"", b"fourth"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "left"),
+    [
+        (lambda tokens, index: tokens.write_bytes(tokens.read_bytes()[:-1]), 3),
+        (lambda tokens, index: tokens.write_bytes(tokens.read_bytes()[:20]), 1),  # the index is ahead of it
+        (lambda tokens, index: tokens.write_bytes(b""), 0),
+        (lambda tokens, index: tokens.write_bytes(tokens.read_bytes()[:-6] + bytes(6)), 3),  # never written: zeros
+        (lambda tokens, index: tokens.write_bytes(bytes(2) + tokens.read_bytes()[2:]), 0),
+        (lambda tokens, index: index.write_bytes(index.read_bytes()[:-1]), 3),  # a line without its end
+        (lambda tokens, index: index.write_bytes(index.read_bytes()[:-9]), 3),
+        (lambda tokens, index: index.write_bytes(index.read_bytes()[:-40] + bytes(40)), 3),
+        (lambda tokens, index: index.write_bytes(index.read_bytes() + b"7\n"), 4),
+        (lambda tokens, index: index.write_bytes(b""), 0),
+        (lambda tokens, index: tokens.unlink(), 0),
+        (lambda tokens, index: None, 4),
+    ],
+)
+def test_a_resumed_preparation_trusts_no_document_whose_tokens_are_not_there(tmp_path, lost, left):
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name, TEXTS)
+    folder = tmp_path / "resumed"
+    lost(folder / "train.bin", folder / "train.jsonl")
+    writer = TokenWriter(folder, "train", TOKENS)
+    assert [document.bytes for document in writer.documents] == [len(text) for text in TEXTS[:left]]
+    assert writer.length == sum(1 + len(text) for text in TEXTS[:left])
+    for number, text in list(enumerate(TEXTS))[left:]:
+        writer.write(np.array([256, *text]))
+        writer.finish(f"document {number}", 1, 1, len(text), "digest of the text")
+    writer.close()
+    assert files(folder) == files(tmp_path / "whole")
+    tokens = TokenFile(folder, "train", TOKENS)
+    assert [Bytes().decode(tokens.text_of(document)) for document in tokens.documents] == [t.decode() for t in TEXTS]
+
+
+def test_a_preparation_that_lost_tokens_ends_like_one_that_lost_none(tmp_path, monkeypatch):
+    whole, data = text_data(tmp_path / "whole"), text_data(tmp_path / "cache")
+    whole.prepare_data()
+    finish, finished = TokenWriter.finish, []
+
+    def interrupted(self, *document):
+        finish(self, *document)
+        finished.append(document)
+        if len(finished) == 30:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TokenWriter, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare_data()
+    folder = data.prepared_folder()
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    tokens = unfinished / "train.bin"
+    tokens.write_bytes(tokens.read_bytes()[: tokens.stat().st_size // 2])
+    (unfinished / ".tokenizer.model.123").write_bytes(b"of a process that was killed")
+    data.prepare_data()
+    assert len({document[0] for document in finished[30:]} & {document[0] for document in finished[:30]}) > 5
+    assert files(tmp_path / "cache") == files(tmp_path / "whole")

@@ -1,0 +1,283 @@
+"""Text of one's own: what becomes which split, and what is refused before any long work."""
+
+import json
+import random
+from itertools import pairwise
+
+import pytest
+
+from datamodules import Bytes, SentencePiece, TextFiles
+from datamodules.named_splits import named_splits
+from datamodules.shares import Shares
+from llp.errors import SettingError
+
+SPLITS = ("train", "validation", "test")
+
+
+def write(root, **texts):
+    for name, text in texts.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+    return root
+
+
+def text_files(path, tmp_path, **settings):
+    settings = {"tokenizer": Bytes(), "window_len": 4, "cache_dir": str(tmp_path / "cache"), **settings}
+    return TextFiles(str(path), **settings)
+
+
+def prepare(data):
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def texts(data):
+    """The documents of each split: name and text."""
+    return {split: [(text.name, b"".join(text.blocks).decode()) for text in data.texts(split)] for split in SPLITS}
+
+
+@pytest.mark.parametrize("validation", ["validation", "valid", "val", "dev", "Val"])
+@pytest.mark.parametrize("kind", ["folders", "files", "shards"])
+def test_what_is_named_after_a_split_is_that_split(tmp_path, validation, kind, caplog):
+    root = tmp_path / "text"
+    for name in ("train", validation, "test"):
+        line = f'{{"text": "of {name}"}}\n'
+        if kind == "folders":
+            write(root, **{f"{name}__deep__a.txt": f"a of {name}\n", f"{name}__b.jsonl": 2 * line})
+        elif kind == "files":
+            write(root, **{f"{name}.jsonl": 3 * line})
+        else:
+            write(root, **{f"{name}-{shard:05}-of-00003.jsonl": line for shard in range(3)})
+    data = text_files(root, tmp_path)
+    with caplog.at_level("INFO"):
+        prepare(data)
+    for split, name in zip(SPLITS, ("train", validation, "test"), strict=True):
+        documents = data.files[split].documents
+        assert len(documents) == 3
+        for document in documents:
+            assert f"of {name}" in data.tokenizer.decode(data.files[split].text_of(document))
+    what = {"folders": "{}/", "files": "{}.jsonl", "shards": "{}-*.jsonl"}[kind]
+    said = ", ".join(
+        f"{split} is {what.format(name)} (3 documents)"
+        for split, name in zip(SPLITS, ("train", validation, "test"), strict=True)
+    )
+    assert caplog.messages == [f"text_files: {said}"]
+    assert data.splits_note() == said
+
+
+def test_documents_are_named_after_file_and_line(tmp_path):
+    for split in SPLITS:
+        write(tmp_path / "text", **{
+            f"{split}__deep__a.txt": f"the {split} text\n" * 9,
+            f"{split}__b.jsonl": '{"text": "one\\nline"}\n\n{"text": "two é"}\n',
+        })  # fmt: skip
+    documents = texts(text_files(tmp_path / "text", tmp_path))["test"]
+    assert [name for name, _ in documents] == ["test/b.jsonl:1", "test/b.jsonl:3", "test/deep/a.txt"]
+    assert documents[0][1] == "one\nline"
+    assert documents[1][1] == "two é"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["train/a.txt", "test/a.txt"],
+            r"only some of the splits \(train/, test/\); add validation or valid or val or dev,",
+        ),
+        (["test.txt", "other/a.txt"], r"only some of the splits \(test\.txt\); add train and validation or valid"),
+        (["train/a.txt", "val/a.txt", "test/a.md"], r"only some of the splits \(train/, val/\); add test, or rename"),
+        (["train/a.txt", "val/a.txt", "dev/a.txt", "test/a.txt"], r"2 names for the validation split \(dev/, val/\)"),
+        (["train/a.txt", "train.txt", "val/a.txt", "test.txt"], r"2 names for the train split \(train/, train\.txt\)"),
+        (["train/a.txt", "val/a.txt", "test/a.txt", "b.txt"], r"b\.txt belongs to none of the splits \(train/, val/, "),
+        (["train/a.txt", "val/a.txt", "test/a.txt", "more/b.txt"], r"more/b\.txt belongs to none of the splits"),
+        (["a.md"], r"there is no \.txt and no \.jsonl file"),
+        ([".hidden/a.txt", ".b.txt"], r"there is no \.txt and no \.jsonl file"),
+    ],
+)
+def test_names_that_leave_a_doubt_are_refused(tmp_path, names, message):
+    root = tmp_path / "text"
+    for name in names:
+        write(root, **{name.replace("/", "__"): "some text\n" * 50})
+    with pytest.raises(SettingError, match=rf"data\.init_args\.path = {root}: .*{message}"):
+        text_files(root, tmp_path).prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_file_is_forgotten_or_taken_twice_by_its_name(tmp_path):
+    root = tmp_path / "text"
+    names = ["train/a.txt", "train/valid/b.txt", "train/test.txt", "dev/train.txt", "test.jsonl"]
+    for name in names:
+        write(root, **{name.replace("/", "__"): "x"})
+    found = named_splits(root, [root / name for name in names])
+    taken = {split: [str(file.relative_to(root)) for file in of_split.files] for split, of_split in found.items()}
+    assert taken == {"train": names[:3], "validation": names[3:4], "test": names[4:]}
+
+
+def test_documents_are_dealt_out_by_share(tmp_path, caplog):
+    lines = [json.dumps({"body": f"document {number} of the text"}) for number in range(200)]
+    write(tmp_path / "text", **{"all.jsonl": "\n".join(lines) + "\n"})
+    settings = {"text_key": "body", "validation_share": 0.1, "test_share": 0.05}
+    data = text_files(tmp_path / "text", tmp_path, **settings)
+    with caplog.at_level("INFO"):
+        prepare(data)
+    names = {split: {document.name for document in data.files[split].documents} for split in data.splits}
+    assert len(names["train"] | names["validation"] | names["test"]) == 200
+    assert {split: len(members) for split, members in names.items()} == {"train": 170, "validation": 20, "test": 10}
+    dealt = "the 200 documents are dealt out evenly: 170 for train, 20 for validation, 10 for test"
+    assert caplog.messages == [f"text_files: no file is named after a split, so {dealt}"]
+    for bad in ('{"txt": 1}', '{"body": 1}', '["body"]', "{", r'{"body": "\ud800"}'):
+        (tmp_path / "text/bad.jsonl").write_text(f'{{"body": "fine"}}\n{bad}\n')
+        with pytest.raises(SettingError, match=r"line 2 of bad\.jsonl has no text under 'body'"):
+            text_files(tmp_path / "text", tmp_path, text_key="body").prepare_data()
+
+
+def whole(documents):
+    """Parts of documents put together again, by the names and bytes that they state."""
+    parts = {}
+    for name, text in documents:
+        document, _, place = name.rpartition(", bytes ")
+        start, stop = map(int, place.split("-"))
+        assert len(text.encode()) == stop - start
+        parts.setdefault(document, []).append((start, stop, text))
+    for pieces in parts.values():
+        pieces.sort()
+        assert pieces[0][0] == 0
+        for before, after in pairwise(pieces):
+            assert before[1] == after[0]
+            assert before[2].endswith("\n")
+    return {document: "".join(text for _, _, text in pieces) for document, pieces in parts.items()}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_few_documents_are_cut_at_line_ends_and_every_byte_is_in_one_split(tmp_path, monkeypatch, seed):
+    rng = random.Random(seed)
+    monkeypatch.setattr("datamodules.documents._BLOCK", rng.choice([1, 7, 100, 1 << 18]))
+    shares = {"validation_share": rng.choice([0.05, 0.2, 0.5]), "test_share": rng.choice([0.05, 0.13, 0.4])}
+    kept = {}
+    for number in range(rng.randint(1, 3)):
+        lines = ["é" * rng.choice([0, 1, 9, 80]) + rng.choice(["\n", "\r\n"]) for _ in range(rng.randint(150, 300))]
+        text = "".join(lines) + rng.choice(["", "no line end"])
+        if rng.random() < 0.5:
+            kept[f"{number}.txt"] = text
+            write(tmp_path / "text", **{f"{number}.txt": text})
+        else:
+            kept[f"{number}.jsonl:2"] = text
+            write(tmp_path / "text", **{f"{number}.jsonl": "\n" + json.dumps({"text": text}) + "\n"})
+    data = text_files(tmp_path / "text", tmp_path, **shares)
+    splits = texts(data)
+    assert texts(text_files(tmp_path / "text", tmp_path, **shares)) == splits
+    rng.shuffle(documents := [document for split in SPLITS for document in splits[split]])
+    assert whole(documents) == kept
+    n_bytes = sum(len(text.encode()) for text in kept.values())
+    for split in SPLITS:
+        size = sum(len(text.encode()) for _, text in splits[split])
+        assert data.n_bytes(split) == size
+        share = {"train": 1 - sum(shares.values())}.get(split, shares.get(f"{split}_share"))
+        assert abs(size - share * n_bytes) < 2 * 165 * len(kept)  # the longest line has 162 bytes
+    for name in kept:  # in each document training comes first, and the test last
+        starts = [int(n.rpartition(" ")[2].split("-")[0]) for s in SPLITS for n, _ in splits[s] if n.startswith(name)]
+        assert starts == sorted(starts)
+
+
+def test_a_cut_that_falls_on_a_line_end_is_made_there(tmp_path):
+    write(tmp_path, **{"a.txt": "ten bytes\n" * 100})
+    data = text_files(tmp_path / "a.txt", tmp_path, validation_share=0.1, test_share=0.2)
+    assert {split: data.n_bytes(split) for split in SPLITS} == {"train": 700, "validation": 100, "test": 200}
+
+
+def test_one_file_of_any_name_is_enough(tmp_path, caplog):
+    text = "".join(f"line {number} of the file\n" for number in range(1000))
+    write(tmp_path, **{"novel": text})
+    with caplog.at_level("INFO"):
+        data = prepare(text_files(tmp_path / "novel", tmp_path))
+    parts = {}
+    for split in SPLITS:
+        (document,) = data.files[split].documents
+        parts[split] = data.tokenizer.decode(data.files[split].text_of(document))
+        assert len(parts[split]) == pytest.approx({"train": 0.9}.get(split, 0.05) * len(text), abs=30)
+    assert "".join(parts.values()) == text
+    sizes = ", ".join(f"{len(parts[split]):,} bytes for {split}" for split in SPLITS)
+    cut = "1 document, too few to deal out, so it is cut at line ends, in this order"
+    assert caplog.messages == [f"text_files: {cut}: {sizes}"]
+
+
+def test_seven_files_are_cut_and_twenty_are_dealt_out(tmp_path):
+    for number in range(20):
+        write(tmp_path / "text", **{f"{number:02}.txt": f"a line of text in document {number}\n" * 30})
+        data = text_files(tmp_path / "text", tmp_path)
+        counts = [len(documents) for documents in texts(data).values()]
+        assert counts == [number + 1] * 3 if number < 19 else [18, 1, 1]
+        assert data.source()["cut"] == (number < 19)
+
+
+def test_the_fingerprint_and_the_folder_change_with_the_shares(tmp_path):
+    write(tmp_path, **{"a.txt": "a line\n" * 500})
+    seen = set()
+    for shares in ({}, {"validation_share": 0.1}, {"test_share": 0.1}):
+        data = prepare(text_files(tmp_path / "a.txt", tmp_path, **shares))
+        seen.add((data.about["data_fingerprint"], data.prepared_folder()))
+        again = prepare(text_files(tmp_path / "a.txt", tmp_path, **shares))
+        assert again.about["data_fingerprint"] == data.about["data_fingerprint"]
+    assert len({fingerprint for fingerprint, _ in seen}) == len({folder for _, folder in seen}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("one line alone", r"validation_share = 0\.05: no line of the text begins in the part for validation"),
+        ("one line alone\n", r"validation_share = 0\.05: no line"),
+        (
+            "word\n" * 46 + "a long line to end with",
+            r"test_share = 0\.05: no line of the text begins in the part for test",
+        ),
+        ("", r"a\.txt is empty; remove it"),
+    ],
+)
+def test_a_text_that_can_not_be_cut_is_refused_before_the_long_work(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr(SentencePiece, "made_from", lambda self, lines: pytest.fail("the tokenizer was trained"))
+    write(tmp_path, **{"a.txt": text})
+    with pytest.raises(SettingError, match=message):
+        text_files(tmp_path / "a.txt", tmp_path, tokenizer=SentencePiece()).prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(SettingError, match=r"path = .*nowhere: there is no such file or folder"):
+        text_files(tmp_path / "nowhere", tmp_path).prepare_data()
+    (tmp_path / "a.txt").write_bytes(b"fine\n" * 200 + b"caf\xe9\n")
+    with pytest.raises(SettingError, match=r"a\.txt is not UTF-8 at byte 1003"):
+        text_files(tmp_path / "a.txt", tmp_path).prepare_data()
+
+
+@pytest.mark.parametrize("validation", [0.01, 0.05, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("test", [0.01, 0.05, 0.3, 0.49])
+def test_shares_come_out_as_asked_for(validation, test):
+    shares = Shares(validation, test)
+    dealt = [shares.split_of(number) for number in range(2000)]
+    for split, share in (("validation", validation), ("test", test), ("train", 1 - validation - test)):
+        for n in (500, 2000):
+            assert abs(dealt[:n].count(split) - share * n) <= 2
+    for size in (0, 1, 2, 3, 10, 999, 10**12):
+        parts = [shares.part(split, size) for split in SPLITS]
+        assert parts[0][0] == 0
+        assert parts[2][1] == size
+        assert parts[0][1] == parts[1][0] <= parts[1][1] == parts[2][0]
+        assert abs(parts[2][1] - parts[2][0] - test * size) <= 1
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"test_share": 0}, "test_share = 0: set it above 0"),
+        ({"validation_share": 0.6}, r"validation_share = 0\.6: set it above 0 and to 0\.5 at most"),
+        (
+            {"validation_share": 0.5, "test_share": 0.5},
+            r"validation_share = 0\.5: with test_share = 0\.5 nothing is left",
+        ),
+    ],
+)
+def test_shares_that_can_not_be_used(shares, message):
+    with pytest.raises(SettingError, match=message):
+        TextFiles("text", **shares)
