@@ -350,7 +350,7 @@ def test_all_ranks_meet_in_a_store_of_rank_0(monkeypatch):
 
     first, second = store_of(0), store_of(1)
     assert ports == [first.port, 0]
-    assert ports[0] > 0
+    assert ports[0] > 1023  # one that is free: two jobs may share a machine
     assert second.port == first.port
     assert first.multi_get(["0", "1"]) == second.multi_get(["0", "1"]) == [b"0 0", b"0 0"]
     assert first.timeout == second.timeout == timedelta(seconds=8)
