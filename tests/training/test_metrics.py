@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llp.training import metrics, throughput
+from llp.training import metrics, step_validation, throughput
 from llp.training.metrics import RunMetrics, log_step
 from llp.training.step_seed import StepSeed
 from llp.training.step_validation import StepValidation
@@ -187,10 +187,15 @@ def test_a_peak_is_the_makers_or_else_measured(monkeypatch):
     ("interval", "accumulated", "expected"),
     [(5, 2, 6), (6, 2, 6), (7, 3, 9), (1, 4, 4), (4, 1, 4), (math.inf, 2, math.inf)],
 )
-def test_a_run_validates_in_whole_optimizer_steps(interval, accumulated, expected):
+def test_a_run_validates_in_whole_optimizer_steps(monkeypatch, interval, accumulated, expected):
+    """And says so only where it is another interval than was set."""
+    said = []
+    monkeypatch.setattr(step_validation, "rank_zero_info", said.append)
     trainer = SimpleNamespace(val_check_batch=interval, accumulate_grad_batches=accumulated)
     StepValidation().on_train_start(trainer, None)
     assert trainer.val_check_batch == expected
+    change = f"Validating every {expected} batches, in whole optimizer steps"
+    assert said == ([] if expected == interval else [change])
 
 
 @pytest.mark.parametrize(
