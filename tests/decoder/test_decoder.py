@@ -51,6 +51,22 @@ def test_a_model_on_the_meta_device_is_materialised_module_by_module():
     assert torch.isfinite(model(torch.zeros(1, 5, dtype=torch.long))).all()
 
 
+def test_each_block_is_compiled_as_one_graph(monkeypatch):
+    """A block that can't be is an error, not a slow run."""
+    compiled = []
+
+    def record(function, **settings):
+        compiled.append((function.__self__, function.__name__, settings))
+        return function
+
+    monkeypatch.setattr(torch, "compile", record)
+    decoder = build("LLP", compile=True).decoder
+    assert compiled == [(block, "forward", {"fullgraph": True}) for block in decoder.layers]
+    compiled.clear()
+    build("LLP", compile=False)
+    assert compiled == []
+
+
 def test_loss_is_the_cross_entropy_of_the_last_positions():
     decoder = build("LLP").decoder
     tokens, targets = torch.randint(19, (2, 2, 10))

@@ -350,7 +350,7 @@ def test_all_ranks_meet_in_a_store_of_rank_0(monkeypatch):
 
     first, second = store_of(0), store_of(1)
     assert ports == [first.port, 0]
-    assert ports[0] > 0
+    assert ports[0] > 1023  # one that is free: two jobs may share a machine
     assert second.port == first.port
     assert first.multi_get(["0", "1"]) == second.multi_get(["0", "1"]) == [b"0 0", b"0 0"]
     assert first.timeout == second.timeout == timedelta(seconds=8)
@@ -411,7 +411,8 @@ def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
     trainer = SimpleNamespace(checkpoint_callback=None, global_step=0, strategy=strategy)
     StallGuard(8.5)._end(trainer, "rank 1 made no progress")
     assert ends == [1]
-    assert capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress.\n"
+    message = "stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress."
+    assert capsys.readouterr().err == f"\nllp: error: {message}\n"
 
 
 def test_every_part_of_a_step_is_a_move():
