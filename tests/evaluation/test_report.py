@@ -374,7 +374,9 @@ class Reported:
     def __init__(self, monkeypatch, folder, scored=(100, 50), stage=TrainerFn.TESTING, ckpt_path=None):
         self.asked = []
         documents = [Document("a", 100, 40, 600), Document("b", 50, 20, 300)]
-        self.model = SimpleNamespace(score=Score(documents), context_lens=lambda n: torch.arange(1, n + 1))
+        self.model = SimpleNamespace(
+            score=Score(documents), context_lens=lambda n: torch.arange(1, n + 1), loaded_from=None
+        )
         for number, n in enumerate(scored):
             self.model.score.update(torch.full((1, n), 2.0), torch.tensor([number]))
 
@@ -403,6 +405,7 @@ class Reported:
             val_dataloaders=loader("validation"),
             callbacks=[object(), certificate],
             ckpt_path=ckpt_path,
+            log_dir=None,
             default_root_dir=str(folder),
             limit_test_batches=0.0,
             limit_val_batches=0.5,
@@ -448,7 +451,7 @@ def test_a_report_of_a_part_says_so_and_has_no_baseline(monkeypatch, tmp_path, c
     ]  # fmt: skip
     assert "unigram_loss" not in content["rows"][0]
     assert reported.asked == []
-    expected = "PARTIAL: 120 of 150 tokens were scored; words and bytes in proportion.\n"
+    expected = "PARTIAL: 120 of 150 tokens were scored; words and bytes are scaled in proportion.\n"
     assert expected in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints", "validation.json", "validation.csv"}
 
