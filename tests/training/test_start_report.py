@@ -71,6 +71,19 @@ def test_accumulated_and_resumed(screen, work):
     assert rows["run"] == f"{length}; validated with limit_val_batches=3 every 2 steps and at the end; seed 0"
 
 
+def test_when_a_run_is_validated(screen):
+    """As it will be: one that ends with its epochs has no last validation."""
+    longer = ("--trainer.val_check_interval", 100)
+    assert "; validated at the end; " in screen(*longer)["run"]
+    epoch = ("--trainer.max_steps", -1, "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 5)
+    assert screen(*epoch)["run"] == "5 steps, 640 trained tokens in all; validated every 4 steps; seed 0"
+    assert "; never validated; " in screen(*epoch, *longer)["run"]
+    two_epochs = (*epoch, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 7)
+    assert "10 steps, 1,280 trained tokens in all; validated every 7 steps; " in screen(*two_epochs)["run"]
+    timed = ("--trainer.val_check_interval", "00:00:02:30")
+    assert "; validated every 02:30 and at the end; " in screen(*timed)["run"]
+
+
 def test_a_start_from_another_runs_weights(screen):
     screen("--name", "first", "--trainer.max_steps", 4)
     origin = "lightning_logs/first/checkpoints/last.ckpt"
