@@ -1,4 +1,4 @@
-"""What a comparison writes: a CSV, the same as tables of text, and plots."""
+"""What a comparison writes: a CSV file, the same figures as tables of text, and plots."""
 
 import csv
 import io
@@ -10,11 +10,26 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from llp.evaluation.colours import COLOURS, OTHER, lighter
 from llp.evaluation.tables import aligned
 
 OURS = {"attention": "LLP", "stack": "LLP", "perceiver": "PerceiverAR", "step": "LLP"}
-"""The groups that are timed, and whom the others in them are compared with."""
-GROUPS = (*OURS, "memory")
+"""The groups that are timed, and the one in each that the others are compared with."""
+TITLES = {
+    "attention": "Attention alone, forward and backward",
+    "stack": "The stack of layers, forward and backward",
+    "perceiver": "Perceiver AR's stack, forward and backward",
+    "step": "A whole training step, with loss and optimizer",
+    "memory": "Peak memory of a training step",
+}
+GROUPS = tuple(TITLES)
+PEERS = {
+    "published LLP": lighter(COLOURS["LLP"]),
+    "local-attention": OTHER,
+    "perceiver-ar-pytorch": lighter(COLOURS["PerceiverAR"]),
+    "head": lighter(COLOURS["Transformer"]),
+}
+"""The colours of what is measured beside the architectures; it is drawn with square markers."""
 
 Row = dict[str, Any]
 
@@ -27,7 +42,7 @@ def growth(points: dict[int, float]) -> tuple[float, float]:
 
 
 def write(rows: list[Row], folder: Path) -> None:
-    """`results.csv`, the same as a table of text, and the plots."""
+    """Write `results.csv`, the same figures as tables of text, and the plots."""
     folder.mkdir(parents=True, exist_ok=True)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -40,7 +55,7 @@ def write(rows: list[Row], folder: Path) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: hours of measuring are in it."""
+    """Write a file whole or not at all: it holds hours of measurements."""
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
@@ -77,7 +92,7 @@ def time_table(rows: list[Row]) -> list[str]:
 
 
 def ratio_table(rows: list[Row]) -> list[str]:
-    """How many times longer the others take than ours, length by length."""
+    """The time of the others divided by ours, length by length."""
     ns = sorted({row["n"] for row in rows if row["group"] != "memory"})
     table = [["group", "times as long as", *(f"{n:,}" for n in ns)]]
     for group, ours in OURS.items():
@@ -111,33 +126,63 @@ def memory_table(rows: list[Row]) -> list[str]:
 
 
 def plot(rows: list[Row], folder: Path) -> None:
-    """One picture a group: time per trained token with the fitted growth, or peak memory."""
+    """One picture per group: time per trained token with the fitted growth, or peak memory."""
     for group in GROUPS:
         if found := timed(rows, group):
             figure = Figure(figsize=(9, 5), layout="constrained")
             axes = figure.subplots()
             for name, points in found.items():
                 (_draw_memory if group == "memory" else _draw_times)(axes, name, points)
-            axes.set(xscale="log", yscale="log", xlabel="length n", title=group)
-            axes.set_ylabel("peak memory of a step, GB" if group == "memory" else "microseconds per trained token")
+            axes.set(xscale="log", yscale="log", xlabel="length n (tokens)", title=TITLES[group])
+            axes.set_ylabel("peak memory (GB)" if group == "memory" else "time per trained token (µs)")
+            axes.margins(y=0.12)  # room for the annotation
+            if OURS.get(group) == "LLP":
+                _annotate_growth(axes, "LLP", found)
             axes.set_xticks(sorted({n for points in found.values() for n in points}))
             axes.get_xaxis().set_major_formatter("{x:,.0f}")
             axes.minorticks_off()
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))  # a picture may span less than a decade
             axes.get_yaxis().set_major_formatter("{x:,.10g}")
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+            title = None if group == "memory" else "time of a pass, fitted from n = 2,048 on"
+            axes.legend(
+                fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize="small"
+            )
             figure.savefig(folder / f"{group}.png", dpi=110)
 
 
+def _style(name: str) -> dict[str, str]:
+    """Colour and marker of a contestant; peers are drawn as squares."""
+    if name in COLOURS:
+        return {"color": COLOURS[name], "marker": "o"}
+    return {"color": PEERS[name], "marker": "s"}
+
+
 def _draw_memory(axes: Any, name: str, points: dict[int, Row]) -> None:
-    axes.plot(list(points), [row["peak_bytes"] / 1e9 for row in points.values()], marker="o", label=name)
+    axes.plot(list(points), [row["peak_bytes"] / 1e9 for row in points.values()], label=name, **_style(name))
+
+
+def _growth_per_token(points: dict[int, Row]) -> tuple[float, float, list[int]] | None:
+    """Exponent and factor of the time per trained token, and the lengths that they are fitted to, if there are two."""
+    fitted = {n: row["us_per_trained_token"] for n, row in points.items() if n >= 2048}
+    return (*growth(fitted), list(fitted)) if len(fitted) > 1 else None
+
+
+def _annotate_growth(axes: Any, name: str, found: dict[str, dict[int, Row]]) -> None:
+    """Say what the slope of our line is."""
+    if (fit := _growth_per_token(found[name])) is not None:
+        exponent, factor, ns = fit
+        text = f"{name}: time grows as $n^{{{exponent + 1:.2f}}}$"
+        place = (ns[-1], factor * ns[-1] ** exponent)
+        offset = {"xytext": (0, -26), "textcoords": "offset points", "ha": "right", "color": COLOURS[name]}
+        axes.annotate(text, place, **offset)
 
 
 def _draw_times(axes: Any, name: str, points: dict[int, Row]) -> None:
-    (dots,) = axes.plot(list(points), [row["us_per_trained_token"] for row in points.values()], "o", label=name)
-    fitted = {n: row["us_per_trained_token"] for n, row in points.items() if n >= 2048}
-    if len(fitted) > 1:
-        exponent, factor = growth(fitted)
-        dots.set_label(f"{name}: n^{exponent + 1:.2f}")  # of the time, which is that of a token times their number
-        axes.plot(list(fitted), [factor * n**exponent for n in fitted], color=dots.get_color(), linewidth=1)
+    times = [row["us_per_trained_token"] for row in points.values()]
+    (dots,) = axes.plot(list(points), times, label=name, linestyle="none", **_style(name))
+    if (fit := _growth_per_token(points)) is not None:
+        exponent, factor, ns = fit
+        # The time of a pass is that of a token times their number.
+        dots.set_label(f"{name}: $n^{{{exponent + 1:.2f}}}$")
+        axes.plot(ns, [factor * n**exponent for n in ns], color=dots.get_color(), linewidth=1)

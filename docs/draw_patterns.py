@@ -1,7 +1,7 @@
-"""Draws who attends to whom, as the code itself behaves.
+"""Draws who attends to whom, from the behaviour of the code itself.
 
 Run `python docs/draw_patterns.py`. Each picture is an SVG in docs/images/: a row is a position that queries, a column
-one that is seen. Dark is a part's view of itself (a segment's, the latents', the history's), light its view of another.
+one that is attended to. Dark cells lie within one part (a segment, the history or the latents), light ones across two.
 """
 
 from pathlib import Path
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from llp import LLP, CompressedAttention, DoubleAttention, PerceiverAR, SplitAttention, Transformer
+from llp.evaluation.colours import COLOURS, lighter
 from llp.language_model import LanguageModel
 
 IMAGES = Path(__file__).parent / "images"
-CELL, GAP, TITLE, CAPTION = 12, 40, 28, 20
+CELL, GAP = 12, 48
+TOP, AXIS, LEGEND, BOTTOM = 56, 20, 48, 64  # of the matrices; below them: the axis' name, the legend, the end
 N, LATENTS, SEGMENT, COMPRESSED = 20, 8, 4, 5
 HISTORY = N - LATENTS
 SIZES = {"vocab_size": 2, "dim": 8, "n_layers": 3, "n_heads": 1}
@@ -37,6 +39,26 @@ class Panel(NamedTuple):
     caption: str
     matrix: Tensor
     parts: list[int]
+    colour: str
+    rows: str = "position that queries"
+    columns: str = "position that is attended to"
+
+
+class Legend(NamedTuple):
+    """What the two shades of a picture stand for."""
+
+    dark: str
+    light: str
+
+
+SEGMENTS = Legend("in the same segment", "in an earlier segment")
+LEGENDS = {
+    "transformer": SEGMENTS,
+    "llp": SEGMENTS,
+    "perceiver_ar": Legend("among the latents", "from latents to history"),
+    "split_attention": Legend("among the latents, or within a segment of the history", "from latents to history"),
+}
+LATENTS_AND_HISTORY = Legend("among the latents, or within the history", "from latents to history")
 
 
 def layer_sees(model: LanguageModel, layer: int, n: int) -> Tensor:
@@ -76,23 +98,52 @@ def model_sees(model: LanguageModel, n: int) -> Tensor:
     return torch.stack(rows).abs().amax(-1) > 0
 
 
-def svg(panels: list[Panel]) -> str:
-    """Panels side by side, aligned at their last row and column."""
-    side = N * CELL
-    width, height = len(panels) * (side + GAP) + GAP, side + TITLE + 2 * CAPTION + GAP
+def svg(panels: list[Panel], legend: Legend) -> str:
+    """Panels side by side, aligned at their last row and column, above the legend."""
+    n_rows = max(11, *(len(panel.matrix) for panel in panels))  # the name of the rows takes 11 of them
+    side, bottom = N * CELL, TOP + n_rows * CELL
+    width, height = len(panels) * (side + GAP) + GAP // 2, bottom + BOTTOM
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
     for number, panel in enumerate(panels):
-        left, top = GAP + number * (side + GAP), GAP + TITLE - CAPTION
+        left = GAP + number * (side + GAP)
         lines += [
-            f'<text x="{left}" y="{top - 10}" font-size="15" font-weight="bold" fill="#222">{panel.title}</text>',
-            *cells(panel, left + side, top + side),
-            f'<text x="{left}" y="{top + side + CAPTION}" font-size="12" fill="#495057">{panel.caption}</text>',
+            f'<text x="{left}" y="{TOP - 30}" font-size="15" font-weight="bold" fill="#222">{panel.title}</text>',
+            f'<text x="{left}" y="{TOP - 12}" font-size="12" fill="#495057">{panel.caption}</text>',
+            *cells(panel, left + side, bottom),
+            *axis_names(panel, left + side, bottom),
         ]
-    return "\n".join([*lines, "</svg>", ""])
+    colours = list(dict.fromkeys(panel.colour for panel in panels))
+    return "\n".join([*lines, *legend_lines(legend, colours, bottom + LEGEND), "</svg>", ""])
+
+
+def axis_names(panel: Panel, right: int, bottom: int) -> list[str]:
+    """The names of rows and columns, beside a matrix with its lower right corner at (right, bottom)."""
+    left = right - panel.matrix.shape[1] * CELL
+    style = 'font-size="12" fill="#495057"'
+    return [
+        f'<text x="{right}" y="{bottom + AXIS}" text-anchor="end" {style}>{panel.columns}</text>',
+        f'<text transform="translate({left - 10} {bottom}) rotate(-90)" {style}>{panel.rows}</text>',
+    ]
+
+
+def legend_lines(legend: Legend, colours: list[str], y: int) -> list[str]:
+    """A square of each colour before what its shade stands for, and a grey one."""
+    lines, x = [], GAP
+    for shades, text in (
+        (colours, legend.dark),
+        ([lighter(colour) for colour in colours], legend.light),
+        (["#f1f3f5"], "no attention"),
+    ):
+        for shade in shades:
+            lines.append(f'<rect x="{x}" y="{y - 10}" width="{CELL - 1}" height="{CELL - 1}" fill="{shade}"/>')
+            x += CELL
+        lines.append(f'<text x="{x + 5}" y="{y}" font-size="12" fill="#222">{text}</text>')
+        x += 7 * len(text) + 24
+    return lines
 
 
 def cells(panel: Panel, right: int, bottom: int) -> list[str]:
@@ -107,7 +158,8 @@ def cells(panel: Panel, right: int, bottom: int) -> list[str]:
         return sum(position >= start for start in panel.parts)
 
     for row, column in panel.matrix.nonzero().tolist():
-        colour = "#1c7ed6" if part(row + n_columns - n_rows) == part(column) else "#74c0fc"
+        is_own = part(row + n_columns - n_rows) == part(column)
+        colour = panel.colour if is_own else lighter(panel.colour)
         x, y = left + column * CELL, top + row * CELL
         lines.append(f'<rect x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" fill="{colour}"/>')
     for start in panel.parts:
@@ -129,6 +181,7 @@ def parts_of(name: str, n: int) -> list[int]:
 def layers_and_stack(name: str) -> list[Panel]:
     """An architecture's different layers, then all of them together."""
     model = MODELS[name]
+    colour = COLOURS[type(model).__name__]
     panels: list[Panel] = []
     spans: list[list[int]] = []
     for layer, n in enumerate(positions_held(model, N)):
@@ -136,11 +189,17 @@ def layers_and_stack(name: str) -> list[Panel]:
         if panels and torch.equal(panels[-1].matrix, matrix):
             spans[-1].append(layer)
         else:
-            panels.append(Panel("", f"{n} positions enter, {len(matrix)} query", matrix, parts_of(name, n)))
+            panels.append(Panel("", f"{n} positions, {len(matrix)} of them query", matrix, parts_of(name, n), colour))
             spans.append([layer])
     named = [panel._replace(title=span_title(span, model.n_layers)) for panel, span in zip(panels, spans, strict=True)]
-    caption = "tokens behind the scored positions"
-    return [*named, Panel("The whole stack", caption, model_sees(model, N), parts_of(name, N))]
+    return [*named, stack(model, "All layers together", parts_of(name, N))]
+
+
+def stack(model: LanguageModel, title: str, parts: list[int]) -> Panel:
+    """What the scored positions read through all layers."""
+    colour = COLOURS[type(model).__name__]
+    caption = "what each position with a loss reads"
+    return Panel(title, caption, model_sees(model, N), parts, colour, "position with a loss", "position that is read")
 
 
 def span_title(layers: list[int], n_layers: int) -> str:
@@ -154,13 +213,14 @@ def pictures() -> dict[str, str]:
     """File names and contents of all pictures."""
     segments = parts_of("llp", N)
     dense, llp = layer_sees(MODELS["transformer"], 0, N), layer_sees(MODELS["llp"], 0, N)
-    two_layers = model_sees(LLP(**{**SIZES, "n_layers": 2}, segment_len=SEGMENT), N)
+    two_layers = LLP(**{**SIZES, "n_layers": 2}, segment_len=SEGMENT)
     overview = [
-        Panel("Dense Transformer", "all earlier positions", dense, segments),
-        Panel("LLP", "own segment and the one before", llp, segments),
-        Panel("LLP through 2 layers", "tokens behind each position", two_layers, segments),
+        Panel("Dense Transformer, one layer", "all earlier positions", dense, segments, COLOURS["Transformer"]),
+        Panel("LLP, one layer", "its own segment and the one before", llp, segments, COLOURS["LLP"]),
+        stack(two_layers, "LLP, two layers together", segments),
     ]
-    return {"overview.svg": svg(overview), **{f"{name}.svg": svg(layers_and_stack(name)) for name in MODELS}}
+    patterns = {f"{name}.svg": svg(layers_and_stack(name), LEGENDS.get(name, LATENTS_AND_HISTORY)) for name in MODELS}
+    return {"overview.svg": svg(overview, SEGMENTS), **patterns}
 
 
 if __name__ == "__main__":

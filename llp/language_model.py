@@ -29,35 +29,36 @@ from llp.training.step_seed import StepSeed
 
 
 class LanguageModel(LightningModule, ABC):
-    """A decoder over tokens with its training and scoring. An architecture adds its attention pattern per layer.
+    """A decoder-only language model with its training and scoring; an architecture adds each layer's attention pattern.
 
-    Nothing is allocated before `configure_model` has built `decoder`.
+    Nothing is allocated until `configure_model` builds `decoder`.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
-        dim: Width of the stream.
+        dim: Width of the residual stream.
         n_layers: Number of layers.
         n_heads: Attention heads; `dim / n_heads` must be an even number.
-        mlp_ratio: Width of the MLP over `dim`.
+        mlp_ratio: Width of the MLP, as a multiple of `dim`.
         dropout: Probability of dropping attention weights and hidden units of the MLP in training.
         rotary_base: Base of the rotary frequencies.
         tie_embeddings: Whether the head shares its weight with the token embedding.
-        share_key_value: Whether keys and values are one projection, used as both (the published code does so).
-        key_value_norm: Whether that projection is normed over a head's width (the published code does so but in LLP).
-        rotary_first_layer_only: Whether later layers do without rotary embedding (the published code's do, but V1's).
-        initialization: `normal` draws weights from N(0, 0.02), smaller in the maps that write into the stream;
-            `torch` leaves torch's defaults, as the published code does.
-        activation_checkpointing: Whether training keeps only what enters each layer and computes the rest again in the
-            backward pass: less memory, about a third more time. The results are the same.
-        compile: Whether layers are compiled by `torch.compile`, which takes a minute or more at the start.
+        share_key_value: Whether one projection serves as both keys and values (as in the published code).
+        key_value_norm: Whether that projection is normalized within each head (as in the published code, except LLP's).
+        rotary_first_layer_only: Whether only the first layer uses rotary embedding (as in the published code, except
+            V1's).
+        initialization: `normal` draws weights with a standard deviation of 0.02, and less where they write into the
+            residual stream; `torch` keeps torch's defaults, as the published code does.
+        activation_checkpointing: Whether training stores only each layer's input and recomputes the rest in the
+            backward pass: less memory, about a third more time, the same results.
+        compile: Whether to compile the layers with `torch.compile`, which takes a minute or more at the start.
         learning_rate: Peak learning rate of AdamW.
-        betas: AdamW's decay rates of the first and second moment.
-        weight_decay: AdamW's weight decay, on the weights of linear maps only.
-        schedule: `cosine` falls to `final_learning_rate` at `trainer.max_steps`; `halving` halves every
-            `halve_every` steps.
+        betas: AdamW's decay rates of the first and second moments.
+        weight_decay: AdamW's weight decay, applied to the weights of linear layers only.
+        schedule: `cosine` decays to `final_learning_rate` at `trainer.max_steps`; `halving` halves the learning rate
+            every `halve_every` steps.
         warmup_steps: Optimizer steps of linear warm-up, under either schedule.
-        final_learning_rate: Where the cosine ends, as a share of `learning_rate`.
-        halve_every: Optimizer steps between two halvings.
+        final_learning_rate: Where the cosine ends, as a fraction of `learning_rate`.
+        halve_every: Optimizer steps from one halving to the next.
 
     Raises:
         SettingError: If a value can't be used.
@@ -113,7 +114,7 @@ class LanguageModel(LightningModule, ABC):
         require(
             dim // n_heads % 2 == 0, "dim", dim, f"dim / n_heads must be even for rotary pairs; here {dim // n_heads}"
         )
-        remedy = "it norms a shared projection; set share_key_value, or leave it out"
+        remedy = "it normalizes a shared projection; set share_key_value too, or leave it out"
         require(share_key_value or not key_value_norm, "key_value_norm", key_value_norm, remedy)
         require(0 <= dropout < 1, "dropout", dropout, "set it to 0 or more and less than 1")
         require(learning_rate > 0, "learning_rate", learning_rate, "set it above 0")
@@ -125,21 +126,21 @@ class LanguageModel(LightningModule, ABC):
         self.settings = DecoderSettings(**{field.name: self.hparams[field.name] for field in fields(DecoderSettings)})
         self.trained: dict[str, Any] = {"step": None, "seed": None}
         self.history: list[dict[str, Any]] = []
-        """The settings of the run: each start's that were new, and the step, counted from 1, from which they hold."""
+        """The run's settings: for each start those that changed, and the step, counted from 1, from which they hold."""
         self.initialized_from: dict[str, Any] | None = None
-        """The checkpoint whose weights the run began with; None: it began with random ones."""
+        """The checkpoint whose weights the run started from; None: it started from random ones."""
         self.loaded_from: str | None = None
-        """The checkpoint, of a model from `llp.load`."""
+        """The path of the checkpoint that `llp.load` read the model from."""
         self.run_config: str | None = None
-        """The run's configuration, YAML, where a command line has one."""
+        """The run's configuration as YAML, if it was started from the command line."""
         self.tokenizer: Any = None
-        """The one that the model was trained with, once it is trained or loaded."""
+        """The tokenizer that the model was trained with, once it is trained or loaded."""
         self.start_token: int | None = None
         """The token that a document begins with."""
         self.text_window: tuple[int, int] | None = None
         """Length and stride of the windows in which a text is scored and continued."""
         self.optimizer_settings: list[dict[str, Any]] | None = None
-        """Those of the optimizer's groups, as `configure_optimizers` has made them."""
+        """The settings of the optimizer's groups, as `configure_optimizers` made them."""
         self.window_losses: list[Tensor] = []
         """Mean loss of each window (B,) of this rank, for the batches of the optimizer step so far."""
         self.step_loss: Tensor
@@ -166,7 +167,7 @@ class LanguageModel(LightningModule, ABC):
         self.decoder = Decoder(self.settings, patterns, self.compression(), shard)
 
     def compression(self) -> Compress | None:
-        """What makes the history shorter between the first layer's attention and its MLP; None: nothing does."""
+        """The module that shortens the history between the first layer's attention and its MLP; None: there is none."""
         return None
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ class LanguageModel(LightningModule, ABC):
     # Text
 
     def setup(self, stage: str) -> None:
-        """Take over what the data knows of text: the tokenizer, and the windows in which a text is scored."""
+        """Adopt the data module's tokenizer and the windows in which a text is scored."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "tokenizer"):
             self.tokenizer, self.start_token = data.tokenizer, data.start_token()
@@ -194,11 +195,11 @@ class LanguageModel(LightningModule, ABC):
         return torch.tensor([[self.start_token, *encoded]], device=self.device)
 
     def token_losses(self, text: str) -> list[TokenLoss]:
-        """Text and loss in nats of each token of a text, scored as a benchmark's document is: see `text_losses`."""
+        """Text and loss in nats of each token of a text, scored like a benchmark's document; see `text_losses`."""
         return text_losses(self, text)
 
     def generate(self, prompt: str = "", **settings: Any) -> Iterator[str]:
-        """A continuation of a prompt, in pieces of text as they are drawn; `settings` are those of `continue_text`."""
+        """A continuation of a prompt, piece by piece as it is drawn; `settings` are those of `continue_text`."""
         return continue_text(self, prompt, **settings)
 
     # Training
@@ -224,13 +225,13 @@ class LanguageModel(LightningModule, ABC):
             self.window_losses.clear()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What belongs to every model: its curves, dropout that a resumed run draws again, and an honest test."""
+        """What every model needs: metrics, dropout that a resumed run draws identically, and a certified test."""
         callbacks: list[Callback] = [RunMetrics(), StepSeed(), Certificate(), TestReport()]
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [callback for callback in callbacks if type(callback) not in there]
 
     def learning_rate_factor(self, step: int) -> float:
-        """The learning rate of an optimizer step, as a share of `learning_rate`."""
+        """The learning rate of an optimizer step, as a fraction of `learning_rate`."""
         hparams = self.hparams
         if hparams["schedule"] == "halving":
             return optimization.halving(step, hparams["warmup_steps"], hparams["halve_every"])
@@ -239,7 +240,7 @@ class LanguageModel(LightningModule, ABC):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with decay on linear weights only, and the learning rate as a function of the step."""
+        """AdamW with weight decay on linear weights only, and the learning rate as a function of the step."""
         if self.hparams["schedule"] == "cosine":
             require(
                 self.trainer.max_steps > 0, "trainer.max_steps", self.trainer.max_steps, "the cosine needs its length"
@@ -279,11 +280,11 @@ class LanguageModel(LightningModule, ABC):
         return window_len, stride
 
     def pattern_edges(self, n: int) -> list[int]:
-        """Positions of N at which something new begins in the attention pattern: where a leak would show first."""
+        """The positions of N at which the attention pattern changes, where a leak would show first."""
         return []
 
     def context_lens(self, n: int) -> Tensor:
-        """How many tokens each of N positions is predicted from, (N,), its own among them."""
+        """How many tokens each of N positions predicts from, itself included: (N,)."""
         return torch.arange(1, n + 1)
 
     def score_nats(self, batch: ScoringBatch) -> Tensor:
@@ -314,7 +315,7 @@ class LanguageModel(LightningModule, ABC):
         # The metric has summed over the ranks already; every rank logs the same figures.
         figures = {f"{split}/{name}": value for name, value in self.score.total().items()}
         is_fitting = self.trainer.state.fn == TrainerFn.FITTING
-        # None: to a logger if there is one, and in what `Trainer.test` returns without a word if there is none.
+        # None: to a logger if there is one; if not, only into what `Trainer.test` returns, without a warning.
         self.log_dict(figures, sync_dist=True, logger=False if is_fitting else None)
         if is_fitting:  # at the step's own number: Lightning's count can be one behind in a resumed run
             for logger in self.loggers:
@@ -346,7 +347,7 @@ class LanguageModel(LightningModule, ABC):
             self.check_resume(self.trainer, data)
 
     def _stand_alone(self, checkpoint: dict[str, Any]) -> None:
-        """Become a model that is used, not trained: in evaluation mode, with the tokenizer and the scoring window."""
+        """Prepare for use without a trainer: evaluation mode, the tokenizer and the scoring window."""
         self.eval()
         self.run_config = checkpoint["config"]
         stored = checkpoint["tokenizer"]
@@ -363,7 +364,7 @@ class LanguageModel(LightningModule, ABC):
         settings.check_resume(self.history, settings.settings_of(trainer, self, data), changeable)
 
     def on_train_start(self) -> None:
-        """Say what differs from the run that is resumed, keep it in the history, and let it take effect."""
+        """Report which settings differ from the resumed run, record them in the history, and apply them."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         now, step = settings.settings_of(self.trainer, self, data), self.trainer.global_step + 1
         changed = settings.changes(self.history, now)

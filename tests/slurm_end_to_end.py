@@ -178,7 +178,7 @@ def try_it(cluster: Cluster, work: Path) -> None:
     cluster("scancel", "--signal=USR1", job)
     wait_for("requeued", lambda: cluster.state(job) == "PENDING")
     text = log.read_text()
-    print(next(line for line in text.splitlines() if line.startswith("Go on from step")))
+    print(next(line for line in text.splitlines() if line.startswith("Resume from step")))
     assert "Traceback" not in text, text
     wait_for("running again", lambda: cluster.state(job) == "RUNNING", 300)  # SLURM lets it wait for two minutes
     cluster.finish(job)
@@ -201,7 +201,7 @@ def try_it(cluster: Cluster, work: Path) -> None:
     cluster.finish(early)
     assert cluster.state(early) == "CANCELLED"
     text = (work / f"lightning_logs/slurm-{early}.log").read_text()
-    assert "SIGTERM: the step is finished and saved first" in text, text
+    assert "SIGTERM: finishing and saving the current step" in text, text
     print("scancel: saved and ended.")
 
 

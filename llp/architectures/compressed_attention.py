@@ -10,16 +10,16 @@ from llp.errors import require
 
 
 class CompressedAttention(LatentLanguageModel):
-    """As `DoubleAttention`, but after layer 0's attention a linear map makes the history's h positions c.
+    """As `DoubleAttention`, but after layer 0's attention a linear map compresses the history from h to c positions.
 
-    The map runs along the positions, the same for all features, without a bias: one would be a constant that every
-    later norm removes. A shorter history meets the map's last columns. The first layer can't be the last: two at least.
+    The map acts along the positions and is shared by all features. It has no bias, which would be a constant that every
+    later norm removes. A history shorter than h uses the map's last columns. There must be at least two layers.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         latent_len: l, the number of latents, which are the positions with a loss.
-        history_len: h, the longest history; inputs longer than h + l are refused.
-        compressed_len: c, what the history becomes; less than h.
+        history_len: h, the longest history; inputs longer than h + l are rejected.
+        compressed_len: c, the length of the compressed history; less than h.
         kwargs: The arguments of `LanguageModel`.
 
     Raises:
@@ -35,7 +35,7 @@ class CompressedAttention(LatentLanguageModel):
         **kwargs: Any,
     ) -> None:  # pragma: no mutate block
         super().__init__(vocab_size, latent_len, **kwargs)
-        require(self.n_layers >= 2, "n_layers", self.n_layers, "set it to 2 or more: the first compresses")
+        require(self.n_layers >= 2, "n_layers", self.n_layers, "set it to 2 or more; the first layer compresses")
         remedy = f"set it to 1 or more and below history_len = {history_len}"
         require(1 <= compressed_len < history_len, "compressed_len", compressed_len, remedy)
         self.history_len, self.compressed_len = history_len, compressed_len

@@ -7,9 +7,9 @@ from llp.decoder.patterns import LayerPattern, history_attention, history_count
 
 
 class DoubleAttention(LatentLanguageModel):
-    """In every layer the latents query everything, causally, and the history queries itself, without a mask.
+    """In every layer the latents attend to everything, causally, and the history attends to itself, without a mask.
 
-    Both parts go on to the next layer; in the last one nobody reads the history, and only the latents are computed.
+    Both are passed on to the next layer. Nothing reads the last layer's history: there only the latents are computed.
     Its arguments are those of `LatentLanguageModel`.
     """
 

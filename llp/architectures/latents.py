@@ -9,7 +9,7 @@ from llp.language_model import LanguageModel
 class LatentLanguageModel(LanguageModel):
     """A language model whose last `latent_len` positions, the latents, have a loss.
 
-    Of an input no longer than that all positions are latents; what precedes the latents is the history.
+    In an input no longer than that, all positions are latents; the positions before the latents are the history.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
@@ -28,7 +28,7 @@ class LatentLanguageModel(LanguageModel):
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None
     ) -> tuple[int, int]:
-        """Windows as long as in training that score their latents: the stride is `latent_len` at most.
+        """Windows as long as in training, which score their latents: the stride is at most `latent_len`.
 
         Raises:
             SettingError: If `latent_len` exceeds the training window, or the stride exceeds `latent_len`.

@@ -19,7 +19,7 @@ class LLP(LanguageModel):
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
-        segment_len: m, the positions of a segment. The length of a sequence needn't be a multiple of it.
+        segment_len: m, the length of a segment. Sequences of any length are accepted, not only multiples of it.
         kwargs: The arguments of `LanguageModel`.
 
     Raises:
@@ -38,10 +38,11 @@ class LLP(LanguageModel):
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None
     ) -> tuple[int, int]:
-        """Windows that hold the whole reach, so that they score exactly what one pass over the text would.
+        """Windows that contain the whole reach, so that the scores are exactly those of one pass over the text.
 
         The reach is `n_layers * segment_len` tokens; by default the stride is the reach and the window twice as long.
-        With `share_key_value` values are rotated too: where a window begins matters then, and is part of the protocol.
+        With `share_key_value`, values are rotated too; the scores then depend on where a window begins, which is part
+        of the protocol.
 
         Raises:
             SettingError: If `segment_len` exceeds the training window, or length and stride are not multiples of it,

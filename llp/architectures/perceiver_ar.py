@@ -8,12 +8,12 @@ from llp.errors import require
 
 
 class PerceiverAR(LatentLanguageModel):
-    """In layer 0 the latents query the whole input; later layers are causal among the latents: the history is gone.
+    """In layer 0 the latents attend to the whole input; later layers hold the latents alone, with causal attention.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         latent_len: l, the number of latents, which are the positions with a loss.
-        history_dropout: Share of the history's positions that layer 0 leaves out in training, drawn per sample.
+        history_dropout: Share of the history's positions that layer 0 drops in training, drawn per sample.
         kwargs: The arguments of `LanguageModel`.
 
     Raises:

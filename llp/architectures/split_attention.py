@@ -9,12 +9,12 @@ from llp.errors import require
 
 
 class SplitAttention(LatentLanguageModel):
-    """As `DoubleAttention`, but the history is cut into segments, and each queries only itself, without a mask.
+    """As `DoubleAttention`, but the history is cut into segments, each of which attends only to itself, without a mask.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         latent_len: l, the number of latents, which are the positions with a loss.
-        segment_len: m, the positions of a segment of the history; the last one may be shorter.
+        segment_len: m, the length of the history's segments; the last one may be shorter.
         kwargs: The arguments of `LanguageModel`.
 
     Raises:

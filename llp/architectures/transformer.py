@@ -1,4 +1,4 @@
-"""The dense decoder-only Transformer: the baseline that a user would pick instead."""
+"""The dense decoder-only Transformer, the baseline."""
 
 from llp.decoder.patterns import LayerPattern, causal_attention
 from llp.language_model import LanguageModel

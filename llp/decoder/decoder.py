@@ -1,8 +1,8 @@
 """The pre-norm decoder stack that every architecture shares: plain modules, no training.
 
 Shapes: B batch, N input positions, T output positions (T <= N), H heads, D head width.
-Every module with parameters of its own can `reset_parameters`, so that a model built on the meta device can be
-materialised piece by piece.
+Every module with parameters of its own implements `reset_parameters`, so that a model built on the meta device can be
+materialized piece by piece.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ from llp.errors import require
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """The size of a decoder and what is optional in it; `LanguageModel` documents each."""
+    """The size and the options of a decoder; `LanguageModel` documents each of them."""
 
     vocab_size: int
     dim: int
@@ -39,12 +39,12 @@ class DecoderSettings:
     compile: bool
 
     def std(self, scale: float = 1.0) -> float | None:
-        """Standard deviation of initial weights; None: torch's own initialisation."""
+        """Standard deviation of the initial weights; None: torch's own initialization."""
         return 0.02 * scale if self.initialization == "normal" else None
 
 
 class Linear(nn.Linear):
-    """A linear map with weights drawn from N(0, `std`) and zero biases; `std` None: torch's own initialisation."""
+    """A linear map with weights drawn from N(0, `std`²) and zero biases; `std` None: torch's own initialization."""
 
     def __init__(self, in_features: int, out_features: int, std: float | None, bias: bool = True) -> None:
         self.std = std
@@ -60,7 +60,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A token embedding drawn from N(0, `std`); `std` None: torch's own initialisation."""
+    """A token embedding drawn from N(0, `std`²); `std` None: torch's own initialization."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, std: float | None) -> None:
         self.std = std
@@ -74,7 +74,7 @@ class Attention(nn.Module):
     """Projections and rotary embedding around an attention pattern.
 
     Args:
-        settings: Of the decoder.
+        settings: The decoder's settings.
         pattern: The layer's attention pattern.
         rotary: Whether this layer rotates its queries and keys.
         output_std: Standard deviation of the output projection's initial weights.
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
 
     def keys_and_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all positions, (B, N, H, D) each; shared, they are one tensor, rotated and normed."""
+        """Keys and values of all positions, (B, N, H, D) each; if shared, one rotated and normalized tensor."""
         projected = self.key_value(x)
         key, value = (projected, projected) if self.share_key_value else projected.chunk(2, dim=-1)
         key = self.split_heads(key)
@@ -135,12 +135,12 @@ class MLP(nn.Module):
 
 
 def last_positions(x: Tensor, n: int) -> Tensor:
-    """The last `n` positions of (B, N, dim); `x` itself if these are all, for a slice costs its backward a copy."""
+    """The last `n` positions of (B, N, dim); `x` itself if these are all, to spare the backward pass a copy."""
     return x if n == x.shape[1] else x[:, x.shape[1] - n :]
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention and MLP, each added to the stream."""
+    """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
     def __init__(
         self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
@@ -153,7 +153,7 @@ class Block(nn.Module):
         self.mlp = MLP(settings, output_std)
 
     def forward(self, x: Tensor, rotations: Tensor, between: nn.Module | None = None) -> Tensor:
-        """(B, N, dim) -> (B, n_out, dim); `rotations` (N, D / 2) is a `rotary_table`; `between` acts before the MLP."""
+        """(B, N, dim) -> (B, n_out, dim); `rotations` (N, D / 2) is a `rotary_table`; `between` precedes the MLP."""
         n_out = self.positions_out(x.shape[1])
         x = last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out)
         if between is not None:
@@ -161,11 +161,11 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
     def positions_out(self, n: int) -> int:
-        """How many positions leave the attention, of `n` that enter."""
+        """The number of positions that leave the attention if `n` enter."""
         return n if self.n_out is None else min(self.n_out, n)
 
     def flops(self, n: int, n_mlp: int) -> int:
-        """Of one sequence's forward pass: `n` positions enter, `n_mlp` go through the MLP."""
+        """FLOPs of the forward pass of one sequence: `n` positions enter the layer, `n_mlp` the MLP."""
         attention, n_out = self.attention, self.positions_out(n)
         projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
         projections += n_out * attention.output.weight.numel()
@@ -175,13 +175,13 @@ class Block(nn.Module):
 
 
 class Compress(Linear):
-    """The history made shorter by one linear map along its positions, the same for all features; latents pass.
+    """Shortens the history by one linear map along its positions, shared by all features; latents pass unchanged.
 
     Args:
-        history_len: h, the longest history; a shorter one meets the map's last columns.
-        compressed_len: c, what it becomes.
-        latent_len: l, the positions at the end that pass.
-        std: Standard deviation of the initial weights; None: torch's own initialisation.
+        history_len: h, the longest history; a shorter one uses the map's last columns.
+        compressed_len: c, the length of the compressed history.
+        latent_len: l, the number of positions at the end that pass unchanged.
+        std: Standard deviation of the initial weights; None: torch's own initialization.
     """
 
     def __init__(self, history_len: int, compressed_len: int, latent_len: int, std: float | None) -> None:
@@ -189,10 +189,10 @@ class Compress(Linear):
         self.latent_len = latent_len
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without history (B, N, dim) stays as it is.
+        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without a history, (B, N, dim) unchanged.
 
         Raises:
-            SettingError: If the history is longer.
+            SettingError: If the history is longer than h.
         """
         n_history = x.shape[1] - self.latent_len
         if n_history <= 0:
@@ -204,11 +204,11 @@ class Compress(Linear):
         return torch.cat((weight @ x[:, :n_history], x[:, n_history:]), dim=1)
 
     def n_out(self, n: int) -> int:
-        """How many positions leave, of `n` that enter."""
+        """The number of positions that leave if `n` enter."""
         return self.out_features + self.latent_len if n > self.latent_len else n
 
     def flops(self, n: int, dim: int) -> int:
-        """Of one sequence's forward pass."""
+        """FLOPs of the forward pass of one sequence."""
         return 2 * self.out_features * max(0, n - self.latent_len) * dim
 
 
@@ -218,7 +218,7 @@ class Decoder(nn.Module):
     Args:
         settings: Size and options.
         patterns: One attention pattern per layer.
-        compress: Acts between the first layer's attention and its MLP.
+        compress: Applied between the first layer's attention and its MLP.
         shard: Called with each block as soon as it is built, and with the decoder at the end, to distribute their
             parameters over the ranks: no process ever holds more than its share and one block.
     """
@@ -233,14 +233,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.head_dim, self.rotary_base = settings.dim // settings.n_heads, settings.rotary_base
         self.activation_checkpointing = settings.activation_checkpointing
-        # Two maps a layer write into the stream; scaled so, its variance does not grow with depth.
+        # Two maps per layer write into the residual stream; with this scale its variance does not grow with depth.
         output_std = settings.std(scale=(2 * len(patterns)) ** -0.5)
         self.embed = Embedding(settings.vocab_size, settings.dim, settings.std())
         self.layers = nn.ModuleList()
         for layer, pattern in enumerate(patterns):
             rotary = layer == 0 or not settings.rotary_first_layer_only
             block = Block(settings, pattern, rotary, output_std)
-            if settings.compile:  # inside of what sharding hooks to the block; all blocks share their code
+            if settings.compile:  # inside the hooks that sharding adds; all blocks share their code
                 block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
             shard(block)
             self.layers.append(block)
@@ -256,11 +256,11 @@ class Decoder(nn.Module):
 
         Args:
             tokens: (B, N) int64.
-            targets: (B, S) int64, the tokens after the last S positions. Where S > T, the last T are taken.
+            targets: (B, S) int64, the tokens after the last S positions. If S > T, only the last T are used.
 
         Returns:
-            Without targets the logits (B, T, vocab_size); with them the `Losses` of (B, min(S, T)) targets. They are
-            computed in here so that a sharded head is used where its weights are gathered.
+            Without targets the logits (B, T, vocab_size); with them the `Losses` of (B, min(S, T)) targets, which are
+            computed here so that a sharded head is used while its weights are gathered.
         """
         x = self.embed(tokens)  # (B, N, dim)
         # A history shorter than `compressed_len` becomes longer.
@@ -280,7 +280,7 @@ class Decoder(nn.Module):
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
 
     def positions_out(self, n: int) -> int:
-        """T, the positions that leave the last block and have a loss in training, of `n` tokens."""
+        """T, the number of positions that leave the last block, and have a loss in training, for `n` tokens."""
         for layer, block in enumerate(cast(Iterable[Block], self.layers)):
             n = block.positions_out(n)
             if layer == 0 and self.compress is not None:
@@ -288,9 +288,10 @@ class Decoder(nn.Module):
         return n
 
     def flops(self, n: int) -> int:
-        """Of the forward pass of one sequence of `n` tokens: two for each multiplication in a matrix product.
+        """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
 
-        Pairs that a mask hides are not counted, nor is dropout of the history. Training takes three times as many.
+        Pairs that a mask hides are not counted, and dropout of the history is disregarded. Training takes three times
+        as many.
         """
         total = 0
         for layer, block in enumerate(cast(Iterable[Block], self.layers)):
@@ -303,5 +304,5 @@ class Decoder(nn.Module):
         return total + self.head_flops(n)
 
     def head_flops(self, n: int) -> int:
-        """Of the head on `n` positions."""
+        """FLOPs of the head on `n` positions."""
         return 2 * n * self.head.weight.numel()

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**23)
-"""Logits that are held at a time, by the type of device: few, but so many that products run at full rate.
+"""How many logits are held at a time, by device type: few, yet enough for matrix products to run at full rate.
 
-Measured on a CPU (benchmarks/README.md); a GPU wants larger products.
+Measured on a CPU (benchmarks/README.md); a GPU needs larger products.
 """
 
 
@@ -19,9 +19,9 @@ class Losses(NamedTuple):
     """Cross-entropy in nats, in float32 or better."""
 
     mean: Tensor
-    """Over all targets, (); the one that can be differentiated."""
+    """Mean over all targets, (); only this one is differentiable."""
     each: Tensor
-    """Of each target, (B, S)."""
+    """Loss of each target, (B, S)."""
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Losses:
@@ -30,7 +30,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
     Exactly `cross_entropy(linear(x, weight, bias), targets)`; the gradients are computed with the loss, so that no
     logit is computed twice.
     """
-    trains = torch.is_grad_enabled()  # inside of the function it never is, and what needs a gradient doesn't tell
+    trains = torch.is_grad_enabled()  # inside the function it never is, and `needs_input_grad` doesn't tell
     mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten(), trains)
     return Losses(mean, each.view_as(targets))
 

@@ -1,8 +1,8 @@
-"""Attention to several parts of the keys, each by the CPU's fused kernel, merged by their log-sum-exps.
+"""Attention to several parts of the keys, each computed by the CPU's fused kernel, merged by their log-sum-exps.
 
-A lower-right causal pattern is a causal square (the queries' own positions) and a rectangle without a mask (all that
-precedes). The fused kernel takes both as they are, so that no mask is made and no masked score is computed, and
-neighbouring segments need not be copied into pairs. Figures: benchmarks/README.md.
+A lower-right causal pattern is a causal square (the queries' own positions) and a rectangle without a mask (all earlier
+positions). The fused kernel computes both directly: no mask is built, no masked score is computed, and neighbouring
+segments need not be copied into pairs. Measurements: benchmarks/README.md.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,21 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 Range = tuple[int, int, int] | None
-"""A dimension, its first index and how many: the arguments of `narrow`. None: all."""
+"""Dimension, first index and length: the arguments of `narrow`. None: everything."""
 
 Part = tuple[Range, Range, bool]
-"""Some of the queries, the keys that they see, and whether they do so as a causal square."""
+"""Some of the queries, the keys that they see, and whether the two form a causal square."""
 
 
 class MergedAttention(Function):
-    """Each query's softmax over the keys of all its parts, of `query` (B, H, Q, D), `key` and `value` (B, H, N, D).
+    """Attention whose softmax runs over the keys of all parts that a query belongs to; without dropout.
 
-    `make_parts(query, key, *sizes)` names the parts; the first one covers all queries. Without dropout.
+    `query` is (B, H, Q, D), `key` and `value` are (B, H, N, D), and the output is (B, H, Q, D).
+    `make_parts(query, key, *sizes)` returns the parts; the first one covers all queries.
 
     For parts A and B with outputs o and log-sum-exps z of their scores, the output over both is
-    o_A + sigmoid(z_B - z_A) (o_B - o_A), with the log-sum-exp log(exp z_A + exp z_B). Backward each part needs no more
-    than the output and the log-sum-exp of all: its probabilities are exp(scores - z).
+    o_A + sigmoid(z_B - z_A) (o_B - o_A), with the log-sum-exp log(exp z_A + exp z_B). In the backward pass each part
+    needs only the output and the log-sum-exp z over all parts: its probabilities are exp(scores - z).
     """
 
     @staticmethod
@@ -67,16 +68,16 @@ class MergedAttention(Function):
 
 
 def tail_parts(query: Tensor, key: Tensor) -> list[Part]:
-    """The queries stand at the last positions: they see their own causally, and all that precede."""
+    """For queries at the last positions, which see their own positions causally, and all earlier ones."""
     n_queries, first = query.shape[2], key.shape[2] - query.shape[2]
     return [(None, (2, first, n_queries), True), (None, (2, 0, first), False)]
 
 
 def segment_pair_parts(query: Tensor, key: Tensor, batch: int) -> list[Part]:
-    """The segments of all samples, (B S, H, M, D), see themselves causally; all but a sample's first the one before.
+    """Each segment (B S, H, M, D) sees itself causally, and all but the first of a sample see the one before, too.
 
-    The pairs come in parts of 16, whose outputs and gradients take the same small memory in turn; compiled, in one part
-    for each sample, so that one graph serves all lengths.
+    The pairs come in parts of 16, whose outputs and gradients reuse the same small buffers; when compiled, in one part
+    per sample, so that one graph serves all lengths.
     """
     n_segments = query.shape[0] // batch
     parts: list[Part] = [(None, None, True)]
@@ -91,7 +92,7 @@ def segment_pair_parts(query: Tensor, key: Tensor, batch: int) -> list[Part]:
 
 
 def can_merge(query: Tensor, dropout_p: float) -> bool:
-    """Whether there is a fused kernel that takes parts: on the CPU, without dropout."""
+    """Whether the fused kernel whose outputs can be merged is available: on the CPU, without dropout."""
     return query.device.type == "cpu" and dropout_p == 0.0
 
 
@@ -100,7 +101,7 @@ def _take(x: Tensor, where: Range) -> Tensor:
 
 
 def _put_back(grad: Tensor, x: Tensor, where: Range) -> Tensor:
-    """The gradient of `x` from that of what was taken of it."""
+    """The gradient of `x`, given that of the range taken from it."""
     if where is None:
         return grad
     whole = torch.zeros_like(x)

@@ -1,8 +1,8 @@
-"""Who queries whom: the attention patterns, as functions on (batch, heads, positions, head width).
+"""Who attends to whom: the attention patterns, as functions on (batch, heads, positions, head width).
 
-Every pattern takes `query` (B, H, Q, D), `key` and `value` (B, H, N, D) with Q <= N, where the queries stand at the
-last Q of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D). Beside each stands how many
-pairs of query and key it has in Q queries and N keys, for counting FLOPs.
+Every pattern takes `query` (B, H, Q, D), `key` and `value` (B, H, N, D) with Q <= N, where the queries are the last Q
+of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D). Each pattern is followed by a function
+that counts its query-key pairs for Q queries and N keys; FLOPs are computed from it.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from llp.decoder.merged_attention import MergedAttention, can_merge, segment_pai
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Lower-right causal: query i of Q sees the keys 0 .. i + (N - Q), so that the last query sees all.
+    """Lower-right causal: query i of Q sees the keys 0 .. i + (N - Q), so that the last query sees every key.
 
     With Q = N this is the dense causal attention of a Transformer.
     """
@@ -26,7 +26,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
     if can_merge(query, dropout_p):
         return MergedAttention.apply(query, key, value, tail_parts)
-    if torch.compiler.is_compiling():  # which can't trace the other form
+    if torch.compiler.is_compiling():  # which can't trace `causal_lower_right`
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
     else:
         mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left here: another mask
@@ -34,24 +34,24 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
 
 
 def causal_count(n_queries: int, n_keys: int) -> int:
-    """Pairs of query and key in `causal_attention`: what it needs to compute, the masked ones not."""
+    """The number of query-key pairs in `causal_attention`, without the masked ones."""
     return n_queries * n_keys - n_queries * (n_queries - 1) // 2
 
 
 def segment_pair_attention(
     query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
 ) -> Tensor:
-    """Long LoRA Perceiver: segment k sees segment k - 1 whole and itself causally; segment 0 sees itself causally.
+    """Long LoRA Perceiver: segment k sees all of segment k - 1, and itself causally; segment 0 sees only itself.
 
-    Q must be N. The sequence is cut into segments of `segment_len` from its first position on. All pairs of segments
-    are one batch of small lower-right causal problems (`segment_len` queries, twice as many keys): O(N segment_len).
+    Q must be N. The sequence is cut into segments of `segment_len`, from its first position on. All pairs of segments
+    form one batch of small lower-right causal problems (`segment_len` queries, twice as many keys): O(N segment_len).
 
     Source: arXiv 2412.06106, section on the Long LoRA Perceiver; the segments are those of LongLoRA, arXiv 2309.12307.
     """
     n, padding = query.shape[2], -query.shape[2] % segment_len
     if n <= segment_len:
         return causal_attention(query, key, value, dropout_p)
-    if padding:  # a shorter last segment is filled up at its end: causality hides that from every true query
+    if padding:  # a shorter last segment is padded at its end; causality hides the padding from every real query
         query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
     # (B, H, S M, D) -> (B, S, H, M, D)
     query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2) for x in (query, key, value))
@@ -64,7 +64,7 @@ def segment_pair_attention(
 
 
 def _copied_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Segment pairs by their definition: the keys of each two neighbours side by side; all are (B, S, H, M, D)."""
+    """Segment pairs by definition: the keys of two neighbours side by side; all tensors are (B, S, H, M, D)."""
     batch = query.shape[0]
     key_pairs, value_pairs = (torch.cat((x[:, :-1], x[:, 1:]), dim=-2) for x in (key, value))  # (B, S - 1, H, 2 M, D)
     first = causal_attention(query[:, 0], key[:, 0], value[:, 0], dropout_p)  # (B, H, M, D)
@@ -75,7 +75,7 @@ def _copied_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -
 
 
 def _merged_pairs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same without copies: all segments see themselves, and of each sample all but the first the one before."""
+    """The same without copies: every segment sees itself, and all but the first of a sample see the one before."""
     batch = query.shape[0]
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))
     output = MergedAttention.apply(query, key, value, segment_pair_parts, batch)  # (B S, H, M, D)
@@ -83,7 +83,7 @@ def _merged_pairs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def segment_pair_count(n_queries: int, n_keys: int, segment_len: int) -> int:
-    """Pairs of query and key in `segment_pair_attention`."""
+    """The number of query-key pairs in `segment_pair_attention`."""
     whole, rest = divmod(n_queries, segment_len)
     own = whole * causal_count(segment_len, segment_len) + causal_count(rest, rest)
     return own + max(0, n_queries - segment_len) * segment_len
@@ -97,15 +97,15 @@ def history_attention(
     segment_len: int | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """History and latents: the last `latent_len` positions see all, lower-right causal; those before see each other.
+    """The latents, the last `latent_len` positions, see everything, lower-right causally; the history sees itself.
 
     The history's own attention has no mask. With `segment_len` the history is cut into segments from its first
-    position on, and each sees only itself. Q is N, or `latent_len` where only the latents query.
+    position on, and each sees only itself. Q is N, or `latent_len` if only the latents query.
 
     Source: arXiv 2412.06106, enhancements V1 (double attention) and V2 (split attention).
     """
     n_latents = min(latent_len, key.shape[-2])
-    n_history = query.shape[-2] - n_latents  # 0 where only the latents query
+    n_history = query.shape[-2] - n_latents  # 0 if only the latents query
     latents = causal_attention(query[:, :, n_history:], key, value, dropout_p)  # (B, H, L, D)
     if n_history == 0:
         return latents
@@ -115,7 +115,7 @@ def history_attention(
 
 
 def history_count(n_queries: int, n_keys: int, latent_len: int, segment_len: int | None = None) -> int:
-    """Pairs of query and key in `history_attention`."""
+    """The number of query-key pairs in `history_attention`."""
     n_latents = min(latent_len, n_keys)
     n_history = n_queries - n_latents
     whole, rest = divmod(n_history, segment_len or max(1, n_history))
@@ -141,10 +141,10 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment_len: in
 
 
 def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tuple[Tensor, Tensor]:
-    """Leave out the same share of the first `n_history` of N positions in every sample, drawn anew for each.
+    """Drop a share of the first `n_history` of N positions: equally many in each sample, drawn independently.
 
-    Perceiver AR's cross-attend (prefix) dropout, arXiv 2202.07765. Keys are rotated before: the rest keep their
-    positions. `key` and `value` (B, H, N, D) -> (B, H, N - round(share * n_history), D).
+    Perceiver AR's cross-attend (prefix) dropout, arXiv 2202.07765. The keys are already rotated, so those that remain
+    keep their positions. `key` and `value` (B, H, N, D) -> (B, H, N - round(share * n_history), D).
     """
     batch, n = key.shape[0], key.shape[2]
     n_kept = n_history - round(share * n_history)
@@ -159,13 +159,13 @@ Attend = Callable[..., Tensor]
 
 
 class LayerPattern(NamedTuple):
-    """What is special about one layer of an architecture."""
+    """What an architecture specifies for one layer."""
 
     attend: Attend
-    """Who queries whom."""
+    """The attention pattern: who attends to whom."""
     n_out: int | None = None
-    """How many positions, the last ones, leave the layer (and query in it); None: all that enter."""
+    """How many positions, counted from the end, query in the layer and leave it; None: all that enter."""
     history_dropout: float = 0.0
-    """Share of the positions before those that query which is left out of the keys in training."""
+    """The share of the positions before the queries that is dropped from the keys in training."""
     pair_count: Callable[[int, int], int] = causal_count
-    """How many pairs of query and key there are in so many queries and keys; FLOPs are counted from it."""
+    """Maps numbers of queries and keys to the number of their pairs, from which FLOPs are computed."""

@@ -7,8 +7,8 @@ from torch import Tensor
 def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor) -> Tensor:
     """The factors exp(i p base^(-2 j / D)) of position p and pair j, complex (N, D / 2), on the device of `like`.
 
-    The angles are taken in float64, since float32 has lost half of its digits at position 10,000; the table is in
-    complex64, or in complex128 where `like` is in float64.
+    The angles are computed in float64, because float32 has lost half of its digits by position 10,000; the table is
+    complex64, or complex128 if `like` is float64.
     """
     positions = torch.arange(n_positions, device=like.device, dtype=torch.float64)
     pairs = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Before a test reports figures: does the very model that is scored read only what precedes?"""
+"""Certifies, before a test reports figures, that the model being scored reads no token that it predicts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from llp.errors import SettingError
 
 
 class Certificate(Callback):
-    """Probes the model of `llp test` for causality, and refuses the test where it fails: some sixty forward passes.
+    """Probes the model for causality before a test, and stops the test if it fails; takes some sixty forward passes.
 
-    Probed are windows of three lengths that the test has: its shortest, a middle one and its longest.
+    Windows of three lengths that occur in the test are probed: the shortest, a middle one and the longest.
 
     Args:
-        enabled: Whether to probe. Without it `test.json` says that nothing was certified.
+        enabled: Whether to probe. If not, `test.json` says that nothing was certified.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -44,15 +44,15 @@ class Certificate(Callback):
 def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: list[int]) -> dict[str, Any]:
     """Probe a function from tokens (1, N) to logits (1, T, vocab_size) of the last T positions.
 
-    For every probed position p: with all tokens after p changed, each logit up to p stays the same bit for bit; with
-    all tokens before p changed, those of p move. Probed are the first and the last scored position and the last but
-    one, both sides of the pattern's edges, and some drawn at random.
+    For every probed position p: if all tokens after p change, each logit up to p must stay the same bit for bit; if
+    all tokens before p change, the logits of p must change. The probed positions are the first, the last and the last
+    but one that are scored, both sides of the pattern's edges, and some drawn at random.
 
     Args:
         logits: The model.
-        vocab_size: Number of tokens, 2 at least.
+        vocab_size: Number of tokens, at least 2.
         n: N, the length of the probe.
-        edges: Positions at which something new begins in the architecture's pattern.
+        edges: Positions at which the architecture's attention pattern changes.
 
     Returns:
         What was probed: `length` (N) and `positions`.
@@ -78,7 +78,7 @@ def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: 
                 "model",
                 f"position {first + moved[-1]}",
                 f"its logits change with the tokens after position {p}: it reads what it predicts. "
-                "No figure is reported; mend the attention pattern",
+                "No figure is reported; fix the attention pattern",
             )
         if p == 0:
             continue
@@ -88,7 +88,7 @@ def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: 
                 "model",
                 f"position {p}",
                 "its logits stay the same when every earlier token changes: it reads nothing. No figure is reported; "
-                "mend the attention pattern",
+                "fix the attention pattern",
             )
     return {"length": n, "positions": positions}
 

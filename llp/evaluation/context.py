@@ -16,9 +16,9 @@ from llp.run_folder import whole_file
 class ContextLoss(NamedTuple):
     """Mean loss in nats of the same `targets` tokens, with `context` tokens before each of the `blocks` they lie in.
 
-    `standard_error` is that of the loss, from how the blocks' means differ; not a number for a single block. All points
-    of a curve have the same blocks, so that the difference of two is surer than each of them; where blocks overlap, in
-    a short text, all are less sure.
+    `standard_error` is that of the loss, estimated from the spread of the blocks' means; nan for a single block. All
+    points of a curve share the same blocks, so that the difference of two is more certain than either; in a short text,
+    where blocks overlap, all are less certain.
     """
 
     context: int
@@ -30,7 +30,7 @@ class ContextLoss(NamedTuple):
 
 
 def context_lengths(longest: int) -> list[int]:
-    """0, the powers of two below `longest`, and `longest`."""
+    """0, all powers of two below `longest`, and `longest`."""
     return [0, *(2**k for k in range(longest.bit_length()) if 2**k < longest), longest]
 
 
@@ -43,16 +43,16 @@ def loss_by_context(
     n_blocks: int = 256,
     block_len: int | None = None,
 ) -> list[ContextLoss]:
-    """Score the same tokens with growing context: how far back a model really reads.
+    """Score the same tokens with more and more context, which shows how far back a model really reads.
 
     Args:
         model: A `LanguageModel` in evaluation mode.
-        data: Its data module, set up.
-        max_context: The longest context in tokens; None: what a scoring window has before a block.
-        split: Whose tokens are scored.
-        n_blocks: How many blocks of tokens, spread evenly over the places where there is room.
-        block_len: Tokens of a block, which are scored together, at most the stride of scoring windows; None: 32, or
-            the stride if it is less.
+        data: Its data module, after `setup`.
+        max_context: The longest context in tokens; None: as much as a scoring window has before a block.
+        split: The split whose tokens are scored.
+        n_blocks: How many blocks of tokens to score, spread evenly over the places where there is room.
+        block_len: Tokens per block, which are scored together: at most the stride of scoring windows. None: 32, or the
+            stride if that is less.
 
     Raises:
         SettingError: If a value can't be used, or no document is long enough.
@@ -81,7 +81,7 @@ def loss_by_context(
 
 
 def _block_starts(documents: Sequence[Any], longest: int, block_len: int, n_blocks: int) -> list[int]:
-    """Where in the stream the first input of each block stands; block and longest context lie in one document."""
+    """Where in the stream each block's first input is; the block and its longest context lie in one document."""
     rooms = [max(0, document.tokens - longest - block_len + 1) for document in documents]
     remedy = "no document has that many tokens before a block; set it lower"
     require(sum(rooms) > 0, "max_context", longest, remedy)
@@ -95,7 +95,7 @@ def _block_starts(documents: Sequence[Any], longest: int, block_len: int, n_bloc
 
 
 def draw(curve: Sequence[ContextLoss], title: str) -> Any:
-    """The loss over the context, with its standard error, as a figure."""
+    """Plot the loss, with its standard error, against the context."""
     from matplotlib.figure import Figure  # takes a second, and only this needs it
 
     figure = Figure(figsize=(6, 4), layout="constrained")

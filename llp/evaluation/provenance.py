@@ -1,4 +1,4 @@
-"""Where figures come from: the model that was scored, how it was trained, and what computed them."""
+"""Where figures come from: which model was scored, how it was trained, and which software computed them."""
 
 import platform
 import subprocess
@@ -12,7 +12,7 @@ _PACKAGES = ("llp", "torch", "lightning", "torchmetrics", "datasets", "sentencep
 
 
 def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
-    """Which model was scored, how it was trained and what computed its figures."""
+    """Which model was scored, how it was trained, and which software computed its figures."""
     return {
         "architecture": checkpoints.class_path(type(model)),
         "hyperparameters": dict(model.hparams),
@@ -29,9 +29,9 @@ def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree that runs, with `-dirty` behind it where files differ; None outside of git."""
+    """The commit of the running source tree, followed by `-dirty` if files differ from it; None outside git."""
     try:
-        # Fails where this file is not the repository's own: an installed copy inside somebody else's.
+        # Fails if this file doesn't belong to the repository: an installed copy inside somebody else's.
         _git("ls-files", "--error-unmatch", Path(__file__).name)
         return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):

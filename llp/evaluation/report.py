@@ -16,12 +16,12 @@ from llp.run_folder import run_folder
 
 
 class TestReport(Callback):
-    """After a test or a validation of its own: prints the table, and writes the run's `test.json` or `validation.json`.
+    """Prints a table after a test or a stand-alone validation, and writes `test.json` or `validation.json`.
 
-    Beside it a CSV file has all rows: the whole split and each of its documents.
+    The file lies in the run's folder, beside a CSV file with all rows: the whole split and each of its documents.
     """
 
-    __test__ = False  # no test case, whatever its name
+    __test__ = False  # not a test case, despite its name
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The very end: the progress bar is closed, and nothing is printed after the table.
@@ -49,7 +49,8 @@ class TestReport(Callback):
                 protocol["certificate"] = callback.outcome
         print(format_table(rows, protocol))
         if not protocol["complete"]:
-            print(f"PARTIAL: {rows[0]['tokens']:,} of {expected:,} tokens were scored; words and bytes in proportion.")
+            scored = f"{rows[0]['tokens']:,} of {expected:,} tokens were scored"
+            print(f"PARTIAL: {scored}; words and bytes are scaled in proportion.")
         folder = run_folder(checkpoint) if checkpoint else Path(log_dir or trainer.default_root_dir)
         path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, "rows": rows})
         table = write_csv(folder / f"{loader.split}.csv", rows)
@@ -72,11 +73,11 @@ def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[
 
 
 def scored_context(model: Any, window_shapes: Mapping[tuple[int, int, bool], int]) -> dict[str, float | None]:
-    """How many tokens a scored token was predicted from: the least after a document's first window, and the mean.
+    """How many tokens a scored token was predicted from: the minimum after a document's first window, and the mean.
 
     Args:
         model: A `LanguageModel`, which knows its context in a window.
-        window_shapes: How often a window has this length, scores so many positions and is its document's first.
+        window_shapes: The number of windows by length, scored positions, and whether it is its document's first.
     """
     least, total, n_tokens = None, 0, 0
     for (length, n_scored, is_first), number in window_shapes.items():

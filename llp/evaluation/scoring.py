@@ -1,4 +1,4 @@
-"""What the score of a text is: nats, tokens, words and bytes, and the figures that follow from them."""
+"""The score of a text: nats, tokens, words and bytes, and the figures computed from them."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 
 class ScoringBatch(NamedTuple):
-    """Windows of one length that score equally many positions; what a scoring loader yields.
+    """Windows of equal length that score equally many positions, as a scoring loader yields them.
 
     `inputs` is (B, N); `targets` (B, S) are the tokens after the last S inputs; `documents` (B,) holds the number of
     the document that each window belongs to.
@@ -24,7 +24,7 @@ class ScoringBatch(NamedTuple):
 class ScoredDocument(Protocol):
     """A document's size: `tokens` that are scored (its start token is not), `words` and `bytes` of its text.
 
-    `words` are the benchmark's, `plain_words` the whitespace-separated ones.
+    `words` are counted as the benchmark does, `plain_words` are separated by whitespace.
     """
 
     @property
@@ -42,9 +42,9 @@ class ScoredDocument(Protocol):
 def figures(nats: float, tokens: float, words: float, n_bytes: float) -> dict[str, float]:
     """The four figures of a score.
 
-    `loss` is in nats per token and `perplexity` per token, so both hang on the tokenizer; `word_perplexity`
-    = exp(nats / words) and `bits_per_byte` do not, and compare across tokenizers. A text without words, bytes or
-    scored tokens has nan there.
+    `loss` (in nats) and `perplexity` are per token, so both depend on the tokenizer; `word_perplexity`
+    = exp(nats / words) and `bits_per_byte` do not, and can be compared across tokenizers. A figure is nan if the text
+    has none of what it is divided by: tokens, words or bytes.
     """
     return {
         "loss": _ratio(nats, tokens),
@@ -66,8 +66,8 @@ class Score(Metric):
     """Total nats and tokens of each document, summed in float64 over batches and ranks.
 
     Args:
-        documents: The documents of the split; windows name them by their number.
-        official_words: The benchmark's own count of the split's words; None: those of the documents.
+        documents: The documents of the split; windows refer to them by index.
+        official_words: The benchmark's official number of words in the split; None: the sum over the documents.
     """
 
     full_state_update = False
@@ -97,7 +97,7 @@ class Score(Metric):
     def rows(self) -> list[dict[str, Any]]:
         """One row for the whole split (`document` None) and one for each document, if there are several.
 
-        Where not all tokens were scored (a limited number of batches), words and bytes are taken in proportion.
+        If not all tokens were scored (a limited number of batches), words and bytes are scaled in proportion.
         """
         nats, tokens = self.compute()
         sizes = [

@@ -1,4 +1,4 @@
-"""Where the windows lie that score a text. Arithmetic alone, no tokens."""
+"""The places of the windows that score a text: pure arithmetic, without tokens."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class ScoringWindow(NamedTuple):
 def scoring_windows(document: int, n_tokens: int, window_len: int, stride: int) -> Iterator[ScoringWindow]:
     """Windows that score each of a document's `n_tokens` positions exactly once.
 
-    Window k scores the positions from `k * stride` up to the next window's, with as much before them as fits: the
-    first windows are just shorter.
+    Window k scores the positions from `k * stride` up to those of the next window, with as many positions before them
+    as fit; a document's first windows are shorter.
     """
     for first in range(0, n_tokens, stride):
         stop = min(first + stride, n_tokens)
@@ -25,5 +25,5 @@ def scoring_windows(document: int, n_tokens: int, window_len: int, stride: int) 
 
 
 def window_start(position: int, window_len: int, stride: int) -> int:
-    """Where the window starts that scores a position."""
+    """The start of the window that scores a position."""
     return max(0, (position // stride + 1) * stride - window_len)

@@ -1,4 +1,4 @@
-"""Figures as tables of text, and as files that a program reads."""
+"""Figures as tables of text, and as JSON and CSV files."""
 
 import csv
 import io
@@ -13,19 +13,19 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from llp.run_folder import whole_file
 
 _CERTIFICATE = {
-    True: "Certified: no logit of this model changed with a later token, and each probed one did with earlier tokens.",
-    None: "NOT certified: whether this model reads what it predicts was not probed.",
+    True: "Certified: no logit of this model depends on a later token, and every one probed depends on earlier tokens.",
+    None: "NOT certified: the model was not probed for reading the tokens that it predicts.",
 }
 _MOST_DOCUMENTS = 10
 _COLUMNS = ("tokens", "words", "bytes", "loss", "perplexity", "word_perplexity", "bits_per_byte")
 
 
 def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> str:
-    """The rows as a table of text: for each the model's figures, and below them the unigram model's.
+    """Format the rows as a table of text: for each the model's figures, and below them the unigram model's.
 
     Args:
-        rows: That of the whole split, or of what was scored of it, and one for each document. The first ten documents
-            of which something was scored are shown.
+        rows: One for the whole split, or the part of it that was scored, then one per document. The first ten documents
+            of which anything was scored are shown.
         protocol: How they were scored.
     """
     table: list[list[str]] = [["split", "document", "model", *_COLUMNS]]
@@ -43,15 +43,13 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
         lines.append(f"… and {len(documents) - _MOST_DOCUMENTS:,} more in {whole['split']}.csv")
     windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
     if "context_mean" in protocol:
-        least = "-" if protocol["context_least"] is None else f"{protocol['context_least']:,}"
-        windows += (
-            f": a token is predicted from {least} tokens at least after a document's first window, "
-            f"{protocol['context_mean']:,.1f} on average"
-        )
+        least = protocol["context_least"]  # None: every document is one window
+        later = "" if least is None else f"at least {least:,} tokens after a document's first window, and from "
+        windows += f": a token is predicted from {later}{protocol['context_mean']:,.1f} tokens on average"
     lines += [f"{windows}.", f"Words: {protocol['word_count']}."]
     if rows[0]["plain_words"] != rows[0]["words"]:
         lines.append(
-            f"By whitespace-separated words alone ({rows[0]['plain_words']:,}) the word perplexity is "
+            f"Counting only whitespace-separated words ({rows[0]['plain_words']:,}), the word perplexity is "
             f"{readable(rows[0]['plain_word_perplexity'])}."
         )
     if "certificate" in protocol:
@@ -72,7 +70,7 @@ def aligned(table: Sequence[Sequence[str]], n_left: int) -> list[str]:
 
 
 def readable(value: float) -> str:
-    """A count as `1,234`; a figure as `1,234.5678`, from a thousand million on as `1.8e33`."""
+    """A count as `1,234`; a figure as `1,234.5678`, or `1.8e33` from a billion on."""
     if isinstance(value, int):
         return f"{value:,}"
     if 1e9 <= value < math.inf:
@@ -82,7 +80,7 @@ def readable(value: float) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write a report; an older one keeps a numbered name. Where a number is not finite, `null` stands for it."""
+    """Write a report; an older file is kept under a numbered name. Numbers that are not finite become `null`."""
     finite = apply_to_collection(content, float, lambda value: value if math.isfinite(value) else None)
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
@@ -90,7 +88,7 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows as a table with a head; an older one keeps a numbered name."""
+    """Write rows as CSV with a header; an older file is kept under a numbered name."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -8,7 +8,7 @@ from llp.evaluation.scoring_windows import scoring_windows
 
 
 class TokenLoss(NamedTuple):
-    """A token's text and its loss in nats; of a character of several tokens each has the replacement character."""
+    """A token's text and its loss in nats; each token of a multi-token character reads as U+FFFD."""
 
     text: str
     nats: float
@@ -16,7 +16,7 @@ class TokenLoss(NamedTuple):
 
 @torch.inference_mode()
 def text_losses(model: Any, text: str) -> list[TokenLoss]:
-    """Score a text as a document of a benchmark is scored: every token once, in the model's scoring windows.
+    """Score a text like a benchmark's document: every token exactly once, in the model's scoring windows.
 
     Args:
         model: A `LanguageModel` with its tokenizer, in evaluation mode.

@@ -1,4 +1,4 @@
-"""The loss of every single token, as a table that other programs read."""
+"""The loss of every token of a split, as a table for other programs."""
 
 import os
 from pathlib import Path
@@ -18,13 +18,13 @@ _LEFT_OUT = -1.0  # where nothing was scored; a loss is never negative
 class TokenLosses(Callback):
     """`llp predict`: the loss of every token of the test split, in the order of the text.
 
-    Written as `token_losses.parquet` into the run's folder, whole or not at all; an older one keeps a numbered name. It
-    has one row for each scored token, none for what a limited number of batches leaves out:
+    Written to `token_losses.parquet` in the run's folder, whole or not at all; an older file is kept under a numbered
+    name. It has one row per scored token, and none for tokens that a limited number of batches leaves out:
 
-    - `document` (int32): number of the document, from 0, in the order of `test.csv`; `name` (string): its name;
-    - `place` (int64): the token's place in the document, from 0;
-    - `token` (int32): the token; `text` (string): its text. Of a character that several tokens make up, each has the
-      replacement character U+FFFD;
+    - `document` (int32): index of the document, from 0, in the order of `test.csv`; `name` (string): its name;
+    - `place` (int64): the token's position in the document, from 0;
+    - `token` (int32): the token's id; `text` (string): its text. Each token of a character that is made up of several
+      has the replacement character U+FFFD;
     - `loss` (float32): minus the log of the token's probability, in nats.
     """
 
@@ -36,7 +36,7 @@ class TokenLosses(Callback):
         loader: Any = trainer.predict_dataloaders
         folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
         self._path = folder / "token_losses.parquet"
-        # Batches do not come in the order of the text: the losses alone go to a file first, from all ranks.
+        # Batches do not follow the order of the text: all ranks write their losses alone to a file first.
         self._losses = folder / ".token_losses.float32"
         if trainer.is_global_zero:
             _fill(self._losses, sum(document.tokens for document in loader.documents))
@@ -77,22 +77,22 @@ class TokenLosses(Callback):
 
 
 def _fill(path: Path, n: int) -> None:
-    """Write a file of `n` losses that are still to come."""
+    """Write a file of `n` placeholders for losses."""
     with path.open("wb") as file:
         for first in range(0, n, ROWS_IN_MEMORY):
             file.write(np.full(min(ROWS_IN_MEMORY, n - first), _LEFT_OUT, np.float32).tobytes())
         file.flush()
-        os.fsync(file.fileno())  # where the disk's blocks are given out late, it is full here
+        os.fsync(file.fileno())  # with delayed allocation, a full disk shows here
 
 
 def write_table(path: Path, losses: Path, loader: Any, texts: list[str]) -> int:
-    """Write the table, a part of its rows in memory at a time; returns their number.
+    """Write the table with a part of its rows in memory at a time; returns the number of rows.
 
     Args:
-        path: Of the table.
+        path: The file to write.
         losses: File with a float32 for each token of the split, in the order of the text.
         loader: The scoring loader, which knows the text.
-        texts: Text of each token of the vocabulary.
+        texts: The text of each token of the vocabulary.
     """
     import pyarrow as pa  # half a second, and only this needs it
     import pyarrow.parquet as pq

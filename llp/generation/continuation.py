@@ -1,4 +1,4 @@
-"""A text continued, token by token."""
+"""Continues a text, token by token."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,16 +19,16 @@ def continue_text(
     top_p: float = 0.95,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continue a prompt with a trained model: pieces of text, as they are drawn.
+    """Continue a prompt with a trained model; yields pieces of text as they are drawn.
 
     Args:
         model: A `LanguageModel` with its tokenizer, in evaluation mode.
-        prompt: Text to continue.
+        prompt: The text to continue.
         max_tokens: How many tokens to draw.
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Draw among so many of the likeliest tokens only; null: all.
-        top_p: Draw among the likeliest tokens that together have at least this probability.
-        seed: Of the random draws.
+        temperature: Divides the logits; 0 always picks the most likely token.
+        top_k: Draw only from this many most likely tokens; null: from all.
+        top_p: Draw only from the most likely tokens that together have at least this probability.
+        seed: Seed of the random draws.
 
     Raises:
         SettingError: If a value can't be used.
@@ -45,16 +45,16 @@ def continue_text(
 def generate(
     model: Any, tokens: list[int], n_tokens: int, window_len: int, stride: int, sampling: Sampling
 ) -> Iterator[int]:
-    """Continue `tokens` by `n_tokens`, which are yielded as they are drawn.
+    """Continue `tokens` by `n_tokens` tokens, which are yielded as they are drawn.
 
-    Each is predicted from the window that scoring would take for its place, computed anew.
+    Each is predicted from the window that would score its position, computed from scratch.
 
     Args:
         model: A `LanguageModel` in evaluation mode.
         tokens: The prompt with its start token.
         n_tokens: How many to draw.
-        window_len: Of the scoring windows.
-        stride: Of the scoring windows.
+        window_len: Length of the scoring windows.
+        stride: Stride of the scoring windows.
         sampling: How to draw.
     """
     tokens = list(tokens)
@@ -66,7 +66,7 @@ def generate(
 
 
 def stream_text(decode: Callable[[list[int]], str], prompt: list[int], drawn: Iterable[int]) -> Iterator[str]:
-    """The text of drawn tokens, as it comes. A character of several tokens comes when its last one does."""
+    """Yield the text of drawn tokens as they come; a character of several tokens comes with the last of them."""
     tokens = list(prompt)
     shown = decode(tokens)
     for token in drawn:

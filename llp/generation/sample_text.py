@@ -1,4 +1,4 @@
-"""A sample of text at each validation."""
+"""Samples text at each validation."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from llp.generation.sampling import Sampling
 
 
 class SampleText(Callback):
-    """Writes a sample to TensorBoard at each validation: the validation text's beginning, continued.
+    """Writes a sample to TensorBoard at each validation: a continuation of the beginning of the validation text.
 
     Args:
         sample_tokens: How many tokens to draw; 0: no samples.
-        prompt_tokens: How many tokens of the validation split they follow.
-        temperature: See `Sampling`.
-        top_p: See `Sampling`.
+        prompt_tokens: How many tokens of the validation text to use as the prompt.
+        temperature: Divides the logits; 0 always picks the most likely token.
+        top_p: Draw only from the most likely tokens that together have at least this probability.
     """
 
     def __init__(

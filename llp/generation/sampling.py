@@ -10,10 +10,10 @@ class Sampling:
     """How the next token is drawn from logits.
 
     Args:
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Draw among so many of the likeliest tokens only; None: all.
-        top_p: Draw among the likeliest tokens that together have at least this probability.
-        seed: Of the draws.
+        temperature: Divides the logits; 0 always picks the most likely token.
+        top_k: Draw only from this many most likely tokens; None: from all.
+        top_p: Draw only from the most likely tokens that together have at least this probability.
+        seed: Seed of the random draws.
 
     Raises:
         SettingError: If a value can't be used.
@@ -22,22 +22,22 @@ class Sampling:
     def __init__(self, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0) -> None:
         require(temperature >= 0, "temperature", temperature, "set it to 0 or more")
         require(top_k is None or top_k >= 1, "top_k", top_k, "set it to 1 or more, or leave it out")
-        require(0 < top_p <= 1, "top_p", top_p, "set it above 0 and to 1 at most")
+        require(0 < top_p <= 1, "top_p", top_p, "set it above 0 and at most to 1")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generator = torch.Generator().manual_seed(seed)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(vocab_size,) -> (vocab_size,): what the next token is drawn from."""
+        """Logits (vocab_size,) -> the probabilities (vocab_size,) that the next token is drawn from."""
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
         ordered, order = (logits / self.temperature).sort(descending=True)
         shares = ordered.softmax(-1)
-        if not shares.isfinite().all():  # a diverged model has no likeliest token
+        if not shares.isfinite().all():  # a diverged model has no most likely token
             return torch.full_like(shares, 1 / len(shares))
-        kept = shares.cumsum(-1) - shares < self.top_p  # the likeliest token always
+        kept = shares.cumsum(-1) - shares < self.top_p  # always the most likely token
         kept[self.top_k if self.top_k is not None else len(kept) :] = False
         return torch.zeros_like(shares).scatter(0, order, shares * kept / (shares * kept).sum())
 
     def draw(self, logits: Tensor) -> int:
-        """A token, from its logits (vocab_size,). On the CPU, so that every device and rank draws the same."""
+        """Draw a token from logits (vocab_size,), on the CPU, so that every device and rank draws the same."""
         return int(torch.multinomial(self.probabilities(logits.float().cpu()), 1, generator=self.generator))

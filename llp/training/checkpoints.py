@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, how it is opened, and whether it fits a model."""
+"""What a checkpoint says about itself, how it is opened, and whether it fits a model."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,10 +16,7 @@ from llp.training.settings import batch_of, current
 
 
 def class_path(cls: type) -> str:
-    """The shortest path at which a class can be imported: `llp.LLP`, wherever its file lies.
-
-    A configuration names it so too.
-    """
+    """The shortest path from which a class can be imported, as in a configuration: `llp.LLP`, wherever its file is."""
     parts = cls.__module__.split(".")
     packages = (".".join(parts[:n]) for n in range(1, len(parts)))
     home = next((path for path in packages if getattr(import_module(path), cls.__qualname__, None) is cls), None)
@@ -27,23 +24,23 @@ def class_path(cls: type) -> str:
 
 
 def import_class(path: str) -> Any:
-    """The class at a path that `class_path` has given.
+    """The class at a path that `class_path` returned.
 
     Raises:
-        SettingError: If it can't be imported here.
+        SettingError: If it can't be imported.
     """
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        remedy = f"the checkpoint holds one, and it can't be imported ({error}); add its folder to PYTHONPATH"
+        remedy = f"the checkpoint needs this class, which can't be imported ({error}); add its folder to PYTHONPATH"
         raise SettingError("class_path", path, remedy) from error
 
 
 def stored_tokenizer(data: Any) -> dict[str, Any] | None:
-    """What a checkpoint keeps of the data's tokenizer, so that it stands alone; None: the data has none of ours.
+    """What a checkpoint stores of the data's tokenizer, so that it is self-contained; None: the data has no tokenizer.
 
-    `start_token` is the one that a document begins with; `settings` are those that the tokenizer was made with.
+    `start_token` is the token that a document begins with; `settings` are those that the tokenizer was created with.
     """
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is None:
@@ -53,13 +50,13 @@ def stored_tokenizer(data: Any) -> dict[str, Any] | None:
         "settings": tokenizer.made_with or tokenizer.settings(),
         "fingerprint": tokenizer.fingerprint,
         "start_token": data.start_token(),
-        # As a tensor: what is loaded with `weights_only` holds no bytes.
+        # As a tensor: `weights_only` loads no bytes.
         "data": torch.from_numpy(np.frombuffer(tokenizer.serialized(), dtype=np.uint8).copy()),
     }
 
 
 def restored_tokenizer(stored: dict[str, Any]) -> Any:
-    """The tokenizer that `stored_tokenizer` has described.
+    """The tokenizer that `stored_tokenizer` described.
 
     Raises:
         SettingError: If its class can't be imported.
@@ -69,10 +66,10 @@ def restored_tokenizer(stored: dict[str, Any]) -> Any:
 
 
 def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """How a checkpoint's weights were trained, for reports; None where it does not say.
+    """How a checkpoint's weights were trained, for reports; None for what it does not say.
 
     `step` is the number of optimizer steps, each on `windows_per_step` windows of `training_window_len` tokens;
-    `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time without validations.
+    `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time excluding validations.
     """
     metrics = checkpoint.get("callbacks", {}).get("RunMetrics", {})
     return {
@@ -85,9 +82,9 @@ def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimizer], model: LightningModule) -> None:
-    """Key the optimizers' states by their parameters' names, in place.
+    """Key the optimizers' states by the names of the parameters, in place.
 
-    Numbers mean another order to each strategy (that of the optimizer's groups, or of the model); names don't.
+    Unlike names, numbers depend on the strategy: they follow the order of the optimizer's groups, or of the model.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for state, optimizer in zip(states, optimizers, strict=True):
@@ -102,18 +99,18 @@ def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimiz
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Open a checkpoint without reading its weights into memory; of a sharded one all but weights and optimizer.
+    """Open a checkpoint without reading its weights into memory; a sharded one without weights and optimizer states.
 
     Raises:
-        SettingError: If there is no such file, or it is truncated, or no checkpoint of this project.
+        SettingError: If there is no such file, or it is truncated, or is not a checkpoint of this project.
     """
     path = Path(path)
     if not path.exists():
         raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
     try:
         checkpoint = _load(path)
-    except Exception as error:  # torch raises what its unpickler and its zip reader happen to meet
-        remedy = f"the file is truncated or no checkpoint ({str(error).splitlines()[0]}); {_another_than(path)}"
+    except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
+        remedy = f"the file is truncated or is not a checkpoint ({str(error).splitlines()[0]}); {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy) from error
     expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
     expected |= set() if path.is_dir() else {"state_dict"}
@@ -135,7 +132,7 @@ def _another_than(path: Path) -> str:
 
 
 def newest_first(folder: Path) -> Iterator[Path]:
-    """The whole checkpoints of a run's `checkpoints/`, the furthest trained first; of equals the last written."""
+    """The whole checkpoints in a run's `checkpoints/`, most steps first; of equals, the last written first."""
     steps = {}
     for path in folder.glob("[!.]*.ckpt"):
         if not path.is_symlink():
@@ -147,19 +144,19 @@ def newest_first(folder: Path) -> Iterator[Path]:
 
 
 def require_one_file(path: str | Path) -> None:
-    """Raise a `SettingError` for a sharded checkpoint, where only a single file will do."""
+    """Raise a `SettingError` if a checkpoint is sharded, where a single file is needed."""
     if Path(path).is_dir():
         remedy = f"it is sharded; make one file of it with `llp consolidate {path}`"
         raise SettingError("ckpt_path", path, remedy)
 
 
 def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
-    """Raise a `SettingError` unless the checkpoint holds weights for this very architecture, vocabulary and size."""
+    """Raise a `SettingError` unless the checkpoint's weights are for this architecture, vocabulary and size."""
     if "architecture" not in checkpoint:
         raise SettingError("ckpt_path", "(loaded)", "the checkpoint was not written by `llp fit`; give one that was")
     ours, theirs = class_path(type(model)), checkpoint["architecture"]
     if ours != theirs:
-        raise SettingError("model.class_path", ours, f"the checkpoint holds a {theirs}; name that class")
+        raise SettingError("model.class_path", ours, f"the checkpoint is of {theirs}; use that class")
     hparams = checkpoint["hyper_parameters"]
     for name in ("n_heads", "tie_embeddings"):  # these change the model, but no weight's name or shape
         if model.hparams[name] != hparams[name]:
@@ -176,7 +173,7 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
             raise SettingError(
                 ", ".join(f"model.init_args.{key}" for key in changed),
                 ", ".join(str(model.hparams.get(key)) for key in changed),
-                f"the checkpoint has {', '.join(str(hparams[key]) for key in changed)}, and other weights ({name})",
+                f"the checkpoint has {', '.join(str(hparams[key]) for key in changed)}, so its weights differ ({name})",
             )
 
 
@@ -190,14 +187,19 @@ def check_tokenizer(checkpoint: dict[str, Any], data: Any) -> None:
 
 def shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
     """Names and shapes of the weights that a model of this class has with the given hyperparameters."""
+    return {name: weight.shape for name, weight in twin(hparams, model).state_dict().items()}
+
+
+def twin(hparams: dict[str, Any], model: LightningModule) -> LightningModule:
+    """A model of this class with the given hyperparameters, whose weights have shapes and take no memory."""
     with torch.device("meta"):
         twin = type(model)(**hparams)
         twin.configure_model()
-    return {name: weight.shape for name, weight in twin.state_dict().items()}
+    return twin
 
 
 def sha256(path: str | Path) -> str:
-    """Hash of a checkpoint: of the file, or of all files in a sharded checkpoint's folder, in the order of names."""
+    """Hash of a checkpoint: of its file, or of all files in a sharded checkpoint's folder, ordered by name."""
     path = Path(path)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:

@@ -1,4 +1,4 @@
-"""Ends a run at a loss or gradient that is not finite, before it does harm."""
+"""Ends a run at a loss or gradient that is not finite, before it spoils the weights."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from llp.training.metrics import log_step
 class FiniteGuard(Callback):
     """Ends a run before an optimizer step whose loss or gradient is not finite; logs the gradient's norm.
 
-    The error names the step, the windows of text that it was trained on, and the command that goes on. In `16-mixed`
-    a gradient that overflows is the gradient scaler's business, which leaves such steps out: there the loss counts.
+    The error names the step, the windows of text it was trained on, and the command that resumes the run. In
+    `16-mixed` the gradient scaler skips steps whose gradient overflows, so only the loss is checked.
 
     Args:
-        max_skipped_steps: So many of such steps are left out (the weights stay as they are) before the next one ends
-            the run. They are counted in the checkpoint and in `train/skipped_steps`.
+        max_skipped_steps: How many such steps to skip, leaving the weights as they are, before the next one ends the
+            run. They are counted in the checkpoint and in `train/skipped_steps`.
 
     Raises:
         SettingError: If the number is negative.
@@ -48,7 +48,7 @@ class FiniteGuard(Callback):
         log_step(trainer, {"grad_norm": norm, "skipped_steps": self.skipped_steps}, trainer.global_step + 1)
 
     def _error(self, trainer: Any, model: Any, loss: Tensor, norm: Tensor) -> SettingError:
-        """Names the windows of the step whose own loss is not finite, or all of them if only the gradient is."""
+        """Names the step's windows whose own loss is not finite, or all of them if only the gradient is not."""
         losses = torch.cat(model.window_losses)  # this rank's, in the order of its batches
         ranks = model.all_gather(losses).view(trainer.world_size, trainer.accumulate_grad_batches, -1)
         in_order = ranks.permute(1, 2, 0).flatten()  # rank r takes the samples r, r + world_size, ...
@@ -58,13 +58,13 @@ class FiniteGuard(Callback):
         more = f"\n  … and {len(broken) - 8} more" if len(broken) > 8 else ""
         remedy = (
             f"in optimizer step {trainer.global_step + 1:,} the loss is {loss.item()} and the gradient's norm "
-            f"{norm.item()}. Its windows:{shown}{more}\n"
-            "Lower learning_rate, look at that text, or set guard.max_skipped_steps to leave such steps out."
+            f"{norm.item()}. Windows of this step:{shown}{more}\n"
+            "Lower learning_rate, look at that text, or set guard.max_skipped_steps to skip such steps."
         )
         return SettingError("guard.max_skipped_steps", self.max_skipped_steps, remedy)
 
 
 def gradient_norm(module: LightningModule) -> Tensor:
-    """The norm of the whole gradient, over the shards of all ranks too."""
+    """The norm of the whole gradient, including the shards of all ranks."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

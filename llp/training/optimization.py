@@ -1,4 +1,4 @@
-"""Which parameters decay, and the learning rate as a pure function of the step."""
+"""Which parameters have weight decay, and the learning rate as a pure function of the step."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimizer groups: the weights of linear maps, which decay, and all else (embeddings, norms, biases)."""
+    """Two optimizer groups: the weights of linear layers, which decay, and the rest (embeddings, norms, biases)."""
     decaying = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
 
     def members(decays: bool) -> Iterable[nn.Parameter]:
@@ -22,7 +22,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def warmup(step: int, warmup_steps: int) -> float:
-    """Linear from 1 / warmup_steps in step 0 to 1."""
+    """Linear warm-up, from 1 / warmup_steps in step 0 to 1."""
     return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
@@ -35,19 +35,19 @@ def cosine(step: int, warmup_steps: int, max_steps: int, floor: float) -> float:
 
 
 def halving(step: int, warmup_steps: int, halve_every: int) -> float:
-    """Linear warm-up, and half after every `halve_every` steps (the published schedule)."""
+    """Linear warm-up, and a halving every `halve_every` steps (the published schedule)."""
     return warmup(step, warmup_steps) * 0.5 ** (step // halve_every)
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of an optimizer's groups, as they were made."""
+    """The settings of an optimizer's groups, without their parameters."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def apply_settings(trainer: Any, settings: list[dict[str, Any]]) -> None:
-    """Give the groups of a trainer's optimizer these settings, and its learning rate that of the step at hand.
+    """Apply settings to the groups of a trainer's optimizer, with the learning rate of the current step.
 
-    A checkpoint brings the settings of the run that wrote it back, learning rate and weight decay among them.
+    Loading a checkpoint has restored those of the run that wrote it, the learning rate and weight decay among them.
     """
     (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
     scheduler = config.scheduler

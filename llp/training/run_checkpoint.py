@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest and the best, written whole or not at all, also when a signal ends the run."""
+"""The checkpoints of a run: the newest and the best, written whole or not at all, even when a signal ends the run."""
 
 import os
 import sys
@@ -19,17 +19,17 @@ from llp.training.metrics import StepOutput
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, the newest, and the best by validation; each appears whole or not at all.
+    """Keeps the newest checkpoint, `last.ckpt`, and the best by validation; each appears whole or not at all.
 
-    `last.ckpt` is written after each validation, and where a signal ends the run, after the step that it met. A run
-    that goes on from it is the uninterrupted one bit for bit on the CPU.
+    `last.ckpt` is written after each validation, and when a signal ends the run, after the current step. On the CPU a
+    run resumed from it equals the uninterrupted run bit for bit.
 
     Args:
-        monitor: The figure of a validation that decides which is best.
-        mode: Whether its least or its greatest value is best, `min` or `max`.
-        save_top_k: How many of the best are kept. One is `best.ckpt`; of several each has its step in its name, and
-            `best.ckpt` is a link to the very best.
-        every_n_train_steps: Write `last.ckpt` after every so many optimizer steps too; null: only after validations.
+        monitor: The validation figure that decides which checkpoint is best.
+        mode: Whether its lowest or its highest value is best: `min` or `max`.
+        save_top_k: How many of the best to keep. One is `best.ckpt`; if there are more, each has its step in its name,
+            and `best.ckpt` is a link to the best of them.
+        every_n_train_steps: Also write `last.ckpt` every so many optimizer steps; null: only after validations.
 
     Raises:
         SettingError: If a value can't be used.
@@ -75,7 +75,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _in_this_folder(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state with the run's folder as it is named now.
 
-        Lightning forgets which checkpoints are the best where the name differs, be it absolute instead of relative.
+        Lightning forgets which checkpoints are the best if the name differs, even if only in being absolute.
         """
 
         def here(path: str) -> str:
@@ -95,7 +95,7 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
-        # A run that went on from before a validation that is due, or from before an epoch's end, would leave it out.
+        # A run resumed from just before a validation that is due, or before the end of an epoch, would skip it.
         validates_next = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         if not (loop._should_accumulate() or validates_next or loop.epoch_loop.batch_progress.is_last_batch):
             self._save_last_if(self._is_due(trainer), trainer)
@@ -114,7 +114,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last_if(self._last_global_step_saved != trainer.global_step, trainer)
 
     def _save_last_if(self, is_due: bool, trainer: Trainer) -> None:
-        """Save `last.ckpt` if it is due, or if a signal has reached any of the processes: then the run ends."""
+        """Save `last.ckpt` if it is due, or if a signal has reached any of the processes, which also ends the run."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         received = torch.tensor(LISTENER.received or 0, device=trainer.strategy.root_device)
@@ -138,9 +138,9 @@ class RunCheckpoint(ModelCheckpoint):
                     if self.save_top_k > 1 and filepath == self.best_model_path:
                         link(path, path.with_name("best.ckpt"))
         except OSError:
-            discard(path)  # where the disk is full, it would take what room there is
+            discard(path)  # on a full disk it would take up the remaining room
             raise
-        trainer.strategy.barrier("published")  # a process that ends before may take the others with it
+        trainer.strategy.barrier("published")  # a process that ends earlier may take the others with it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         LISTENER.deferring = False
@@ -159,23 +159,23 @@ def _is_at_end(trainer: Trainer) -> bool:
 
 
 def how_to_go_on(path: str) -> str:
-    """What to tell whose run has ended early.
+    """What to tell a user whose run has ended early.
 
     Args:
-        path: The checkpoint that was written last, which may have failed; empty: there is none.
+        path: The checkpoint that was written last, perhaps in vain; empty: there is none.
     """
     newest = next(checkpoints.newest_first(Path(path).parent), None) if path else None
     if newest is None:
-        return "Nothing was saved yet."
+        return "No checkpoint has been saved yet."
     step = checkpoints.read(newest)["global_step"]
-    return f"Go on from step {step:,} with: llp fit --ckpt_path {os.path.relpath(newest)}"
+    return f"Resume from step {step:,} with: llp fit --ckpt_path {os.path.relpath(newest)}"
 
 
 class StreamedCheckpointIO(TorchCheckpointIO):
-    """Writes straight to the file.
+    """Writes directly to the file.
 
-    Lightning's own holds the file's content in memory a second time and takes it through the temporary folder, which a
-    kill leaves behind. That a file appears whole, and is on the disk before, is `RunCheckpoint`'s business.
+    Lightning's own holds a second copy of the file's content in memory and goes through the temporary folder, where a
+    killed process leaves it behind. `RunCheckpoint` makes sure that a file is on disk and appears only when complete.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Ends a run in which a rank stands still and all others wait for it."""
+"""Ends a run in which one rank is stuck and all others wait for it."""
 
 import os
 import signal
@@ -16,14 +16,15 @@ from llp.training.run_checkpoint import how_to_go_on
 
 
 class StallGuard(Callback):
-    """Ends a run in which nothing has moved for a while, and names the rank that the others wait for.
+    """Ends a run that has made no progress for a while, and names the rank that the others wait for.
 
-    A thread of each process says how far it is, in a store beside the training's collectives, which rank 0's reads. A
-    process that says nothing at all (a frozen machine) is named too; a frozen rank 0, by the others, a little later.
+    A thread in each process reports its progress to a store that is independent of the training's collectives; rank 0
+    reads it. A process that reports nothing (a frozen machine) is named too; the others name a frozen rank 0 a little
+    later.
 
     Args:
-        timeout_s: Seconds without progress on any rank. It must exceed the longest pause of a healthy run: writing a
-            checkpoint, say.
+        timeout_s: Seconds without progress on any rank. It must exceed the longest pause of a healthy run, such as
+            writing a checkpoint.
 
     Raises:
         SettingError: If the time is not positive.
@@ -66,7 +67,7 @@ class StallGuard(Callback):
 
     def _finish(self) -> None:
         self._finished.set()
-        if self._thread is not None:  # one that is still inside the store when Python ends would abort the process
+        if self._thread is not None:  # a thread still inside the store when Python ends would abort the process
             self._thread.join(timeout=10)
 
     def _watch(self, trainer: Trainer, store: dist.TCPStore) -> None:
@@ -75,16 +76,16 @@ class StallGuard(Callback):
         while not self._finished.wait(period_s):
             still_s = 0.0 if moves != self._moves else still_s + period_s
             moves = self._moves
-            # Rank 0 has had the time to end the run, and has not. Asking it would block: all calls of a store but `set`
-            # wait for its answer, without a limit.
+            # Rank 0 has had time to end the run, and has not. Asking it would block: every call of a store except `set`
+            # waits for its answer, without a limit.
             if still_s > self.timeout_s + 4 * period_s:
-                self._end(trainer, "rank 0 does not answer")
+                self._end(trainer, "rank 0 did not respond")
             try:
                 store.set(str(trainer.global_rank), f"{self._moves} {time.monotonic_ns()}")
                 states = store.multi_get(ranks.names) if trainer.is_global_zero else None
             except RuntimeError:
                 if not self._finished.wait(10):  # else rank 0 has ended just before this one does
-                    self._end(trainer, "rank 0 does not answer")
+                    self._end(trainer, "rank 0 did not respond")
                 return
             if states is not None:
                 ranks.update(states)
@@ -92,7 +93,7 @@ class StallGuard(Callback):
                     self._end(trainer, reason)
 
     def _end(self, trainer: Any, reason: str) -> None:
-        """End the process from its thread: the main one waits inside a collective, where no exception reaches it."""
+        """End the process from this thread: the main one waits inside a collective, where no exception reaches it."""
         advice = how_to_go_on(trainer.checkpoint_callback.last_model_path) + "\n" if trainer.checkpoint_callback else ""
         message = f"stall.timeout_s = {self.timeout_s:g}: in optimizer step {trainer.global_step + 1:,} {reason}."
         print(f"\nllp: error: {message}\n{advice}", end="", file=sys.stderr, flush=True)
@@ -102,9 +103,9 @@ class StallGuard(Callback):
 
 
 class Ranks:
-    """What rank 0 knows of all ranks: how often each has moved, and for how long it has not been heard of.
+    """What rank 0 knows of all ranks: how often each has moved, and for how long it has been silent.
 
-    Time is counted in periods between messages, not by a clock: that of a job which was suspended as a whole stands.
+    Time is counted in periods between messages, not by a clock, so that it stops while a whole job is suspended.
     """
 
     def __init__(self, world_size: int, period_s: float) -> None:
@@ -115,7 +116,7 @@ class Ranks:
         self._silent_s = [0.0] * world_size
 
     def update(self, messages: list[bytes]) -> None:
-        """Take in, after a period, the newest message of each rank: its moves, and the reading of its clock."""
+        """Take in the newest message of each rank after a period: its moves and the reading of its clock."""
         states = [[int(number) for number in message.split()] for message in messages]
         pairs = list(zip(self._states, states, strict=True))
         has_moved = any(before[0] != after[0] for before, after in pairs)
@@ -125,12 +126,12 @@ class Ranks:
         self._states = states
 
     def stalled(self, timeout_s: float) -> str | None:
-        """Which ranks the others wait for, if nothing has moved for so long."""
+        """Which ranks the others wait for, if nothing has moved for that long; None: the run is making progress."""
         if self._still_s < timeout_s:
             return None
         silent = [rank for rank, seconds in enumerate(self._silent_s) if seconds > timeout_s / 2]
         fewest = min(moves for moves, _ in self._states)
         behind = silent or [rank for rank, (moves, _) in enumerate(self._states) if moves == fewest]
         names = ", ".join(f"rank {rank}" for rank in behind)
-        what = "does not answer" if silent else "has not moved"
-        return f"{names} {what} for {timeout_s:g} s, and the others wait for it"
+        what = "did not respond" if silent else "made no progress"
+        return f"{names} {what} for {timeout_s:g} s while the others waited"

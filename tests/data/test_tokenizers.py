@@ -43,7 +43,7 @@ def test_every_string_comes_back(tokenizer, text):
 
 
 def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
-    for restored in (type(tokenizer).restored(tokenizer.serialized()), type(tokenizer)()):
+    for restored in (type(tokenizer).restored(tokenizer.serialized(), tokenizer.settings()), type(tokenizer)()):
         restored.restore(tokenizer.serialized())  # whatever it was made with
         lines = [*LINES[:20], *STRANGE]
         assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
@@ -56,7 +56,7 @@ def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
 def test_a_restored_model_has_the_settings_of_a_given_one(tmp_path):
     SentencePiece(330).train(LINES, tmp_path)
     given = SentencePiece(model_file=str(tmp_path / "tokenizer.model"))
-    assert SentencePiece.restored(given.serialized()).settings() == given.settings()
+    assert SentencePiece.restored(given.serialized(), given.settings()).made_with == given.settings()
     for damaged in (b"", b"no model", given.serialized()[:-7]):
         with pytest.raises(ValueError, match="not a SentencePiece model"):
             SentencePiece().restore(damaged)

@@ -175,10 +175,10 @@ def test_the_table():
     for own, unigram in (lines[2:4], lines[4:6], lines[6:8]):  # a figure stands under a figure
         assert len(own) == len(unigram)
     text = "\n".join(lines[8:])
-    assert "Windows of 2,048 tokens, stride 1,024: a token is predicted from 1,025 tokens at least" in text
-    assert "1,234.6 on average" in text
+    assert "Windows of 2,048 tokens, stride 1,024: a token is predicted from at least 1,025 tokens after" in text
+    assert "1,234.6 tokens on average" in text
     assert "Words: as they come." in text
-    assert f"words alone (46) the word perplexity is {math.exp(200 / 46):,.4f}" in text
+    assert f"whitespace-separated words (46), the word perplexity is {math.exp(200 / 46):,.4f}" in text
     assert "Certified: no logit" in text
     # Without what a part of a split can't know, and without a certificate.
     for key in ("context_least", "context_mean", "certificate"):
@@ -187,11 +187,11 @@ def test_the_table():
     text = format_table(rows, protocol)
     assert "unigram" not in text
     assert "predicted from" not in text
-    assert "words alone" not in text  # they are the same
+    assert "whitespace-separated words" not in text  # they are the same
     assert "ertified" not in text
     protocol |= {"context_least": None, "context_mean": 3.0, "certificate": {"causal": None}}
     text = format_table(rows, protocol)
-    assert "predicted from - tokens at least" in text
+    assert "a token is predicted from 3.0 tokens on average" in text
     assert "NOT certified" in text
 
 
@@ -286,7 +286,7 @@ def test_a_partial_report_by_hand(run, trained):
     assert not [key for key in protocol if "context" in key]
     assert protocol["complete"] is False
     assert protocol["certificate"]["causal"] is True
-    assert f"PARTIAL: 80 of {n:,} tokens were scored; words and bytes in proportion." in out
+    assert f"PARTIAL: 80 of {n:,} tokens were scored; words and bytes are scaled in proportion." in out
     assert f"{row['bits_per_byte']:,.4f}" in out
 
 

@@ -194,7 +194,7 @@ def test_two_processes_stopped_go_on_as_if_nothing_had_been(llp, folder, runs, s
         assert status != 0
     else:
         assert status == 128 + signum
-        assert "Go on from step 11 with: llp fit --ckpt_path" in err
+        assert "Resume from step 11 with: llp fit --ckpt_path" in err
         assert "Traceback" not in err
     llp(*arguments, "--trainer.callbacks", "null")
     assert_same_run(folder / "lightning_logs" / strategy, folder / "lightning_logs" / name)
@@ -209,8 +209,8 @@ def test_a_rank_that_stands_still_ends_the_run(llp, folder, signum):
     assert status == 1
     (message,) = (line for line in err.splitlines() if line.startswith("llp: error"))
     assert "stall.timeout_s = 4: in optimizer step 5 " in message
-    assert f"rank 1 {'does not answer' if signum else 'has not moved'} for 4 s" in message
-    assert "Go on from step 3 with: llp fit --ckpt_path" in err
+    assert f"rank 1 {'did not respond' if signum else 'made no progress'} for 4 s" in message
+    assert "Resume from step 3 with: llp fit --ckpt_path" in err
 
 
 def test_a_frozen_rank_0_ends_the_others(folder, environment):
@@ -233,7 +233,7 @@ def test_a_frozen_rank_0_ends_the_others(folder, environment):
     try:
         _, err = processes[1].communicate(timeout=120)
         assert processes[1].returncode == 1
-        assert "stall.timeout_s = 4: in optimizer step 5 rank 0 does not answer." in err
+        assert "stall.timeout_s = 4: in optimizer step 5 rank 0 did not respond." in err
     finally:
         for process in processes:
             process.kill()

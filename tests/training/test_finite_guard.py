@@ -36,7 +36,7 @@ def test_a_step_that_is_not_finite_ends_the_run(run, work, poisoned):
     assert "\n  sample 9: 32 tokens from token" in err
     assert err.count("\n  sample") == 1
     assert " of train\n" in err
-    assert "Go on from step 2 with: llp fit --ckpt_path lightning_logs/run/checkpoints/last.ckpt" in err
+    assert "Resume from step 2 with: llp fit --ckpt_path lightning_logs/run/checkpoints/last.ckpt" in err
     assert "Traceback" not in err
 
 

@@ -73,12 +73,12 @@ def test_who_has_moved_least_is_waited_for():
     job.period(moved=[0, 2])
     for _ in range(3):
         job.period()
-    assert job.stalled() == "rank 1, rank 3 has not moved for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 1, rank 3 made no progress for 30 s while the others waited"
     job = Job(3)
     job.period(moved=[0, 1])
     for _ in range(3):
         job.period()
-    assert job.stalled() == "rank 2 has not moved for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 2 made no progress for 30 s while the others waited"
 
 
 def test_who_is_silent_is_named_first_of_all():
@@ -88,12 +88,12 @@ def test_who_is_silent_is_named_first_of_all():
     job.period()
     for _ in range(2):
         job.period(silent=[2])
-    assert job.stalled() == "rank 2 does not answer for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 2 did not respond for 30 s while the others waited"
     job = Job(3)
     job.period(moved=[1, 2])
     for _ in range(3):
         job.period(silent=[1, 2])
-    assert job.stalled() == "rank 1, rank 2 does not answer for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 1, rank 2 did not respond for 30 s while the others waited"
 
 
 def test_half_of_the_time_is_not_yet_silence():
@@ -102,8 +102,8 @@ def test_half_of_the_time_is_not_yet_silence():
     for silent in ([], [], [1], [1]):
         job.period(silent=silent)
     # Of 40 s without a move 20 without a word: rank 0 has moved least.
-    assert job.stalled(40.0) == "rank 0 has not moved for 40 s, and the others wait for it"
-    assert job.stalled(39.0) == "rank 1 does not answer for 39 s, and the others wait for it"
+    assert job.stalled(40.0) == "rank 0 made no progress for 40 s while the others waited"
+    assert job.stalled(39.0) == "rank 1 did not respond for 39 s while the others waited"
 
 
 def test_who_speaks_again_is_not_silent():
@@ -112,7 +112,7 @@ def test_who_speaks_again_is_not_silent():
     for _ in range(2):
         job.period(silent=[0])
     job.period()
-    assert job.stalled() == "rank 1 has not moved for 30 s, and the others wait for it"
+    assert job.stalled() == "rank 1 made no progress for 30 s while the others waited"
 
 
 def test_a_message_is_moves_and_a_clock():
@@ -121,7 +121,7 @@ def test_a_message_is_moves_and_a_clock():
     ranks.update([b"0 0", b"0 0"])
     for clock in range(1, 4):
         ranks.update([f"0 {clock}".encode(), f"0 {clock}".encode()])
-    assert ranks.stalled(40.0) == "rank 0, rank 1 has not moved for 40 s, and the others wait for it"
+    assert ranks.stalled(40.0) == "rank 0, rank 1 made no progress for 40 s while the others waited"
     ranks.update([b"5 3", b"0 4"])
     assert ranks.stalled(10.0) is None
 
@@ -223,7 +223,7 @@ def test_windows_of_all_ranks_and_batches_are_in_the_order_of_their_samples():
         datamodule=SimpleNamespace(sample_places=lambda n: [f"place {number}" for number in range(n)]),
     )
     message = str(guard._error(trainer, model, torch.tensor(math.nan), torch.tensor(1.0)))
-    assert "Its windows:\n  place 1\n  place 6\n  place 11\nLower" in message
+    assert "Windows of this step:\n  place 1\n  place 6\n  place 11\nLower" in message
 
 
 @pytest.mark.parametrize("n_broken", [8, 11])
@@ -299,11 +299,11 @@ def test_a_period_is_a_quarter_of_the_time_or_ten_seconds(monkeypatch, timeout_s
 
 def test_rank_0_ends_a_job_in_which_nothing_moves(monkeypatch):
     watched = Watched(monkeypatch, 8.0, rank=0)
-    with pytest.raises(Ended, match="rank 0, rank 1 has not moved for 8 s"):
+    with pytest.raises(Ended, match="rank 0, rank 1 made no progress for 8 s"):
         watched.watch(100)
     assert len(watched.waits) == 4
     watched = Watched(monkeypatch, 8.0, rank=0)
-    with pytest.raises(Ended, match="rank 1 has not moved for 8 s"):
+    with pytest.raises(Ended, match="rank 1 made no progress for 8 s"):
         watched.watch(100, moves_in=(2, 3, 5))
     assert [int(message.split()[0]) for message in watched.sent] == [0, 1, 2, 2, 3, 3, 3, 3, 3]
     Watched(monkeypatch, 8.0, rank=0).watch(100, moves_in=range(0, 101, 3))
@@ -312,11 +312,11 @@ def test_rank_0_ends_a_job_in_which_nothing_moves(monkeypatch):
 def test_another_rank_ends_itself_where_rank_0_does_not(monkeypatch):
     """A little later than rank 0 would: after four more periods."""
     watched = Watched(monkeypatch, 8.0, rank=1)
-    with pytest.raises(Ended, match=r"^rank 0 does not answer$"):
+    with pytest.raises(Ended, match=r"^rank 0 did not respond$"):
         watched.watch(100)
     assert len(watched.waits) == 9  # 18 s are more than 8 + 4 * 2
     watched = Watched(monkeypatch, 8.0, rank=1)
-    with pytest.raises(Ended, match=r"^rank 0 does not answer$"):
+    with pytest.raises(Ended, match=r"^rank 0 did not respond$"):
         watched.watch(100, moves_in=(5, 6))
     assert len(watched.waits) == 6 + 9
     Watched(monkeypatch, 8.0, rank=1).watch(8)
@@ -326,7 +326,7 @@ def test_a_store_that_is_gone_is_rank_0_gone(monkeypatch):
     """Unless this rank is about to end as well."""
     watched = Watched(monkeypatch, 8.0, rank=1)
     monkeypatch.setattr(watched, "set", lambda *_: (_ for _ in ()).throw(RuntimeError("Connection reset")))
-    with pytest.raises(Ended, match=r"^rank 0 does not answer$"):
+    with pytest.raises(Ended, match=r"^rank 0 did not respond$"):
         watched.watch(100)
     assert watched.waits == [2.0, 10]
     watched.waits.clear()
@@ -395,13 +395,13 @@ def test_who_ends_the_run_says_where_it_was_and_how_to_go_on(monkeypatch, capsys
     strategy = SimpleNamespace(launcher=SimpleNamespace(kill=ends.append))
     checkpoint = SimpleNamespace(last_model_path=str(tmp_path / "last.ckpt"))
     trainer = SimpleNamespace(checkpoint_callback=checkpoint, global_step=1233, strategy=strategy)
-    StallGuard(8.0)._end(trainer, "rank 1 has not moved")
+    StallGuard(8.0)._end(trainer, "rank 1 made no progress")
     assert ends == [signal.SIGKILL, 1]
     out, err = capsys.readouterr()
     assert out == ""
-    start = "\nllp: error: stall.timeout_s = 8: in optimizer step 1,234 rank 1 has not moved.\n"
-    advice = "Go on from step 1,200 with: llp fit --ckpt_path last.ckpt\n"
-    assert err == start + (advice if is_there else "Nothing was saved yet.\n")
+    start = "\nllp: error: stall.timeout_s = 8: in optimizer step 1,234 rank 1 made no progress.\n"
+    advice = "Resume from step 1,200 with: llp fit --ckpt_path last.ckpt\n"
+    assert err == start + (advice if is_there else "No checkpoint has been saved yet.\n")
 
 
 def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
@@ -409,9 +409,9 @@ def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
     monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
     strategy = SimpleNamespace(launcher=None)
     trainer = SimpleNamespace(checkpoint_callback=None, global_step=0, strategy=strategy)
-    StallGuard(8.5)._end(trainer, "rank 1 has not moved")
+    StallGuard(8.5)._end(trainer, "rank 1 made no progress")
     assert ends == [1]
-    assert capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 has not moved.\n"
+    assert capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress.\n"
 
 
 def test_every_part_of_a_step_is_a_move():

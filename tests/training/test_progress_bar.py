@@ -52,8 +52,8 @@ def test_nothing_is_glued_to_the_bar(work):
     assert sum(re.fullmatch(r"W\d+ \S+ \d+ noisy.py:\d+\] the graph breaks", line) is not None for line in lines) == 1
     for warning in ("the disk is nearly full", "the text repeats itself"):
         assert sum(re.fullmatch(rf"\S*noisy\.py:\d+: .*{warning}", line) is not None for line in lines) == 1, lines
-    assert "SIGINT: the step is finished and saved first; once more to stop at once" in lines
-    assert any(line.startswith("Go on from step 5 with: llp fit --ckpt_path") for line in lines)
+    assert "SIGINT: finishing and saving the current step (press Ctrl-C again to stop immediately)" in lines
+    assert any(line.startswith("Resume from step 5 with: llp fit --ckpt_path") for line in lines)
     assert any(re.fullmatch(r"step 5 of 6 \|.{30}\| \S+ left", line) for line in lines), lines  # left behind
 
 

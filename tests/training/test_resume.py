@@ -121,7 +121,7 @@ def test_auto_starts_and_goes_on(run, work, monkeypatch):
     last.write_bytes(last.read_bytes()[:-1000])  # a damaged disk
     status, _, err = run("fit", "--ckpt_path", last)
     assert status == 1
-    assert "last.ckpt: the file is truncated or no checkpoint" in err
+    assert "last.ckpt: the file is truncated or is not a checkpoint" in err
     assert f"the newest whole one beside it is {folder / 'best.ckpt'}" in err
     (work / "slurm.yaml").write_text("name: run\n")
     assert run(*arguments, "--config", "slurm.yaml")[0] == 0
@@ -134,7 +134,7 @@ def test_a_signal_outside_of_training_ends_at_once(run, work, monkeypatch):
     status, _, err = run("fit", "--config", "tiny.yaml")
     assert status == 143
     assert "stopped by SIGTERM" in err
-    assert "Go on" not in err
+    assert "Resume from" not in err
 
 
 def test_a_second_interrupt_does_not_wait():

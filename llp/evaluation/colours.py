@@ -1,0 +1,18 @@
+"""The colour that each architecture has in every picture."""
+
+COLOURS = {
+    "Transformer": "#5c636a",
+    "LLP": "#1c7ed6",
+    "PerceiverAR": "#e8590c",
+    "DoubleAttention": "#2f9e44",
+    "SplitAttention": "#9c36b5",
+    "CompressedAttention": "#c2255c",
+}
+OTHER = "#0c8599"
+"""The colour of an architecture that is not among them."""
+
+
+def lighter(colour: str) -> str:
+    """The colour `#rrggbb`, mixed half and half with white."""
+    red, green, blue = bytes.fromhex(colour[1:])
+    return f"#{(red + 255) // 2:02x}{(green + 255) // 2:02x}{(blue + 255) // 2:02x}"
