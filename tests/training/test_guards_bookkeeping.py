@@ -411,7 +411,9 @@ def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
     trainer = SimpleNamespace(checkpoint_callback=None, global_step=0, strategy=strategy)
     StallGuard(8.5)._end(trainer, "rank 1 made no progress")
     assert ends == [1]
-    assert capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress.\n"
+    assert (
+        capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress.\n"
+    )
 
 
 def test_every_part_of_a_step_is_a_move():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import llp
+from helpers.runs import curves
 from llp.training import throughput
 from llp.training.run_summary import RunSummary
 from llp.training.start_report import StartReport, changed_settings
@@ -71,7 +72,7 @@ def test_accumulated_and_resumed(screen, work):
     assert rows["run"] == f"{length}; validated with limit_val_batches=3 every 2 steps and at the end; seed 0"
 
 
-def test_when_a_run_is_validated(screen):
+def test_when_a_run_is_validated(screen, work):
     """As it will be: one that ends with its epochs has no last validation."""
     longer = ("--trainer.val_check_interval", 100)
     assert "; validated at the end; " in screen(*longer)["run"]
@@ -80,8 +81,9 @@ def test_when_a_run_is_validated(screen):
     assert "; never validated; " in screen(*epoch, *longer)["run"]
     two_epochs = (*epoch, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 7)
     assert "10 steps, 1,280 trained tokens in all; validated every 7 steps; " in screen(*two_epochs)["run"]
-    timed = ("--trainer.val_check_interval", "00:00:02:30")
+    timed = ("--trainer.val_check_interval", "00:00:02:30", "--name", "timed")
     assert "; validated every 02:30 and at the end; " in screen(*timed)["run"]
+    assert [step for step, _ in curves(work / "lightning_logs/timed")["val/loss"]] == [5]
 
 
 def test_a_start_from_another_runs_weights(screen):
