@@ -15,7 +15,7 @@ from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
 from llp.errors import SettingError, require
-from llp.run_folder import naming, whole_file
+from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
 from llp.training.memory import check_memory
 from llp.training.run_lock import locked
@@ -117,8 +117,8 @@ class FitCommand(TrainerCommand):
             except Exception as error:
                 refused = users_error(error)
                 if isinstance(refused, OSError) and refused.errno is not None and refused.filename is None:
-                    with naming(folder):  # TensorBoard's file, say
-                        raise refused from error
+                    # TensorBoard's file, say: its writer doesn't name it.
+                    raise OSError(refused.errno, refused.strerror, str(folder)) from refused
                 raise
 
 
