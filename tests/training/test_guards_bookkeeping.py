@@ -395,11 +395,11 @@ def test_who_ends_the_run_says_where_it_was_and_how_to_go_on(monkeypatch, capsys
     strategy = SimpleNamespace(launcher=SimpleNamespace(kill=ends.append))
     checkpoint = SimpleNamespace(last_model_path=str(tmp_path / "last.ckpt"))
     trainer = SimpleNamespace(checkpoint_callback=checkpoint, global_step=1233, strategy=strategy)
-    StallGuard(8.0)._end(trainer, "rank 1 made no progress")
+    StallGuard(8.0)._end(trainer, "rank 1 is stuck")
     assert ends == [signal.SIGKILL, 1]
     out, err = capsys.readouterr()
     assert out == ""
-    start = "\nllp: error: stall.timeout_s = 8: in optimizer step 1,234 rank 1 made no progress.\n"
+    start = "\nllp: error: stall.timeout_s = 8: in optimizer step 1,234 rank 1 is stuck.\n"
     advice = "Resume from step 1,200 with: llp fit --ckpt_path last.ckpt\n"
     assert err == start + (advice if is_there else "No checkpoint has been saved yet.\n")
 
@@ -409,9 +409,9 @@ def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
     monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
     strategy = SimpleNamespace(launcher=None)
     trainer = SimpleNamespace(checkpoint_callback=None, global_step=0, strategy=strategy)
-    StallGuard(8.5)._end(trainer, "rank 1 made no progress")
+    StallGuard(8.5)._end(trainer, "rank 1 is stuck")
     assert ends == [1]
-    assert capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress.\n"
+    assert capsys.readouterr().err == "\nllp: error: stall.timeout_s = 8.5: in optimizer step 1 rank 1 is stuck.\n"
 
 
 def test_every_part_of_a_step_is_a_move():
