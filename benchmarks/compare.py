@@ -4,7 +4,7 @@
     python benchmarks/compare.py                      # the CPU, two hours; writes benchmarks/results/cpu/
     python benchmarks/compare.py --device cuda --dtype bfloat16 --dim 2048 --n_heads 16
 
-All that are compared take turns within each round, so that a busy machine slows all alike; figures are medians.
+All contestants are run alternately within each round, so that a busy machine slows them equally; figures are medians.
 """
 
 import argparse
@@ -31,7 +31,7 @@ VOCAB_SIZE = 32_000
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 LATENT = ("PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention")
 MAX_FLOPS = {"attention": 3e12, "stack": 1.5e12, "perceiver": 2e12, "step": 9e12}
-"""Of a run, times --patience: longer ones are left out (and perceiver-ar-pytorch at 32,768, which wants over 24 GB)."""
+"""FLOPs of a run, times --patience, beyond which it is skipped, like perceiver-ar-pytorch at 32,768 (over 24 GB)."""
 
 
 class Case(NamedTuple):
@@ -40,7 +40,7 @@ class Case(NamedTuple):
     name: str
     run: Callable[[], Any]
     flops: float
-    """Useful ones of a run: forward and backward, pairs that a mask hides not counted."""
+    """Useful FLOPs of a run, forward and backward, without pairs that a mask hides."""
     trained_tokens: int
 
 
@@ -145,7 +145,7 @@ class Bench:
             yield Case(name, run, 3 * decoder.flops(n), n_trained(name, n))
 
     def matrix_rate(self) -> float:
-        """FLOP/s of a product of square matrices, the machine's practical limit."""
+        """FLOPs per second of a product of square matrices, the machine's practical limit."""
         size = 2048 if self.device.type == "cpu" else 8192
         a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
         return 2 * size**3 / self.seconds(lambda: a @ b)
@@ -162,7 +162,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def compare(self, group: str, n: int) -> list[dict[str, Any]]:
-        """Medians over rounds in which all contestants take turns."""
+        """Medians over rounds, in each of which every contestant runs once."""
         o = self.options
         cases = [case for case in getattr(self, group)(n) if case.flops <= o.patience * MAX_FLOPS[group]]
         times: dict[str, list[float]] = {case.name: [] for case in cases}
@@ -196,7 +196,7 @@ class Bench:
 
 
 def peak_memory(bench: Bench, name: str, n: int) -> int:
-    """Bytes that a step needs at its peak, weights and optimizer included; `head` is the loss alone."""
+    """Bytes that a step needs at its peak, including weights and optimizer; `head` is the loss alone."""
     torch.randn(256, 256, device=bench.device) @ torch.randn(
         256, 256, device=bench.device
     )  # the libraries' own buffers
@@ -216,7 +216,7 @@ def peak_memory(bench: Bench, name: str, n: int) -> int:
 
 
 def memory(device: torch.device, peak: bool = False) -> int:
-    """Bytes in use, or the most that ever were: on the device, or by this process."""
+    """Bytes in use now, or at the peak: on the device, or by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     field = "VmHWM:" if peak else "VmRSS:"
@@ -225,7 +225,7 @@ def memory(device: torch.device, peak: bool = False) -> int:
 
 
 def memory_rows(options: argparse.Namespace, n: int) -> list[dict[str, Any]]:
-    """Each measured in a process of its own."""
+    """Peak memory, each measurement in its own process."""
     rows = []
     for name in ("head", *(options.names or (*llp.ARCHITECTURES, "published LLP"))):
         command = [sys.executable, __file__, "--peak_memory", name, "--lengths", str(n)]
@@ -246,14 +246,14 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--n_heads", type=int, default=8)
     parser.add_argument("--segment_len", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=6, help="of a whole step, and of the Perceiver AR's stacks")
-    parser.add_argument("--stack_layers", type=int, default=2, help="of the other stacks: layers are all alike")
+    parser.add_argument("--layers", type=int, default=6, help="layers of the whole step, and of Perceiver AR's stacks")
+    parser.add_argument("--stack_layers", type=int, default=2, help="layers of the other stacks, which are all alike")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--budget_s", type=float, default=60, help="no further round of a length after so many seconds")
-    parser.add_argument("--patience", type=float, default=1.0, help="more of it measures longer runs too")
-    parser.add_argument("--names", nargs="+", default=None, help="of stacks, steps and memory; all unless given")
-    parser.add_argument("--add", action="store_true", help="to what the folder holds, replacing what is measured again")
-    parser.add_argument("--out", type=Path, default=None, help="benchmarks/results/<device> unless given")
+    parser.add_argument("--budget_s", type=float, default=60, help="start no new round of a length after this")
+    parser.add_argument("--patience", type=float, default=1.0, help="above 1, measure longer runs, too")
+    parser.add_argument("--names", nargs="+", default=None, help="stacks, steps and memory to measure; default: all")
+    parser.add_argument("--add", action="store_true", help="add to the results, replacing what is measured again")
+    parser.add_argument("--out", type=Path, default=None, help="default: benchmarks/results/<device>")
     parser.add_argument("--peak_memory", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     bench = Bench(options)

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from llp.evaluation.colours import COLOURS, OTHER, lighter
+from llp.evaluation.colours import COLOURS, lighter
 from llp.evaluation.tables import aligned
 
 OURS = {"attention": "LLP", "stack": "LLP", "perceiver": "PerceiverAR", "step": "LLP"}
@@ -25,7 +25,7 @@ TITLES = {
 GROUPS = tuple(TITLES)
 PEERS = {
     "published LLP": lighter(COLOURS["LLP"]),
-    "local-attention": OTHER,
+    "local-attention": "#0c8599",
     "perceiver-ar-pytorch": lighter(COLOURS["PerceiverAR"]),
     "head": lighter(COLOURS["Transformer"]),
 }

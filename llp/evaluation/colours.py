@@ -8,8 +8,6 @@ COLOURS = {
     "SplitAttention": "#9c36b5",
     "CompressedAttention": "#c2255c",
 }
-OTHER = "#0c8599"
-"""The colour of an architecture that is not among them."""
 
 
 def lighter(colour: str) -> str:
