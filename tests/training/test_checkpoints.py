@@ -135,6 +135,22 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, work, monkeypat
     assert len(named) >= 3
 
 
+@pytest.mark.parametrize("keeps_older", [True, False])
+def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_older):
+    path = tmp_path / "test.json"
+    path.write_text("old")
+    for error in (OSError, KeyboardInterrupt):
+        with pytest.raises(error), run_folder.whole_file(path, keeps_older) as temporary:
+            temporary.write_text("half of it")
+            assert path.read_text() == "old"
+            raise error
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "old"}
+    with run_folder.whole_file(path, keeps_older) as temporary:
+        temporary.write_text("new")
+    older = {"test-1.json": "old"} if keeps_older else {}
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "new", **older}
+
+
 def test_a_folder_is_on_the_disk_with_all_that_it_holds(tmp_path, monkeypatch):
     """Before it has its name; then the name itself, which is in the folder above."""
     whole, path = tmp_path / "whole", tmp_path / "at/its/place"
