@@ -139,11 +139,16 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, work, monkeypat
 def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_older):
     path = tmp_path / "test.json"
     path.write_text("old")
-    for error in (OSError, KeyboardInterrupt):
-        with pytest.raises(error), run_folder.whole_file(path, keeps_older) as temporary:
+
+    def fail(error):
+        with run_folder.whole_file(path, keeps_older) as temporary:
             temporary.write_text("half of it")
             assert path.read_text() == "old"
             raise error
+
+    for error in (OSError, KeyboardInterrupt):
+        with pytest.raises(error):
+            fail(error)
         assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "old"}
     with run_folder.whole_file(path, keeps_older) as temporary:
         temporary.write_text("new")
