@@ -188,3 +188,17 @@ def test_what_is_prepared_is_keyed_by_all_that_changes_the_text(tmp_path):
     (folder / "a.jsonl").write_text('{"text": "x", "body": "y"}\n' * 20)
     settings = [{}, {"text_key": "body"}, {"validation_share": 0.1}, {"test_share": 0.1}]
     assert len({text_files(folder, **changed).prepared_folder() for changed in settings}) == len(settings)
+
+
+def test_tokens_of_a_large_file_are_all_counted(tmp_path):
+    """It is read in pieces; the start tokens of documents are none of the text's."""
+    n = (1 << 24) + 5
+    tokens = np.zeros(n + 1 + 4, dtype=np.uint8)
+    tokens[0] = tokens[n + 1] = 3  # two documents
+    tokens[[1, 7, n, n + 2]] = 2
+    tokens[n + 3 :] = 1
+    tokens.tofile(tmp_path / "train.bin")
+    about = {"words": 0, "plain_words": 0, "bytes": 0, "sha256": ""}
+    documents = [{"name": "a", "start": 0, "tokens": n, **about}, {"name": "b", "start": n + 1, "tokens": 3, **about}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    assert TokenFile(tmp_path, "train", np.dtype(np.uint8)).counts(6).tolist() == [n - 3, 2, 4, 0, 0, 0]

@@ -67,6 +67,14 @@ def test_standing_still_is_counted_in_periods_since_the_last_move():
     assert job.stalled() is None
 
 
+def test_a_job_that_never_moves_is_counted_from_its_start():
+    job = Job(2)
+    for _ in range(3):
+        job.period()
+    assert job.stalled(30.0) == "rank 0, rank 1 has not moved for 30 s, and the others wait for it"
+    assert job.stalled(30.1) is None
+
+
 def test_who_has_moved_least_is_waited_for():
     job = Job(4)
     job.period(moved=[0, 1, 2, 3])

@@ -173,8 +173,8 @@ def test_the_rate_is_that_of_the_first_product_that_takes_a_while(monkeypatch, s
 
 def test_a_peak_is_the_makers_or_else_measured(monkeypatch):
     monkeypatch.setattr(throughput, "matrix_rate", lambda device, dtype: (device.type, dtype))
-    known = {torch.bfloat16: 5e14}
-    monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: known.get(dtype))
+    known = {("cuda", torch.bfloat16): 5e14}
+    monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: known.get((device.type, dtype)))
     assert throughput.peak_flops(torch.device("cuda"), torch.bfloat16) == 5e14
     assert throughput.peak_flops(torch.device("cuda"), torch.float32) == ("cuda", torch.float32)
     assert throughput.peak_flops(torch.device("cpu"), torch.bfloat16) == ("cpu", torch.bfloat16)
