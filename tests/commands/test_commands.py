@@ -77,7 +77,7 @@ def test_a_run_and_its_test(run, trained):
     assert row["plain_words"] == n_plain
     assert row["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_plain), rel=1e-5)
     mantissa, exponent = f"{row['plain_word_perplexity']:.1e}".split("e+")
-    assert f"words alone ({n_plain:,}) the word perplexity is {mantissa}e{int(exponent)}.\n" in out
+    assert f"whitespace-separated words ({n_plain:,}), the word perplexity is {mantissa}e{int(exponent)}.\n" in out
     with (trained / "test.csv").open(newline="") as stream:
         (csv_row,) = csv.DictReader(stream)
     assert float(csv_row["bits_per_byte"]) == row["bits_per_byte"]
@@ -324,6 +324,7 @@ def test_every_config_prints_a_config_that_builds_its_model(run, work, monkeypat
     config = yaml.safe_load(printed)
     model_class = getattr(llp, config["model"]["class_path"].rpartition(".")[2])
     monkeypatch.setattr(TrainerCommand, "_run_subcommand", lambda self, subcommand: built.append(self.model))
+    monkeypatch.setattr("llp.commands.fit.check_memory", lambda model, trainer: None)  # 3 B parameters want a cluster
     built = []
     status, _, err = run("fit", "--config", "printed.yaml", "--trainer.accelerator", "cpu")
     assert status == 0, err

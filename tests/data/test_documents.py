@@ -198,7 +198,7 @@ def test_tokens_of_a_large_file_are_all_counted(tmp_path):
     tokens[[1, 7, n, n + 2]] = 2
     tokens[n + 3 :] = 1
     tokens.tofile(tmp_path / "train.bin")
-    about = {"words": 0, "plain_words": 0, "bytes": 0, "sha256": ""}
+    about = {"words": 0, "plain_words": 0, "bytes": 0, "sha256": "", "tokens_sha256": ""}
     documents = [{"name": "a", "start": 0, "tokens": n, **about}, {"name": "b", "start": n + 1, "tokens": 3, **about}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     assert TokenFile(tmp_path, "train", np.dtype(np.uint8)).counts(6).tolist() == [n - 3, 2, 4, 0, 0, 0]

@@ -155,8 +155,9 @@ def test_files_are_on_the_disk_before_the_folder_has_its_name_and_its_name_befor
     assert {path.name for path in folder.iterdir()} | {unfinished} <= set(calls[:moved])
     assert calls[moved + 1 :] == ["cache"]  # the folder that holds it
     # The tokenizer before anything is encoded with it: a resumed preparation trusts what it finds.
-    assert calls[0].startswith(".tokenizer.model")
-    assert calls[1:3] == ["-> tokenizer.model", unfinished]
+    first = [*dict.fromkeys(calls)]
+    assert first[0].startswith(".tokenizer.model")
+    assert first[1:3] == ["-> tokenizer.model", unfinished]
 
 
 def written(folder, texts):

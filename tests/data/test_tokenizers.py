@@ -182,7 +182,7 @@ def test_what_determines_a_tokenizer(tmp_path):
 @pytest.mark.parametrize(("settings", "least"), [("vocab_size", 261), ("sample_lines", 1)])
 def test_the_least_that_a_tokenizer_takes(settings, least):
     SentencePiece(**{settings: least})
-    with pytest.raises(SettingError, match=f"tokenizer.{settings} = {least - 1}"):
+    with pytest.raises(SettingError, match=f"init_args.{settings} = {least - 1}"):
         SentencePiece(**{settings: least - 1})
 
 
