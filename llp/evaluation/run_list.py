@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from llp.errors import require
 from llp.evaluation.tables import aligned, readable
+from llp.training.run_lock import is_held
 
 _NO_SETTINGS = {"name", "model.class_path", "trainer.default_root_dir", "data.init_args.cache_dir"}
 """The run's name, its architecture, which has a column of its own, and where files lie."""
@@ -93,7 +94,7 @@ def _read_run(folder: Path) -> Run:
     known = [score for score in scores if score is not None]
     return Run(
         name=folder.name,
-        state=record.pop("state", "unknown" if (folder / "checkpoints").exists() else "not started"),
+        state=_state(folder, record.pop("state", None)),
         architecture=record.pop("architecture", None) or settings.get("model.class_path"),
         settings=settings,
         **record,
@@ -111,12 +112,18 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _state(folder: Path, recorded: str | None) -> str:
+    """What a run says of itself, unless it was killed and couldn't say that it no longer runs."""
+    if recorded is None:
+        return "unknown" if (folder / "checkpoints").exists() else "not started"
+    return "unfinished" if recorded == "running" and not is_held(folder) else recorded
+
+
 def _record(content: dict[str, Any]) -> dict[str, Any]:
-    """What a run says of itself. A process that was killed could not say that it no longer runs."""
-    names = ("architecture", "parameters", "step", "total_steps", "trained_tokens", "training_seconds")
+    """What a run says of itself."""
+    names = ("architecture", "state", "parameters", "step", "total_steps", "trained_tokens", "training_seconds")
     record = {name: content[name] for name in names}
     best = content["best_validation"]
-    record["state"] = "unfinished" if content["state"] == "running" else content["state"]
     record["validation"] = best and _score(best, best["step"], best["complete"])
     return record
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from llp.evaluation.run_list import differing_settings, find_runs, format_runs
+from llp.training.run_lock import locked
 
 CONFIG = {
     "name": "set by the test",
@@ -100,11 +101,19 @@ def test_the_table(tmp_path):
     assert head.split("  ")[0] == "run"
     assert lines[0].split() == ["long-name", "finished", "LLP", "32", "12,345", "4/6", "1,000,000", "1:02:03",
                                 "2.6250", "1.7500", "1.5000", "1,234.5000"]  # fmt: skip
-    # Nobody knows whether it still runs.
+    # Nobody trains in it any more.
     assert lines[1].split() == ["other", "unfinished", "LLP", "16", "12,345", "4/6", "1,000,000", "1:02:03",
                                 "3.7500", "2.5000", "-", "-"]  # fmt: skip
     assert len(lines) == 2
     assert lines[0].index("LLP") == lines[1].index("LLP") == head.index("architecture")
+
+
+def test_a_run_whose_process_lives_is_running(tmp_path):
+    killed, alive = make_run(tmp_path, "killed", state="running"), make_run(tmp_path, "alive", state="running")
+    with locked(alive):
+        assert {run.name: run.state for run in find_runs(tmp_path)} == {"killed": "unfinished", "alive": "running"}
+    with locked(killed), locked(alive):  # to look leaves no lock behind
+        pass
 
 
 def test_the_best_validation_is_the_least_of_whole_ones(tmp_path):
