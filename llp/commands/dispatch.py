@@ -28,6 +28,8 @@ def run(subcommand: str, options: list[str]) -> int:
         return 128 + stopped.signum
     except Exception as error:
         users = users_error(error)
+        if isinstance(users, BrokenPipeError):
+            raise users from None
         if users is not None:
             print(f"llp {subcommand}: error: {in_words(users)}", file=sys.stderr)
         elif not is_rank_zero() and is_lost_contact(error):

@@ -42,7 +42,9 @@ def in_words(error: BaseException) -> str:
 
 _ROOM = "make room there, or write elsewhere: trainer.default_root_dir for runs, data.init_args.cache_dir for text"
 _RIGHTS = "allow this user to, or use another folder: trainer.default_root_dir for runs"
+_IN_THE_WAY = "a file is where a folder should be; move it, or choose another name or folder"
 _REMEDIES = {
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _IN_THE_WAY),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
 }

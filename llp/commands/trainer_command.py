@@ -111,7 +111,7 @@ class TrainerCommand(LightningCLI):
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
-        require(seed >= 0, "seed_everything", seed, "set it to 0 or more")
+        require(0 <= seed < 2**32, "seed_everything", seed, "set it to 0 or more, and below 2**32")
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:

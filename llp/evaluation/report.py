@@ -47,13 +47,13 @@ class TestReport(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if is_test and isinstance(callback, Certificate):
                 protocol["certificate"] = callback.outcome
+        folder = run_folder(checkpoint) if checkpoint else Path(log_dir or trainer.default_root_dir)
+        path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, "rows": rows})
+        table = write_csv(folder / f"{loader.split}.csv", rows)
         print(format_table(rows, protocol))
         if not protocol["complete"]:
             scored = f"{rows[0]['tokens']:,} of {expected:,} tokens were scored"
             print(f"PARTIAL: {scored}; words and bytes are scaled in proportion.")
-        folder = run_folder(checkpoint) if checkpoint else Path(log_dir or trainer.default_root_dir)
-        path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, "rows": rows})
-        table = write_csv(folder / f"{loader.split}.csv", rows)
         print(f"Written to {path} and {table}")
 
 

@@ -3,12 +3,13 @@
 Imports nothing heavy, so that the command line handles signals from the start.
 """
 
+import os
 import signal
 import sys
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; a scheduler's request to end; SLURM's warning before its time limit or a preemption."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C; a scheduler's request to end; SLURM's warning before its time limit or a preemption; a closed terminal."""
 
 
 class Stopped(BaseException):
@@ -25,16 +26,19 @@ class Listener:
     def __init__(self) -> None:
         self.received: int | None = None
         self.deferring = False
+        self._terminals: list[int] = []
 
     def listen(self) -> None:
         """Start handling the signals."""
         self.received, self.deferring = None, False
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self.install()
 
     def install(self) -> None:
         """Install this as the signals' handler, again if another library has replaced it."""
         for signum in SIGNALS:
-            signal.signal(signum, self._handle)
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # which is how nohup asks for it
+                signal.signal(signum, self._handle)
 
     def close(self) -> None:
         """Ignore a late signal, which would change the exit status of a process whose work is done.
@@ -42,11 +46,13 @@ class Listener:
         Python removes its handlers before the process ends.
         """
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        for signum in (signal.SIGTERM, signal.SIGUSR1):
+        for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_first = self.received is None
+        if signum == signal.SIGHUP:
+            self._leave_terminals()
         if not is_first and signum != signal.SIGINT:
             return  # this process is ending already, and its exit status should name the first signal
         self.received = self.received or signum
@@ -55,6 +61,13 @@ class Listener:
         name = signal.Signals(signum).name
         hint = " (press Ctrl-C again to stop immediately)" if signum == signal.SIGINT else ""
         print(f"\n{name}: finishing and saving the current step{hint}", file=sys.stderr, flush=True)
+
+    def _leave_terminals(self) -> None:
+        """Write to nowhere what would go to a terminal that is gone: it would fail, and the step could not be saved."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 LISTENER = Listener()
