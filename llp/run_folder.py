@@ -31,12 +31,13 @@ def whole_file(path: Path, keeps_older: bool = True) -> Iterator[Path]:
     with naming(path):
         try:
             yield temporary
+            _synchronize_one(temporary)  # before an older one is moved: a full disk may show only here
+            if keeps_older:
+                keep_older(path)
+            move_into_place(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        if keeps_older:
-            keep_older(path)
-        move_into_place(temporary, path)
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
 from llp.errors import SettingError, require
-from llp.run_folder import naming, whole_file
+from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
+from llp.training.memory import check_memory
+from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
 from llp.training.start_report import StartReport
@@ -71,7 +73,7 @@ class FitCommand(TrainerCommand):
         )
 
     def after_instantiate_classes(self) -> None:
-        """Refuse also a folder that holds another run, and settings that a resumed run can't change."""
+        """Refuse also a model without room, and settings that a resumed run can't change."""
         super().after_instantiate_classes()
         self.model.run_config = self._yaml()
         max_steps, hparams = self.trainer.max_steps, self.model.hparams
@@ -82,9 +84,10 @@ class FitCommand(TrainerCommand):
             self.model.check_resume(self.trainer, self.datamodule)
         if self.initial_weights is not None:
             self.initial_weights.check_fits(self.model)
-        if not self.trainer.is_global_zero:
-            return
-        folder = Path(self.trainer.log_dir or ".")
+        check_memory(self.model, self.trainer)
+
+    def _check_folder(self, folder: Path) -> None:
+        """Refuse a folder that holds another run."""
         # `hparams.yaml` comes with the first logged figures: a run that failed to start leaves its name free.
         if (folder / "hparams.yaml").exists() and folder.resolve() != self.resumed_run and not self.restarts:
             raise SettingError("name", folder.name, f"{folder} holds a run already; choose another name or move it")
@@ -103,14 +106,20 @@ class FitCommand(TrainerCommand):
         if self.trainer.max_steps == self.resumed_step:
             rank_zero_info(f"Nothing is left to do: all {self.resumed_step:,} steps of trainer.max_steps are trained")
             return
-        try:
+        if not self.trainer.is_global_zero:
             self.trainer.fit(**kwargs)
-        except Exception as error:
-            refused = users_error(error)
-            if isinstance(refused, OSError) and refused.errno is not None and refused.filename is None:
-                with naming(Path(self.trainer.log_dir or ".")):  # TensorBoard's file, say
-                    raise refused from error
-            raise
+            return
+        folder = Path(self.trainer.log_dir or ".")
+        with locked(folder):
+            self._check_folder(folder)
+            try:
+                self.trainer.fit(**kwargs)
+            except Exception as error:
+                refused = users_error(error)
+                if isinstance(refused, OSError) and refused.errno is not None and refused.filename is None:
+                    # TensorBoard's file, say: its writer doesn't name it.
+                    raise OSError(refused.errno, refused.strerror, str(folder)) from refused
+                raise
 
 
 class SaveRunConfig(SaveConfigCallback):

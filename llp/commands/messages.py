@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistError
 
 from llp.errors import SettingError
+from llp.training.memory import exhausted
 
 _NOISE = re.compile(
     r"💡|[GTH]PU available: |LOCAL_RANK: |You are using a CUDA device|Using .* Automatic Mixed Precision|"
@@ -23,8 +24,10 @@ def users_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend, if an exception is that or was raised from it.
 
     That is our own `SettingError` (jsonargparse wraps what a constructor raises), Lightning's word for settings of its
-    own that can't be used, and files that can't be read or written.
+    own that can't be used, files that can't be read or written, and memory that is not enough.
     """
+    if short := exhausted(error):
+        return short
     while error is not None and not isinstance(error, SettingError | MisconfigurationException | OSError):
         error = error.__cause__
     return error
@@ -37,9 +40,7 @@ def in_words(error: BaseException) -> str:
     return f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
 
 
-_ROOM = (
-    "make room there, or write elsewhere: --trainer.default_root_dir for a run, data.init_args.cache_dir for its text"
-)
+_ROOM = "make room there, or write elsewhere: trainer.default_root_dir for runs, data.init_args.cache_dir for text"
 _RIGHTS = "allow this user to, or use another folder: trainer.default_root_dir for runs"
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),

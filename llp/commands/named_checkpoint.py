@@ -11,6 +11,7 @@ from llp.errors import require
 from llp.loading import chosen_checkpoint
 from llp.run_folder import tidy, wait_until_tidy
 from llp.training import checkpoints
+from llp.training.run_lock import locked
 
 
 def with_run_defaults(subcommand: str, arguments: list[str]) -> list[str]:
@@ -56,7 +57,11 @@ def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:
     if word in ("last", "best"):
         return [*arguments, "--ckpt_path", str(folder / f"{word}.ckpt")]
     if subcommand == "fit":
-        tidy(folder) if is_rank_zero() else wait_until_tidy(folder)
+        if not is_rank_zero():
+            wait_until_tidy(folder)
+        elif folder.is_dir():
+            with locked(folder.parent):  # what another process is writing is not unfinished
+                tidy(folder)
     path = next(checkpoints.newest_first(folder), None)
     remedy = f"there is no whole checkpoint in {folder}"
     require(path is not None or subcommand == "fit", "ckpt_path", word, remedy)

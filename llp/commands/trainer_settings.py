@@ -20,9 +20,8 @@ def check_trainer_settings(settings: Any) -> None:
         require(value is None or value != 0, f"trainer.{name}", value, "nothing would be trained; leave it out")
     for name in ("val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"):
         value = settings[name]
-        is_off = name != "log_every_n_steps" and value is None
         is_time = isinstance(value, str | dict) or hasattr(value, "total_seconds")
-        require(is_off or is_time or value > 0, f"trainer.{name}", value, "set it to 1 or more")
+        require(value is None or is_time or value > 0, f"trainer.{name}", value, "set it to 1 or more")
     accumulated, norm = settings.accumulate_grad_batches, settings.gradient_clip_val
     require(accumulated >= 1, "trainer.accumulate_grad_batches", accumulated, "set it to 1 or more")
     require(norm is None or norm >= 0, "trainer.gradient_clip_val", norm, "set it above 0, or to null: no clipping")

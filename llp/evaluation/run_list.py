@@ -13,6 +13,8 @@ from tqdm import tqdm
 from llp.errors import require
 from llp.evaluation.tables import aligned, readable
 
+_NO_SETTINGS = {"name", "model.class_path", "trainer.default_root_dir", "data.init_args.cache_dir"}
+"""The run's name, its architecture, which has a column of its own, and where files lie."""
 _CONFIG, _RECORD, _VALIDATION, _TEST = "config.yaml", "run.json", "validation.json", "test.json"
 
 
@@ -135,14 +137,14 @@ def _score(row: dict[str, Any], step: int | None, complete: bool, text: str | No
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The settings that are not the same in all runs: the shortest name that tells them apart, to each run's value.
 
-    None stands where a run has no such setting. Names of runs, and the architecture, are no settings here.
+    None stands where a run has no such setting. Names of runs, the architecture and places of files are left out.
     """
     names = dict.fromkeys(name for run in runs for name in run.settings)  # in their order
     values = {name: [run.settings.get(name) for run in runs] for name in names}
     differing = {
         name: column
         for name, column in values.items()
-        if name not in ("name", "model.class_path") and any(value != column[0] for value in column)
+        if name not in _NO_SETTINGS and any(value != column[0] for value in column)
     }
     paths = {name: _path(name) for name in differing}
     return {_shortest(paths[name], list(paths.values())): column for name, column in differing.items()}

@@ -187,10 +187,15 @@ def check_tokenizer(checkpoint: dict[str, Any], data: Any) -> None:
 
 def shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
     """Names and shapes of the weights that a model of this class has with the given hyperparameters."""
+    return {name: weight.shape for name, weight in twin(hparams, model).state_dict().items()}
+
+
+def twin(hparams: dict[str, Any], model: LightningModule) -> LightningModule:
+    """A model of this class with the given hyperparameters, whose weights have shapes and take no memory."""
     with torch.device("meta"):
         twin = type(model)(**hparams)
         twin.configure_model()
-    return {name: weight.shape for name, weight in twin.state_dict().items()}
+    return twin
 
 
 def sha256(path: str | Path) -> str:

@@ -40,7 +40,7 @@ class RunSummary(Callback):
         where = f"step {step:,}" + ("" if total is None else f" of {total:,}")
         best, last = (_existing(path) for path in _paths(trainer))
         if self._started is None:
-            title, rows = f"Nothing to train: the run is at {where}", []
+            title, rows = f"Nothing to train: the run is at its end, step {step:,}", []
         else:
             title = f"{'Finished' if is_complete or total is None else 'Ended early'}: {where}"
             rows = [("trained", self._effort(trainer, time.perf_counter() - self._started))]

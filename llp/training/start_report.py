@@ -1,6 +1,7 @@
 """What is about to be trained, on what, and where: the first screen of a run."""
 
 import inspect
+import math
 import os
 import shlex
 import textwrap
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
 
 from llp.training.checkpoints import class_path
 from llp.training.initial_weights import InitialWeights
@@ -101,13 +103,16 @@ def _length(trainer: Any, per_step: int) -> str:
 
 def _validation(trainer: Any) -> str:
     """When the run is validated, and whether on all of its text."""
-    limit, interval = trainer.limit_val_batches, trainer.val_check_batch
-    if not sum(trainer.num_val_batches):
+    limit, interval, seconds = trainer.limit_val_batches, trainer.val_check_batch, trainer._val_check_time_interval
+    times, accumulated = [], trainer.accumulate_grad_batches
+    if seconds is not None:
+        times.append(f"every {tqdm.format_interval(seconds)}")
+    elif interval <= (total_steps(trainer) or math.inf) * accumulated:
+        times.append(f"every {_plural(interval // accumulated, 'step')}")
+    times += ["at the end"] if trainer.max_steps > 0 else []  # see `StepValidation`
+    if not sum(trainer.num_val_batches) or not times:
         return "never validated"
-    share = f" with limit_val_batches={limit}" if limit != 1.0 else ""
-    if not isinstance(interval, int) or interval > trainer.num_training_batches:
-        return f"validated{share} at the end"
-    return f"validated{share} every {interval // trainer.accumulate_grad_batches:,} steps and at the end"
+    return " ".join(["validated", *([f"with limit_val_batches={limit}"] if limit != 1.0 else []), " and ".join(times)])
 
 
 def _origins(trainer: Any) -> list[dict[str, Any]]:

@@ -25,3 +25,4 @@ class StepValidation(Callback):
     ) -> None:
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.val_check_batch = 1  # consulted right after this hook
+            trainer._val_check_time_interval = None  # type: ignore[attr-defined]  # an interval of time would come first

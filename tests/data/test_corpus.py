@@ -8,7 +8,7 @@ import pytest
 
 from datamodules import Bytes, SentencePiece
 from datamodules.token_files import blocks
-from datamodules.tokenizers import _sample
+from datamodules.tokenizers.sentence_piece import _sample
 from helpers.corpus import DOCUMENTS, Given
 from llp.errors import SettingError
 

@@ -110,7 +110,7 @@ def test_it_is_their_tokenizer(both):
 
 def test_it_is_restored_from_its_bytes_alone(both):
     _, tokenizer = both
-    restored = HuggingFaceTokenizer.restored(tokenizer.serialized())
+    restored = HuggingFaceTokenizer.restored(tokenizer.serialized(), tokenizer.settings())
     lines = [*LINES, *STRANGE]
     assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
     assert restored.decode(restored.encode(lines)) == "".join(lines)

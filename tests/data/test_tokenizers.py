@@ -43,7 +43,7 @@ def test_every_string_comes_back(tokenizer, text):
 
 
 def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
-    for restored in (type(tokenizer).restored(tokenizer.serialized()), type(tokenizer)()):
+    for restored in (type(tokenizer).restored(tokenizer.serialized(), tokenizer.settings()), type(tokenizer)()):
         restored.restore(tokenizer.serialized())  # whatever it was made with
         lines = [*LINES[:20], *STRANGE]
         assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
@@ -56,7 +56,7 @@ def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
 def test_a_restored_model_has_the_settings_of_a_given_one(tmp_path):
     SentencePiece(330).train(LINES, tmp_path)
     given = SentencePiece(model_file=str(tmp_path / "tokenizer.model"))
-    assert SentencePiece.restored(given.serialized()).settings() == given.settings()
+    assert SentencePiece.restored(given.serialized(), given.settings()).made_with == given.settings()
     for damaged in (b"", b"no model", given.serialized()[:-7]):
         with pytest.raises(ValueError, match="not a SentencePiece model"):
             SentencePiece().restore(damaged)
@@ -162,6 +162,28 @@ def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_r
     path = trained_elsewhere(tmp_path / "no_start", vocab_size=325, **{**right, "bos_id": -1})
     with pytest.raises(SettingError, match=r"model_file = .*: it has no start token; .*--bos_id=1"):
         SentencePiece(model_file=path)
+
+
+def test_what_determines_a_tokenizer(tmp_path):
+    """Beside the text: of a given model its content alone."""
+    settings = SentencePiece(330, "unigram", 50, 7).settings()
+    sizes = {"vocab_size": 330, "model_type": "unigram", "sample_lines": 50, "seed": 7}
+    assert settings == {"tokenizer": "sentencepiece", **sizes}
+    defaults = {"vocab_size": 32_000, "model_type": "bpe", "sample_lines": 500_000, "seed": 0}
+    assert SentencePiece().settings() == {"tokenizer": "sentencepiece", **defaults}
+    assert Bytes().settings() == {"tokenizer": "bytes"}
+    SentencePiece(330).train(LINES, tmp_path)
+    model = tmp_path / "tokenizer.model"
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    given = SentencePiece(model_file=str(model)).settings()
+    assert given == {"tokenizer": "sentencepiece", "model_sha256": digest}
+
+
+@pytest.mark.parametrize(("settings", "least"), [("vocab_size", 261), ("sample_lines", 1)])
+def test_the_least_that_a_tokenizer_takes(settings, least):
+    SentencePiece(**{settings: least})
+    with pytest.raises(SettingError, match=f"tokenizer.{settings} = {least - 1}"):
+        SentencePiece(**{settings: least - 1})
 
 
 @pytest.mark.parametrize("settings", [{}, {"sample_lines": 50}, {"model_type": "unigram"}])

@@ -51,6 +51,43 @@ def test_a_model_on_the_meta_device_is_materialised_module_by_module():
     assert torch.isfinite(model(torch.zeros(1, 5, dtype=torch.long))).all()
 
 
+def test_each_block_is_compiled_as_one_graph(monkeypatch):
+    """A block that can't be is an error, not a slow run."""
+    compiled = []
+
+    def record(function, **settings):
+        compiled.append((function.__self__, function.__name__, settings))
+        return function
+
+    monkeypatch.setattr(torch, "compile", record)
+    decoder = build("LLP", compile=True).decoder
+    assert compiled == [(block, "forward", {"fullgraph": True}) for block in decoder.layers]
+    compiled.clear()
+    build("LLP", compile=False)
+    assert compiled == []
+
+
+@pytest.mark.parametrize("name", ["LLP", "CompressedAttention"])
+def test_activation_checkpointing_computes_each_block_twice_and_the_same(name):
+    """Once forward and once backward in training; else once."""
+    tokens = torch.randint(19, (2, 14))
+    outcomes = {}
+    for on in (True, False):
+        model = build(name, activation_checkpointing=on).train()
+        calls = []
+        for number, block in enumerate(model.decoder.layers):
+            block.mlp.up.register_forward_hook(lambda *_, number=number, calls=calls: calls.append(number))
+        loss = model.decoder(tokens, tokens).mean
+        assert calls == [0, 1, 2]
+        gradients = torch.autograd.grad(loss, [*model.decoder.parameters()])
+        assert calls == ([0, 1, 2, 2, 1, 0] if on else [0, 1, 2])
+        outcomes[on] = [loss, *gradients]
+        calls.clear()
+        model.eval().decoder(tokens, tokens).mean.backward()
+        assert calls == [0, 1, 2]
+    torch.testing.assert_close(outcomes[True], outcomes[False], rtol=1e-12, atol=1e-12)
+
+
 def test_loss_is_the_cross_entropy_of_the_last_positions():
     decoder = build("LLP").decoder
     tokens, targets = torch.randint(19, (2, 2, 10))

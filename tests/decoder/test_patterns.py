@@ -131,3 +131,20 @@ def test_segment_pair_attention_never_holds_all_pairs():
         sizes.append(max(saved))
     assert sizes[1] <= 2.1 * sizes[0]
     assert sizes[1] < 512 * 512 / 8
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_the_forms_that_a_compiler_can_trace_have_the_same_masks(monkeypatch, merges):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: merges)
+    query, key, value = draw(3, 2, 7, 4), draw(3, 2, 7, 4), draw(3, 2, 7, 4)
+    tail = causal_attention(query[:, :, :3], key[:, :, :5], value[:, :, :5])
+    expected = masked_attention(query[:, :, :3], key[:, :, :5], value[:, :, :5], CAUSAL_TAIL)
+    torch.testing.assert_close(tail, expected, rtol=1e-12, atol=1e-12)
+    pairs = segment_pair_attention(query, key, value, segment_len=2)
+    torch.testing.assert_close(pairs, masked_attention(query, key, value, SEGMENT_PAIRS), rtol=1e-12, atol=1e-12)
+    # One part for the pairs of each sample, of whatever length: here two samples of 20 segments.
+    segments = draw(40, 1, 2, 4)
+    own, *parts = merged_attention.segment_pair_parts(segments, segments, batch=2)
+    assert own == (None, None, True)
+    assert parts == [((0, 1, 19), (0, 0, 19), False), ((0, 21, 19), (0, 20, 19), False)]

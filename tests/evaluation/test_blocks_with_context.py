@@ -63,15 +63,16 @@ TOKENS = np.arange(100, 124, dtype=np.uint8)
 
 
 def data(batch_size=1):
+    files = {
+        "validation": SimpleNamespace(tokens=TOKENS, documents=DOCUMENTS),
+        "test": SimpleNamespace(tokens=TOKENS[::-1].copy(), documents=DOCUMENTS),
+    }
     return SimpleNamespace(
         window_len=8,
         scoring_window_len="length asked for",
         scoring_stride="stride asked for",
         batch_size=batch_size,
-        files={
-            "validation": SimpleNamespace(tokens=TOKENS, documents=DOCUMENTS),
-            "test": SimpleNamespace(tokens=TOKENS[::-1].copy(), documents=DOCUMENTS),
-        },
+        checked_file=files.__getitem__,
     )
 
 

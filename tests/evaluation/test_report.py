@@ -8,18 +8,22 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from lightning.pytorch.trainer.states import TrainerFn
 
 import llp
 from datamodules import TextFiles
 from helpers.documents import Document
+from llp.errors import SettingError
 from llp.evaluation import provenance
+from llp.evaluation.certificate import Certificate
 from llp.evaluation.provenance import git_commit
-from llp.evaluation.report import scored_context, with_unigram
+from llp.evaluation.report import TestReport, scored_context, with_unigram
 from llp.evaluation.scoring import Score
 from llp.evaluation.tables import aligned, format_table, write_csv, write_json
 
@@ -359,3 +363,126 @@ def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
     row = json.loads((folder / "test.json").read_text())["rows"][0]
     assert row["words"] == row["plain_words"] < 300  # counted ones, in proportion
     assert "PARTIAL" in out
+
+
+# When and where
+
+
+class Reported:
+    """A scored split of two documents, 100 and 50 tokens; everything that the report asks is a stand-in."""
+
+    def __init__(self, monkeypatch, folder, scored=(100, 50), stage=TrainerFn.TESTING, ckpt_path=None):
+        self.asked = []
+        documents = [Document("a", 100, 40, 600), Document("b", 50, 20, 300)]
+        self.model = SimpleNamespace(
+            score=Score(documents), context_lens=lambda n: torch.arange(1, n + 1), loaded_from=None
+        )
+        for number, n in enumerate(scored):
+            self.model.score.update(torch.full((1, n), 2.0), torch.tensor([number]))
+
+        def loader(split):
+            return SimpleNamespace(
+                split=split,
+                protocol={"stride": 9},
+                documents=documents,
+                window_shapes=Counter({(10, 10, True): 1}),
+                unigram_nats=lambda: self.asked.append("unigram") or [500.0, 250.0],
+            )
+
+        monkeypatch.setattr(
+            "llp.evaluation.report.model_protocol", lambda model, path: {"model": "m", "checkpoint": path}
+        )
+        monkeypatch.setattr(
+            "llp.evaluation.report.format_table",
+            lambda rows, protocol: f"table of {len(rows)} rows, {len(protocol)} notes",
+        )
+        certificate = Certificate()
+        certificate.outcome = {"causal": True}
+        self.trainer = SimpleNamespace(
+            state=SimpleNamespace(fn=stage),
+            is_global_zero=True,
+            test_dataloaders=loader("test"),
+            val_dataloaders=loader("validation"),
+            callbacks=[object(), certificate],
+            ckpt_path=ckpt_path,
+            log_dir=None,
+            default_root_dir=str(folder),
+            limit_test_batches=0.0,
+            limit_val_batches=0.5,
+        )
+
+    def __call__(self):
+        TestReport().teardown(self.trainer, self.model, "any")
+
+
+def test_a_whole_report_stands_beside_its_baseline_in_its_file(monkeypatch, tmp_path, capsys):
+    reported = Reported(monkeypatch, tmp_path)
+    reported()
+    content = json.loads((tmp_path / "test.json").read_text())
+    assert content["protocol"] == {
+        "model": "m",
+        "checkpoint": None,
+        "stride": 9,
+        "complete": True,
+        "context_least": None,
+        "context_mean": 5.5,
+        "certificate": {"causal": True},
+    }
+    assert [(row["split"], row["document"], row["tokens"]) for row in content["rows"]] == [
+        ("test", None, 150), ("test", "a", 100), ("test", "b", 50)
+    ]  # fmt: skip
+    assert [row["loss"] for row in content["rows"]] == [2.0] * 3
+    assert [row["unigram_loss"] for row in content["rows"]] == [5.0] * 3
+    out = capsys.readouterr().out
+    written = f"Written to {tmp_path / 'test.json'} and {tmp_path / 'test.csv'}\n"
+    assert out == f"table of 3 rows, 7 notes\n{written}"
+    assert (tmp_path / "test.csv").read_text().count("\n") == 4
+
+
+def test_a_report_of_a_part_says_so_and_has_no_baseline(monkeypatch, tmp_path, capsys):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    path = str(tmp_path / "run/checkpoints/best.ckpt")
+    reported = Reported(monkeypatch, tmp_path, scored=(100, 20), stage=TrainerFn.VALIDATING, ckpt_path=path)
+    reported()
+    content = json.loads((tmp_path / "run/validation.json").read_text())  # in the run of the checkpoint
+    assert content["protocol"] == {"model": "m", "checkpoint": path, "stride": 9, "complete": False}
+    assert [(row["split"], row["tokens"]) for row in content["rows"]] == [
+        ("validation", 120), ("validation", 100), ("validation", 20)
+    ]  # fmt: skip
+    assert "unigram_loss" not in content["rows"][0]
+    assert reported.asked == []
+    expected = "PARTIAL: 120 of 150 tokens were scored; words and bytes are scaled in proportion.\n"
+    assert expected in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints", "validation.json", "validation.csv"}
+
+
+@pytest.mark.parametrize("stage", [TrainerFn.FITTING, TrainerFn.PREDICTING])
+def test_only_tests_and_validations_of_their_own_report(monkeypatch, tmp_path, capsys, stage):
+    Reported(monkeypatch, tmp_path, stage=stage)()
+    assert [*tmp_path.iterdir()] == []
+    assert capsys.readouterr().out == ""
+
+
+def test_only_the_first_process_reports_and_all_sum_up(monkeypatch, tmp_path, capsys):
+    reported = Reported(monkeypatch, tmp_path)
+    reported.trainer.is_global_zero = False
+    rows = reported.model.score.rows
+    monkeypatch.setattr(reported.model.score, "rows", lambda: reported.asked.append("rows") or rows())
+    reported()
+    assert reported.asked == ["rows"]
+    assert [*tmp_path.iterdir()] == []
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (TrainerFn.TESTING, r"^trainer.limit_test_batches = 0.0: nothing was scored"),
+        (TrainerFn.VALIDATING, r"^trainer.limit_val_batches = 0.5: nothing was scored"),
+    ],
+)
+def test_where_nothing_was_scored_there_is_no_report(monkeypatch, tmp_path, stage, message):
+    reported = Reported(monkeypatch, tmp_path, stage=stage)
+    del reported.model.score
+    with pytest.raises(SettingError, match=message):
+        reported()

@@ -84,6 +84,14 @@ def test_only_settings_that_differ_are_shown_under_short_names(tmp_path):
     assert differing_settings(find_runs(tmp_path)[:1]) == {}
 
 
+def test_places_of_files_are_no_settings(tmp_path):
+    make_run(tmp_path, "a")
+    trainer = {"max_steps": 6, "callbacks": None, "default_root_dir": "elsewhere"}
+    make_run(tmp_path, "b", settings={"trainer": trainer, "data": {**CONFIG["data"], "init_args": {
+        **CONFIG["data"]["init_args"], "cache_dir": "elsewhere"}}})  # fmt: skip
+    assert differing_settings(find_runs(tmp_path)) == {}
+
+
 def test_the_table(tmp_path):
     make_run(tmp_path, "long-name", validation=1.75, test=1.5, dim=32)
     make_run(tmp_path, "other", validation=2.5, state="running")

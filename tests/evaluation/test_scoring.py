@@ -91,6 +91,8 @@ def test_default_windows():
     assert build("LLP").scoring_window(16) == (24, 12)
     assert build("LLP").scoring_window(16, window_len=32) == (32, 20)
     assert build("LLP").scoring_window(16, stride=4) == (16, 4)
+    assert build("LLP").scoring_window(4) == (24, 12)  # a training window of one segment
+    assert build("LLP", segment_len=1).scoring_window(1, stride=1) == (4, 1)
     assert build("Transformer").scoring_window(16) == (16, 8)
     assert build("Transformer").scoring_window(16, 10, 10) == (10, 10)
     for window_len, stride in ((16, 17), (16, 0), (0, None)):

@@ -135,6 +135,47 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, work, monkeypat
     assert len(named) >= 3
 
 
+@pytest.mark.parametrize("keeps_older", [True, False])
+def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_older):
+    path = tmp_path / "test.json"
+    path.write_text("old")
+
+    def fail(error):
+        with run_folder.whole_file(path, keeps_older) as temporary:
+            temporary.write_text("half of it")
+            assert path.read_text() == "old"
+            raise error
+
+    for error in (OSError, KeyboardInterrupt):
+        with pytest.raises(error):
+            fail(error)
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "old"}
+    with run_folder.whole_file(path, keeps_older) as temporary:
+        temporary.write_text("new")
+    older = {"test-1.json": "old"} if keeps_older else {}
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "new", **older}
+
+
+def test_a_folder_is_on_the_disk_with_all_that_it_holds(tmp_path, monkeypatch):
+    """Before it has its name; then the name itself, which is in the folder above."""
+    whole, path = tmp_path / "whole", tmp_path / "at/its/place"
+    (whole / "deep/deeper").mkdir(parents=True)
+    path.parent.mkdir(parents=True)
+    for name in ("a", "deep/b", "deep/deeper/c"):
+        (whole / name).write_text(name)
+    inside = {entry.stat().st_ino for entry in (whole, *whole.rglob("*"))}
+    assert len(inside) == 6
+    steps, fsync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: steps.append(os.fstat(file).st_ino) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *names: steps.append("replace") or rename(*names))
+    monkeypatch.setattr(os, "rename", lambda *names: steps.append("replace") or rename(*names))
+    run_folder.move_into_place(whole, path)
+    assert steps.index("replace") == 6
+    assert set(steps[:6]) == inside
+    assert steps[7:] == [path.parent.stat().st_ino]
+    assert (path / "deep/deeper/c").read_text() == "deep/deeper/c"
+
+
 def test_what_was_logged_is_on_the_disk_before_the_checkpoint(run, work, monkeypatch):
     """Else a run that is killed just after would leave out a piece of its curves for good."""
     saved, seen = torch.save, []

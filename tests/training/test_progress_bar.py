@@ -38,8 +38,7 @@ def test_nothing_is_glued_to_the_bar(work):
     )
     lines = screen(written)
     assert status == 130, written
-    begin = next(number for number, line in enumerate(lines) if not line.startswith("wikitext103: encoding"))
-    assert lines[begin].startswith("Noisy on WikiText103: ")
+    assert sum(line.startswith("Noisy on WikiText103: ") for line in lines) == 1
     for words in ("GPU", "TPU", "HPU", "Tip", "FLOPs", "Epoch", "v_num", "Seed set"):
         assert words not in written, words
     bar = r"step \d of 6 \|.{30}\| (\?|\d\d:\d\d) left(, loss \d\.\d{3}(, [\d,]+ tokens/s)?|, validating.*)?"

@@ -101,13 +101,17 @@ def test_a_monitor_of_ones_own_says_what_is_best(run, losses):
     assert ["best" in line for line in validation_lines(out)] == [True, True, False]
 
 
-def test_a_run_that_has_come_to_its_end_says_so(run, trained):
-    status, out, err = run("fit", "--ckpt_path", "lightning_logs/run/checkpoints/last.ckpt")
+def test_a_run_whose_epochs_are_over_says_so(run, work):
+    epochs = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--trainer.limit_train_batches", 3)
+    epochs += ("--trainer.val_check_interval", 3)
+    assert run("fit", "--config", "tiny.yaml", "--name", "run", *epochs)[0] == 0
+    last = "lightning_logs/run/checkpoints/last.ckpt"
+    status, out, err = run("fit", "--ckpt_path", last, "--trainer.max_epochs", 1)
     assert status == 0, err
     title, rows = last_screen(out)
-    assert title == "Nothing to train: the run is at step 6 of 6"
+    assert title == "Nothing to train: the run is at its end, step 6"
     assert "trained" not in rows
-    assert rows["next"][-1] == "llp fit --ckpt_path lightning_logs/run/checkpoints/last.ckpt --trainer.max_steps 12"
+    assert rows["next"][-1] == f"llp fit --ckpt_path {last} --trainer.max_epochs 2"
 
 
 def test_a_run_that_ends_early_goes_on_as_it_is(run, work, losses):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import llp
+from helpers.runs import curves
 from llp.training import throughput
 from llp.training.run_summary import RunSummary
 from llp.training.start_report import StartReport, changed_settings
@@ -69,6 +70,20 @@ def test_accumulated_and_resumed(screen, work):
     tokens = 4 * 128 + 4 * 256
     length = f"resumed from step 4 of 8, {tokens:,} trained tokens in all"
     assert rows["run"] == f"{length}; validated with limit_val_batches=3 every 2 steps and at the end; seed 0"
+
+
+def test_when_a_run_is_validated(screen, work):
+    """As it will be: one that ends with its epochs has no last validation."""
+    longer = ("--trainer.val_check_interval", 100)
+    assert "; validated at the end; " in screen(*longer)["run"]
+    epoch = ("--trainer.max_steps", -1, "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 5)
+    assert screen(*epoch)["run"] == "5 steps, 640 trained tokens in all; validated every 4 steps; seed 0"
+    assert "; never validated; " in screen(*epoch, *longer)["run"]
+    two_epochs = (*epoch, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 7)
+    assert "10 steps, 1,280 trained tokens in all; validated every 7 steps; " in screen(*two_epochs)["run"]
+    timed = ("--trainer.val_check_interval", "00:00:02:30", "--name", "timed")
+    assert "; validated every 02:30 and at the end; " in screen(*timed)["run"]
+    assert [step for step, _ in curves(work / "lightning_logs/timed")["val/loss"]] == [5]
 
 
 def test_a_start_from_another_runs_weights(screen):

@@ -1,0 +1,129 @@
+"""A disk that is full, or may not be written: what failed, where, and how to go on; nothing whole is lost."""
+
+import errno
+import re
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from helpers.refusals import assert_one_message
+from llp.training import run_checkpoint
+
+FIT = ("fit", "--config", "tiny.yaml", "--name", "run")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str, *options: str):
+    """A file system of its own in the folder; the test is skipped where none may be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(folder)]
+    try:
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("no file system may be mounted here")
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "file"),
+    [("4k", "config.yaml"), ("24k", "checkpoints/best.ckpt"), ("300k", "checkpoints/last.ckpt")],
+)  # fmt: skip
+def test_a_full_disk_for_real(run, work, size, file):
+    with small_disk(work / "disk", size) as disk:
+        outcome = run(*FIT, "--trainer.default_root_dir", disk)
+        run_folder = disk / "lightning_logs/run"
+        assert_one_message(
+            outcome, f"{run_folder / file}: No space left on device; make room there, or write elsewhere"
+        )
+        assert {path.name for path in (run_folder / "checkpoints").glob("*")} <= {"best.ckpt"}  # whole ones alone
+        if file == "checkpoints/last.ckpt":
+            goes_on = "Go on from step 4 with: llp fit --ckpt_path disk/lightning_logs/run/checkpoints/best.ckpt"
+            assert goes_on in outcome[2]
+            assert torch.load(run_folder / "checkpoints/best.ckpt", weights_only=True)["global_step"] == 4
+        elif file == "checkpoints/best.ckpt":
+            assert "Nothing was saved yet." in outcome[2]
+
+
+def test_a_folder_that_may_only_be_read_for_real(run, work):
+    with small_disk(work / "disk", "1m", "ro") as disk:
+        outcome = run(*FIT, "--trainer.default_root_dir", disk)
+        assert_one_message(
+            outcome, f"{disk / 'lightning_logs'}: Read-only file system; allow this user to, or use another"
+        )
+
+
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_later_checkpoint_that_fails_leaves_the_one_before(run, work, monkeypatch, error):
+    save, calls = torch.save, []
+
+    def failing(checkpoint, stream):
+        calls.append(checkpoint["global_step"])
+        if calls[-1] > 4:
+            stream.write(b"half")
+            raise OSError(error, "in torch's words")
+        save(checkpoint, stream)
+
+    monkeypatch.setattr(run_checkpoint.torch, "save", failing)
+    outcome = run(*FIT)
+    folder = work / "lightning_logs/run/checkpoints"
+    assert_one_message(outcome, "lightning_logs/run/checkpoints/best.ckpt: ")
+    last = "lightning_logs/run/checkpoints/last.ckpt"
+    assert f"Go on from step 4 with: llp fit --ckpt_path {last}" in outcome[2]
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    monkeypatch.setattr(run_checkpoint.torch, "save", save)
+    status, _, err = run("fit", "--ckpt_path", last)
+    assert status == 0, err
+
+
+def test_the_system_s_error_is_said_where_torch_s_writer_hides_it(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    with pytest.raises(OSError, match="No space left") as caught:
+        run_checkpoint.StreamedCheckpointIO().save_checkpoint({"weights": torch.zeros(100_000)}, "/dev/full")
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("good_records", [0, 12, 40])
+def test_tensorboards_file_that_can_not_be_written_ends_the_run_in_one_message(run, work, monkeypatch, good_records):
+    write, written = RecordWriter.write, []
+
+    def failing(self, data):
+        written.append(data)
+        if len(written) > good_records:
+            no_space()
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", failing)
+    outcome = run(*FIT, "--trainer.max_steps", 40, "--trainer.val_check_interval", 10)
+    assert_one_message(outcome, "lightning_logs/run")
+    assert re.search(r"lightning_logs/run\S*: No space left on device; make room there", outcome[2])
+
+
+@pytest.mark.parametrize("file", ["test.json", "test.csv"])
+def test_a_report_that_can_not_be_written_is_named_and_leaves_the_older_one(run, trained, monkeypatch, file):
+    assert run("test", "--ckpt_path", trained)[0] == 0
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    synchronize = Path.replace
+
+    def failing(self, target):
+        if Path(target).name == file:
+            no_space()
+        return synchronize(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    assert_one_message(run("test", "--ckpt_path", trained), f"{trained / file}: No space left on device; make room")
+    after = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert set(before.values()) <= set(after.values())
+    assert not list(trained.glob(".*"))

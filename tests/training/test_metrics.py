@@ -1,0 +1,236 @@
+"""What a run logs of its steps, by hand on a clock that is set; when it validates; what each batch is seeded with."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from llp.training import metrics, step_validation, throughput
+from llp.training.metrics import RunMetrics, log_step
+from llp.training.step_seed import StepSeed
+from llp.training.step_validation import StepValidation
+
+
+class Job:
+    """Two ranks' trainer, model and clock; figures are logged every second optimizer step."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.logged, self.shown, self.peaks = 100.0, [], [], []
+        self.accumulates = False
+        monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(metrics, "peak_flops", lambda *of: (self.peaks.append(of), 1000.0)[1])
+        logger = SimpleNamespace(log_metrics=lambda figures, step: self.logged.append((figures, step)))
+        self.trainer = SimpleNamespace(
+            world_size=2,
+            precision="bf16-mixed",
+            log_every_n_steps=2,
+            global_step=0,
+            loggers=[logger, logger],
+            fit_loop=SimpleNamespace(_should_accumulate=lambda: self.accumulates),
+            train_dataloader=SimpleNamespace(seconds=1.0),
+            state=SimpleNamespace(fn=TrainerFn.FITTING),
+            sanity_checking=False,
+        )
+        self.model = SimpleNamespace(
+            device=torch.device("cpu"), log=lambda *args, **kwargs: self.shown.append((args, kwargs))
+        )
+        self.callback = RunMetrics()
+
+    def start(self):
+        self.callback.on_train_start(self.trainer, self.model)
+
+    def batch(self, until, waited, loss, rate, accumulates=False):
+        """One that ends at `until`: 10 trained of 16 tokens and 500 FLOPs on each rank."""
+        self.now, self.accumulates = until, accumulates
+        self.trainer.train_dataloader.seconds += waited
+        self.model.step_loss = torch.tensor(loss)
+        if not accumulates:
+            optimizer = SimpleNamespace(param_groups=[{"lr": rate}, {"lr": 77.0}])
+            self.callback.on_before_optimizer_step(self.trainer, self.model, optimizer)
+            self.trainer.global_step += 1
+        outputs = {"trained_tokens": 10, "input_tokens": 16, "flops": 500}
+        self.callback.on_train_batch_end(self.trainer, self.model, outputs, None, 0)
+
+    def validate(self, start, end):
+        self.now = start
+        self.callback.on_validation_start(self.trainer, self.model)
+        self.now = end
+        self.callback.on_validation_end(self.trainer, self.model)
+
+
+def test_figures_of_logged_steps(monkeypatch):
+    job = Job(monkeypatch)
+    job.start()
+    assert job.peaks == [(torch.device("cpu"), torch.bfloat16)]
+    job.batch(103.0, 0.5, loss=4.0, rate=0.1)
+    assert job.logged == []
+    job.validate(104.0, 114.0)  # the ten seconds are not training's
+    job.batch(116.0, 1.0, loss=3.0, rate=0.2)  # 3 + 1 + 2 s
+    figures = {
+        "train/loss": 3.0,
+        "train/learning_rate": 0.2,
+        "train/tokens": 40.0,  # 10 a rank and batch
+        "train/input_tokens": 64.0,
+        "train/tokens_per_second": pytest.approx(40 / 6),
+        "train/mfu": pytest.approx(2000 / 6 / 2000),  # two ranks compute at most 1000 each
+        "train/data_wait": pytest.approx(1.5 / 6),
+    }
+    assert job.logged == [(figures, 1)] * 2  # the second step, counted from 0, to each logger
+    assert all(type(value) is float for value in job.logged[0][0].values())
+    assert job.shown == [(("tokens/s", pytest.approx(40 / 6)), {"prog_bar": True, "logger": False})]
+
+    # The next two steps, the first of two batches; rates are those since the last figures.
+    job.batch(117.0, 0.0, loss=math.nan, rate=0.0, accumulates=True)  # `global_step` is still 2
+    job.batch(118.0, 0.25, loss=2.0, rate=0.3)
+    assert len(job.logged) == 2
+    job.batch(120.0, 0.25, loss=1.0, rate=0.4)
+    figures = {
+        "train/loss": 1.0,
+        "train/learning_rate": pytest.approx(0.4),
+        "train/tokens": 100.0,
+        "train/input_tokens": 160.0,
+        "train/tokens_per_second": 60 / 4,
+        "train/mfu": 3000 / 4 / 2000,
+        "train/data_wait": 0.5 / 4,
+    }
+    assert job.logged[2:] == [(figures, 3)] * 2
+
+
+def test_counts_go_on_in_a_resumed_run_and_rates_do_not(monkeypatch):
+    job = Job(monkeypatch)
+    assert job.callback.state_dict() == {"tokens": 0, "input_tokens": 0, "seconds": 0.0}
+    job.callback.load_state_dict({"tokens": 1000, "input_tokens": 2000, "seconds": 50.0})
+    job.start()
+    job.batch(101.0, 0.0, loss=1.0, rate=0.1)
+    job.batch(104.0, 0.0, loss=1.0, rate=0.1)
+    (figures, _), _ = job.logged
+    assert (figures["train/tokens"], figures["train/input_tokens"]) == (1040, 2064)
+    assert figures["train/tokens_per_second"] == 40 / 4
+    assert job.callback.state_dict() == {"tokens": 1040, "input_tokens": 2064, "seconds": 54.0}
+
+
+def test_a_validation_that_is_none_of_training_is_not_counted(monkeypatch):
+    job = Job(monkeypatch)
+    job.start()
+    job.trainer.sanity_checking = True
+    job.validate(103.0, 105.0)
+    job.trainer.sanity_checking = False
+    job.trainer.state.fn = TrainerFn.VALIDATING
+    job.validate(109.0, 110.0)
+    assert job.callback.seconds == 0
+    job.batch(112.0, 0.0, loss=1.0, rate=0.1)
+    assert job.callback.seconds == 2
+
+
+def test_a_loader_that_does_not_know_leaves_the_wait_open(monkeypatch):
+    job = Job(monkeypatch)
+    job.trainer.train_dataloader = object()
+    job.callback.on_train_start(job.trainer, job.model)
+    job.trainer.train_dataloader = SimpleNamespace(seconds=3.0)
+    job.batch(101.0, 0.0, loss=1.0, rate=0.1)
+    job.batch(102.0, 0.0, loss=1.0, rate=0.1)
+    assert math.isnan(job.logged[0][0]["train/data_wait"])
+
+
+def test_steps_that_are_logged():
+    logged = []
+    logger = SimpleNamespace(log_metrics=lambda figures, step: logged.append((figures, step)))
+    trainer = SimpleNamespace(log_every_n_steps=3, loggers=[logger])
+    for step in range(1, 8):
+        log_step(trainer, {"a": torch.tensor(step)}, step)
+    assert logged == [({"train/a": 3.0}, 2), ({"train/a": 6.0}, 5)]
+
+
+# What a device could do
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    [
+        ({256: [0.02, 0.03, 0.011]}, 256),  # the shortest of three counts
+        ({256: [0.5, 0.01, 0.5], 512: [0.5, 0.5, 0.02]}, 512),
+        ({256: [1, 1, 0.001], 512: [1, 0.002, 1], 1024: [0.004, 1, 1], 2048: [0.016, 1, 1]}, 2048),
+        ({size: [0.001] * 3 for size in (256, 512, 1024, 2048, 4096, 8192)}, 8192),  # however fast: no larger one
+    ],
+)
+def test_the_rate_is_that_of_the_first_product_that_takes_a_while(monkeypatch, seconds, size):
+    asked = []
+
+    def ones(*shape, device, dtype):
+        asked.append((shape, device, dtype))
+        return shape[0]
+
+    taken = {n: iter(times) for n, times in seconds.items()}
+    monkeypatch.setattr(throughput, "_seconds_of_square", lambda n: next(taken[n]))
+    monkeypatch.setattr(torch, "ones", ones)
+    rate = throughput.matrix_rate(torch.device("meta"), torch.float16)
+    assert rate == pytest.approx(2 * size**3 / min(seconds[size]))  # a multiplication and an addition each
+    assert asked == [((n, n), torch.device("meta"), torch.float16) for n in seconds]
+
+
+def test_a_peak_is_the_makers_or_else_measured(monkeypatch):
+    monkeypatch.setattr(throughput, "matrix_rate", lambda device, dtype: (device.type, dtype))
+    known = {("cuda", torch.bfloat16): 5e14}
+    monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: known.get((device.type, dtype)))
+    assert throughput.peak_flops(torch.device("cuda"), torch.bfloat16) == 5e14
+    assert throughput.peak_flops(torch.device("cuda"), torch.float32) == ("cuda", torch.float32)
+    assert throughput.peak_flops(torch.device("cpu"), torch.bfloat16) == ("cpu", torch.bfloat16)
+
+
+# When a run validates
+
+
+@pytest.mark.parametrize(
+    ("interval", "accumulated", "expected"),
+    [(5, 2, 6), (6, 2, 6), (7, 3, 9), (1, 4, 4), (4, 1, 4), (math.inf, 2, math.inf)],
+)
+def test_a_run_validates_in_whole_optimizer_steps(monkeypatch, interval, accumulated, expected):
+    """And says so only where it is another interval than was set."""
+    said = []
+    monkeypatch.setattr(step_validation, "rank_zero_info", said.append)
+    trainer = SimpleNamespace(val_check_batch=interval, accumulate_grad_batches=accumulated)
+    StepValidation().on_train_start(trainer, None)
+    assert trainer.val_check_batch == expected
+    change = f"Validating every {expected} batches, in whole optimizer steps"
+    assert said == ([] if expected == interval else [change])
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "step", "expected"), [(6, 5, 4), (6, 6, 1), (6, 7, 1), (1, 1, 1), (0, 0, 4), (-1, 9, 4)]
+)
+def test_a_run_validates_after_its_last_step(max_steps, step, expected):
+    trainer = SimpleNamespace(val_check_batch=4, max_steps=max_steps, global_step=step)
+    StepValidation().on_train_batch_end(trainer, None, None, None, 0)
+    assert trainer.val_check_batch == expected
+
+
+# What a batch is seeded with
+
+
+def seeded(batch, rank, seed=None, monkeypatch=None):
+    if seed is None:
+        monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    else:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
+    StepSeed().on_train_batch_start(SimpleNamespace(fit_loop=loop, global_rank=rank), None, None, 0)
+    return torch.initial_seed()
+
+
+def test_each_batch_of_each_rank_and_run_has_its_seed(monkeypatch):
+    seeds = {
+        (seed, batch, rank): seeded(batch, rank, seed, monkeypatch)
+        for seed in (0, 1, 2)
+        for batch in (0, 1, 2)
+        for rank in (0, 1, 2)
+    }
+    assert len(set(seeds.values())) == 27
+    assert all(seeded(batch, rank, seed, monkeypatch) == value for (seed, batch, rank), value in seeds.items())
+    assert seeded(1, 2, None, monkeypatch) == seeds[0, 1, 2]
+    # As many bits as torch takes without a sign: half of the seeds are above 2^62.
+    words = np.random.SeedSequence([2, 1, 0]).generate_state(1, np.uint64)
+    assert seeds[2, 1, 0] == int(words[0]) // 2
+    assert max(seeds.values()) >= 2**62
