@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from itertools import count
 from pathlib import Path
 
@@ -107,6 +108,40 @@ def test_a_link_leads_to_a_checkpoint_at_any_time(tmp_path):
             break
     run_folder.tidy(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "one.ckpt", "two.ckpt"]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    """What `publish` leaves behind if it is killed between its steps, `tidy` mends."""
+    path = tmp_path / "last.ckpt"
+    for content in ("old", "new"):
+        run_folder.unfinished(path).mkdir()
+        (run_folder.unfinished(path) / content).touch()
+        run_folder.publish(path)
+        assert [file.name for file in path.iterdir()] == [content]
+    path.rename(tmp_path / ".last.ckpt.replaced")
+    run_folder.unfinished(path).mkdir()
+    run_folder.tidy(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    run_folder.unfinished(path).write_text("one file")
+    run_folder.publish(path)
+    assert path.read_text() == "one file"
+    run_folder.unfinished(path).mkdir()
+    run_folder.publish(path)
+    assert path.is_dir()
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_other_processes_wait_until_all_is_in_its_place(tmp_path):
+    """Else they could choose another checkpoint than the first one does."""
+    (tmp_path / ".last.ckpt.replaced").mkdir()
+    waiting = threading.Thread(target=run_folder.wait_until_tidy, args=(tmp_path,))
+    waiting.start()
+    waiting.join(timeout=0.3)
+    assert waiting.is_alive()
+    run_folder.tidy(tmp_path)
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+    assert (tmp_path / "last.ckpt").is_dir()
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, work, monkeypatch):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from helpers.signal_handlers import handlers_restored
 from llp.decoder.decoder import Block, Decoder
 from llp.evaluation.scoring import Score
 from llp.language_model import LanguageModel
-from llp.run_folder import publish, tidy, unfinished, wait_until_tidy
 from llp.training.interruption import LISTENER, Stopped
 
 
@@ -213,40 +211,6 @@ def test_a_checkpoint_appears_whole_or_not_at_all(run, work, trained, monkeypatc
     monkeypatch.setattr(torch, "save", save)
     assert run("fit", "--ckpt_path", trained / "checkpoints/last.ckpt", "--trainer.max_steps", 8)[0] == 0
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-
-
-def test_a_folder_takes_the_place_of_another(tmp_path):
-    """What `publish` leaves behind if it is killed between its steps, `tidy` mends."""
-    path = tmp_path / "last.ckpt"
-    for content in ("old", "new"):
-        unfinished(path).mkdir()
-        (unfinished(path) / content).touch()
-        publish(path)
-        assert [file.name for file in path.iterdir()] == [content]
-    path.rename(tmp_path / ".last.ckpt.replaced")
-    unfinished(path).mkdir()
-    tidy(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-    unfinished(path).write_text("one file")
-    publish(path)
-    assert path.read_text() == "one file"
-    unfinished(path).mkdir()
-    publish(path)
-    assert path.is_dir()
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_other_processes_wait_until_all_is_in_its_place(tmp_path):
-    """Else they could choose another checkpoint than the first one does."""
-    (tmp_path / ".last.ckpt.replaced").mkdir()
-    waiting = threading.Thread(target=wait_until_tidy, args=(tmp_path,))
-    waiting.start()
-    waiting.join(timeout=0.3)
-    assert waiting.is_alive()
-    tidy(tmp_path)
-    waiting.join(timeout=10)
-    assert not waiting.is_alive()
-    assert (tmp_path / "last.ckpt").is_dir()
 
 
 def test_a_job_has_a_folder_of_its_own(run, work, monkeypatch):
