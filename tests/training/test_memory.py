@@ -97,7 +97,7 @@ def test_memory_that_runs_out_in_a_step_is_one_message_with_what_lowers_it(run, 
         "fsdp2",
     ):
         assert words in err
-    assert "Nothing was saved yet." in err
+    assert "No checkpoint has been saved yet." in err
 
 
 def test_a_real_allocation_that_can_not_be_is_one_message(run, work, monkeypatch):
