@@ -39,7 +39,8 @@ def test_a_class_is_named_by_its_shortest_path(package):
 
 @pytest.mark.parametrize("path", ["nowhere_at_all.Model", "llp.NoSuchModel"])
 def test_a_class_that_can_not_be_imported_is_told_so(path):
-    with pytest.raises(SettingError, match=f"^class_path = {path}: the checkpoint holds one, and it can't be imported"):
+    message = f"^class_path = {path}: the checkpoint needs this class, which can't be imported"
+    with pytest.raises(SettingError, match=message):
         checkpoints.import_class(path)
 
 
@@ -53,7 +54,7 @@ def test_a_tokenizer_is_kept_whole():
         "fingerprint": "bytes",
         "start_token": 256,
     }
-    assert (content.dtype, content.tolist()) == (torch.uint8, [0])  # an empty tensor can't be made of nothing
+    assert (content.dtype, content.tolist()) == (torch.uint8, [])
     assert checkpoints.stored_tokenizer(SimpleNamespace()) is None
     assert checkpoints.stored_tokenizer(SimpleNamespace(tokenizer=None)) is None
 
@@ -64,7 +65,7 @@ def test_a_tokenizer_comes_back_byte_for_byte(package):
             return bytes(range(256))
 
         @classmethod
-        def restored(cls, data):
+        def restored(cls, data, made_with):
             assert type(data) is bytes
             return data
 
@@ -174,14 +175,14 @@ def test_a_checkpoint_of_the_same_weights_fits():
 @pytest.mark.parametrize(
     ("architecture", "settings", "message"),
     [
-        ("Transformer", {}, r"^model.class_path = llp.LLP: the checkpoint holds a llp.Transformer; name that class$"),
+        ("Transformer", {}, r"^model.class_path = llp.LLP: the checkpoint is of llp.Transformer; use that class$"),
         ("LLP", {"n_heads": 4}, r"^model.init_args.n_heads = 2: the checkpoint has 4$"),
         ("LLP", {"tie_embeddings": True}, r"^model.init_args.tie_embeddings = False: the checkpoint has True$"),
         ("LLP", {"vocab_size": 20}, r"^vocab_size = 19: the checkpoint has 20; use the tokenizer settings of its run$"),
         (
             "LLP",
             {"dim": 32},
-            r"^model.init_args.dim = 16: the checkpoint has 32, and other weights \(decoder.embed.weight\)$",
+            r"^model.init_args.dim = 16: the checkpoint has 32, so its weights differ \(decoder.embed.weight\)$",
         ),
         (
             "LLP",
@@ -192,7 +193,7 @@ def test_a_checkpoint_of_the_same_weights_fits():
         (
             "LLP",
             {"n_layers": 2},
-            r"^model.init_args.n_layers = 3: the checkpoint has 2, and other weights "
+            r"^model.init_args.n_layers = 3: the checkpoint has 2, so its weights differ "
             r"\(decoder.layers.2.attention_norm.weight\)$",
         ),
     ],

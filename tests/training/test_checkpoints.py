@@ -313,7 +313,9 @@ def test_for_a_checkpoint_that_can_not_be_used_another_is_named(tmp_path):
     with pytest.raises(SettingError, match=f"^ckpt_path = {missing}: there is no such file; give the path of a check"):
         checkpoints.read(missing)
     cut.write_bytes(b"")
-    with pytest.raises(SettingError, match=r"is truncated or no checkpoint \(.+\); give the path of a checkpoint"):
+    with pytest.raises(
+        SettingError, match=r"is truncated or is not a checkpoint \(.+\); give the path of a checkpoint"
+    ):
         checkpoints.read(cut)
     foreign = write(tmp_path / "foreign.ckpt", 30)
     whole = write(tmp_path / "whole.ckpt", 20)

@@ -71,7 +71,7 @@ def test_a_job_that_never_moves_is_counted_from_its_start():
     job = Job(2)
     for _ in range(3):
         job.period()
-    assert job.stalled(30.0) == "rank 0, rank 1 has not moved for 30 s, and the others wait for it"
+    assert job.stalled(30.0) == "rank 0, rank 1 made no progress for 30 s while the others waited"
     assert job.stalled(30.1) is None
 
 

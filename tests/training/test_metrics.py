@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llp.training import metrics, step_validation, throughput
+from llp.training import metrics, step_validation
 from llp.training.metrics import RunMetrics, log_step
 from llp.training.step_seed import StepSeed
 from llp.training.step_validation import StepValidation
@@ -21,7 +21,7 @@ class Job:
         self.now, self.logged, self.shown, self.peaks = 100.0, [], [], []
         self.accumulates = False
         monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        monkeypatch.setattr(metrics, "peak_flops", lambda *of: (self.peaks.append(of), 1000.0)[1])
+        monkeypatch.setattr(metrics, "peak_rate", lambda *of: (self.peaks.append(of), SimpleNamespace(flops=1000.0))[1])
         logger = SimpleNamespace(log_metrics=lambda figures, step: self.logged.append((figures, step)))
         self.trainer = SimpleNamespace(
             world_size=2,
@@ -80,7 +80,8 @@ def test_figures_of_logged_steps(monkeypatch):
     }
     assert job.logged == [(figures, 1)] * 2  # the second step, counted from 0, to each logger
     assert all(type(value) is float for value in job.logged[0][0].values())
-    assert job.shown == [(("tokens/s", pytest.approx(40 / 6)), {"prog_bar": True, "logger": False})]
+    shown = (("tokens/s", pytest.approx(40 / 6)), {"prog_bar": True, "logger": False})
+    assert job.shown[-1] == shown
 
     # The next two steps, the first of two batches; rates are those since the last figures.
     job.batch(117.0, 0.0, loss=math.nan, rate=0.0, accumulates=True)  # `global_step` is still 2
@@ -142,42 +143,6 @@ def test_steps_that_are_logged():
     for step in range(1, 8):
         log_step(trainer, {"a": torch.tensor(step)}, step)
     assert logged == [({"train/a": 3.0}, 2), ({"train/a": 6.0}, 5)]
-
-
-# What a device could do
-
-
-@pytest.mark.parametrize(
-    ("seconds", "size"),
-    [
-        ({256: [0.02, 0.03, 0.011]}, 256),  # the shortest of three counts
-        ({256: [0.5, 0.01, 0.5], 512: [0.5, 0.5, 0.02]}, 512),
-        ({256: [1, 1, 0.001], 512: [1, 0.002, 1], 1024: [0.004, 1, 1], 2048: [0.016, 1, 1]}, 2048),
-        ({size: [0.001] * 3 for size in (256, 512, 1024, 2048, 4096, 8192)}, 8192),  # however fast: no larger one
-    ],
-)
-def test_the_rate_is_that_of_the_first_product_that_takes_a_while(monkeypatch, seconds, size):
-    asked = []
-
-    def ones(*shape, device, dtype):
-        asked.append((shape, device, dtype))
-        return shape[0]
-
-    taken = {n: iter(times) for n, times in seconds.items()}
-    monkeypatch.setattr(throughput, "_seconds_of_square", lambda n: next(taken[n]))
-    monkeypatch.setattr(torch, "ones", ones)
-    rate = throughput.matrix_rate(torch.device("meta"), torch.float16)
-    assert rate == pytest.approx(2 * size**3 / min(seconds[size]))  # a multiplication and an addition each
-    assert asked == [((n, n), torch.device("meta"), torch.float16) for n in seconds]
-
-
-def test_a_peak_is_the_makers_or_else_measured(monkeypatch):
-    monkeypatch.setattr(throughput, "matrix_rate", lambda device, dtype: (device.type, dtype))
-    known = {("cuda", torch.bfloat16): 5e14}
-    monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: known.get((device.type, dtype)))
-    assert throughput.peak_flops(torch.device("cuda"), torch.bfloat16) == 5e14
-    assert throughput.peak_flops(torch.device("cuda"), torch.float32) == ("cuda", torch.float32)
-    assert throughput.peak_flops(torch.device("cpu"), torch.bfloat16) == ("cpu", torch.bfloat16)
 
 
 # When a run validates
