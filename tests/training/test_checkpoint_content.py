@@ -187,8 +187,8 @@ def test_a_checkpoint_of_the_same_weights_fits():
         (
             "LLP",
             {"n_layers": 4, "mlp_ratio": 4, "dropout": 0.5},
-            r"^model.init_args.n_layers, model.init_args.dropout = 3, 0.0: the checkpoint has 4, 0.5, and other "
-            r"weights \(decoder.layers.3.attention_norm.weight\)$",
+            r"^model.init_args.n_layers, model.init_args.dropout = 3, 0.0: the checkpoint has 4, 0.5, so its "
+            r"weights differ \(decoder.layers.3.attention_norm.weight\)$",
         ),
         (
             "LLP",
