@@ -55,7 +55,7 @@ class TextDataModule(LightningDataModule, ABC):
     word_count = "whitespace-separated words"
     """What `count_words` counts."""
 
-    changeable_settings = frozenset({"batch_size", "scoring_window_len", "scoring_stride"})
+    changeable_settings = frozenset({"batch_size", "scoring_window_len", "scoring_stride", "check_training_tokens"})
     """The settings that can change on a resume: they leave the order of training windows as it is."""
 
     def __init__(

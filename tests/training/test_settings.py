@@ -22,7 +22,7 @@ MODEL_CHANGEABLE = {
     "weight_decay": 0.3, "schedule": "cosine", "warmup_steps": 3, "final_learning_rate": 0.5, "halve_every": 2,
 }  # fmt: skip
 DATA_FIXED = {"window_len": 24, "train_stride": 8}
-DATA_CHANGEABLE = {"batch_size": 3, "scoring_window_len": 40, "scoring_stride": 8}
+DATA_CHANGEABLE = {"batch_size": 3, "scoring_window_len": 40, "scoring_stride": 8, "check_training_tokens": True}
 LEFT_OUT = {"vocab_size", "key_value_norm", "seed"}  # the data's; needs share_key_value; that of `seed_everything`
 
 
