@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union, get_args
 
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
@@ -45,3 +45,16 @@ def parser_for_part(subcommand: str, description: str, needs: set[str], **kwargs
     for name in ("name", "init_from"):
         parser.add_argument(f"--{name}", type=str | None, default=None, help="Ignored.")
     return parser
+
+
+def keep_integers(parser: LightningArgumentParser) -> None:
+    """Read `1` as an integer where a setting takes an integer or a float, in whichever order its type names them.
+
+    `limit_val_batches` 1 is one batch, and 1.0 is all of them. The order is not that of the Trainer's source: `typing`
+    keeps `Optional[Union[...]]` as whichever library was imported first has written it.
+    """
+    for action in parser._actions:
+        types = get_args(getattr(action, "_typehint", None))
+        if int in types and float in types:
+            integers_first = tuple(sorted(types, key=lambda one: one is not int))
+            action._typehint = Union[integers_first]  # type: ignore[attr-defined]  # noqa: UP007

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.text import TextDataModule
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
-from llp.commands.parser import Parser
+from llp.commands.parser import Parser, keep_integers
 from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.errors import require
 from llp.evaluation.certificate import Certificate
@@ -81,6 +81,7 @@ class TrainerCommand(LightningCLI):
         return {cls.name: LightningCLI.subcommands()[cls.name] | cls.hidden | {"ckpt_path", "weights_only"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        keep_integers(parser)
         parser.add_argument(
             "--name", type=str | None, default=None, help="The run's folder in lightning_logs/; version_N unless given."
         )

@@ -1,11 +1,14 @@
 """Settings with which nothing would be trained, or that can't be meant: said before long work."""
 
 import warnings
+from typing import Union
 
 import pytest
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
 from helpers.refusals import assert_one_message
+from llp.commands.parser import keep_integers
 
 COSINE = ("--model.init_args.schedule", "cosine")
 
@@ -101,3 +104,13 @@ def test_an_architecture_whose_module_is_not_found_names_it_and_the_remedy(run, 
         assert "class_path = own_models.Mine: " in err
         assert "PYTHONPATH" in err
         assert len([line for line in err.splitlines() if line.strip()]) == 1
+
+
+def test_one_batch_is_not_all_of_them_in_whichever_order_a_type_names_its_parts():
+    parser = LightningArgumentParser()
+    parser.add_argument("--limit", type=Union[float, int, None])  # noqa: UP007
+    assert type(parser.parse_args(["--limit", "1"]).limit) is float  # what has to be prevented
+    keep_integers(parser)
+    for text, value in (("1", 1), ("0", 0), ("1.0", 1.0), ("0.5", 0.5), ("null", None)):
+        parsed = parser.parse_args(["--limit", text]).limit
+        assert (parsed, type(parsed)) == (value, type(value))
