@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401  its log writes to the stderr of its import, which must not be one test's
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
 from helpers.signal_handlers import handlers_restored
 from llp import __main__ as console
@@ -14,6 +15,10 @@ from llp import __main__ as console
 pytest.register_assert_rewrite("helpers.runs")
 
 torch.set_num_threads(1)  # the models are too small for more
+
+# A run and its resumption within one second differ only in the last number of their files' names, and are read in the
+# order of the letters: number 100 would come before 99.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(1_000_000)
 
 
 @pytest.fixture
