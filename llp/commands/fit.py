@@ -146,7 +146,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self._folder / self.config_filename) as temporary:
-            self.parser.save(self.config, temporary, skip_none=False, multifile=False)
+            self.parser.save(self.config, temporary, skip_unset=False, multifile=False)
 
 
 def settings_of_run(config: Namespace) -> Namespace:

@@ -23,7 +23,7 @@ class Parser(LightningArgumentParser):
             sys.exit(2)
         noise = r"Does not validate against any|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
         lines = [line for line in message.splitlines() if not re.match(rf"\s*({noise})", line)]
-        print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp fit --help", file=sys.stderr)
+        print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp fit --help.all", file=sys.stderr)
         sys.exit(2)
 
 
