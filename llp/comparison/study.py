@@ -1,0 +1,113 @@
+"""What a comparison has found out so far: the records of its runs, put in their places. The report is made of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a run; `records/<run>.json` holds exactly these fields."""
+
+    run: str
+    """Its name, `<arm>-<hash of its settings>-s<seed>`."""
+    arm: str
+    """The contestant, `<arm>` or `<arm>.<setting>=<value>` in an ablation."""
+    class_path: str
+    seed: int
+    learning_rate: float
+    steps: int
+    """Optimizer steps."""
+    settings: dict[str, Any]
+    """The configuration of the run, without what is particular to a machine."""
+    commands: list[str]
+    """What repeats it."""
+    parameters: int
+    pairs_per_window: int
+    """Query-key pairs of a training window, summed over the layers."""
+    flops_per_window: int
+    """FLOPs of training on one window: forward and backward."""
+    positions_per_window: int
+    """Positions with a loss."""
+    windows: int
+    """Training windows in the whole run."""
+    seconds: float
+    """Training time of this very run, beside whatever else the machine did: no figure to compare."""
+    peak_memory: int | None
+    """Largest resident memory of the training process, in bytes (on a GPU: allocated there)."""
+    curve: list[dict[str, float]]
+    """One entry a validation: `step`, `loss`, `bits_per_byte`; the last one is that of the finished run."""
+    test: dict[str, Any] | None
+    """`test.json` as `llp test` wrote it (`protocol`, `rows`); None: a run for the choice of the learning rate alone."""
+    slices: dict[str, Any] | None
+    """`slices.json` as `llp predict` wrote it: loss by position and on recall tokens by distance."""
+    hashes: dict[str, str]
+    """`initial_weights` (all but V3's map), `training_windows`, `data`, `tokenizer`, each SHA-256."""
+    commit: str | None
+    versions: dict[str, str]
+    device: str
+
+    @property
+    def validation_loss(self) -> float:
+        """Of the finished run, in nats per token."""
+        return self.curve[-1]["loss"]
+
+    @property
+    def positions(self) -> int:
+        """Trained positions in the whole run."""
+        return self.windows * self.positions_per_window
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs of the whole run."""
+        return self.windows * self.flops_per_window
+
+
+class Contrast(NamedTuple):
+    """A difference that was named before the runs: `first` minus `second` under a budget."""
+
+    first: str
+    second: str
+    budget: str
+
+
+class Trial(NamedTuple):
+    """A learning rate that was tried for an arm, and its run, if that is done."""
+
+    learning_rate: float
+    record: Record | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a report is made of."""
+
+    name: str
+    description: str
+    command: str
+    """What makes or continues it."""
+    arms: Sequence[str]
+    """The contestants, in the order of the specification."""
+    reference: str
+    """The arm that others are measured against."""
+    budgets: Sequence[str]
+    """Of `windows`, `positions`, `flops`, `seconds`; under the first one the learning rates were chosen."""
+    seeds: Sequence[int]
+    finals: Mapping[tuple[str, str], Sequence[Record]]
+    """By arm and budget: tested runs at the chosen learning rate, in the order of the seeds; missing ones left out."""
+    trials: Mapping[str, Sequence[Trial]]
+    """By arm: the learning rates tried under the first budget, in rising order."""
+    noise: Sequence[Record]
+    """Runs of one arm that differ by their seed alone, for the noise floor."""
+    primary: Sequence[Contrast]
+    """Named before the runs; Holm's correction is over them."""
+    ablations: Mapping[str, Sequence[tuple[Any, Sequence[Record]]]]
+    """By name, `<arm>.<setting>`: each value and its tested runs, the arm's own value among them."""
+    seconds_per_step: Mapping[str, float]
+    """By arm, from the interleaved timing pass; empty if there was none."""
+    timing: Mapping[str, Any]
+    """How that pass was made: `device`, `threads`, `rounds`, `spread` by arm; empty if there was none."""
+    missing: Sequence[str]
+    """Runs that are planned and not done."""
+    failed: Mapping[str, str]
+    """Runs that failed, and their last words."""
