@@ -287,6 +287,15 @@ class Decoder(nn.Module):
                 n = self.compress.n_out(n)
         return n
 
+    def pair_count(self, n: int) -> int:
+        """Query-key pairs in all layers of one sequence of `n` tokens, without the masked ones."""
+        total = 0
+        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
+            n_out = block.positions_out(n)
+            total += block.attention.pattern.pair_count(n_out, n)
+            n = self.compress.n_out(n_out) if layer == 0 and self.compress is not None else n_out
+        return total
+
     def flops(self, n: int) -> int:
         """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
 
