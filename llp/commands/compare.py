@@ -84,7 +84,9 @@ class Comparison:
         self.source = source
         self.specification = read_specification(source)
         self.folder = ComparisonFolder(root, self.specification.name)
-        self.arms = {arm: _built(self.specification, settings) for arm, settings in variants(self.specification).items()}
+        self.arms = {
+            arm: _built(self.specification, settings) for arm, settings in variants(self.specification).items()
+        }
         self.contestants = {arm: _contestant(self.specification, *built) for arm, built in self.arms.items()}
 
     def plan(self, choose_all: bool = False) -> Plan:

@@ -217,7 +217,7 @@ class Plan:
             records = [self.records.get(run.name) for run in planned]
             return [record for record in records if record is not None and record.test is not None]
 
-        finals = {
+        finals: dict[tuple[str, str], list[Record]] = {
             (arm, budget): tested(self._finals(arm, budget, spec.seeds)) for arm in spec.arms for budget in spec.budgets
         }
         timing = self.timing

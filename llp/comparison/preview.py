@@ -21,7 +21,11 @@ def preview(plan: Plan, rate: float) -> str:
         done = plan.is_done(run)
         state = "done" if done else "failed" if run.name in plan.failed else "to do"
         if not done:
-            total_flops, total_seconds, total_bytes = total_flops + flops, total_seconds + seconds, total_bytes + n_bytes
+            total_flops, total_seconds, total_bytes = (
+                total_flops + flops,
+                total_seconds + seconds,
+                total_bytes + n_bytes,
+            )
         contestant = plan.contestants[run.arm]
         table.append(
             [run.name, state, "yes" if run.is_tested else "no", f"{run.learning_rate:g}", f"{run.steps:,}",
@@ -31,11 +35,11 @@ def preview(plan: Plan, rate: float) -> str:
     to_do = sum(not plan.is_done(run) for run in runs)
     source = "as timed" if plan.timing is not None else f"at {rate:.2e} FLOP/s, an assumption"
     lines = aligned(table, n_left=2)
-    lines.append(
-        f"{to_do} of {len(runs)} runs to do: {total_flops:.2e} FLOPs of training, {total_seconds / 3600:,.2f} device hours "
-        f"({source}), {total_bytes / 1e9:,.2f} GB of checkpoints. Validation and test come on top."
-    )
-    lines.append("Where a learning rate is still to be chosen, the middle one stands for it.")
+    lines += [
+        f"{to_do} of {len(runs)} runs to do: {total_flops:.2e} FLOPs of training, {total_seconds / 3600:,.2f} device hours",
+        f"({source}), {total_bytes / 1e9:,.2f} GB of checkpoints. Validation and test come on top.",
+        "Where a learning rate is still to be chosen, the middle one stands for it.",
+    ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,7 @@
 from pathlib import Path
+
 from llp.comparison.study import Study
+
+
 def write_report(study: Study, folder: Path) -> list[Path]:
     return []

@@ -44,7 +44,7 @@ class Specification:
         learning_rate_seed: Seed of the runs among which an arm's learning rate is chosen, by validation loss.
         extensions: How many rates may be added, one at a time, while the best one lies at an end of those tried.
         seeds: Of the runs that are tested at the chosen learning rate.
-        noise_seeds: Seeds with which the reference is trained, at its chosen rate, to measure the noise; empty: `seeds`.
+        noise_seeds: With which the reference is trained, at its chosen rate, to measure the noise; empty: `seeds`.
         budgets: What is held equal, each in a table of its own.
         warmup: Share of a run's steps in which the learning rate rises. Its decay ends with the run.
         validations: How often a run is validated, its end included.
@@ -127,8 +127,10 @@ def merged(*layers: Mapping[str, Any]) -> Settings:
     for layer in layers:
         for key, value in layer.items():
             before = result.get(key)
-            both = isinstance(before, Mapping) and isinstance(value, Mapping)
-            result[key] = merged(before, value) if both else value
+            if isinstance(before, Mapping) and isinstance(value, Mapping):
+                result[key] = merged(before, value)
+            else:
+                result[key] = value
     return result
 
 

@@ -94,7 +94,9 @@ class Workers:
                     log.write(f"$ llp {' '.join(stage)}\n".encode())
                     log.flush()
                     environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-                    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+                    process = subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                    )
                     self._active[run.name] = _Process(run, file, process)
                     return True
             contestant = self._plan.contestants[run.arm]

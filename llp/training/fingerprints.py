@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,5 +34,6 @@ def chained_digest(before: str, batch: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _bytes(tensor: Tensor) -> Any:
+    """The memory of a tensor, which `hashlib` reads."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -136,8 +136,8 @@ def _device(trainer: Any, model: LightningModule) -> str:
     rate = peak_rate(model.device, compute_dtype(str(trainer.precision)))
     source = "measured" if rate.is_measured else "its maker's figure"
     each = " each" if trainer.world_size > 1 else ""
-    name = device_name(trainer, model)
-    return f"{name}, precision {trainer.precision}; matrix products at {with_unit(rate.flops, 'FLOP/s')}{each}, {source}"
+    products = f"matrix products at {with_unit(rate.flops, 'FLOP/s')}{each}, {source}"
+    return f"{device_name(trainer, model)}, precision {trainer.precision}; {products}"
 
 
 def _plural(number: int, noun: str) -> str:
