@@ -36,8 +36,9 @@ def preview(plan: Plan, rate: float) -> str:
     source = "as timed" if plan.timing is not None else f"at {rate:.2e} FLOP/s, an assumption"
     lines = aligned(table, n_left=2)
     lines += [
-        f"{to_do} of {len(runs)} runs to do: {total_flops:.2e} FLOPs of training, {total_seconds / 3600:,.2f} device hours",
-        f"({source}), {total_bytes / 1e9:,.2f} GB of checkpoints. Validation and test come on top.",
+        f"{to_do} of {len(runs)} runs to do: {total_flops:.2e} FLOPs of training,",
+        f"{total_seconds / 3600:,.2f} device hours ({source}), {total_bytes / 1e9:,.2f} GB of checkpoints.",
+        "Validation and test come on top.",
         "Where a learning rate is still to be chosen, the middle one stands for it.",
     ]
     return "\n".join(lines)

@@ -63,9 +63,7 @@ def progress(place: Path) -> int:
         return 0
 
 
-def record(
-    folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, stages: dict[str, list[str]], threads: int
-) -> Record:
+def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, stages: dict[str, list[str]]) -> Record:
     """What is kept of a run whose stages are done.
 
     Raises:
@@ -88,7 +86,7 @@ def record(
         learning_rate=run.learning_rate,
         steps=run.steps,
         settings=portable(config),
-        commands=[f"OMP_NUM_THREADS={threads} llp {shlex.join(stage)}" for stage in stages.values()],
+        commands=[f"OMP_NUM_THREADS={content['threads']} llp {shlex.join(stage)}" for stage in stages.values()],
         parameters=contestant.parameters,
         pairs_per_window=contestant.pairs,
         flops_per_window=contestant.flops,

@@ -100,7 +100,7 @@ class Workers:
                     self._active[run.name] = _Process(run, file, process)
                     return True
             contestant = self._plan.contestants[run.arm]
-            self.folder.write_record(recording.record(self.folder, run, contestant, stages, self.threads))
+            self.folder.write_record(recording.record(self.folder, run, contestant, stages))
             (place / "token_losses.parquet").unlink(missing_ok=True)  # large, and its slices are in the record
             return True
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -63,6 +64,7 @@ class RunRecord(Callback):
             **settings.batch_of(settings.settings_of(trainer, model, trainer.datamodule)),
             "training_seconds": metrics.seconds,
             "device": device_name(trainer, model),
+            "threads": torch.get_num_threads(),
             "best_validation": _finite(validations.best),
             "latest_validation": _finite(validations.latest),
             "validations": [_finite(figures) for figures in validations.curve],
