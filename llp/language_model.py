@@ -164,13 +164,13 @@ class LanguageModel(LightningModule, ABC):
             return
         patterns = [self.layer_pattern(layer) for layer in range(self.n_layers)]
         if self.device_mesh is None:
-            self.decoder = Decoder(self.settings, patterns, self.compression())
+            self.decoder = Decoder(self.settings, patterns, self.compression)
             return
         size = self.device_mesh["tensor_parallel"].size()
         remedy = "set it to 1, and data_parallel_size to the number of processes: each reads text of its own"
         require(size == 1, "trainer.strategy.init_args.tensor_parallel_size", size, remedy)
         shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
-        self.decoder = Decoder(self.settings, patterns, self.compression(), shard)
+        self.decoder = Decoder(self.settings, patterns, self.compression, shard)
 
     def compression(self) -> Compress | None:
         """The module that shortens the history between the first layer's attention and its MLP; None: there is none."""
