@@ -38,6 +38,7 @@ def check(study: Study) -> list[Check]:
     return [
         Check("All were scored with one window, one stride, one tokenizer, on one data set", _scoring(study, tested)),
         Check("All were scored on the same documents, completely", _documents(study, tested)),
+        Check("No test loss is infinite", _infinite(tested)),
         Check("The certificate of causality was passed by all", _certificate(tested)),
         Check("Runs of one seed and length took the same training windows, other seeds others", _windows(study, runs)),
         Check("All read the same training data and tokenizer", _data(study, runs)),
@@ -101,7 +102,7 @@ def _documents(study: Study, tested: Sequence[Record]) -> list[Finding]:
         whole, rows = record.test["rows"][0], document_rows(record)  # type: ignore[index]
         if whole["tokens"] != sum(row["tokens"] for row in rows):
             findings.append(_finding(record, "its documents don't add up to the tokens of the whole test"))
-        elif not math.isclose(whole["nats"], math.fsum(row["nats"] for row in rows), rel_tol=1e-9):
+        elif is_finite(record) and not math.isclose(whole["nats"], math.fsum(r["nats"] for r in rows), rel_tol=1e-9):
             findings.append(_finding(record, "its documents don't add up to the loss of the whole test"))
     for record, texts, usual in _odd(study, ((record, _texts(record)) for record in tested)):
         wrong = f"{len(set(texts) - set(usual))} unknown" if set(texts) - set(usual) else ""
@@ -109,6 +110,16 @@ def _documents(study: Study, tested: Sequence[Record]) -> list[Finding]:
         what = ", ".join(filter(None, (lacking, wrong))) or "in another order"
         findings.append(_finding(record, f"other documents than the others' {len(usual)} ({what})"))
     return findings
+
+
+def is_finite(record: Record) -> bool:
+    """Whether the loss of a tested run is finite on every document."""
+    assert record.test is not None
+    return all(row["nats"] is not None and math.isfinite(row["nats"]) for row in record.test["rows"])
+
+
+def _infinite(tested: Sequence[Record]) -> list[Finding]:
+    return [_finding(record, "it diverged: its test loss is infinite") for record in tested if not is_finite(record)]
 
 
 def _texts(record: Record) -> tuple[tuple[Any, ...], ...]:
@@ -129,17 +140,16 @@ def _certificate(tested: Sequence[Record]) -> list[Finding]:
 def _windows(study: Study, runs: Sequence[Record]) -> list[Finding]:
     findings = []
     for group in _grouped(runs, lambda record: (record.windows, setting(record, "data", "window_len"))):
-        values = {}
-        for same_seed in _grouped(group, lambda record: record.seed):
+        taken: dict[str | None, int] = {}  # by the windows that most runs of a seed took: the first such seed
+        for same_seed in _grouped(sorted(group, key=lambda record: record.seed), lambda record: record.seed):
             hashes = [(record, record.hashes.get("training_windows")) for record in same_seed]
-            odd = _odd(study, hashes)
-            findings += [_finding(r, f"other training windows than other runs of seed {r.seed}") for r, _, _ in odd]
-            values[same_seed[0].seed] = {digest for _, digest in hashes}
-        for record in group:
-            digest = record.hashes.get("training_windows")
-            others = [seed for seed, digests in values.items() if seed != record.seed and digest in digests]
-            if others:
-                findings.append(_finding(record, f"its training windows are those of seed {min(others)} too"))
+            odd = {record.run for record, _, _ in _odd(study, hashes)}
+            for record, digest in hashes:
+                if record.run in odd:
+                    text = f"other training windows than other runs of seed {record.seed}"
+                    findings.append(_finding(record, text))
+                elif taken.setdefault(digest, record.seed) != record.seed:
+                    findings.append(_finding(record, f"its training windows are those of seed {taken[digest]} too"))
     return findings
 
 
@@ -260,17 +270,22 @@ def _budgets(study: Study) -> list[Finding]:
     return findings
 
 
-def _noise(study: Study) -> list[Finding]:
-    def settings(record: Record) -> Hashable:
-        return (record.arm, record.learning_rate, record.steps, record.windows, record.parameters)
+def noise_is_sound(study: Study) -> bool:
+    """Whether the runs for the noise floor differ by their seed alone."""
+    return not _noise(study)
 
-    findings = [
-        _finding(r, "it differs by more than its seed", None)
-        for r, _, _ in _odd(study, ((r, settings(r)) for r in study.noise))
-    ]
+
+def _noise(study: Study) -> list[Finding]:
+    def all_but_seed(record: Record) -> Hashable:
+        texts = None if record.test is None else _texts(record)
+        return (record.arm, record.learning_rate, record.steps, record.windows, record.parameters, texts)
+
+    odd = _odd(study, ((record, all_but_seed(record)) for record in study.noise))
     repeated = [seed for seed, number in Counter(record.seed for record in study.noise).items() if number > 1]
+    findings = [_finding(record, "it differs by more than its seed") for record, _, _ in odd]
+    findings += _infinite([record for record in study.noise if record.test is not None])
     findings += [_finding(r, f"another run has seed {r.seed} too") for r in study.noise if r.seed in repeated]
-    return [finding._replace(arms=frozenset()) for finding in findings]
+    return [finding._replace(arms=frozenset()) for finding in findings]  # of no contrast, but of the noise floor
 
 
 def _finals(study: Study) -> list[Record]:

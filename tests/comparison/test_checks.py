@@ -135,7 +135,7 @@ def test_all_arms_with_another_seed_s_data():
     made = study(noise=[])
     for arm in LEVELS:
         made = with_hash(made, arm, 0, training_windows=made.finals[arm, "windows"][2].hashes["training_windows"])
-    assert any("s0: its training windows are those of seed 2 too" in finding.text for finding in findings(made))
+    assert any("s2: its training windows are those of seed 0 too" in finding.text for finding in findings(made))
 
 
 def test_windows_of_another_number_are_others():
