@@ -368,6 +368,7 @@ def test_loss_over_context(run, trained):
         assert loss == pytest.approx(mean, rel=1e-5)
         error = math.sqrt(sum((block - mean) ** 2 for block in blocks) / 4 / 5)  # of the mean of five
         assert float(line.split(",")[2]) == pytest.approx(error, rel=1e-3)
+        assert f"{float(line.split(',')[6]):.4f}" in out  # of recall tokens
         assert f"{loss:.4f}" in out
         assert f"± {error:.4f}" in out
     assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")
