@@ -18,8 +18,8 @@ class Contestant:
     """What is known of an arm's model before it is trained; the numbers are those of a training window."""
 
     parameters: int
-    pairs: int
-    """Query-key pairs, summed over the layers."""
+    pairs: float
+    """Query-key pairs of a head, summed over the layers."""
     flops: int
     """FLOPs of the forward and the backward pass."""
     positions: int
