@@ -1,4 +1,4 @@
-"""Scores of tasks: right for models known by hand, however the split is cut; beyond its reach no model knows anything."""
+"""Scores of tasks: right for models known by hand, however a split is cut; beyond its reach no model knows anything."""
 
 import math
 from collections import Counter
