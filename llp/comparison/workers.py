@@ -49,35 +49,41 @@ class Workers:
     ) -> None:
         self.folder, self.make_plan, self.number, self.threads = folder, make_plan, number, threads
         self.only = only
-        self._plan = make_plan()
+        self._refresh()
         self._active: dict[str, _Process] = {}
         self._starts: dict[tuple[str, str], int] = {}
 
     def work(self) -> None:
         """Carry out all runs. A signal lets the running ones save their step, and ends this."""
-        self._plan = self.make_plan()
+        self._refresh()
         try:
             with self._bar() as bar:
-                while self._fill() or self._active or self._others_work():
+                # What is left when nothing runs here is in the hands of processes that somebody else has started.
+                while self._fill() or self._active or self._to_do():
                     self._wait(bar)
         finally:
             self._stop()
 
-    def _runs(self) -> list[PlannedRun]:
-        return [run for run in self._plan.runs() if self.only in (None, run.name)]
+    def _refresh(self) -> None:
+        """Plan according to what is there now."""
+        self._plan = self.make_plan()
+        self._runs = [run for run in self._plan.runs() if self.only in (None, run.name)]
+
+    def _to_do(self) -> list[PlannedRun]:
+        return [run for run in self._runs if not self._plan.is_done(run) and run.name not in self._plan.failed]
 
     # Starting
 
     def _fill(self) -> bool:
         """Start runs while workers are free; whether any was started, or recorded."""
         moved = False
-        for run in self._runs():
+        for run in self._to_do():
             if len(self._active) >= self.number:
                 break
-            if not (self._plan.is_done(run) or run.name in self._plan.failed or run.name in self._active):
+            if run.name not in self._active:
                 moved |= self._advance(run)
         if moved:
-            self._plan = self.make_plan()
+            self._refresh()
         return moved
 
     def _advance(self, run: PlannedRun) -> bool:
@@ -104,11 +110,6 @@ class Workers:
             (place / "token_losses.parquet").unlink(missing_ok=True)  # large, and its slices are in the record
             return True
 
-    def _others_work(self) -> bool:
-        """Whether a run is left that a process started by somebody else is working on."""
-        waiting = [run for run in self._runs() if not self._plan.is_done(run) and run.name not in self._plan.failed]
-        return len(waiting) > 0
-
     # Ending
 
     def _wait(self, bar: tqdm) -> None:
@@ -118,8 +119,8 @@ class Workers:
         for active in ended:
             del self._active[active.run.name]
             self._judge(active, bar)
-        if not self._active:
-            self._plan = self.make_plan()
+        if ended or not self._active:
+            self._refresh()
         self._show(bar)
 
     def _judge(self, active: _Process, bar: tqdm) -> None:
@@ -155,14 +156,14 @@ class Workers:
 
     def _show(self, bar: tqdm) -> None:
         """All runs in one line: how many are done, and how far those are that run now."""
-        runs = self._runs()
-        done = [run for run in runs if self._plan.is_done(run) or run.name in self._plan.failed]
+        runs, to_do = self._runs, self._to_do()
         shares = {
             name: recording.progress(self.folder.run(name)) / active.run.steps for name, active in self._active.items()
         }
         cost = {run.name: run.steps * self._plan.contestants[run.arm].flops for run in runs}
-        spent = sum(cost[run.name] for run in done) + sum(cost[name] * share for name, share in shares.items())
-        bar.total, bar.n = float(sum(cost.values())), spent
-        bar.set_description_str(f"{len(done)} of {len(runs)} runs", refresh=False)
+        left = sum(cost[run.name] for run in to_do) - sum(cost[name] * share for name, share in shares.items())
+        bar.total = float(sum(cost.values()))
+        bar.n = bar.total - left
+        bar.set_description_str(f"{len(runs) - len(to_do)} of {len(runs)} runs", refresh=False)
         now = (f"{self._active[name].stage.split('.')[0]} {name} {share:.0%}" for name, share in shares.items())
         bar.set_postfix_str(", ".join(now))
