@@ -6,6 +6,7 @@ A benchmark: text -> tokens on disk -> training and scoring windows. A task: win
 from datamodules.mirrored_copy import MirroredCopy
 from datamodules.pg19 import PG19
 from datamodules.python_reference import PythonReference
+from datamodules.python_source import PythonSource
 from datamodules.recall import AssociativeRecall
 from datamodules.text_files import TextFiles
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece
@@ -18,6 +19,7 @@ __all__ = [
     "HuggingFaceTokenizer",
     "MirroredCopy",
     "PythonReference",
+    "PythonSource",
     "SentencePiece",
     "TextFiles",
     "WikiText103",

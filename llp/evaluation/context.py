@@ -171,14 +171,15 @@ def draw(curve: ContextCurve, title: str) -> Any:
     for number, (first, last) in enumerate(bins):
         means = [entry.loss for entry in curve.recall if entry.first == first]
         colour = colormaps["viridis"](number / len(bins))
-        recall.plot(contexts, means, marker="o", markersize=3, color=colour, label=f"{first:,} .. {last:,} back")
+        label = f"{first:,} back" if first == last else f"{first:,} .. {last:,} back"
+        recall.plot(contexts, means, marker="o", markersize=3, color=colour, label=label)
     for axes in (loss, recall):
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set(xlabel="context before the scored tokens (tokens)", ylabel="loss (nats per token)")
         axes.grid(alpha=0.3)
     loss.legend()
     if bins:
-        recall.legend(title="recall tokens", fontsize="small")
+        recall.legend(title="recall tokens", fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

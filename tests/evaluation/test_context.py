@@ -35,7 +35,7 @@ def test_recall_tokens_have_a_line_for_each_bin_of_distances():
     axes = draw(CURVE, "").axes[1]
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert drawn == {
-        "1 .. 1 back": [[n, 1 - n / 8] for n in CONTEXTS],
+        "1 back": [[n, 1 - n / 8] for n in CONTEXTS],
         "3 .. 4 back": [[n, 3 - n / 8] for n in CONTEXTS],
     }
     assert len({line.get_color() for line in axes.lines}) == 2
