@@ -1,4 +1,4 @@
-"""Scores of tasks: right for models known by hand, however the split is cut; beyond its reach no model knows anything."""
+"""Scores of tasks: right for models known by hand, however the split is cut; what lies beyond reach is not known."""
 
 import math
 from collections import Counter
