@@ -23,26 +23,22 @@ class Record:
     commands: list[str]
     """What repeats it."""
     parameters: int
-    pairs_per_window: int
-    """Query-key pairs of a training window, summed over the layers."""
+    pairs_per_window: float
+    """Query-key pairs of a head in a training window, summed over the layers."""
     flops_per_window: int
     """FLOPs of training on one window: forward and backward."""
     positions_per_window: int
     """Positions with a loss."""
     windows: int
     """Training windows in the whole run."""
-    seconds: float
-    """Training time of this very run, beside whatever else the machine did: no figure to compare."""
-    peak_memory: int | None
-    """Largest resident memory of the training process, in bytes (on a GPU: allocated there)."""
     curve: list[dict[str, float]]
     """One entry a validation: `step`, `loss`, `bits_per_byte`; the last one is that of the finished run."""
     test: dict[str, Any] | None
-    """`test.json` as `llp test` wrote it (`protocol`, `rows`); None: a run for the choice of the learning rate alone."""
+    """`protocol` and `rows` of `test.json`; None: a run for the choice of the learning rate alone."""
     slices: dict[str, Any] | None
     """`slices.json` as `llp predict` wrote it: loss by position and on recall tokens by distance."""
     hashes: dict[str, str]
-    """`initial_weights` (all but V3's map), `training_windows`, `data`, `tokenizer`, each SHA-256."""
+    """`initial_weights` (all but V3's map), `training_windows`, `data`, `tokenizer` and `final_weights`."""
     commit: str | None
     versions: dict[str, str]
     device: str
@@ -104,9 +100,12 @@ class Study:
     ablations: Mapping[str, Sequence[tuple[Any, Sequence[Record]]]]
     """By name, `<arm>.<setting>`: each value and its tested runs, the arm's own value among them."""
     seconds_per_step: Mapping[str, float]
-    """By arm, from the interleaved timing pass; empty if there was none."""
+    """By arm, from the interleaved timing pass; empty if there was none. A record holds no time: it would never be the
+    same twice."""
+    peak_memory: Mapping[str, int]
+    """By arm, in bytes: the largest memory of a process that takes training steps, from the same pass."""
     timing: Mapping[str, Any]
-    """How that pass was made: `device`, `threads`, `rounds`, `spread` by arm; empty if there was none."""
+    """How that pass was made: `device`, `threads`, `rounds`; empty if there was none."""
     missing: Sequence[str]
     """Runs that are planned and not done."""
     failed: Mapping[str, str]

@@ -1,0 +1,332 @@
+"""The sections of a report below its first screen: tables and pictures."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from llp.comparison.checks import Check, reasons
+from llp.comparison.figures import figure_of, spread_of
+from llp.comparison.judgement import Judged
+from llp.comparison.markdown import (
+    BUDGETS,
+    NOTHING,
+    counted,
+    image,
+    number,
+    power,
+    probability,
+    run_names,
+    signed,
+    table,
+)
+from llp.comparison.pictures import ablation_file
+from llp.comparison.statistics import best_trial, difference, document_rows, final_loss, sensitivity
+from llp.comparison.study import Contrast, Record, Study
+
+
+def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+    """A table for each budget of the rows of `report.csv`."""
+    lines = []
+    for budget in study.budgets:
+        lines += [f"## Results at {BUDGETS[budget]}", ""]
+        rows = [row for row in summary if row["budget"] == budget and row["seeds"]]
+        if not rows:
+            lines += ["No finished runs yet.", ""]
+            continue
+        lines += _budget_table(study, rows, unit)
+        lines += ["", "Spread: standard deviation over the seeds. Less is better; the best comes first.", ""]
+        lacking = [arm for arm in study.arms if len(study.finals.get((arm, budget), [])) < len(study.seeds)]
+        if lacking:
+            lines += [f"Not all runs are done of: {', '.join(lacking)}.", ""]
+    return lines
+
+
+def _budget_table(study: Study, rows: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+    text = unit == "bits per byte"
+    head = ["arm", unit, "spread", f"less {study.reference} (95 % interval)"]
+    head += ["word perplexity", "loss"] if text else ["accuracy"]
+    head += [
+        "parameters",
+        "trained positions",
+        "windows",
+        "FLOPs",
+        "seconds",
+        "memory (MB)",
+        "learning rate",
+        "seeds",
+        "runs",
+    ]
+    cells = []
+    for row in sorted(rows, key=lambda row: (math.isnan(row["figure"]), row["figure"])):
+        quality = [number(row["word_perplexity"], 2), number(row["loss"])] if text else [number(row["accuracy"], 3)]
+        memory = row["peak_memory"]
+        cells.append(
+            [
+                row["arm"],
+                number(row["figure"]),
+                number(row["spread"]),
+                _difference_cell(row),
+                *quality,
+                f"{row['parameters']:,}",
+                f"{row['positions']:,}",
+                f"{row['windows']:,}",
+                power(row["flops"]),
+                number(row["seconds"], 1),
+                NOTHING if memory is None else f"{memory / 1e6:,.0f}",
+                f"{row['learning_rate']:g}",
+                str(row["seeds"]),
+                row["runs"],
+            ]
+        )
+    return table(head, cells)
+
+
+def _difference_cell(row: Mapping[str, Any]) -> str:
+    if row["state"] != "comparable":
+        return row["state"]
+    if row["difference_low"] is None:
+        return signed(row["difference"])
+    return f"{signed(row['difference'])} ({signed(row['difference_low'])} to {signed(row['difference_high'])})"
+
+
+def contrast_tables(named: Sequence[Judged], others: Sequence[Judged], unit: str) -> list[str]:
+    """All differences: with verdicts those that were named before the runs, and the others."""
+    lines = ["## Contrasts", ""]
+    head = ["contrast", "budget", unit, "95 % interval", "by", "noise floor", "seeds", "documents"]
+    if named:
+        lines += ["Named before the runs, p after Holm's correction over all of them:", ""]
+        rows = [_contrast_row(one, is_primary=True) for one in named]
+        lines += [*table([*head, "p", "verdict"], rows, 2), ""]
+    if others:
+        lines += ["Exploratory: not corrected for their number, so that one in twenty intervals misses by chance.", ""]
+        rows = [_contrast_row(one, is_primary=False) for one in others]
+        lines += [*table([*head, "within the noise floor"], rows, 2), ""]
+    intervals = (
+        "Differences are paired by seed and by document. Of three intervals the widest counts: the multi-bootstrap "
+        "over seeds and documents, the paired t over seeds, Welch's t over seeds."
+    )
+    return [*lines, intervals, ""]
+
+
+def _contrast_row(one: Judged, is_primary: bool) -> list[str]:
+    (first, second, budget), outcome = one.contrast, one.outcome
+    row = [f"{first} - {second}", BUDGETS[budget]]
+    if outcome is None:
+        what = "not comparable" if one.reasons else "missing"
+        return [*row, *[NOTHING] * (7 if is_primary else 6), what]
+    interval = outcome.interval
+    row += [
+        signed(outcome.estimate),
+        NOTHING if interval is None else f"{signed(interval.low)} to {signed(interval.high)}",
+        outcome.method or NOTHING,
+        number(one.floor),
+        str(len(outcome.seeds)),
+        str(outcome.documents),
+    ]
+    return [*row, probability(one.p), one.verdict or NOTHING] if is_primary else [*row, _within(one)]
+
+
+def _within(one: Judged) -> str:
+    return NOTHING if one.floor is None else "yes" if one.is_below_the_floor else "no"
+
+
+def costs(drawn: Collection[str]) -> list[str]:
+    """The loss over FLOPs and seconds."""
+    picture = image(drawn, "cost.png", "Validation loss over FLOPs and seconds")
+    if not picture:
+        return []
+    note = "Bands reach from the least to the greatest seed; hollow: where the runs at equal FLOPs or seconds ended."
+    return ["## Loss over cost", "", *picture, note, ""]
+
+
+def reach(study: Study, drawn: Collection[str]) -> list[str]:
+    """How far back the models read."""
+    images = [
+        *image(drawn, "position.png", "Loss by position in the window"),
+        *image(drawn, "recall.png", "Loss on recall tokens by distance"),
+        *image(drawn, "accuracy.png", "Accuracy by distance"),
+    ]
+    lines = ["## How far back the models read", "", *images]
+    if not images:
+        lines += ["Nothing is known yet of the loss by position or by distance.", ""]
+    rows = [row for arm in study.arms if (row := _recall_row(study, arm))]
+    if rows:
+        lines += [
+            "Recall tokens complete a bigram that was seen earlier in their context.",
+            "",
+            *table(["arm", "loss on recall tokens", "loss on others", "share of recall tokens", "runs"], rows),
+            "",
+        ]
+    return lines
+
+
+def _recall_row(study: Study, arm: str) -> list[str]:
+    records = study.finals.get((arm, study.budgets[0]), []) if study.budgets else []
+    known = [
+        record for record in records if record.slices and record.slices.get("recall") and record.slices.get("other")
+    ]
+    if not known:
+        return []
+    recall = [part for record in known for part in record.slices["recall"]]  # type: ignore[index]
+    other = [record.slices["other"] for record in known]  # type: ignore[index]
+    (recall_tokens, recall_nats), (other_tokens, other_nats) = _total(recall), _total(other)
+    if not (recall_tokens and other_tokens):
+        return []
+    share = recall_tokens / (recall_tokens + other_tokens)
+    losses = [number(recall_nats / recall_tokens), number(other_nats / other_tokens)]
+    return [arm, *losses, f"{share:.1%}", run_names(known)]
+
+
+def _total(parts: Iterable[Mapping[str, Any]]) -> tuple[int, float]:
+    parts = list(parts)
+    return sum(part["tokens"] for part in parts), math.fsum(part["nats"] for part in parts)
+
+
+def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
+    """What each learning rate came to."""
+    rates = sorted({trial.learning_rate for trials in study.trials.values() for trial in trials})
+    if not rates:
+        return []
+    lines = ["## Learning rates", "", *image(drawn, "learning_rates.png", "Validation loss over the learning rate")]
+    rows = (_rate_row(study, arm, rates) for arm in study.arms)
+    lines += table(["arm", *(f"{rate:g}" for rate in rates), "sensitivity", "runs"], rows)
+    note = (
+        "Validation loss of one run each in nats per token; the best one in bold, with `edge` if no lower or higher "
+        "rate was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss (arXiv 2309.14322)."
+    )
+    return [*lines, "", note, ""]
+
+
+def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
+    trials = study.trials.get(arm, [])
+    best, summarized = best_trial(trials), sensitivity(trials)
+    losses = {trial.learning_rate: trial.record for trial in trials}
+    cells = []
+    for rate in rates:
+        text = _rate_cell(losses.get(rate))
+        if best is not None and rate == best.learning_rate:
+            is_edge = len(trials) > 1 and rate in (trials[0].learning_rate, trials[-1].learning_rate)
+            text = f"**{text}**{' edge' if is_edge else ''}"
+        cells.append("" if rate not in losses else text)
+    runs = run_names([trial.record for trial in trials if trial.record is not None])
+    return [arm, *cells, number(summarized and summarized.mean), runs]
+
+
+def _rate_cell(record: Record | None) -> str:
+    if record is None:
+        return NOTHING
+    return number(record.validation_loss) if math.isfinite(final_loss(record)) else "diverged"
+
+
+def ablation_tables(study: Study, checks: Sequence[Check], unit: str, drawn: Collection[str]) -> list[str]:
+    """A table and a picture for each ablation."""
+    if not study.ablations:
+        return []
+    lines = ["## Ablations", ""]
+    for name, values in study.ablations.items():
+        lines += [f"### {name}", "", *image(drawn, ablation_file(name), name)]
+        own = own_records(study, name)
+        rows = [_ablation_row(study, checks, value, records, own) for value, records in values]
+        head = [name.rpartition(".")[2], unit, "spread", "less its own", "pairs per window", "FLOPs", "seeds", "runs"]
+        lines += [*table(head, rows), ""]
+    return lines
+
+
+def _arm_of(study: Study, name: str) -> str:
+    """The contestant that an ablation is of: the longest one that its name begins with."""
+    return max((arm for arm in study.arms if name.startswith(f"{arm}.")), key=len, default="")
+
+
+def own_value(study: Study, name: str) -> Any:
+    """The value that the contestant itself has in an ablation; None if none of its runs is done."""
+    arm = _arm_of(study, name)
+    return next((v for v, records in study.ablations[name] if records and records[0].arm == arm), None)
+
+
+def own_records(study: Study, name: str) -> Sequence[Record]:
+    """The tested runs of the contestant itself in an ablation."""
+    arm = _arm_of(study, name)
+    return next((records for _, records in study.ablations[name] if records and records[0].arm == arm), [])
+
+
+def _ablation_row(
+    study: Study, checks: Sequence[Check], value: Any, records: Sequence[Record], own: Sequence[Record]
+) -> list[str]:
+    if not records:
+        return [str(value), "missing", *[NOTHING] * 6]
+    figures = [figure_of(record) for record in records]
+    first = records[0]
+    cell = ""
+    if own and own[0].arm != first.arm:
+        contrast = Contrast(first.arm, own[0].arm, study.budgets[0])
+        outcome = None if reasons(checks, contrast) else difference(records, own)
+        interval = outcome.interval if outcome else None
+        cell = signed(outcome.estimate) if outcome else "not comparable"
+        cell += f" ({signed(interval.low)} to {signed(interval.high)})" if interval else ""
+    return [
+        str(value),
+        number(math.fsum(figures) / len(figures)),
+        number(spread_of(records)),
+        cell,
+        f"{first.pairs_per_window:,}",
+        power(first.flops),
+        str(len(records)),
+        run_names(records),
+    ]
+
+
+def scoring(study: Study) -> list[str]:
+    """How each contestant was scored, and how its seconds were measured."""
+    examples = [(arm, group[0]) for arm in study.arms for b in study.budgets if (group := study.finals.get((arm, b)))]
+    by_arm = dict(reversed(examples))
+    rows = [_scoring_row(arm, by_arm[arm]) for arm in study.arms if arm in by_arm]
+    if not rows:
+        return []
+    head = ["arm", "window", "stride", "least context", "mean", "greatest", "tokens", "bytes", "documents"]
+    lines = ["## How they were scored", "", *table(head, rows), ""]
+    lines += [
+        "Context: from how many tokens a token is predicted; the least is that after a document's first window.",
+        "",
+    ]
+    if study.timing:
+        how = ", ".join(f"{name} {value}" for name, value in study.timing.items())
+        lines += [f"Seconds and memory are from a timing pass of their own ({how}), not from the runs.", ""]
+    return lines
+
+
+def _scoring_row(arm: str, record: Record) -> list[str]:
+    assert record.test is not None
+    protocol, whole = record.test["protocol"], record.test["rows"][0]
+    counts = [protocol.get("window_len"), protocol.get("stride"), protocol.get("context_least")]
+    means = [protocol.get("context_mean")]
+    rest = [protocol.get("context_greatest"), whole["tokens"], whole.get("bytes"), len(document_rows(record))]
+    cells = [*(number(v, 0) for v in counts), *(number(v, 1) for v in means), *(number(v, 0) for v in rest)]
+    return [arm, *cells]
+
+
+def runs(listed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All runs, the rows of `runs.csv`, in a fold-out."""
+    rows = [
+        [
+            f"[{row['run']}](records/{row['run']}.json)",
+            row["arm"],
+            row["use"],
+            str(row["seed"]),
+            f"{row['learning_rate']:g}",
+            f"{row['steps']:,}",
+            number(row["validation_loss"]),
+            number(row["figure"]),
+            (row["commit"] or NOTHING)[:10],
+        ]
+        for row in listed
+    ]
+    head = ["run", "arm", "for", "seed", "learning rate", "steps", "validation loss", "test", "commit"]
+    lines = ["## Runs", "", "Each with the commands that repeat it in [runs.csv](runs.csv).", ""]
+    return [
+        *lines,
+        f"<details><summary>{counted(len(rows), 'run')}</summary>",
+        "",
+        *table(head, rows, 3),
+        "",
+        "</details>",
+    ]

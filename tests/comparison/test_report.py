@@ -1,0 +1,410 @@
+"""The report: what it says of comparisons whose truth is known, from whole and from half-finished studies."""
+
+import csv
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers.comparison import (
+    LEVELS,
+    RATES,
+    Losses,
+    finals,
+    label_rows,
+    protocol,
+    record,
+    slices,
+    study,
+    text_rows,
+    trials,
+)
+from llp.comparison import pictures
+from llp.comparison.checks import check
+from llp.comparison.judgement import exploratory, judge_all, primary
+from llp.comparison.report import compose, write_report
+from llp.comparison.study import Contrast, Study, Trial
+
+PICTURES = ["contrasts.png", "cost.png", "position.png", "recall.png", "learning_rates.png"]
+
+
+def rows(path):
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def complete():
+    """A study with every part that a report of a text can have."""
+    losses = Losses(LEVELS)
+    longer = {(arm, "flops"): finals(losses, arm, range(3), steps=200) for arm in LEVELS}
+    own = [(64, finals(losses, "llp", range(3))), (128, [])]
+    own.insert(0, (32, [record("llp.segment_len=32", seed, losses.draw("llp", seed) + 0.05) for seed in range(3)]))
+    made = study(budgets=["windows", "flops"])
+    return replace(made, finals={**made.finals, **longer}, ablations={"llp.segment_len": own})
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+        paths = write_report(complete(), folder)
+        names = ["report.md", "report.csv", "runs.csv", "ablation-llp.segment_len.png", *PICTURES]
+        assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths) == sorted(names)
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+    for name in [name for name in names if name.endswith(".png")]:
+        assert (folders[0] / name).read_bytes().startswith(b"\x89PNG")
+    assert len(rows(folders[0] / "report.csv")) == 2 * 3  # budgets, arms
+    assert len(rows(folders[0] / "runs.csv")) == 18 + 9 + 2 + 3  # final ones, rates, noise floor alone, ablation alone
+
+
+def test_a_report_takes_the_place_of_an_older_one(tmp_path):
+    made = replace(study({"dense": 1.0}, trials={}), finals={}, noise=[])
+    for _ in range(2):
+        write_report(made, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.md", "runs.csv"]
+
+
+def test_all_pictures_are_shown():
+    report = compose(complete())
+    assert sorted(report.pictures) == sorted(["ablation-llp.segment_len.png", *PICTURES])
+    for name in report.pictures:
+        assert f"]({name})" in report.text
+
+
+def test_identical_contestants_are_a_tie():
+    """One arm under two names."""
+    made = study()
+    twins = [replace(run, arm="twin", run=run.run.replace("llp", "twin")) for run in made.finals["llp", "windows"]]
+    made = replace(
+        made,
+        arms=[*made.arms, "twin"],
+        finals={**made.finals, ("twin", "windows"): twins},
+        trials={**made.trials, "twin": trials("twin")},
+        primary=[*made.primary, Contrast("twin", "llp", "windows")],
+    )
+    text = compose(made).text
+    assert "- **twin and llp are a tie** at equal windows: they differ by 0.0000 bits per byte" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| twin - llp | equal windows | +0.0000 |")]
+    assert row.endswith("| 1.000 | tie |")
+
+
+def test_an_arm_made_worse_is_found_with_its_sign_and_size():
+    """By 0.1 bits per byte on each document, in every seed; and better, seen from the other side."""
+    made = study({"dense": 1.9, "llp": 1.9})
+    worse = [
+        replace(run, test={**run.test, "rows": text_rows([row["bits_per_byte"] + 0.1 for row in run.test["rows"][1:]])})
+        for run in made.finals["dense", "windows"]
+    ]
+    worse = [replace(run, arm="llp", run=run.run.replace("dense", "llp")) for run in worse]
+    both = [Contrast("llp", "dense", "windows"), Contrast("dense", "llp", "windows")]
+    made = replace(made, finals={**made.finals, ("llp", "windows"): worse}, primary=both)
+    report = compose(made)
+    text = report.text
+    assert "- **llp is worse than dense** by 0.1000 bits per byte at equal windows" in text
+    assert "- **dense is better than llp** by 0.1000 bits per byte at equal windows" in text
+    (row,) = [row for row in report.summary if row["arm"] == "llp"]
+    assert row["difference"] == pytest.approx(0.1)
+    assert row["difference_low"] <= 0.1 + 1e-12
+    assert row["difference_high"] >= 0.1 - 1e-12
+
+
+def test_a_small_difference_is_undecided_above_the_floor_and_a_tie_below_it():
+    made = study({"dense": 1.9, "llp": 1.9})
+    made = replace(made, noise=[record("dense", seed, [1.9 + 1e-6 * seed] * 5) for seed in range(5)])
+    assert "**llp against dense is undecided** at equal windows: " in compose(made).text
+    noisy = replace(made, noise=[record("dense", seed, [1.9 + 0.1 * seed] * 5) for seed in range(5)])
+    assert "**llp and dense are a tie** at equal windows: " in compose(noisy).text
+
+
+def test_the_noise_floor_is_said():
+    made = study(noise=[record("dense", seed, [level] * 5) for seed, level in enumerate((1.9, 1.91, 1.92))])
+    floor = 4.302653 * 0.01 * math.sqrt(2 / 3)  # t(0.975; 2)
+    text = compose(made).text
+    assert "Noise floor: 3 runs of dense have a standard deviation of 0.01000 bits per byte." in text
+    assert f"with 3 seeds each differ by more than {floor:.4f} in one study of twenty" in text
+    assert "Noise floor: not known" in compose(replace(made, noise=made.noise[:1])).text
+    different = [made.noise[0], replace(made.noise[1], learning_rate=1e-3), made.noise[2]]
+    assert "Noise floor: not known" in compose(replace(made, noise=different)).text
+
+
+def test_what_may_not_be_compared_is_not():
+    """The check says why, and neither a sentence nor a table has a difference; others are compared."""
+    made = study()
+    runs = list(made.finals["llp", "windows"])
+    runs[0] = replace(runs[0], hashes={**runs[0].hashes, "training_windows": runs[1].hashes["training_windows"]})
+    report = compose(replace(made, finals={**made.finals, ("llp", "windows"): runs}))
+    text = report.text
+    reason = "llp-0.003-100-s0: other training windows than other runs of seed 0"
+    assert f"- **llp and dense can't be compared** at equal windows: {reason}" in text
+    assert "- ✗ Runs of one seed and length took the same training windows, other seeds others\n  - " + reason in text
+    assert "- ✓ All read the same training data and tokenizer" in text
+    assert "| llp - dense | equal windows | - | - | - | - | - | - | - | not comparable |" in text
+    assert "- **window is worse than dense**" in text
+    states = {row["arm"]: (row["state"], row["difference"] is not None) for row in report.summary}
+    assert states == {
+        "dense": ("reference", False),
+        "window": ("comparable", True),
+        "llp": ("not comparable", False),
+    }
+
+
+def test_a_diverged_run_is_not_compared():
+    """Its loss is null in its record, or nan."""
+    for nothing in (None, math.nan):
+        made = study()
+        runs = list(made.finals["llp", "windows"])
+        lost = [{**row, "nats": nothing, "loss": nothing, "bits_per_byte": nothing} for row in runs[0].test["rows"]]
+        curve = [{**entry, "loss": nothing} for entry in runs[0].curve]
+        runs[0] = replace(runs[0], test={**runs[0].test, "rows": lost}, curve=curve)
+        text = compose(replace(made, finals={**made.finals, ("llp", "windows"): runs})).text
+        assert "**llp and dense can't be compared** at equal windows: llp-0.003-100-s0: it diverged" in text
+
+
+def test_the_table_has_every_figure():
+    made = study()
+    text = compose(made).text
+    runs = made.finals["llp", "windows"]
+    bits = [run.test["rows"][0]["bits_per_byte"] for run in runs]
+    (line,) = [line for line in text.splitlines() if line.startswith("| llp | ") and "4.80e11" in line]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:3] == [f"{np.mean(bits):.4f}", f"{np.std(bits, ddof=1):.4f}"]
+    assert cells[5] == f"{np.mean([run.test['rows'][0]['loss'] for run in runs]):.4f}"
+    # parameters, positions (800 windows of 512), windows, FLOPs (800 * 6e8), seconds (100 * 0.1), memory, rate, seeds
+    assert cells[6:] == ["260,000", "409,600", "800", "4.80e11", "10.0", "500", "0.003", "3", "`0.003-100-s0,1,2`"]
+    order = [line.split(" | ")[0] for line in text.splitlines() if "4.80e11" in line]
+    assert order == ["| dense", "| window", "| llp"]
+
+
+def test_every_run_has_its_commands():
+    made = complete()
+    report = compose(made)
+    text, listed = report.text, {row["run"]: row for row in report.runs}
+    assert listed["llp-0.003-100-s0"]["commands"] == " && ".join(record("llp").commands)
+    assert listed["llp-0.003-100-s0"]["use"] == "windows, llp.segment_len"
+    assert listed["dense-0.003-100-s4"]["use"] == "noise floor"
+    assert listed["llp-0.003-100-s100"]["use"] == "rate"
+    for name in listed:
+        assert f"| [{name}](records/{name}.json) |" in text
+
+
+def test_missing_runs_are_said():
+    made = study(missing=["llp-0.003-100-s2"], failed={"window-0.003-100-s1": "out of memory"})
+    partial = {
+        ("dense", "windows"): made.finals["dense", "windows"],
+        ("llp", "windows"): made.finals["llp", "windows"][:2],
+    }
+    text = compose(replace(made, finals=partial)).text
+    assert "1 missing, 1 failed. To continue: `llp compare synthetic.yaml`" in text
+    assert "- `window-0.003-100-s1`: out of memory" in text
+    assert "- `llp-0.003-100-s2`" in text
+    assert "**window against dense** at equal windows: not known yet; window has 0 and dense has 3 of 3 runs." in text
+    assert "2 of 3 seeds, 5 documents" in text
+    assert "Not all runs are done of: window, llp." in text
+
+
+def test_a_single_seed_has_no_interval():
+    report = compose(study(seeds=[0]))
+    assert "no interval from a single seed; 1 seed, 5 documents" in report.text
+    assert "contrasts.png" in report.pictures
+
+
+def test_nothing_is_done_yet():
+    made = study(finals={}, trials={arm: [Trial(rate, None) for rate in RATES] for arm in LEVELS}, noise=[])
+    report = compose(replace(made, seconds_per_step={}, timing={}, peak_memory={}, missing=["a", "b"]))
+    text = report.text
+    assert "0 runs done, 2 missing, 0 failed." in text
+    assert "No finished runs yet." in text
+    assert "Nothing is known yet of the loss by position or by distance." in text
+    assert report.runs == []
+    assert {row["state"] for row in report.summary} == {"reference", "missing"}
+    assert report.pictures == {}
+
+
+def test_a_study_without_anything():
+    nothing = Study("empty", "", "llp compare", [], "", [], [], {}, {}, [], [], {}, {}, {}, {}, [], {})
+    assert "No contrast was named before the runs." in compose(nothing).text
+
+
+def task(arm, seed, loss, accuracies):
+    """A record of a task: half of the labels at distances 2 and 3, half at 4 to 7."""
+    distances = [
+        {"first": first, "last": 2 * first - 1, "labels": 1000, "correct": round(1000 * share), "nats": 1000 * loss}
+        for first, share in zip((2, 4), accuracies, strict=True)
+    ]
+    test = {"protocol": protocol(), "rows": label_rows(loss, float(np.mean(accuracies))), "distances": distances}
+    return record(arm, seed, test=test)
+
+
+def test_a_task_with_labels():
+    """Its figure is the loss of a label, beside the accuracy."""
+    own = {
+        ("dense", "windows"): [task("dense", seed, 0.1 + 0.001 * seed, (1.0, 0.9)) for seed in range(3)],
+        ("llp", "windows"): [task("llp", seed, 0.3 + 0.001 * seed, (1.0, 0.2 + 0.1 * seed)) for seed in range(3)],
+    }
+    made = study({"dense": 1.0, "llp": 1.0}, finals=own, noise=[])
+    text = compose(made).text
+    assert "**llp is worse than dense** by 0.2000 nats per label at equal windows" in text
+    assert "counts as a single document" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| llp | 0.3010 |")]
+    assert " | 0.650 | " in line
+    assert "word perplexity" not in text
+    (axes,) = pictures.accuracy_by_distance(made).axes
+    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[1.0, 0.9], pytest.approx([1.0, 0.3])]
+    assert list(axes.lines[0].get_xdata()) == [2.5, 5.5]
+
+
+def judged(made):
+    everything = judge_all(made, check(made))
+    return primary(made, everything), exploratory(made, everything)
+
+
+def test_every_pair_is_judged_once():
+    made = study(primary=[Contrast("dense", "llp", "windows"), Contrast("llp", "window", "windows")])
+    named, others = judged(made)
+    assert [one.contrast for one in named] == made.primary
+    assert [one.contrast for one in others] == [Contrast("window", "dense", "windows")]
+    assert [one.verdict for one in others] == [None]
+
+
+def test_holm_counts_contrasts_that_are_missing():
+    """Three were named, one is done: its p value is three times the uncorrected one."""
+    missing = [Contrast("llp", "dense", "flops"), Contrast("window", "dense", "flops")]
+    made = study(primary=[Contrast("llp", "dense", "windows"), *missing], budgets=["windows", "flops"])
+    named, _ = judged(made)
+    assert named[0].p == pytest.approx(3 * named[0].outcome.interval.p)
+    assert [(one.p, one.verdict) for one in named[1:]] == [(None, None)] * 2
+
+
+def test_the_forest_shows_intervals_and_floors():
+    made = study()
+    named, others = judged(made)
+    (axes,) = pictures.forest(made, named, others, "bits per byte").axes
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    bars = [line for line in axes.lines[1:] if len(line.get_xdata()) == 2]
+    assert [line.get_xdata()[0] for line in points] == [one.outcome.estimate for one in named]
+    assert [list(line.get_xdata()) for line in bars] == [list(one.outcome.interval[:2]) for one in named]
+    floors = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+    assert floors == [pytest.approx((-one.floor, one.floor)) for one in named]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        "window - dense, equal windows",
+        "llp - dense, equal windows",
+    ]
+
+
+def test_the_loss_is_drawn_over_what_it_cost():
+    made = study(seconds_per_step={"dense": 0.1, "llp": 0.3})
+    left, right = pictures.loss_over_cost(made).axes
+    dense = left.lines[0]
+    assert list(dense.get_xdata()) == pytest.approx([step * 8 * 6e8 for step in (20, 40, 60, 80, 100)])
+    assert list(dense.get_ydata()) == pytest.approx([entry["loss"] for entry in record().curve])
+    assert {line.get_label(): line.get_xdata()[-1] for line in right.lines} == pytest.approx({"dense": 10, "llp": 30})
+
+
+def test_the_loss_by_position_is_less_that_of_the_reference():
+    """And has lines at m = 64, 2 m and, within four layers, at 4 m."""
+    made = study()
+    (axes,) = pictures.loss_by_position(made).axes
+    by_label = {line.get_label(): line for line in axes.lines}
+    assert "dense" not in by_label
+    assert list(by_label["llp"].get_xdata()) == [1.5 * 2**k - 0.5 for k in range(10)]
+    difference = np.mean(
+        [
+            np.mean([row["bits_per_byte"] for row in a.test["rows"][1:]])
+            - np.mean([row["bits_per_byte"] for row in b.test["rows"][1:]])
+            for a, b in zip(made.finals["llp", "windows"], made.finals["dense", "windows"], strict=True)
+        ]
+    )
+    assert list(by_label["llp"].get_ydata()) == pytest.approx([difference] * 10)
+    marks = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert marks == [64, 128, 256]
+
+
+def test_the_loss_on_recall_tokens():
+    made = study()
+    left, right = pictures.loss_on_recall(made).axes
+    levels = [np.mean([row["bits_per_byte"] for row in run.test["rows"][1:]]) for run in made.finals["llp", "windows"]]
+    (line,) = [line for line in left.lines if line.get_label() == "llp"]
+    assert list(line.get_ydata()) == pytest.approx([np.mean(levels) * (0.2 + 0.05 * k) for k in range(10)])
+    assert {line.get_label() for line in right.lines} >= {"llp", "window"}
+    parts = [part for run in made.finals["llp", "windows"] for part in run.slices["recall"]]
+    loss = sum(part["nats"] for part in parts) / sum(part["tokens"] for part in parts)
+    n_recall = 10 * 1023  # tokens of a run
+    assert (
+        f"| llp | {loss:.4f} | {1.2 * np.mean(levels):.4f} | {n_recall / (n_recall + 5000):.1%} |" in compose(made).text
+    )
+
+
+def test_slices_that_only_some_runs_have():
+    made = study()
+    runs = [replace(made.finals["llp", "windows"][0], slices=None), *made.finals["llp", "windows"][1:]]
+    some = replace(made, finals={**made.finals, ("llp", "windows"): runs})
+    assert {line.get_label() for line in pictures.loss_by_position(some).axes[0].lines} >= {"llp", "window"}
+    none = {key: [replace(run, slices=None) for run in group] for key, group in made.finals.items()}
+    assert pictures.loss_by_position(replace(made, finals=none)) is None
+    assert pictures.loss_on_recall(replace(made, finals=none)) is None
+    assert pictures.accuracy_by_distance(made) is None
+
+
+def test_an_empty_part_of_a_slice_is_left_out():
+    made = study({"dense": 1.0})
+    own = slices(1.0)
+    own["recall"][3] = {**own["recall"][3], "tokens": 0, "nats": 0.0}
+    runs = [replace(run, slices=own) for run in made.finals["dense", "windows"]]
+    left, _ = pictures.loss_on_recall(replace(made, finals={("dense", "windows"): runs})).axes
+    assert len(left.lines[0].get_xdata()) == 9
+
+
+def test_the_learning_rates():
+    """A ring at the best, a diverged run at ln V at most, `edge` where nothing beyond was tried."""
+    made = study()
+    made = replace(made, trials={**made.trials, "window": trials("window", (2.7, 2.5, math.nan))})
+    edge = trials("llp", (2.5, 2.7, 2.8))
+    (axes,) = pictures.loss_over_rates(made).axes
+    rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(3e-3, pytest.approx(2.5))] * 3
+    (window,) = [line for line in axes.lines if line.get_label() == "window"]
+    assert window.get_ydata()[2] == pytest.approx(math.log(1000))
+    text = compose(replace(made, trials={**made.trials, "llp": edge})).text
+    assert "| dense | 2.7000 | **2.5000** | 2.8000 | 0.1667 |" in text
+    assert f"| window | 2.7000 | **2.5000** | diverged | {(0.2 + math.log(1000) - 2.5) / 3:.4f} |" in text
+    assert "| llp | **2.5000** edge | 2.7000 | 2.8000 | 0.1667 |" in text
+
+
+def test_an_ablation():
+    """Against the contestant's own value, which is ringed; a missing value is said."""
+    made = complete()
+    text = compose(made).text
+    section = text[text.index("### llp.segment_len") :]
+    line32, line64, line128 = (
+        next(line for line in section.splitlines() if line.startswith(f"| {m} |")) for m in (32, 64, 128)
+    )
+    assert float(line32.split("|")[4].split()[0]) == pytest.approx(0.05, abs=0.01)
+    assert line64.split("|")[4].strip() == ""
+    assert line128.split("|")[2].strip() == "missing"
+    (axes,) = pictures.ablation("llp.segment_len", [(32, [2.0, 2.2]), (64, [1.9]), (128, [])], "unit", 64).axes
+    (ring,) = [line for line in axes.lines if line.get_fillstyle() == "none"]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (64, 1.9)
+
+
+def test_a_contestant_looks_the_same_in_all_pictures():
+    """Its architecture's own colour if it is the first of its kind; no two are alike; others don't change it."""
+    arms = {f"arm{number}": 1.0 for number in range(9)}
+    made = study({"dense": 1.9, "llp": 1.9, **arms})
+    look = pictures.styles(made)
+    assert (look["dense"].color, look["llp"].color) == ("#5c636a", "#1c7ed6")
+    assert len(set(look.values())) == 11
+    assert len({style.color for style in look.values()}) == 11
+    (recall, _) = pictures.loss_on_recall(made).axes
+    (rates,) = pictures.loss_over_rates(made).axes
+    for axes in (recall, rates):
+        drawn = {line.get_label(): (line.get_color(), line.get_marker()) for line in axes.lines}
+        assert {arm: drawn[arm] for arm in look} == look
+
+
+def test_how_they_were_scored_is_said():
+    text = compose(study()).text
+    assert "| llp | 512 | 128 | 384 | 447.5 | 512 | 13,000 | 26,000 | 5 |" in text
+    assert "(device cpu, threads 2, rounds 5)" in text
+    assert "The test has 5 documents only" in text

@@ -1,0 +1,197 @@
+"""Records of runs that never ran: their losses are drawn from known means and deviations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llp.comparison.study import Contrast, Record, Study, Trial
+
+DOCUMENT_BYTES = (9000, 4000, 6000, 2000, 5000)
+STEPS, BATCH = 100, 8
+RATES = (1e-3, 3e-3, 1e-2)
+LEVELS = {"dense": 1.9, "window": 1.95, "llp": 2.0}
+CLASSES = {"dense": "llp.Transformer", "window": "llp.SlidingWindow", "llp": "llp.LLP"}
+
+
+class Losses:
+    """Bits per byte of arm, seed and document: the arm's level and effects with the given standard deviations.
+
+    Args:
+        levels: By arm.
+        seed: Of the generator.
+        own: Of each run by itself.
+        order: Of each seed, shared by all arms: the windows that it took.
+        text: Of each document, shared by all arms and seeds.
+        taste: Of each arm on each document, shared by its seeds.
+        sizes: The documents' bytes.
+    """
+
+    def __init__(
+        self,
+        levels: Mapping[str, float],
+        seed: int = 0,
+        own: float = 0.002,
+        order: float = 0.0,
+        text: float = 0.1,
+        taste: float = 0.0,
+        sizes: Sequence[int] = DOCUMENT_BYTES,
+    ) -> None:
+        self.levels, self.own, self.sizes = levels, own, sizes
+        self.random = np.random.default_rng(seed)
+        self.orders = order * self.random.standard_normal(10_000)
+        self.texts = text * self.random.standard_normal(len(sizes))
+        self.tastes = {arm: taste * self.random.standard_normal(len(sizes)) for arm in levels}
+
+    def draw(self, arm: str, seed: int) -> np.ndarray:
+        """(D,) bits per byte of one run."""
+        run = self.own * self.random.standard_normal()
+        return self.levels[arm] + run + self.orders[seed] + self.texts + self.tastes[arm]
+
+
+def text_rows(bits: Sequence[float], sizes: Sequence[int] = DOCUMENT_BYTES) -> list[dict[str, Any]]:
+    """The rows of a text's test: the whole, then each document."""
+    documents = []
+    for number, (bits_per_byte, size) in enumerate(zip(bits, sizes, strict=True)):
+        counts = {"tokens": size // 2, "words": size // 5, "plain_words": size // 5, "bytes": size}
+        documents.append({"document": f"book {number}", **counts, "nats": bits_per_byte * size * math.log(2)})
+    whole = {key: math.fsum(row[key] for row in documents) for key in ("tokens", "words", "plain_words", "bytes")}
+    total = {"document": None, **{k: int(v) for k, v in whole.items()}, "nats": math.fsum(r["nats"] for r in documents)}
+    return [
+        {
+            **row,
+            "loss": row["nats"] / row["tokens"],
+            "perplexity": math.exp(row["nats"] / row["tokens"]),
+            "word_perplexity": math.exp(row["nats"] / row["words"]),
+            "bits_per_byte": row["nats"] / row["bytes"] / math.log(2),
+        }
+        for row in [total, *documents]
+    ]
+
+
+def label_rows(loss: float, accuracy: float, n_labels: int = 4000) -> list[dict[str, Any]]:
+    """The rows of a task's test: labels, no text."""
+    row = {"document": None, "tokens": n_labels, "nats": loss * n_labels, "loss": loss, "perplexity": math.exp(loss)}
+    return [{**row, "accuracy": accuracy}]
+
+
+def protocol(**changes: Any) -> dict[str, Any]:
+    return {
+        "window_len": 512,
+        "stride": 128,
+        "data_fingerprint": "data",
+        "tokenizer_fingerprint": "tokenizer",
+        "complete": True,
+        "context_least": 384,
+        "context_mean": 447.5,
+        "context_greatest": 512,
+        "word_count": "words",
+        "official_words": None,
+        "certificate": {"causal": True},
+        "precision": "32-true",
+        **changes,
+    }
+
+
+def slices(level: float, own: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Loss by position and on recall tokens: better with more context, worse from far away."""
+    bounds = [2**k for k in range(10)]
+    parts = [
+        {"first": first, "last": 2 * first - 1, "tokens": 10 * first, "nats": 10 * first * (level + 1 / first)}
+        for first in bounds
+    ]
+    recall = [{**part, "nats": part["tokens"] * level * (0.2 + 0.05 * k)} for k, part in enumerate(parts)]
+    return {"position": parts, "recall": recall, "other": {"tokens": 5000, "nats": 5000 * 1.2 * level}, **own}
+
+
+def record(
+    arm: str = "dense",
+    seed: int = 0,
+    bits: Sequence[float] | None = None,
+    learning_rate: float = 3e-3,
+    validation: float = 2.5,
+    steps: int = STEPS,
+    sizes: Sequence[int] = DOCUMENT_BYTES,
+    **changes: Any,
+) -> Record:
+    """One run's record; a test with `bits` per byte of the documents, none if that is None."""
+    name = f"{arm}-{learning_rate:g}-{steps}"
+    model = {"vocab_size": 1000, "dim": 64, "n_layers": 4, "n_heads": 2, "learning_rate": learning_rate}
+    model |= {"warmup_steps": 10, "schedule": "cosine", "final_learning_rate": 0.1}
+    if arm.startswith("llp"):
+        model["segment_len"] = 64
+    class_path = CLASSES.get(arm.partition(".")[0], "llp.Transformer")
+    curve = [
+        {"step": steps * part // 5, "loss": validation + 1 / part - 0.2, "bits_per_byte": (validation + 1 / part) / 2}
+        for part in range(1, 6)
+    ]
+    made = Record(
+        run=f"{name}-s{seed}",
+        arm=arm,
+        class_path=class_path,
+        seed=seed,
+        learning_rate=learning_rate,
+        steps=steps,
+        settings={
+            "model": {"class_path": class_path, "init_args": model},
+            "data": {"init_args": {"window_len": 512, "batch_size": BATCH}},
+        },
+        commands=[f"llp fit --config {name}.yaml --seed_everything {seed}", f"llp test --config {name}.yaml"],
+        parameters=260_000,
+        pairs_per_window=100_000,
+        flops_per_window=600_000_000,
+        positions_per_window=512,
+        windows=steps * BATCH,
+        curve=curve,
+        test=None if bits is None else {"protocol": protocol(), "rows": text_rows(bits, sizes)},
+        slices=None if bits is None else slices(float(np.mean(bits))),
+        hashes={
+            "initial_weights": f"weights of seed {seed}",
+            "training_windows": f"{steps * BATCH} windows of seed {seed}",
+            "data": "data",
+            "tokenizer": "tokenizer",
+            "final_weights": f"{name}-s{seed}",
+        },
+        commit="0123456789abcdef0123456789abcdef01234567",
+        versions={"torch": "2.9"},
+        device="cpu",
+    )
+    return replace(made, **changes)
+
+
+def finals(losses: Losses, arm: str, seeds: Sequence[int], **changes: Any) -> list[Record]:
+    """Tested runs of an arm."""
+    return [record(arm, seed, losses.draw(arm, seed), sizes=losses.sizes, **changes) for seed in seeds]
+
+
+def trials(arm: str, losses: Sequence[float] = (2.7, 2.5, 2.8), rates: Sequence[float] = RATES) -> list[Trial]:
+    """The choice of an arm's learning rate by seed 100; the second is the best one."""
+    runs = zip(rates, losses, strict=True)
+    return [Trial(rate, record(arm, 100, None, rate, validation=loss)) for rate, loss in runs]
+
+
+def study(levels: Mapping[str, float] = LEVELS, seeds: Sequence[int] = (0, 1, 2), **changes: Any) -> Study:
+    """A finished comparison of arms with the given bits per byte, the first one its reference."""
+    losses, (reference, *others) = Losses(levels), levels
+    made = Study(
+        name="synthetic",
+        description="Runs that never ran.",
+        command="llp compare synthetic.yaml",
+        arms=list(levels),
+        reference=reference,
+        budgets=["windows"],
+        seeds=list(seeds),
+        finals={(arm, "windows"): finals(losses, arm, seeds) for arm in levels},
+        trials={arm: trials(arm) for arm in levels},
+        noise=finals(losses, reference, range(5)),
+        primary=[Contrast(arm, reference, "windows") for arm in others],
+        ablations={},
+        seconds_per_step=dict.fromkeys(levels, 0.1),
+        peak_memory=dict.fromkeys(levels, 500000000),
+        timing={"device": "cpu", "threads": 2, "rounds": 5},
+        missing=[],
+        failed={},
+    )
+    return replace(made, **changes)
