@@ -170,7 +170,7 @@ def test_what_needs_a_text_is_refused(run, task):
 def test_what_makes_another_task_can_not_change_on_a_resume(run, task):
     fit(run)
     resume = ("fit", "--ckpt_path", "last", "--name", "run", "--trainer.max_steps", 8)
-    for name, value in (("n_pairs", 4), ("filler", "zero"), ("label_len", 8), ("window_len", 40)):
+    for name, value in (("n_pairs", 4), ("filler", "random"), ("label_len", 8), ("window_len", 40)):
         assert_one_message(run(*resume, f"--data.init_args.{name}", value), f"data.init_args.{name} = {value}")
     assert run(*resume, "--data.init_args.n_test", 7, "--data.init_args.distance_bin", 4)[0] == 0
     config = yaml.safe_load((task / "lightning_logs/run/config.yaml").read_text())
