@@ -24,7 +24,8 @@ class AssociativeRecall(SyntheticData):
     Args:
         vocab_size: V.
         n_pairs: K. Pairs and queries take at most the whole window: 4K <= `window_len`.
-        filler: `random` tokens, any but the keys of the window; or `zero`, the token 0.
+        filler: `zero`, the token 0, as in Zoology's figure; or `random` tokens, any but the keys of the window, among
+            which a model takes far longer to find out what is asked.
         kwargs: The arguments of `SyntheticData`.
 
     Raises:
@@ -34,7 +35,7 @@ class AssociativeRecall(SyntheticData):
     name = "associative_recall"
 
     def __init__(
-        self, vocab_size: int = 512, n_pairs: int = 8, filler: Literal["random", "zero"] = "random", **kwargs: Any
+        self, vocab_size: int = 512, n_pairs: int = 8, filler: Literal["zero", "random"] = "zero", **kwargs: Any
     ) -> None:
         super().__init__(vocab_size, **kwargs)
         self.n_pairs, self.filler = n_pairs, filler

@@ -306,8 +306,9 @@ class LanguageModel(LightningModule, ABC):
         return torch.arange(1, n + 1)
 
     def positions_out(self, n: int) -> int:
-        """T, how many positions at the end of N can have a loss."""
-        return n
+        """T, how many of `n` positions can have a loss: those that leave all layers. `decoder` need not be built."""
+        limits = [self.layer_pattern(layer).n_out for layer in range(self.n_layers)]
+        return min([n, *(limit for limit in limits if limit is not None)])
 
     def score_nats(self, batch: ScoringBatch) -> Tensor:
         """Loss in nats of every target: (B, S)."""

@@ -34,7 +34,7 @@ def drawn(data, n, split="train"):
     ],
 )
 def test_recall_by_its_definition(settings, first_query):
-    data = AssociativeRecall(**{"vocab_size": 101, "n_pairs": 8, "window_len": 64, **settings})
+    data = AssociativeRecall(**{"vocab_size": 101, "n_pairs": 8, "window_len": 64, "filler": "random", **settings})
     n, v = data.window_len, data.vocab_size
     for tokens, places, sources in drawn(data, 50):
         assert tokens.dtype == places.dtype == sources.dtype == np.int64
@@ -60,7 +60,7 @@ def test_recall_by_its_definition(settings, first_query):
 
 def test_recall_draws_uniformly():
     """Places of queries, each and in pairs, keys, values and filler: chi-square below its 99.9 % point."""
-    data = AssociativeRecall(vocab_size=20, n_pairs=2, window_len=20)
+    data = AssociativeRecall(vocab_size=20, n_pairs=2, window_len=20, filler="random")
     examples = drawn(data, 4000)
     for pair in range(2):
         assert_uniform([places[pair] for _, places, _ in examples], range(4, 20, 2))
@@ -195,7 +195,7 @@ def test_limits_and_fingerprints():
     assert fingerprint == make(AssociativeRecall, seed=3, batch_size=5).fingerprint("validation")
     others = [make(AssociativeRecall).fingerprint("test"), make(MirroredCopy).fingerprint("validation")]
     others += [make(AssociativeRecall, **{name: value}).fingerprint("validation")
-               for name, value in (("n_validation", 7), ("filler", "zero"), ("label_len", 8))]  # fmt: skip
+               for name, value in (("n_validation", 7), ("filler", "random"), ("label_len", 8))]  # fmt: skip
     assert len({fingerprint, *others}) == 6
 
 

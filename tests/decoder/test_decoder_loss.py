@@ -22,3 +22,36 @@ def test_the_last_targets_belong_to_the_last_positions(name, n_targets):
     assert losses.each.shape == (3, n_scored)
     torch.testing.assert_close(losses.each.flatten(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(losses.mean, expected.mean(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_places_pick_positions(name):
+    """Logits there, and the loss whose gradient is that of the whole window with all other positions ignored."""
+    model = build(name)
+    decoder, (tokens, targets) = model.decoder, torch.randint(19, (2, 3, N))
+    first = N - model.positions_out(N)
+    assert first == (N - 5 if name in LATENT else 0)
+    places = first + torch.stack([torch.randperm(N - first)[:4] for _ in range(3)])  # (3, 4), in no order
+    labels = targets.gather(1, places)
+    logits = decoder(tokens)
+    expected = logits.gather(1, (places - first).unsqueeze(2).expand(-1, -1, 19))
+    torch.testing.assert_close(decoder(tokens, places=places), expected, rtol=1e-12, atol=1e-12)
+    elsewhere = torch.full((3, N), -100).scatter(1, places, labels)  # which torch ignores
+    loss = F.cross_entropy(logits.flatten(0, 1), elsewhere[:, first:].flatten())
+    losses = decoder(tokens, labels, places)
+    torch.testing.assert_close(losses.mean, loss, rtol=1e-12, atol=1e-12)
+    each = F.cross_entropy(expected.flatten(0, 1), labels.flatten(), reduction="none")
+    torch.testing.assert_close(losses.each.flatten(), each, rtol=1e-12, atol=1e-12)
+    parameters = [*decoder.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(losses.mean, parameters), torch.autograd.grad(loss, parameters), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_head_is_counted_where_it_is(name):
+    decoder = build(name).decoder
+    n_out = decoder.positions_out(N)
+    assert decoder.flops(N) == decoder.flops(N, n_out)
+    assert decoder.flops(N) - decoder.flops(N, 2) == 2 * (n_out - 2) * 16 * 19

@@ -1,0 +1,177 @@
+"""A task from end to end: trained, stopped and resumed, scored in its own columns; what needs a text is refused."""
+
+import csv
+import json
+import math
+import signal
+
+import pytest
+import torch
+import yaml
+from torch.nn.functional import one_hot
+
+import llp
+from helpers.refusals import assert_one_message
+from helpers.runs import assert_same_run, curves
+from llp.evaluation.scoring_labels import LabelScore
+from llp.language_model import LanguageModel
+
+TASK = """
+model:
+  class_path: llp.LLP
+  init_args: {dim: 16, n_layers: 2, n_heads: 2, segment_len: 4, dropout: 0.1, learning_rate: 1.0e-2, schedule: halving}
+data:
+  class_path: datamodules.AssociativeRecall
+  init_args: {window_len: 32, n_pairs: 3, vocab_size: 32, batch_size: 4, n_validation: 10, n_test: 30, distance_bin: 8}
+trainer: {accelerator: cpu, max_steps: 6, val_check_interval: 4, log_every_n_steps: 1, enable_progress_bar: false,
+  gradient_clip_val: 1.0}
+"""
+COPY = ("--data", "datamodules.MirroredCopy", "--data.init_args.window_len", 32, "--data.init_args.vocab_size", 32)
+COPY += ("--data.init_args.batch_size", 4, "--data.init_args.n_validation", 10, "--data.init_args.n_test", 30)
+
+
+@pytest.fixture
+def task(work):
+    (work / "task.yaml").write_text(TASK)
+    return work
+
+
+def fit(run, *flags, name="run"):
+    status, out, err = run("fit", "--config", "task.yaml", "--name", name, *flags)
+    assert status == 0, err
+    return out
+
+
+def test_from_training_to_the_list_of_runs(run, task):
+    folder = task / "lightning_logs/run"
+    out = fit(run)
+    assert "32 tokens, a loss at 3 labels, from a context of up to 12 tokens" in out
+    assert "4 windows: 12 trained tokens at " in out
+    assert "llp generate" not in out
+    assert "bits per byte" not in out
+    record = json.loads((folder / "run.json").read_text())
+    assert record["trained_tokens"] == 6 * 4 * 3
+    assert record["latest_validation"].keys() == {"step", "complete", "loss", "accuracy"}
+    tags = curves(folder)
+    assert [step for step, _ in tags["val/accuracy"]] == [step for step, _ in tags["val/loss"]] == [3, 5]
+    assert tags["train/tokens"][-1][1] == 72
+    assert tags["train/input_tokens"][-1][1] == 6 * 4 * 32
+
+    status, out, err = run("test", "--ckpt_path", folder)
+    assert status == 0, err
+    assert "Certified: " in out
+    assert "nan" not in out
+    content = json.loads((folder / "test.json").read_text())
+    (row,) = content["rows"]
+    assert (row["split"], row["labels"]) == ("test", 90)
+    assert row["loss"] == pytest.approx(row["nats"] / 90)
+    assert row["accuracy"] == row["correct"] / 90
+    assert (row["chance_accuracy"], row["chance_loss"]) == (1 / 16, math.log(16))
+    bins = content["distances"]
+    assert [(one["first"], one["last"]) for one in bins] == [(1, 8), (9, 16), (17, 24), (25, 32)]
+    assert sum(one["labels"] for one in bins) == 90
+    assert sum(one["correct"] for one in bins) == row["correct"]
+    assert sum(one["nats"] for one in bins) == pytest.approx(row["nats"])
+    protocol = content["protocol"]
+    assert protocol["complete"] is True
+    assert protocol["beyond_reach"]["labels"] > 20  # a reach of 9 to 12
+    assert protocol["certificate"]["causal"] is True
+    with (folder / "test.csv").open(newline="") as stream:
+        whole, *rest = csv.DictReader(stream)
+    assert (whole["first"], int(whole["labels"]), float(whole["accuracy"])) == ("", 90, row["accuracy"])
+    for line, one in zip(rest, bins, strict=True):
+        assert {name: float(line[name]) for name in one} == one
+        assert float(line["loss"]) == pytest.approx(one["nats"] / one["labels"])
+    assert f"{row['accuracy']:.4f}" in out
+    assert f"{row['chance_loss']:.4f}" in out
+
+    status, out, err = run("validate", "--ckpt_path", folder, "--trainer.limit_val_batches", 1)
+    assert status == 0, err
+    assert "PARTIAL: 12 of 30 labels were scored." in out
+    assert json.loads((folder / "validation.json").read_text())["protocol"]["complete"] is False
+    status, out, err = run("runs")
+    assert status == 0, err
+    head, _, line = out.splitlines()
+    assert head.split("  ")[-1] == "test accuracy"
+    assert line.split()[-1] == f"{row['accuracy']:.4f}"
+    assert "bits/byte" not in head
+
+
+def test_text_and_tasks_in_one_list(run, task, trained):
+    fit(run, name="other")
+    assert run("test", "--ckpt_path", trained)[0] == 0
+    head, _, *lines = run("runs")[1].splitlines()
+    assert "val accuracy  test accuracy  val bits/byte  test bits/byte  test word perplexity" in head
+    assert {line.split()[0] for line in lines} == {"run", "other"}
+
+
+@pytest.mark.parametrize("data", [(), COPY], ids=["AssociativeRecall", "MirroredCopy"])
+def test_a_task_that_was_stopped_goes_on_as_if_nothing_had_been(run, task, data):
+    fit(run, *data, name="whole")
+    step, calls = LanguageModel.training_step, []
+
+    def stopping(self, *arguments):
+        calls.append(None)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "training_step", stopping)
+        assert run("fit", "--config", "task.yaml", *data, "--name", "stopped")[0] == 143
+    status, _, err = run("fit", "--ckpt_path", "last", "--name", "stopped")
+    assert status == 0, err
+    assert_same_run(task / "lightning_logs/whole", task / "lightning_logs/stopped")
+    checkpoint = torch.load(task / "lightning_logs/stopped/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["tokenizer"] is None
+
+
+def test_latents_need_their_labels_at_the_end(run, task):
+    latents = ("--model", "llp.PerceiverAR", "--model.init_args.latent_len", 8)
+    outcome = run("fit", "--config", "task.yaml", *latents, "--name", "refused")
+    message = "data.init_args.label_len = None: PerceiverAR has a loss at the last 8 of 32 positions only"
+    assert_one_message(outcome, message)
+    assert not (task / "lightning_logs/refused/hparams.yaml").exists()
+    out = fit(run, *latents, "--data.init_args.label_len", 8)
+    assert "a loss at 3 labels, from a context of up to 32 tokens" in out
+    status, out, err = run("test", "--ckpt_path", "lightning_logs/run")
+    assert status == 0, err
+    assert "Beyond the reach" not in out
+
+
+def test_a_model_that_reads_beyond_its_word_is_refused(run, task, monkeypatch):
+    """It claims to read one token, and knows all labels: of 15, all but the first have their source further back."""
+    fit(run, "--model", "llp.Transformer", *COPY, "--trainer.max_steps", 1)
+    update = LabelScore.update
+
+    def knowing(self, logits, labels, *where):
+        update(self, one_hot(labels, 32).double(), labels, *where)
+
+    monkeypatch.setattr(LabelScore, "update", knowing)
+    monkeypatch.setattr(llp.Transformer, "context_lens", lambda self, n: torch.ones(n).long())
+    outcome = run("test", "--ckpt_path", "lightning_logs/run")
+    assert_one_message(outcome, "model = its reach: 420 of 420 labels whose source lies beyond its reach are correct")
+    assert not (task / "lightning_logs/run/test.json").exists()
+
+
+def test_what_needs_a_text_is_refused(run, task):
+    fit(run)
+    for subcommand, message in (
+        ("predict", "data = AssociativeRecall: it has no text, and `llp predict` writes the loss of each token"),
+        ("context", "data = AssociativeRecall: it has no text whose tokens could be scored"),
+        ("generate", "tokenizer = None: the model has no tokenizer; load one that was trained on text"),
+    ):
+        assert_one_message(run(subcommand, "--ckpt_path", "lightning_logs/run"), message)
+    status, out, err = run("prepare", "--config", "task.yaml")
+    assert status == 0, err
+    assert out == "AssociativeRecall: nothing to prepare, its windows are drawn when they are needed\n"
+
+
+def test_what_makes_another_task_can_not_change_on_a_resume(run, task):
+    fit(run)
+    resume = ("fit", "--ckpt_path", "last", "--name", "run", "--trainer.max_steps", 8)
+    for name, value in (("n_pairs", 4), ("filler", "random"), ("label_len", 8), ("window_len", 40)):
+        assert_one_message(run(*resume, f"--data.init_args.{name}", value), f"data.init_args.{name} = {value}")
+    assert run(*resume, "--data.init_args.n_test", 7, "--data.init_args.distance_bin", 4)[0] == 0
+    config = yaml.safe_load((task / "lightning_logs/run/config.yaml").read_text())
+    assert config["data"]["init_args"]["n_test"] == 7
