@@ -43,7 +43,7 @@ def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str)
 
 def _budget_table(study: Study, rows: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
     text = unit == "bits per byte"
-    head = ["arm", unit, "spread", f"less {study.reference} (95 % interval)"]
+    head = ["arm", unit, "spread", f"difference to {study.reference} (95 % interval)"]
     head += ["word perplexity", "loss"] if text else ["accuracy"]
     head += [
         "parameters",
@@ -227,7 +227,16 @@ def ablation_tables(study: Study, checks: Sequence[Check], unit: str, drawn: Col
         lines += [f"### {name}", "", *image(drawn, ablation_file(name), name)]
         own = own_records(study, name)
         rows = [_ablation_row(study, checks, value, records, own) for value, records in values]
-        head = [name.rpartition(".")[2], unit, "spread", "less its own", "pairs per window", "FLOPs", "seeds", "runs"]
+        head = [
+            name.rpartition(".")[2],
+            unit,
+            "spread",
+            "difference to its own",
+            "pairs per window",
+            "FLOPs",
+            "seeds",
+            "runs",
+        ]
         lines += [*table(head, rows), ""]
     return lines
 
@@ -253,7 +262,7 @@ def _ablation_row(
     study: Study, checks: Sequence[Check], value: Any, records: Sequence[Record], own: Sequence[Record]
 ) -> list[str]:
     if not records:
-        return [str(value), "missing", *[NOTHING] * 6]
+        return [_value(value), "missing", *[NOTHING] * 6]
     figures = [figure_of(record) for record in records]
     first = records[0]
     cell = ""
@@ -264,7 +273,7 @@ def _ablation_row(
         cell = signed(outcome.estimate) if outcome else "not comparable"
         cell += f" ({signed(interval.low)} to {signed(interval.high)})" if interval else ""
     return [
-        str(value),
+        _value(value),
         number(math.fsum(figures) / len(figures)),
         number(spread_of(records)),
         cell,
@@ -273,6 +282,10 @@ def _ablation_row(
         str(len(records)),
         run_names(records),
     ]
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def scoring(study: Study) -> list[str]:
