@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llp.architectures.double_attention import DoubleAttention as DoubleAttention
     from llp.architectures.long_lora_perceiver import LLP as LLP
     from llp.architectures.perceiver_ar import PerceiverAR as PerceiverAR
+    from llp.architectures.shifted_segments import ShiftedSegments as ShiftedSegments
+    from llp.architectures.sliding_window import SlidingWindow as SlidingWindow
     from llp.architectures.split_attention import SplitAttention as SplitAttention
     from llp.architectures.transformer import Transformer as Transformer
     from llp.loading import load as load
@@ -28,12 +30,33 @@ _HOMES = {
     "DoubleAttention": "llp.architectures.double_attention",
     "LLP": "llp.architectures.long_lora_perceiver",
     "PerceiverAR": "llp.architectures.perceiver_ar",
+    "ShiftedSegments": "llp.architectures.shifted_segments",
+    "SlidingWindow": "llp.architectures.sliding_window",
     "SplitAttention": "llp.architectures.split_attention",
     "Transformer": "llp.architectures.transformer",
     "load": "llp.loading",
 }
-ARCHITECTURES = ("Transformer", "LLP", "PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention")
-__all__ = ["LLP", "CompressedAttention", "DoubleAttention", "PerceiverAR", "SplitAttention", "Transformer", "load"]
+ARCHITECTURES = (
+    "Transformer",
+    "LLP",
+    "SlidingWindow",
+    "ShiftedSegments",
+    "PerceiverAR",
+    "DoubleAttention",
+    "SplitAttention",
+    "CompressedAttention",
+)
+__all__ = [
+    "LLP",
+    "CompressedAttention",
+    "DoubleAttention",
+    "PerceiverAR",
+    "ShiftedSegments",
+    "SlidingWindow",
+    "SplitAttention",
+    "Transformer",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

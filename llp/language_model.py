@@ -24,6 +24,7 @@ from llp.evaluation.scoring import Score, ScoringBatch
 from llp.evaluation.text_losses import TokenLoss, text_losses
 from llp.generation.continuation import continue_text
 from llp.training import checkpoints, optimization, settings
+from llp.training.fingerprints import chained_digest, weights_digest
 from llp.training.metrics import RunMetrics
 from llp.training.step_seed import StepSeed
 
@@ -129,6 +130,11 @@ class LanguageModel(LightningModule, ABC):
         """The run's settings: for each start those that changed, and the step, counted from 1, from which they hold."""
         self.initialized_from: dict[str, Any] | None = None
         """The checkpoint whose weights the run started from; None: it started from random ones."""
+        self.fingerprints: dict[str, str] = {"initial_weights": "", "training_windows": ""}
+        """Digests of the weights that the run started from and of all batches that this process has trained on.
+
+        The weights are those that all architectures of equal settings share: `CompressedAttention`'s map is left out.
+        """
         self.loaded_from: str | None = None
         """The path of the checkpoint that `llp.load` read the model from."""
         self.run_config: str | None = None
@@ -158,13 +164,13 @@ class LanguageModel(LightningModule, ABC):
             return
         patterns = [self.layer_pattern(layer) for layer in range(self.n_layers)]
         if self.device_mesh is None:
-            self.decoder = Decoder(self.settings, patterns, self.compression())
+            self.decoder = Decoder(self.settings, patterns, self.compression)
             return
         size = self.device_mesh["tensor_parallel"].size()
         remedy = "set it to 1, and data_parallel_size to the number of processes: each reads text of its own"
         require(size == 1, "trainer.strategy.init_args.tensor_parallel_size", size, remedy)
         shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
-        self.decoder = Decoder(self.settings, patterns, self.compression(), shard)
+        self.decoder = Decoder(self.settings, patterns, self.compression, shard)
 
     def compression(self) -> Compress | None:
         """The module that shortens the history between the first layer's attention and its MLP; None: there is none."""
@@ -203,6 +209,12 @@ class LanguageModel(LightningModule, ABC):
         return continue_text(self, prompt, **settings)
 
     # Training
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer.training:  # here, where it is still in the memory of the CPU
+            before = self.fingerprints["training_windows"]
+            self.fingerprints["training_windows"] = chained_digest(before, batch)
+        return batch
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss; `batch` is inputs and targets, (B, N) each."""
@@ -330,6 +342,7 @@ class LanguageModel(LightningModule, ABC):
         checkpoint["tokenizer"] = checkpoints.stored_tokenizer(data)
         checkpoint["settings_history"] = self.history
         checkpoint["initialized_from"] = self.initialized_from
+        checkpoint["fingerprints"] = self.fingerprints
         checkpoint["config"] = self.run_config
         checkpoints.name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
 
@@ -338,6 +351,7 @@ class LanguageModel(LightningModule, ABC):
         self.trained = checkpoints.training_record(checkpoint)
         self.history = checkpoint["settings_history"]
         self.initialized_from = checkpoint["initialized_from"]
+        self.fingerprints = checkpoint["fingerprints"]
         if self._trainer is None:  # `load_from_checkpoint`
             self._stand_alone(checkpoint)
             return
@@ -364,8 +378,10 @@ class LanguageModel(LightningModule, ABC):
         settings.check_resume(self.history, settings.settings_of(trainer, self, data), changeable)
 
     def on_train_start(self) -> None:
-        """Report which settings differ from the resumed run, record them in the history, and apply them."""
+        """Take the initial weights' digest; report, record and apply the settings that differ from a resumed run's."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.trainer.global_step == 0:
+            self.fingerprints["initial_weights"] = weights_digest(self.decoder.named_parameters(), skip=["compress."])
         now, step = settings.settings_of(self.trainer, self, data), self.trainer.global_step + 1
         changed = settings.changes(self.history, now)
         for line in settings.describe(self.history, changed, step):

@@ -25,11 +25,22 @@ def run(options: list[str]) -> None:
     checkpoints.check_tokenizer(checkpoint, data)
     with command.autocast():
         curve = loss_by_context(command.model, data, **command.own)
+    header = ["context", "loss", "standard error", "perplexity", "recall tokens", "other tokens"]
     cells = [
-        [f"{point.context:,}", f"{point.loss:.4f}", f"± {point.standard_error:.4f}", readable(point.perplexity)]
-        for point in curve
+        [
+            f"{point.context:,}",
+            f"{point.loss:.4f}",
+            f"± {point.standard_error:.4f}",
+            readable(point.perplexity),
+            f"{point.recall_loss:.4f}",
+            f"{point.other_loss:.4f}",
+        ]
+        for point in curve.points
     ]
-    print("\n".join(aligned([["context", "loss", "standard error", "perplexity"], *cells], n_left=0)))
-    text = f"{curve[0].targets:,} tokens of {data.name}, {command.own['split']}"
+    print("\n".join(aligned([header, *cells], n_left=0)))
+    longest = curve.points[-1]
+    of_all = f"{longest.recall_targets:,} of {longest.targets:,} tokens"
+    print(f"Recall tokens: with {longest.context:,} tokens of context, {of_all} repeat a bigram.")
+    text = f"{longest.targets:,} tokens of {data.name}, {command.own['split']}"
     for path in write(curve, run_folder(command.ckpt_path), f"{type(command.model).__name__}: {text}"):
         print(f"Written to {path}")

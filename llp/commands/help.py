@@ -76,6 +76,20 @@ COMMANDS = {
             "--csv FILE": "write them there, too, with all digits",
         },
     ),
+    "compare": Command(
+        "Train and score architectures on equal terms, and report which is better; see docs/comparison.md.",
+        {
+            "SPEC": "what is compared: a YAML file such as configs/compare/smoke.yaml",
+            "--plan": "only list the runs, with their predicted cost",
+            "--workers K": "carry out K runs at a time on this machine, which share its cores",
+            "--slurm K": "submit the runs as one array job, K at a time",
+            "--time": "only time a step of each arm, all in turns, for the budget of equal seconds",
+            "--report": "only report what is there",
+            "--retry": "try the runs that failed again",
+            "--run NAME": "carry out this run alone",
+            "--root FOLDER": "where comparisons/ is; lightning_logs unless given",
+        },
+    ),
     "prepare": Command(
         "Train the tokenizer and encode the text, on a login node, say; fit does the same where it has not been done.",
         {"--config FILE": "a configuration; only its data counts", "--data CLASS": "a benchmark"},

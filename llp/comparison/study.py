@@ -34,7 +34,7 @@ class Record:
     curve: list[dict[str, float]]
     """One entry a validation: `step`, `loss`, `bits_per_byte`; the last one is that of the finished run."""
     test: dict[str, Any] | None
-    """`test.json` as `llp test` wrote it (`protocol`, `rows`); None: a run for the choice of the learning rate alone."""
+    """`protocol` and `rows` of `test.json`; None: a run for the choice of the learning rate alone."""
     slices: dict[str, Any] | None
     """`slices.json` as `llp predict` wrote it: loss by position and on recall tokens by distance."""
     hashes: dict[str, str]

@@ -169,7 +169,7 @@ class Block(nn.Module):
         attention, n_out = self.attention, self.positions_out(n)
         projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
         projections += n_out * attention.output.weight.numel()
-        scores_and_values = 2 * attention.pattern.pair_count(n_out, n) * attention.query.out_features
+        scores_and_values = int(2 * attention.pattern.pair_count(n_out, n) * attention.query.out_features)
         mlp = n_mlp * (self.mlp.up.weight.numel() + self.mlp.down.weight.numel())
         return 2 * (projections + scores_and_values + mlp)
 
@@ -218,7 +218,8 @@ class Decoder(nn.Module):
     Args:
         settings: Size and options.
         patterns: One attention pattern per layer.
-        compress: Applied between the first layer's attention and its MLP.
+        compression: Makes the module that is applied between the first layer's attention and its MLP, if there is one.
+            It is made last, so that the random numbers of all other weights are those of a decoder without it.
         shard: Called with each block as soon as it is built, and with the decoder at the end, to distribute their
             parameters over the ranks: no process ever holds more than its share and one block.
     """
@@ -227,7 +228,7 @@ class Decoder(nn.Module):
         self,
         settings: DecoderSettings,
         patterns: Sequence[LayerPattern],
-        compress: Compress | None = None,
+        compression: Callable[[], Compress | None] = lambda: None,
         shard: Callable[[nn.Module], object] = lambda module: None,
     ) -> None:
         super().__init__()
@@ -244,11 +245,11 @@ class Decoder(nn.Module):
                 block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
             shard(block)
             self.layers.append(block)
-        self.compress = compress
         self.final_norm = nn.LayerNorm(settings.dim)
         self.head = Linear(settings.dim, settings.vocab_size, settings.std())
         if settings.tie_embeddings:
             self.head.weight = self.embed.weight
+        self.compress = compression()
         shard(self)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
@@ -286,6 +287,15 @@ class Decoder(nn.Module):
             if layer == 0 and self.compress is not None:
                 n = self.compress.n_out(n)
         return n
+
+    def pair_count(self, n: int) -> int:
+        """Query-key pairs in all layers of one sequence of `n` tokens, without the masked ones."""
+        total = 0
+        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
+            n_out = block.positions_out(n)
+            total += block.attention.pattern.pair_count(n_out, n)
+            n = self.compress.n_out(n_out) if layer == 0 and self.compress is not None else n_out
+        return total
 
     def flops(self, n: int) -> int:
         """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.

@@ -6,6 +6,7 @@ segments need not be copied into pairs. Measurements: benchmarks/README.md.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -73,21 +74,21 @@ def tail_parts(query: Tensor, key: Tensor) -> list[Part]:
     return [(None, (2, first, n_queries), True), (None, (2, 0, first), False)]
 
 
-def segment_pair_parts(query: Tensor, key: Tensor, batch: int) -> list[Part]:
-    """Each segment (B S, H, M, D) sees itself causally, and all but the first of a sample see the one before, too.
+def segment_parts(query: Tensor, key: Tensor, batch: int, look_back: int) -> list[Part]:
+    """Each segment (B S, H, M, D) sees itself causally, and those before it in its sample, up to `look_back` of them.
 
-    The pairs come in parts of 16, whose outputs and gradients reuse the same small buffers; when compiled, in one part
-    per sample, so that one graph serves all lengths.
+    Its pairs with segments before it come in parts of 16, whose outputs and gradients reuse the same small buffers;
+    when compiled, in one part per sample and distance, so that one graph serves all lengths.
     """
     n_segments = query.shape[0] // batch
     parts: list[Part] = [(None, None, True)]
-    for sample in range(batch):
-        first, n_pairs = sample * n_segments, n_segments - 1
+    for sample, back in product(range(batch), range(1, look_back + 1)):
+        first, n_pairs = sample * n_segments, n_segments - back
         if torch.compiler.is_compiling():
             cuts = [(first, n_pairs)]
         else:
             cuts = [(first + done, min(16, n_pairs - done)) for done in range(0, n_pairs, 16)]
-        parts += [((0, start + 1, n), (0, start, n), False) for start, n in cuts]
+        parts += [((0, start + back, n), (0, start, n), False) for start, n in cuts]
     return parts
 
 

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from llp.decoder.merged_attention import MergedAttention, can_merge, segment_pair_parts, tail_parts
+from llp.decoder.merged_attention import MergedAttention, can_merge, segment_parts, tail_parts
+
+Attend = Callable[..., Tensor]
+"""An attention pattern: `attend(query, key, value, dropout_p=...)`."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -39,54 +42,178 @@ def causal_count(n_queries: int, n_keys: int) -> int:
 
 
 def segment_pair_attention(
-    query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, segment_len: int, look_back: int = 1, dropout_p: float = 0.0
 ) -> Tensor:
-    """Long LoRA Perceiver: segment k sees all of segment k - 1, and itself causally; segment 0 sees only itself.
+    """Long LoRA Perceiver: segment k sees the `look_back` whole segments before it, and itself causally.
 
-    Q must be N. The sequence is cut into segments of `segment_len`, from its first position on. All pairs of segments
-    form one batch of small lower-right causal problems (`segment_len` queries, twice as many keys): O(N segment_len).
+    The N positions are cut into segments of `segment_len`, from the first one on. With `look_back` 1 the pairs of
+    neighbouring segments form one batch of small lower-right causal problems (`segment_len` queries, twice as many
+    keys), with 2 there are triples, and with 0 every segment is alone: O(N segment_len).
 
     Source: arXiv 2412.06106, section on the Long LoRA Perceiver; the segments are those of LongLoRA, arXiv 2309.12307.
     """
-    n, padding = query.shape[2], -query.shape[2] % segment_len
-    if n <= segment_len:
+    n_queries, n_before = query.shape[2], look_back * segment_len
+    if n_queries < key.shape[2]:
+        first_segment = (key.shape[2] - n_queries) // segment_len
+        key, value = _without_first(max(0, first_segment - look_back) * segment_len, key, value)
+        if key.shape[2] <= n_before + segment_len:  # they are all seen by the last query
+            return causal_attention(query, key, value, dropout_p)
+    if key.shape[2] <= max(n_before, segment_len):
         return causal_attention(query, key, value, dropout_p)
-    if padding:  # a shorter last segment is padded at its end; causality hides the padding from every real query
-        query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
-    # (B, H, S M, D) -> (B, S, H, M, D)
-    query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2) for x in (query, key, value))
+    padding = -key.shape[2] % segment_len  # of a shorter last segment; causality hides it from every real query
+    query, key, value = _aligned(query, key, value, padding)
     if can_merge(query, dropout_p):
-        output = _merged_pairs(query, key, value)  # (B, S, H, M, D)
+        output = _merged_segments(query, key, value, segment_len, look_back)
     else:
-        output = _copied_pairs(query, key, value, dropout_p)  # (B, S, H, M, D)
-    output = output.transpose(1, 2).flatten(2, 3)  # (B, H, S M, D)
-    return output[:, :, :n] if padding else output
+        output = _in_blocks(causal_attention, query, key, value, segment_len, n_before, dropout_p)
+    return _unaligned(output, n_queries, padding)
 
 
-def _copied_pairs(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Segment pairs by definition: the keys of two neighbours side by side; all tensors are (B, S, H, M, D)."""
+def _merged_segments(query: Tensor, key: Tensor, value: Tensor, segment_len: int, look_back: int) -> Tensor:
+    """Segments without copies: each sees itself, and those before it part by part; all tensors are (B, H, N, D)."""
     batch = query.shape[0]
-    key_pairs, value_pairs = (torch.cat((x[:, :-1], x[:, 1:]), dim=-2) for x in (key, value))  # (B, S - 1, H, 2 M, D)
-    first = causal_attention(query[:, 0], key[:, 0], value[:, 0], dropout_p)  # (B, H, M, D)
-    later = causal_attention(
-        query[:, 1:].flatten(0, 1), key_pairs.flatten(0, 1), value_pairs.flatten(0, 1), dropout_p
-    )  # (B (S - 1), H, M, D)
-    return torch.cat((first.unsqueeze(1), later.unflatten(0, (batch, -1))), dim=1)
+    # (B, H, S M, D) -> (B S, H, M, D)
+    query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    output = MergedAttention.apply(query, key, value, segment_parts, batch, look_back)  # (B S, H, M, D)
+    return output.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _merged_pairs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same without copies: every segment sees itself, and all but the first of a sample see the one before."""
-    batch = query.shape[0]
-    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
-    output = MergedAttention.apply(query, key, value, segment_pair_parts, batch)  # (B S, H, M, D)
-    return output.unflatten(0, (batch, -1))
-
-
-def segment_pair_count(n_queries: int, n_keys: int, segment_len: int) -> int:
+def segment_pair_count(n_queries: int, n_keys: int, segment_len: int, look_back: int = 1) -> int:
     """The number of query-key pairs in `segment_pair_attention`."""
-    whole, rest = divmod(n_queries, segment_len)
-    own = whole * causal_count(segment_len, segment_len) + causal_count(rest, rest)
-    return own + max(0, n_queries - segment_len) * segment_len
+
+    def up_to(n: int) -> int:
+        whole, rest = divmod(n, segment_len)
+        own = whole * causal_count(segment_len, segment_len) + causal_count(rest, rest)
+        return own + sum(max(0, n - back * segment_len) * segment_len for back in range(1, look_back + 1))
+
+    return up_to(n_keys) - up_to(n_keys - n_queries)
+
+
+def shifted_segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
+) -> Tensor:
+    """Half of the heads see their segment, causally, and half see segments that are shifted by half a length.
+
+    The N positions are cut into segments of `segment_len`, from the first one on; for the second half of the heads the
+    first segment is half as long, so that the others straddle the cuts. The last segments may be shorter; the shifted
+    ones never join the end of the sequence to its beginning.
+
+    Source: S2-Attn of LongLoRA, arXiv 2309.12307, without the leak of its published form.
+    """
+    half, n_queries = segment_len // 2, query.shape[2]
+    if n_queries < key.shape[2]:
+        first_segment = (key.shape[2] - n_queries) // segment_len
+        key, value = _without_first(max(0, first_segment - 1) * segment_len, key, value)
+    if key.shape[2] <= half:
+        return causal_attention(query, key, value, dropout_p)
+    query, key, value = _aligned(query, key, value)
+    n_heads = query.shape[1] // 2
+
+    def segments(heads: slice, places: slice, length: int) -> Tensor:  # each alone
+        parts = query[:, heads, places], key[:, heads, places], value[:, heads, places]
+        return segment_pair_attention(*parts, segment_len=length, look_back=0, dropout_p=dropout_p)
+
+    in_place = segments(slice(n_heads), slice(None), segment_len)  # (B, H / 2, N, D)
+    first = segments(slice(n_heads, None), slice(half), half)
+    shifted = torch.cat((first, segments(slice(n_heads, None), slice(half, None), segment_len)), dim=2)
+    return _unaligned(torch.cat((in_place, shifted), dim=1), n_queries)  # (B, H, N, D)
+
+
+def shifted_segment_count(n_queries: int, n_keys: int, segment_len: int) -> float:
+    """The number of query-key pairs in `shifted_segment_attention`, as the mean of the two halves of the heads."""
+    half = segment_len // 2
+
+    def shifted_up_to(n: int) -> int:
+        first, later = min(n, half), max(0, n - half)
+        return causal_count(first, first) + segment_pair_count(later, later, segment_len, 0)
+
+    shifted = shifted_up_to(n_keys) - shifted_up_to(n_keys - n_queries)
+    return (segment_pair_count(n_queries, n_keys, segment_len, 0) + shifted) / 2
+
+
+def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: int, dropout_p: float = 0.0) -> Tensor:
+    """Position i sees the last `window` positions up to itself: O(N window).
+
+    Source: the sliding window of Longformer, arXiv 2004.05150, causal.
+    """
+    n_queries, n_before = query.shape[2], window - 1
+    if n_queries < key.shape[2]:
+        key, value = _without_first(max(0, key.shape[2] - n_queries - n_before), key, value)
+    if key.shape[2] <= window:
+        return causal_attention(query, key, value, dropout_p)
+    padding = -(key.shape[2] - n_before) % window
+    query, key, value = _aligned(query, key, value, padding)
+    output = _in_blocks(_band_attention, query, key, value, window, n_before, dropout_p)
+    return _unaligned(output, n_queries, padding)
+
+
+def _band_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """Query i of Q sees the keys i .. i + (N - Q): each the same number of them, the last one up to the last key."""
+    n_queries, n_keys = query.shape[-2], key.shape[-2]
+    ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=ones.tril(n_keys - n_queries).triu(), dropout_p=dropout_p
+    )
+
+
+def sliding_window_count(n_queries: int, n_keys: int, window: int) -> int:
+    """The number of query-key pairs in `sliding_window_attention`."""
+
+    def up_to(n: int) -> int:
+        first = min(n, window)
+        return causal_count(first, first) + (n - first) * window
+
+    return up_to(n_keys) - up_to(n_keys - n_queries)
+
+
+def _in_blocks(
+    attend: Attend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_len: int,
+    n_before: int,
+    dropout_p: float,
+) -> Tensor:
+    """A local pattern by definition: blocks of queries attend to their own positions and the `n_before` before them.
+
+    The blocks begin after the first `n_before` positions, which see all before them and themselves. The keys are
+    copied, so that all blocks form one batch. All tensors are (B, H, n_before + S block_len, D).
+    """
+    batch = query.shape[0]
+
+    def fold(x: Tensor, size: int) -> Tensor:  # (B, H, N, D) -> (B S, H, size, D)
+        return x.unfold(2, size, block_len).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    def unfold(x: Tensor) -> Tensor:  # (B S, H, block_len, D) -> (B, H, S block_len, D)
+        return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+
+    blocks = fold(query[:, :, n_before:], block_len), *(fold(x, n_before + block_len) for x in (key, value))
+    if n_before == 0:
+        return unfold(attend(*blocks, dropout_p=dropout_p))
+    first = causal_attention(query[:, :, :n_before], key[:, :, :n_before], value[:, :, :n_before], dropout_p)
+    return torch.cat((first, unfold(attend(*blocks, dropout_p=dropout_p))), dim=2)
+
+
+def _without_first(n: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the first `n` keys, which no query sees."""
+    return key[:, :, n:], value[:, :, n:]
+
+
+def _aligned(query: Tensor, key: Tensor, value: Tensor, padding: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """As many queries as keys, at the same places: zeros before the queries, and `padding` zeros after everything."""
+    n_missing = key.shape[2] - query.shape[2]
+    if n_missing or padding:
+        query = F.pad(query, (0, 0, n_missing, padding))
+    if padding:
+        key, value = (F.pad(x, (0, 0, 0, padding)) for x in (key, value))
+    return query, key, value
+
+
+def _unaligned(output: Tensor, n_queries: int, padding: int = 0) -> Tensor:
+    """The output at the last `n_queries` places before the padding."""
+    stop = output.shape[2] - padding
+    return output if n_queries == output.shape[2] else output[:, :, stop - n_queries : stop]
 
 
 def history_attention(
@@ -154,10 +281,6 @@ def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tu
     return key.gather(2, places), value.gather(2, places)  # (B, H, n_kept + N - n_history, D)
 
 
-Attend = Callable[..., Tensor]
-"""An attention pattern: `attend(query, key, value, dropout_p=...)`."""
-
-
 class LayerPattern(NamedTuple):
     """What an architecture specifies for one layer."""
 
@@ -167,5 +290,8 @@ class LayerPattern(NamedTuple):
     """How many positions, counted from the end, query in the layer and leave it; None: all that enter."""
     history_dropout: float = 0.0
     """The share of the positions before the queries that is dropped from the keys in training."""
-    pair_count: Callable[[int, int], int] = causal_count
-    """Maps numbers of queries and keys to the number of their pairs, from which FLOPs are computed."""
+    pair_count: Callable[[int, int], float] = causal_count
+    """Maps numbers of queries and keys to the number of their pairs in a head, from which FLOPs are computed.
+
+    It is the mean over the heads if these see different keys.
+    """

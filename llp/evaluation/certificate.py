@@ -35,24 +35,31 @@ class Certificate(Callback):
                 return model(tokens.to(model.device))
 
         probes = [
-            certify(logits, model.hparams["vocab_size"], n, model.pattern_edges(n))
+            certify(logits, model.hparams["vocab_size"], n, model.pattern_edges(n), model.context_lens(n))
             for n in sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
         ]
         self.outcome = {"causal": True, "probes": probes}
 
 
-def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: list[int]) -> dict[str, Any]:
+def certify(
+    logits: Callable[[Tensor], Tensor],
+    vocab_size: int,
+    n: int,
+    edges: list[int],
+    context_lens: Tensor | None = None,
+) -> dict[str, Any]:
     """Probe a function from tokens (1, N) to logits (1, T, vocab_size) of the last T positions.
 
     For every probed position p: if all tokens after p change, each logit up to p must stay the same bit for bit; if
-    all tokens before p change, the logits of p must change. The probed positions are the first, the last and the last
-    but one that are scored, both sides of the pattern's edges, and some drawn at random.
+    all tokens before p change, the logits of p must change, if p reads any of them. The probed positions are the
+    first, the last and the last but one that are scored, both sides of the pattern's edges, and some drawn at random.
 
     Args:
         logits: The model.
         vocab_size: Number of tokens, at least 2.
         n: N, the length of the probe.
         edges: Positions at which the architecture's attention pattern changes.
+        context_lens: How many tokens each position predicts from, itself included, (N,); None: all before it.
 
     Returns:
         What was probed: `length` (N) and `positions`.
@@ -80,7 +87,7 @@ def certify(logits: Callable[[Tensor], Tensor], vocab_size: int, n: int, edges: 
                 f"its logits change with the tokens after position {p}: it reads what it predicts. "
                 "No figure is reported; fix the attention pattern",
             )
-        if p == 0:
+        if p == 0 or (context_lens is not None and context_lens[p] == 1):
             continue
         changed = logits(torch.cat((other[:, :p], tokens[:, p:]), dim=1))
         if torch.equal(changed[0, p - first], plain[0, p - first]):

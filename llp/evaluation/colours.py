@@ -3,6 +3,8 @@
 COLOURS = {
     "Transformer": "#5c636a",
     "LLP": "#1c7ed6",
+    "SlidingWindow": "#e0a800",
+    "ShiftedSegments": "#7f5539",
     "PerceiverAR": "#e8590c",
     "DoubleAttention": "#2f9e44",
     "SplitAttention": "#9c36b5",

@@ -23,9 +23,14 @@ def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
         "settings_history": model.history,
         "initialized_from": model.initialized_from,
         "precision": str(model.trainer.precision),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of Python and of the packages that figures depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def git_commit() -> str | None:

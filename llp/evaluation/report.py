@@ -73,17 +73,18 @@ def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[
 
 
 def scored_context(model: Any, window_shapes: Mapping[tuple[int, int, bool], int]) -> dict[str, float | None]:
-    """How many tokens a scored token was predicted from: the minimum after a document's first window, and the mean.
+    """How many tokens a scored token was predicted from: the least after a document's first window, mean and greatest.
 
     Args:
         model: A `LanguageModel`, which knows its context in a window.
         window_shapes: The number of windows by length, scored positions, and whether it is its document's first.
     """
-    least, total, n_tokens = None, 0, 0
+    least, greatest, total, n_tokens = None, 0, 0, 0
     for (length, n_scored, is_first), number in window_shapes.items():
         context = model.context_lens(length)[length - n_scored :]
         total += int(context.sum()) * number
         n_tokens += n_scored * number
+        greatest = max(greatest, int(context.max()))
         if not is_first:
             least = int(context.min()) if least is None else min(least, int(context.min()))
-    return {"context_least": least, "context_mean": total / n_tokens}
+    return {"context_least": least, "context_mean": total / n_tokens, "context_greatest": greatest}

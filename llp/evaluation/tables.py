@@ -44,8 +44,9 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
     windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
     if "context_mean" in protocol:
         least = protocol["context_least"]  # None: every document is one window
-        later = "" if least is None else f"at least {least:,} tokens after a document's first window, and from "
-        windows += f": a token is predicted from {later}{protocol['context_mean']:,.1f} tokens on average"
+        later = "" if least is None else f"at least {least:,} tokens after a document's first window, from "
+        mean, greatest = protocol["context_mean"], protocol["context_greatest"]
+        windows += f": a token is predicted from {later}{mean:,.1f} tokens on average, and from at most {greatest:,}"
     lines += [f"{windows}.", f"Words: {protocol['word_count']}."]
     if rows[0]["plain_words"] != rows[0]["words"]:
         lines.append(

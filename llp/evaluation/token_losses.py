@@ -1,4 +1,4 @@
-"""The loss of every token of a split, as a table for other programs."""
+"""The loss of every token of a split, as a table for other programs, and the slices of the whole loss."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from llp.errors import require
+from llp.evaluation import slices
+from llp.evaluation.tables import aligned, write_json
 from llp.run_folder import run_folder, whole_file
 
 ROWS_IN_MEMORY = 1 << 19
@@ -26,6 +28,9 @@ class TokenLosses(Callback):
     - `token` (int32): the token's id; `text` (string): its text. Each token of a character that is made up of several
       has the replacement character U+FFFD;
     - `loss` (float32): minus the log of the token's probability, in nats.
+
+    Beside it lie `slices.json`, the loss by position in the scoring window and on recall tokens by distance (see
+    `Slices`), and `slices.png`, its picture.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -65,11 +70,19 @@ class TokenLosses(Callback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             loader: Any = trainer.predict_dataloaders
             texts = [data.tokenizer.decode([token]) for token in range(data.vocab_size)]
-            with whole_file(self._path) as temporary:
+            picture = self._path.with_name("slices.png")
+            with whole_file(self._path) as temporary, whole_file(picture) as temporary_picture:
                 n_scored = write_table(temporary, self._losses, loader, texts)
+                segment_len = getattr(pl_module, "segment_len", None)
+                content = slices.slices_of(self._losses, loader, _LEFT_OUT, segment_len)
+                title = f"{type(pl_module).__name__}: {n_scored:,} tokens of {data.name}, {loader.split}"
+                slices.draw(content, title).savefig(temporary_picture, format="png", dpi=150)
+                write_json(self._path.with_name("slices.json"), content)  # the last one: after an error none is there
             self._losses.unlink()
             n_tokens = sum(document.tokens for document in loader.documents)
+            print("\n".join(aligned(slices.summary(content), n_left=1)))
             print(f"Written to {self._path}: the loss of {n_scored:,} of {n_tokens:,} tokens, in nats")
+            print(f"Written to {picture.with_suffix('.json')} and {picture}: by position and by distance of recall")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero and hasattr(self, "_losses"):

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -14,11 +15,12 @@ from llp.training import checkpoints, settings
 from llp.training.interruption import Stopped
 from llp.training.metrics import run_metrics
 from llp.training.run_length import total_steps
+from llp.training.start_report import device_name
 from llp.training.validation_lines import ValidationLines
 
 
 class RunRecord(Callback):
-    """Keeps `run.json`: how far a run is, what it took, and the figures of its best and its latest validation.
+    """Keeps `run.json`: how far a run is, what it took, and the figures of its validations.
 
     Written where training starts and ends, and after each validation; whole or not at all. `state` in it is `running`,
     `finished`, `stopped` (by a signal) or `failed`; that of a process that was killed stays `running`. It needs a
@@ -61,8 +63,12 @@ class RunRecord(Callback):
             "trained_tokens": metrics.tokens,
             **settings.batch_of(settings.settings_of(trainer, model, trainer.datamodule)),
             "training_seconds": metrics.seconds,
+            "device": device_name(trainer, model),
+            "threads": torch.get_num_threads(),
             "best_validation": _finite(validations.best),
             "latest_validation": _finite(validations.latest),
+            "validations": [_finite(figures) for figures in validations.curve],
+            "fingerprints": model.fingerprints,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path, keeps_older=False) as temporary:

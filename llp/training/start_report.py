@@ -120,20 +120,24 @@ def _origins(trainer: Any) -> list[dict[str, Any]]:
     return [callback.origin for callback in trainer.callbacks if isinstance(callback, InitialWeights)]
 
 
+def device_name(trainer: Any, model: LightningModule) -> str:
+    """On what the run computes: `cpu (2 threads)`, or the name of the GPU; how many there are, and the strategy."""
+    n_devices, device = trainer.world_size, model.device
+    is_cuda = device.type == "cuda"
+    threads = _plural(torch.get_num_threads(), "thread")
+    name = torch.cuda.get_device_name(device) if is_cuda else f"{device.type} ({threads})"
+    if n_devices > 1:
+        name = f"{n_devices} x {name} on {_plural(trainer.num_nodes, 'node')}, {type(trainer.strategy).__name__}"
+    return name
+
+
 def _device(trainer: Any, model: LightningModule) -> str:
     """On what the run computes, and how fast that is."""
-    n_threads, n_devices, n_nodes = torch.get_num_threads(), trainer.world_size, trainer.num_nodes
-    device = model.device
-    is_cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if is_cuda else f"{device.type} ({_plural(n_threads, 'thread')})"
-    if n_devices > 1:
-        name = f"{n_devices} x {name} on {_plural(n_nodes, 'node')}, {type(trainer.strategy).__name__}"
-    rate = peak_rate(device, compute_dtype(str(trainer.precision)))
+    rate = peak_rate(model.device, compute_dtype(str(trainer.precision)))
     source = "measured" if rate.is_measured else "its maker's figure"
-    each = " each" if n_devices > 1 else ""
-    return (
-        f"{name}, precision {trainer.precision}; matrix products at {with_unit(rate.flops, 'FLOP/s')}{each}, {source}"
-    )
+    each = " each" if trainer.world_size > 1 else ""
+    products = f"matrix products at {with_unit(rate.flops, 'FLOP/s')}{each}, {source}"
+    return f"{device_name(trainer, model)}, precision {trainer.precision}; {products}"
 
 
 def _plural(number: int, noun: str) -> str:

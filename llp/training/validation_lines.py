@@ -12,19 +12,23 @@ class ValidationLines(Callback):
     """Prints a line for each validation within a run: its step, loss and bits per byte, and whether it is the best.
 
     The run's checkpoint callback says what is best. Without a progress bar (`enable_progress_bar=False`) nothing is
-    printed. `latest` and `best` hold the step and the figures of those validations, from before a resume too, and
-    whether they are `complete`: a limited number of batches is only a part of the split.
+    printed. `curve` holds the step and the figures of each validation, from before a resume too, and whether they are
+    `complete`: a limited number of batches is only a part of the split. `latest` and `best` are two of them.
     """
 
     def __init__(self) -> None:
-        self.latest: dict[str, Any] = {}
+        self.curve: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
 
+    @property
+    def latest(self) -> dict[str, Any]:
+        return self.curve[-1] if self.curve else {}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "latest": self.latest}
+        return {"best": self.best, "curve": self.curve}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.latest = state_dict["best"], state_dict["latest"]
+        self.best, self.curve = state_dict["best"], state_dict["curve"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
@@ -33,7 +37,8 @@ class ValidationLines(Callback):
         figures = {name.removeprefix("val/"): float(metrics[name]) for name in metrics if name.startswith("val/")}
         n_tokens = sum(document.tokens for document in pl_module.score.documents)
         is_complete = pl_module.score.rows()[0]["tokens"] == n_tokens
-        self.latest = {"step": trainer.global_step, "complete": is_complete, **figures}
+        before = [entry for entry in self.curve if entry["step"] < trainer.global_step]  # a resume may validate again
+        self.curve = [*before, {"step": trainer.global_step, "complete": is_complete, **figures}]
         is_best = _is_best(trainer)
         if is_best:
             self.best = self.latest

@@ -8,7 +8,7 @@ import yaml
 
 import llp
 from helpers import reference
-from helpers.small_models import ARCHITECTURES, LATENT, OWN_SETTINGS, SIZES, build
+from helpers.small_models import ARCHITECTURES, FORMS, LATENT, OWN_SETTINGS, SIZES, build
 from llp.decoder.rotary import rotary_table
 from llp.errors import SettingError
 
@@ -16,15 +16,18 @@ from llp.errors import SettingError
 def expected_logits(model, tokens: list[int]) -> torch.Tensor:
     """The reference's logits with a model's weights and settings."""
     settings = dict(model.hparams)
-    latent_len = settings.get("latent_len")
+    latent_len, segment_len = settings.get("latent_len"), settings.get("segment_len")
     sees = {
         "Transformer": lambda: reference.transformer_sees,
-        "LLP": lambda: reference.llp_sees(settings["segment_len"]),
+        "LLP": lambda: reference.llp_sees(segment_len, settings["look_back"]),
+        "SlidingWindow": lambda: reference.window_sees(settings["window"]),
+        "ShiftedSegments": lambda: reference.llp_sees(segment_len, look_back=0),
         "PerceiverAR": lambda: reference.transformer_sees,
         "DoubleAttention": lambda: reference.double_sees(latent_len),
-        "SplitAttention": lambda: reference.split_sees(latent_len, settings["segment_len"]),
+        "SplitAttention": lambda: reference.split_sees(latent_len, segment_len),
         "CompressedAttention": lambda: reference.double_sees(latent_len),
     }[type(model).__name__]()
+    dense_every = settings.get("dense_every")
     return reference.logits(
         model.decoder.state_dict(),
         tokens,
@@ -35,13 +38,15 @@ def expected_logits(model, tokens: list[int]) -> torch.Tensor:
         latent_len,
         latents_only=isinstance(model, llp.PerceiverAR),
         rotary_first_layer_only=settings["rotary_first_layer_only"],
+        second_half_sees=reference.shifted_sees(segment_len) if isinstance(model, llp.ShiftedSegments) else None,
+        dense_layers=range(settings["n_layers"])[::-dense_every] if dense_every else (),
     )
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("name", "settings"), FORMS)
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 6, 8, 11, 18])
-def test_equals_the_reference(name, n):
-    model = build(name)
+def test_equals_the_reference(name, settings, n):
+    model = build(name, **settings)
     tokens = torch.randint(SIZES["vocab_size"], (2, n))
     with torch.no_grad():
         logits = model(tokens)
@@ -67,6 +72,8 @@ PUBLISHED = {"share_key_value": True, "key_value_norm": True, "rotary_first_laye
     ids=lambda settings: ",".join(settings),
 )
 def test_equals_the_reference_with_other_settings(name, settings):
+    if name == "ShiftedSegments" and settings.get("n_heads") == 1:
+        settings = {**settings, "n_heads": 2}  # each half is one head
     model = build(name, **settings)
     for n in (3, 12):
         tokens = torch.randint(SIZES["vocab_size"], (1, n))
@@ -79,6 +86,15 @@ def test_equals_the_reference_with_other_settings(name, settings):
     [
         ("LLP", {"segment_len": 1}),
         ("LLP", {"segment_len": 3, "n_layers": 1}),
+        ("LLP", {"segment_len": 1, "look_back": 0}),
+        ("LLP", {"segment_len": 3, "look_back": 2, "dense_every": 1}),
+        ("SlidingWindow", {"window": 1}),
+        ("SlidingWindow", {"window": 2, "n_layers": 1}),
+        ("SlidingWindow", {"window": 10}),
+        ("SlidingWindow", {"window": 30}),
+        ("ShiftedSegments", {"segment_len": 2}),
+        ("ShiftedSegments", {"segment_len": 4, "n_layers": 1, "n_heads": 4}),
+        ("ShiftedSegments", {"segment_len": 20}),
         ("PerceiverAR", {"latent_len": 1}),
         ("DoubleAttention", {"latent_len": 1, "n_layers": 1}),
         ("SplitAttention", {"latent_len": 4, "segment_len": 1}),
@@ -110,20 +126,25 @@ def influence(model, n: int) -> torch.Tensor:
     return torch.stack(rows).abs().amax(dim=-1)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("settings", [{}, PUBLISHED], ids=["usual", "published"])
-def test_no_gradient_from_a_later_token(name, settings):
+@pytest.mark.parametrize(("name", "settings"), FORMS)
+@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["usual", "published"])
+def test_no_gradient_from_a_later_token(name, settings, options):
     n = 18
-    matrix = influence(build(name, **settings), n)  # (T, N)
+    matrix = influence(build(name, **settings, **options), n)  # (T, N)
     first = n - len(matrix)  # position of the first scored row
     assert torch.equal(matrix.triu(first + 1), torch.zeros_like(matrix))
     assert (matrix.diagonal(first) > 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "LLP"])
-def test_every_earlier_token_is_seen(name):
+LOCAL = ("LLP", "SlidingWindow", "ShiftedSegments")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [form for form in FORMS if form[0] not in LOCAL or "dense_every" in form[1]]
+)
+def test_every_earlier_token_is_seen(name, settings):
     n = 18
-    matrix = influence(build(name), n)
+    matrix = influence(build(name, **settings), n)
     seen = torch.ones_like(matrix).tril(n - len(matrix)).bool()
     assert (matrix[seen] > 0).all()
 
@@ -139,20 +160,44 @@ def test_history_knows_its_future_through_depth(name):
     assert seen.nonzero().flatten().tolist() == list(range(expected))
 
 
+REACHES = {  # the first position that position i reads through a depth of so many layers
+    "LLP alone": ("LLP", {"look_back": 0}, lambda i, depth: i // 4 * 4),
+    "LLP": ("LLP", {}, lambda i, depth: (i // 4 - depth) * 4),
+    "LLP, two back": ("LLP", {"look_back": 2}, lambda i, depth: (i // 4 - 2 * depth) * 4),
+    "SlidingWindow": ("SlidingWindow", {}, lambda i, depth: i - 4 * depth),
+    "ShiftedSegments": ("ShiftedSegments", {}, lambda i, depth: (i // 3 - depth) * 3),
+}
+
+
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
-def test_llp_reaches_to_the_start_of_the_segment_n_layers_back(n_layers):
-    matrix = influence(build("LLP", n_layers=n_layers), 22)
-    for i in range(22):
-        first = max(0, (i // 4 - n_layers) * 4)
+@pytest.mark.parametrize("case", REACHES)
+def test_a_position_reads_all_of_its_reach_and_nothing_before(case, n_layers):
+    name, settings, first_read = REACHES[case]
+    matrix = influence(build(name, n_layers=n_layers, **settings), 30)
+    for i in range(30):
+        first = max(0, first_read(i, n_layers))
         assert (matrix[i, first : i + 1] > 0).all()
         assert (matrix[i, :first] == 0).all()
 
 
+def test_at_equal_pairs_a_sliding_window_reaches_further_than_llp():
+    """Segments of m have 1.5 m + 0.5 pairs a query, and so has a window of that many positions, far from the start."""
+    m, n = 3, 30
+    window = (3 * m + 1) // 2
+    local, sliding = build("LLP", segment_len=m), build("SlidingWindow", window=window)
+    pairs = [model.layer_pattern(0).pair_count(m * 2, n) for model in (local, sliding)]
+    assert pairs == [2 * m * window] * 2
+    reaches = [(influence(model, n) > 0).sum(dim=1)[-6 * m :].float().mean() for model in (local, sliding)]
+    assert reaches[0] == 3 * m + (m + 1) / 2  # L segments, and half of its own
+    assert reaches[1] == 3 * (window - 1) + 1
+    assert reaches[1] > reaches[0]
+
+
 @pytest.mark.parametrize("n_layers", [1, 2])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_context_of_a_position_is_what_it_has_a_gradient_from(name, n_layers):
+@pytest.mark.parametrize(("name", "settings"), FORMS)
+def test_the_context_of_a_position_is_what_it_has_a_gradient_from(name, settings, n_layers):
     """Its own token among them; of what precedes the first scored position nothing is asked."""
-    model = build(name, n_layers=max(n_layers, 2) if name == "CompressedAttention" else n_layers)
+    model = build(name, n_layers=max(n_layers, 2) if name == "CompressedAttention" else n_layers, **settings)
     matrix = influence(model, 18)  # (T, N)
     expected = (matrix > 0).sum(dim=1)
     assert torch.equal(model.context_lens(18)[-len(matrix) :], expected)
@@ -164,6 +209,8 @@ def test_the_context_of_a_position_is_what_it_has_a_gradient_from(name, n_layers
     [
         ("Transformer", {12: []}),
         ("LLP", {3: [], 4: [], 5: [4], 12: [4, 8], 13: [4, 8, 12]}),  # segments of 4
+        ("SlidingWindow", {4: [], 5: [], 6: [5], 18: [5]}),  # the first position that does not see the first
+        ("ShiftedSegments", {3: [], 4: [3], 9: [3, 6], 10: [3, 6, 9]}),  # segments of 6, and of 3 at first
         *((name, {3: [0], 5: [0], 6: [1], 12: [7]}) for name in LATENT),  # the last 5 are the latents
     ],
 )
@@ -179,7 +226,9 @@ def test_perceiver_ar_leaves_history_out_in_layer_0_only():
 @pytest.mark.parametrize(
     ("name", "smallest"),
     [
-        ("LLP", {"segment_len": 1}),
+        ("LLP", {"segment_len": 1, "look_back": 0, "dense_every": 1}),
+        ("SlidingWindow", {"window": 1}),
+        ("ShiftedSegments", {"segment_len": 2}),
         ("PerceiverAR", {"latent_len": 1, "history_dropout": 0.0}),
         ("SplitAttention", {"latent_len": 1, "segment_len": 1}),
         ("CompressedAttention", {"n_layers": 2, "latent_len": 1, "compressed_len": 1, "history_len": 2}),
@@ -193,7 +242,8 @@ def test_the_smallest_settings_are_taken(name, smallest):
 def test_default_lengths_are_the_documented_ones():
     with torch.device("meta"):
         models = {name: getattr(llp, name)(**SIZES) for name in ARCHITECTURES}
-    assert models["LLP"].segment_len == models["SplitAttention"].segment_len == 256
+    assert {models[name].segment_len for name in ("LLP", "ShiftedSegments", "SplitAttention")} == {256}
+    assert (models["LLP"].look_back, models["LLP"].dense_every, models["SlidingWindow"].window) == (1, None, 256)
     assert {models[name].latent_len for name in LATENT} == {1024}
     assert models["PerceiverAR"].history_dropout == 0
     compressed = models["CompressedAttention"]
@@ -209,6 +259,8 @@ def test_default_lengths_are_the_documented_ones():
         ("LLP", {"n_layers": 12}, 129_595_204),
         ("LLP", {"n_layers": 12, "tie_embeddings": True}, 107_326_276),
         ("Transformer", {"n_layers": 24, "tie_embeddings": True}, 192_353_092),
+        ("LLP", {"n_layers": 12, "look_back": 0, "dense_every": 4}, 129_595_204),
+        *((name, {"n_layers": 12}, 129_595_204) for name in ("SlidingWindow", "ShiftedSegments")),
         *((name, {"n_layers": 12}, 129_595_204) for name in ("PerceiverAR", "DoubleAttention", "SplitAttention")),
         *((name, {"n_layers": 24}, 214_622_020) for name in ("PerceiverAR", "DoubleAttention", "SplitAttention")),
         ("CompressedAttention", {"n_layers": 12}, 130_119_492),
@@ -266,6 +318,12 @@ def test_names_in_the_state_dict():
         ("CompressedAttention", {"compressed_len": 0}, "compressed_len = 0"),
         ("CompressedAttention", {"n_layers": 1}, "n_layers = 1: set it to 2 or more"),
         ("LLP", {"segment_len": 0}, "segment_len = 0"),
+        ("LLP", {"look_back": -1}, "look_back = -1: set it to 0 or more"),
+        ("LLP", {"dense_every": 0}, "dense_every = 0: set it to 1 or more, or to null"),
+        ("SlidingWindow", {"window": 0}, "window = 0"),
+        ("ShiftedSegments", {"segment_len": 0}, "segment_len = 0: set it to an even number"),
+        ("ShiftedSegments", {"segment_len": 3}, "segment_len = 3: set it to an even number"),
+        ("ShiftedSegments", {"n_heads": 1}, "n_heads = 1: set it to an even number"),
         ("LLP", {"n_heads": 3}, "dim = 16: n_heads = 3 must divide it"),
         ("LLP", {"n_heads": 16}, "dim = 16: .*must be even"),
         ("LLP", {"key_value_norm": True}, "key_value_norm = True: .*share_key_value"),

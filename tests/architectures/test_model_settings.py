@@ -44,6 +44,11 @@ def test_limits_of_every_model(setting, taken, refused):
     ("name", "setting", "taken", "refused"),
     [
         ("LLP", "segment_len", [1], [0]),
+        ("LLP", "look_back", [0, 9], [-1]),
+        ("LLP", "dense_every", [None, 1, 9], [0, -1]),
+        ("SlidingWindow", "window", [1], [0]),
+        ("ShiftedSegments", "segment_len", [2], [0, 1, 3, -2]),
+        ("ShiftedSegments", "n_heads", [2, 4], [1]),
         ("PerceiverAR", "latent_len", [1], [0]),
         ("PerceiverAR", "history_dropout", [0.0, 0.99], [-0.1, 1.0]),
         ("SplitAttention", "segment_len", [1], [0]),
@@ -84,11 +89,34 @@ def test_a_norm_needs_a_shared_projection():
         ("LLP", (16, None, 4), (16, 4)),
         ("LLP", (16, None, 20), (32, 20)),
         ("LLP", (16, 32, 20), (32, 20)),
-        ("LLP", (16, 28, 20), "scoring_window_len = 28: set it to 32 or more"),
-        ("LLP", (16, 12, None), "scoring_window_len = 12: set it to 16 or more"),
+        ("LLP", (16, 28, 20), (28, 20)),  # less than the reach before the scored ones
+        ("LLP", (16, 12, None), (12, 4)),  # no longer than the reach: half of it, in whole segments
+        ("LLP", (16, 4, None), (4, 4)),
+        ("LLP", (16, 4, 4), (4, 4)),
+        ("LLP", (16, 4, 8), r"scoring_stride = 8: set it to 1 \.\. 4, the window's length"),
+        ("LLP", (16, 0, None), "scoring_window_len = 0: set it to a multiple"),
         ("LLP", (16, 18, 4), "scoring_window_len = 18: set it to a multiple"),
         ("LLP", (16, 24, 6), "scoring_stride = 6: set it to a multiple"),
         ("LLP", (16, 24, 0), "scoring_stride = 0: set it to a multiple"),
+        ("SlidingWindow", (16, None, None), (24, 12)),  # three layers of windows of 5 reach 12
+        ("SlidingWindow", (5, None, None), (24, 12)),
+        ("SlidingWindow", (4, None, None), "window = 5: window_len = 4 is shorter"),
+        ("SlidingWindow", (16, 13, None), (13, 1)),
+        ("SlidingWindow", (16, 12, None), (12, 6)),
+        ("SlidingWindow", (16, 1, None), (1, 1)),
+        ("SlidingWindow", (16, None, 7), (19, 7)),
+        ("SlidingWindow", (16, 7, 7), (7, 7)),
+        ("SlidingWindow", (16, 7, 8), "scoring_stride = 8"),
+        ("SlidingWindow", (16, 7, 0), "scoring_stride = 0"),
+        ("SlidingWindow", (16, 0, None), "scoring_window_len = 0"),
+        ("ShiftedSegments", (16, None, None), (24, 12)),  # three halves of 6, in whole segments
+        ("ShiftedSegments", (6, None, None), (24, 12)),
+        ("ShiftedSegments", (5, None, None), "segment_len = 6: window_len = 5 is shorter"),
+        ("ShiftedSegments", (16, 18, None), (18, 6)),
+        ("ShiftedSegments", (16, 12, None), (12, 6)),
+        ("ShiftedSegments", (16, 6, None), (6, 6)),
+        ("ShiftedSegments", (16, 9, None), "scoring_window_len = 9: set it to a multiple of segment_len = 6"),
+        ("ShiftedSegments", (16, 12, 3), "scoring_stride = 3: set it to a multiple of segment_len = 6"),
         *((name, (16, None, None), (16, 5)) for name in LATENT),  # five latents
         *((name, (5, None, None), (5, 5)) for name in LATENT),
         *((name, (4, None, None), "latent_len = 5: window_len = 4 is shorter") for name in LATENT),
@@ -104,6 +132,28 @@ def test_a_norm_needs_a_shared_projection():
 )
 def test_scoring_windows(name, asked, expected):
     model = make(name)
+    if isinstance(expected, tuple):
+        assert model.scoring_window(*asked) == expected
+    else:
+        with pytest.raises(SettingError, match=expected):
+            model.scoring_window(*asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "asked", "expected"),
+    [
+        ("LLP", {"look_back": 0}, (16, None, None), (4, 4)),  # a segment knows nothing of those before
+        ("LLP", {"look_back": 2}, (16, None, None), (48, 24)),
+        ("LLP", {"dense_every": 2}, (16, None, None), (16, 8)),  # there is no end to the reach
+        ("LLP", {"dense_every": 2}, (16, 13, None), (13, 6)),
+        ("LLP", {"dense_every": 2}, (16, 13, 5), (13, 5)),
+        ("LLP", {"dense_every": 2}, (3, None, None), "segment_len = 4"),
+        ("SlidingWindow", {"window": 1}, (16, None, None), (1, 1)),
+        ("ShiftedSegments", {"n_layers": 2}, (16, None, None), (12, 6)),
+    ],
+)
+def test_scoring_windows_with_other_settings(name, settings, asked, expected):
+    model = make(name, **settings)
     if isinstance(expected, tuple):
         assert model.scoring_window(*asked) == expected
     else:
@@ -134,6 +184,9 @@ def test_contexts_are_what_gradients_reach(name, n):
         ("LLP", 4, []),
         ("LLP", 5, [4]),
         ("LLP", 13, [4, 8, 12]),
+        ("SlidingWindow", 5, []),
+        ("SlidingWindow", 18, [5]),
+        ("ShiftedSegments", 10, [3, 6, 9]),
         *((name, 18, [13]) for name in LATENT),
         *((name, 3, [0]) for name in LATENT),
     ],

@@ -98,13 +98,15 @@ def test_a_run_and_its_test(run, trained):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "LLP"])
 def test_every_architecture_trains_tests_and_generates(run, work, name):
     own = {"latent_len": 16, "segment_len": 8, "history_len": 16, "compressed_len": 8, "history_dropout": 0.25}
+    own |= {"window": 9}
+    local = {"SlidingWindow": ["window"], "ShiftedSegments": ["segment_len"]}
     with_latents = {"PerceiverAR": ["latent_len", "history_dropout"], "DoubleAttention": ["latent_len"]}
     with_latents |= {"SplitAttention": ["latent_len", "segment_len"]}
     with_latents |= {"CompressedAttention": ["latent_len", "history_len", "compressed_len"]}
     config = yaml.safe_load((work / "tiny.yaml").read_text())
     config["model"]["class_path"] = f"llp.{name}"
     del config["model"]["init_args"]["segment_len"]
-    config["model"]["init_args"] |= {key: own[key] for key in with_latents.get(name, [])}
+    config["model"]["init_args"] |= {key: own[key] for key in (with_latents | local).get(name, [])}
     (work / "own.yaml").write_text(yaml.safe_dump(config))
     status, _, err = run("fit", "--config", "own.yaml", "--name", "run")
     assert status == 0, err
@@ -116,7 +118,9 @@ def test_every_architecture_trains_tests_and_generates(run, work, name):
     text = (work / "wikitext/wiki.test.tokens").read_bytes()
     assert report["rows"][0]["tokens"] == len(text)  # each once
     assert report["protocol"]["certificate"]["causal"] is True
-    assert report["protocol"]["context_least"] == 17  # windows of 32, stride 16
+    # Windows of 32, stride 16; the two local ones reach back 16 tokens, and two half segments of 4.
+    contexts = {"SlidingWindow": (17, 17), "ShiftedSegments": (9, 12)}.get(name, (17, 32))
+    assert (report["protocol"]["context_least"], report["protocol"]["context_greatest"]) == contexts
     status, out, err = run("generate", "--ckpt_path", checkpoint, "--prompt", "the cat", "--max_tokens", 40)
     assert status == 0, err
     assert out.startswith("the cat")
@@ -364,6 +368,7 @@ def test_loss_over_context(run, trained):
         assert loss == pytest.approx(mean, rel=1e-5)
         error = math.sqrt(sum((block - mean) ** 2 for block in blocks) / 4 / 5)  # of the mean of five
         assert float(line.split(",")[2]) == pytest.approx(error, rel=1e-3)
+        assert f"{float(line.split(',')[6]):.4f}" in out  # of recall tokens
         assert f"{loss:.4f}" in out
         assert f"± {error:.4f}" in out
     assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ from datamodules import WikiText103
 
 
 def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
-    def leaking(query, key, value, segment_len, dropout_p=0.0):
+    def leaking(query, key, value, segment_len, look_back, dropout_p=0.0):
         return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
     monkeypatch.setattr("llp.architectures.long_lora_perceiver.segment_pair_attention", leaking)

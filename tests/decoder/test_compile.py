@@ -23,9 +23,10 @@ def test_one_graph_for_all_lengths(monkeypatch, name, dropout):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")  # traced as for Inductor, run by torch's own kernels
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    own = {"segment_len": 4} if name == "ShiftedSegments" else {}
     # A break in the graph would be an error.
-    compiled = build(name, n_layers=2, dropout=dropout, compile=True).train().decoder
-    eager = build(name, n_layers=2, dropout=dropout).train().decoder
+    compiled = build(name, n_layers=2, dropout=dropout, compile=True, **own).train().decoder
+    eager = build(name, n_layers=2, dropout=dropout, **own).train().decoder
     eager.load_state_dict(compiled.state_dict())
     graphs = []
     for n in LENGTHS:

@@ -5,7 +5,7 @@ import torch
 
 import llp
 from helpers import reference
-from helpers.small_models import LATENT, SIZES, build
+from helpers.small_models import LATENT, OWN_SETTINGS, SIZES, build
 from llp.errors import SettingError
 
 
@@ -21,6 +21,30 @@ def test_initial_weights():
         else:
             scaled = name.endswith(("output.weight", "down.weight"))
             assert parameter.std().item() == pytest.approx(0.02 / 4 if scaled else 0.02, rel=0.02), name
+
+
+@pytest.mark.parametrize("built_on", ["cpu", "meta"])
+@pytest.mark.parametrize("settings", [{}, {"initialization": "torch"}, {"tie_embeddings": True}], ids=str)
+def test_all_architectures_start_from_the_same_weights(settings, built_on):
+    """Under one seed, bit for bit; V3's map alone comes beside them."""
+    weights = {}
+    for name, own in OWN_SETTINGS.items():
+        torch.manual_seed(1)
+        with torch.device(built_on):
+            model = getattr(llp, name)(**SIZES, **own, **settings)
+            model.configure_model()
+        if built_on == "meta":
+            model.to_empty(device="cpu")
+            for module in model.decoder.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+        weights[name] = model.decoder.state_dict()
+    del weights["CompressedAttention"]["compress.weight"]
+    first = weights["Transformer"]
+    assert first["layers.2.mlp.up.weight"].std() > 0
+    for name, others in weights.items():
+        assert others.keys() == first.keys()
+        assert [key for key in first if not torch.equal(first[key], others[key])] == [], name
 
 
 def test_initial_weights_of_the_compression_and_of_torch():

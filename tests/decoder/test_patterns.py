@@ -145,6 +145,6 @@ def test_the_forms_that_a_compiler_can_trace_have_the_same_masks(monkeypatch, me
     torch.testing.assert_close(pairs, masked_attention(query, key, value, SEGMENT_PAIRS), rtol=1e-12, atol=1e-12)
     # One part for the pairs of each sample, of whatever length: here two samples of 20 segments.
     segments = draw(40, 1, 2, 4)
-    own, *parts = merged_attention.segment_pair_parts(segments, segments, batch=2)
+    own, *parts = merged_attention.segment_parts(segments, segments, batch=2, look_back=1)
     assert own == (None, None, True)
     assert parts == [((0, 1, 19), (0, 0, 19), False), ((0, 21, 19), (0, 20, 19), False)]

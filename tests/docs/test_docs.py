@@ -68,30 +68,32 @@ def test_readme_commands():
         assert (ROOT / path).exists(), path
 
 
-def test_the_guide_for_a_seventh_architecture_works(tmp_path, wikitext):
+def test_the_guide_for_another_architecture_works(tmp_path, wikitext):
     """CONTRIBUTING.md's example, as it stands there: one file and one YAML, then fit, test and generate."""
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", guide, re.DOTALL).group(1)
     config = re.search(r"```yaml\n(.*?)```", guide, re.DOTALL).group(1)
-    (tmp_path / "sliding_window.py").write_text(code)
-    (tmp_path / "sliding_window.yaml").write_text(config)
-    assert len(code.splitlines()) < 35
+    (tmp_path / "window_with_sinks.py").write_text(code)
+    (tmp_path / "window_with_sinks.yaml").write_text(config)
+    assert len(code.splitlines()) < 45
     small = ["--data", "datamodules.WikiText103", "--data.init_args.path", wikitext, "--data.init_args.window_len", 32]
     small += ["--data.init_args.tokenizer", "datamodules.Bytes", "--data.init_args.cache_dir", tmp_path / "cache"]
     small += ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     small += ["--model.init_args.dim", 16, "--model.init_args.n_layers", 2, "--model.init_args.window", 6]
-    run_llp(tmp_path, "fit", "--config", "sliding_window.yaml", "--name", "run", *small)
+    run_llp(tmp_path, "fit", "--config", "window_with_sinks.yaml", "--name", "run", *small)
     out = run_llp(tmp_path, "test", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt")
-    assert "SlidingWindow" in out
+    assert "WindowWithSinks" in out
     assert "Certified" in out
     assert run_llp(tmp_path, "generate", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt", "--max_tokens", 5)
 
     sys.path.insert(0, str(tmp_path))
-    import sliding_window
+    import window_with_sinks
 
-    model = sliding_window.SlidingWindow(vocab_size=9, dim=8, n_layers=1, n_heads=1, window=3)
+    model = window_with_sinks.WindowWithSinks(vocab_size=9, dim=8, n_layers=1, n_heads=1, window=3, n_sinks=2)
     drawn = draw_patterns.layer_sees(model, 0, 7)
-    assert [row.nonzero().flatten().tolist() for row in drawn] == [list(range(max(0, i - 2), i + 1)) for i in range(7)]
+    expected = [[j for j in range(i + 1) if j < 2 or i - j < 3] for i in range(7)]
+    assert [row.nonzero().flatten().tolist() for row in drawn] == expected
+    assert model.context_lens(7).tolist() == [len(seen) for seen in expected]
 
 
 def run_llp(folder, *arguments):

@@ -10,7 +10,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llp.errors import SettingError
-from llp.evaluation.context import ContextLoss, _block_starts, context_lengths, draw, loss_by_context, write
+from llp.evaluation.context import (
+    ContextCurve,
+    ContextLoss,
+    RecallLoss,
+    _block_starts,
+    context_lengths,
+    draw,
+    loss_by_context,
+    write,
+)
 
 # Documents of 10, 3 and 8 tokens, each behind its start token.
 DOCUMENTS = [
@@ -62,9 +71,9 @@ class Known:
 TOKENS = np.arange(100, 124, dtype=np.uint8)
 
 
-def data(batch_size=1):
+def data(batch_size=1, tokens=TOKENS):
     files = {
-        "validation": SimpleNamespace(tokens=TOKENS, documents=DOCUMENTS),
+        "validation": SimpleNamespace(tokens=tokens, documents=DOCUMENTS),
         "test": SimpleNamespace(tokens=TOKENS[::-1].copy(), documents=DOCUMENTS),
     }
     return SimpleNamespace(
@@ -78,13 +87,14 @@ def data(batch_size=1):
 
 def test_the_same_tokens_are_scored_behind_every_context():
     model = Known()
-    curve = loss_by_context(model, data(), max_context=4, n_blocks=3, block_len=2)
+    curve, recall = loss_by_context(model, data(), max_context=4, n_blocks=3, block_len=2)
+    assert recall == []
     targets = [105, 106, 108, 109, 122, 123]  # behind the inputs 4, 7 and 21
     for point, context in zip(curve, [0, 1, 2, 4], strict=True):
         loss = context + 0.001 * sum(targets) / 6
         error = 0.001 * statistics.stdev([105.5, 108.5, 122.5]) / math.sqrt(3)  # of the means of three blocks
-        expected = (context, loss, error, math.exp(loss), 6, 3)
-        assert point == pytest.approx(expected, rel=1e-4)
+        expected = (context, loss, error, math.exp(loss), 6, 3, math.nan, 0, loss)  # no token twice: nothing to recall
+        assert point == pytest.approx(expected, rel=1e-4, nan_ok=True)
     one_by_one = [(inputs.tolist(), targets.tolist()) for inputs, targets in model.batches[-3:]]
     assert one_by_one == [
         ([[100, 101, 102, 103, 104, 105]], [[105, 106]]),
@@ -100,12 +110,31 @@ def test_batches_hold_as_many_tokens_as_training_ones():
 
 
 def test_by_default_a_block_is_a_stride_and_the_context_what_its_window_has():
-    curve = loss_by_context(Known(), data())  # 9 and 3: 6 tokens before a block of 3
+    curve = loss_by_context(Known(), data()).points  # 9 and 3: 6 tokens before a block of 3
     assert [point.context for point in curve] == [0, 1, 2, 4, 6]
     assert curve[0].targets == 3 * (2 + 0 + 0)  # places: 10 - 6 - 3 + 1 in the first document, and none elsewhere
-    assert loss_by_context(Known(), data(), n_blocks=1, split="test")[0].loss == pytest.approx(
+    assert loss_by_context(Known(), data(), n_blocks=1, split="test").points[0].loss == pytest.approx(
         0.001 * (123 - 7 + 123 - 8 + 123 - 9) / 3
     )
+
+
+def test_recall_tokens_are_those_of_the_longest_context():
+    """Two tokens behind each of the inputs 4, 7 and 21, and the four tokens before that input."""
+    tokens = TOKENS.copy()
+    tokens[:11] = [9, 6, 6, 2, 6, 2, 7, 2, 6, 6, 8]
+    tokens[20:23] = 117
+    # 9 6 6 2 6, then 2 7: 6 2 stood two tokens before, 2 7 nowhere. 2 6 2 7 2, then 6 6: 2 6 stood four tokens before,
+    # where the context begins, and 6 6 only before that. The last block begins with the third of three equal tokens.
+    recall, others = {(1, 1): 117, (2, 2): 2, (3, 4): 6}, [7, 6, 123]
+    curve = loss_by_context(Known(), data(tokens=tokens), max_context=4, n_blocks=3, block_len=2)
+    by_distance = iter(curve.recall)
+    for point, context in zip(curve.points, [0, 1, 2, 4], strict=True):
+        assert point.recall_targets == 3
+        assert point.recall_loss == pytest.approx(context + 0.001 * sum(recall.values()) / 3, rel=1e-4)
+        assert point.other_loss == pytest.approx(context + 0.001 * sum(others) / 3, rel=1e-4)
+        for bounds, target in recall.items():
+            assert next(by_distance) == pytest.approx((context, *bounds, 1, context + 0.001 * target), rel=1e-4)
+    assert not [*by_distance]
 
 
 @pytest.mark.parametrize(
@@ -123,19 +152,23 @@ def test_settings_that_can_not_be_used(settings, message):
     loss_by_context(Known(), data(), n_blocks=1, block_len=1, max_context=1)  # the least
 
 
-CURVE = [
-    ContextLoss(0, 3.0, 0.5, 20.5, 6, 3),
-    ContextLoss(1, 2.5, 0.25, 12.0, 6, 3),
-    ContextLoss(4, 2.0, 0.125, 7.5, 6, 3),
-]
+CURVE = ContextCurve(
+    [
+        ContextLoss(0, 3.0, 0.5, 20.5, 6, 3, 2.5, 2, 3.25),
+        ContextLoss(1, 2.5, 0.25, 12.0, 6, 3, 1.0, 2, 3.25),
+        ContextLoss(4, 2.0, 0.125, 7.5, 6, 3, 0.5, 2, 2.75),
+    ],
+    [RecallLoss(0, 3, 4, 2, 2.5), RecallLoss(1, 3, 4, 2, 1.0), RecallLoss(4, 3, 4, 2, 0.5)],
+)
 
 
 def test_the_picture_shows_the_curve():
-    axes = draw(CURVE, "A model").axes[0]
+    figure = draw(CURVE, "A model")
+    axes = figure.axes[0]
     line = axes.lines[0]
     assert line.get_xydata().tolist() == [[0, 3.0], [1, 2.5], [4, 2.0]]
     assert line.get_marker() == "o"
-    assert axes.get_title() == "A model"
+    assert figure.get_suptitle() == "A model"
     assert axes.get_xlabel() == "context before the scored tokens (tokens)"
     assert axes.get_ylabel() == "loss (nats per token)"
     scale = axes.xaxis.get_transform()  # 0 has a place, and each power of two is as far from the next
@@ -147,16 +180,19 @@ def test_the_picture_shows_the_curve():
 
 def test_the_curve_is_written_as_table_picture_and_tensorboard_tag(tmp_path):
     (tmp_path / "context.csv").write_text("an older one")
-    assert write(CURVE, tmp_path, "A model") == [tmp_path / "context.csv", tmp_path / "context.png"]
-    table = "context,loss,standard_error,perplexity,targets,blocks\n"
-    table += "0,3.0,0.5,20.5,6,3\n1,2.5,0.25,12.0,6,3\n4,2.0,0.125,7.5,6,3\n"
+    names = ["context.csv", "context_recall.csv", "context.png"]
+    assert write(CURVE, tmp_path, "A model") == [tmp_path / name for name in names]
+    table = "context,loss,standard_error,perplexity,targets,blocks,recall_loss,recall_targets,other_loss\n"
+    table += "0,3.0,0.5,20.5,6,3,2.5,2,3.25\n1,2.5,0.25,12.0,6,3,1.0,2,3.25\n4,2.0,0.125,7.5,6,3,0.5,2,2.75\n"
     assert (tmp_path / "context.csv").read_bytes().decode() == table
+    table = "context,first,last,targets,loss\n0,3,4,2,2.5\n1,3,4,2,1.0\n4,3,4,2,0.5\n"
+    assert (tmp_path / "context_recall.csv").read_bytes().decode() == table
     picture = (tmp_path / "context.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-    assert [int.from_bytes(picture[at : at + 4], "big") for at in (16, 20)] == [900, 600]  # 6 by 4 inches at 150 dpi
+    assert [int.from_bytes(picture[at : at + 4], "big") for at in (16, 20)] == [1650, 600]  # 11 by 4 inches at 150 dpi
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("context/loss")] == [(0, 3.0), (1, 2.5), (4, 2.0)]
     assert events.Tags()["images"] == ["context"]
     others = {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.")}
-    assert others == {"context.csv", "context.png"}  # nothing unfinished, no older one
+    assert others == set(names)  # nothing unfinished, no older one

@@ -158,6 +158,9 @@ def test_the_shortest_a_middle_and_the_longest_window_are_probed(lengths, expect
             asked.append(n)
             return []
 
+        def context_lens(self, n):
+            return torch.arange(1, n + 1)
+
     shapes = {(length, n_scored, True): 3 for length in lengths for n_scored in (1, 2)}
     trainer = SimpleNamespace(
         test_dataloaders=SimpleNamespace(window_shapes=shapes),

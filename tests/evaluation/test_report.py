@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 import llp
 from datamodules import TextFiles
 from helpers.documents import Document
+from helpers.small_models import build
 from llp.errors import SettingError
 from llp.evaluation import provenance
 from llp.evaluation.certificate import Certificate
@@ -149,9 +150,14 @@ def test_context_of_scored_tokens():
     shapes = Counter({(10, 4, True): 2, (10, 3, False): 5, (6, 2, False): 1, (2, 2, True): 1})
     # (10, 4): 7 + 8 + 9 + 10 = 34, twice; (10, 3): 8 + 9 + 10 = 27, five times; (6, 2): 5 + 6; (2, 2): 1 + 2
     mean = (2 * 34 + 5 * 27 + 11 + 3) / (8 + 15 + 2 + 2)
-    assert scored_context(Dense(), shapes) == {"context_least": 5, "context_mean": pytest.approx(mean)}
+    expected = {"context_least": 5, "context_mean": pytest.approx(mean), "context_greatest": 10}
+    assert scored_context(Dense(), shapes) == expected
     assert scored_context(Dense(), Counter({(6, 2, False): 1, (10, 3, False): 5}))["context_least"] == 5
-    assert scored_context(Dense(), Counter({(7, 7, True): 3})) == {"context_least": None, "context_mean": 4.0}
+    single = {"context_least": None, "context_mean": 4.0, "context_greatest": 7}
+    assert scored_context(Dense(), Counter({(7, 7, True): 3})) == single
+    sliding = build("SlidingWindow", n_layers=2)  # of 5 positions: a reach of 8
+    found = scored_context(sliding, Counter({(6, 6, True): 1, (12, 6, False): 1}))
+    assert found == {"context_least": 7, "context_mean": (21 + 7 + 8 + 4 * 9) / 12, "context_greatest": 9}
 
 
 def test_the_table():
@@ -164,6 +170,7 @@ def test_the_table():
         "word_count": "as they come",
         "context_least": 1025,
         "context_mean": 1234.56,
+        "context_greatest": 2048,
         "certificate": {"causal": True},
     }
     lines = format_table(rows, protocol).splitlines()
@@ -180,12 +187,12 @@ def test_the_table():
         assert len(own) == len(unigram)
     text = "\n".join(lines[8:])
     assert "Windows of 2,048 tokens, stride 1,024: a token is predicted from at least 1,025 tokens after" in text
-    assert "1,234.6 tokens on average" in text
+    assert "first window, from 1,234.6 tokens on average, and from at most 2,048." in text
     assert "Words: as they come." in text
     assert f"whitespace-separated words (46), the word perplexity is {math.exp(200 / 46):,.4f}" in text
     assert "Certified: no logit" in text
     # Without what a part of a split can't know, and without a certificate.
-    for key in ("context_least", "context_mean", "certificate"):
+    for key in ("context_least", "context_mean", "context_greatest", "certificate"):
         del protocol[key]
     rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[Document("a", 100, 7, 600)]).rows()]
     text = format_table(rows, protocol)
@@ -193,9 +200,9 @@ def test_the_table():
     assert "predicted from" not in text
     assert "whitespace-separated words" not in text  # they are the same
     assert "ertified" not in text
-    protocol |= {"context_least": None, "context_mean": 3.0, "certificate": {"causal": None}}
+    protocol |= {"context_least": None, "context_mean": 3.0, "context_greatest": 5, "certificate": {"causal": None}}
     text = format_table(rows, protocol)
-    assert "a token is predicted from 3.0 tokens on average" in text
+    assert "a token is predicted from 3.0 tokens on average, and from at most 5." in text
     assert "NOT certified" in text
 
 
@@ -351,6 +358,7 @@ def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
     assert {key: whole[key] for key in expected} == pytest.approx(expected, rel=1e-9)
     assert whole["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_words), rel=1e-5)
     assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
+    assert protocol["context_greatest"] == max(contexts)
     assert "PARTIAL" not in out
 
     status, out, err = run("validate", "--ckpt_path", checkpoint)  # which probes nothing, and says nothing of it
@@ -426,6 +434,7 @@ def test_a_whole_report_stands_beside_its_baseline_in_its_file(monkeypatch, tmp_
         "complete": True,
         "context_least": None,
         "context_mean": 5.5,
+        "context_greatest": 10,
         "certificate": {"causal": True},
     }
     assert [(row["split"], row["document"], row["tokens"]) for row in content["rows"]] == [
@@ -435,7 +444,7 @@ def test_a_whole_report_stands_beside_its_baseline_in_its_file(monkeypatch, tmp_
     assert [row["unigram_loss"] for row in content["rows"]] == [5.0] * 3
     out = capsys.readouterr().out
     written = f"Written to {tmp_path / 'test.json'} and {tmp_path / 'test.csv'}\n"
-    assert out == f"table of 3 rows, 7 notes\n{written}"
+    assert out == f"table of 3 rows, 8 notes\n{written}"
     assert (tmp_path / "test.csv").read_text().count("\n") == 4
 
 

@@ -9,7 +9,7 @@ from datamodules import Bytes, PythonReference
 from datamodules.windows import scoring_batches
 from helpers.documents import Document
 from helpers.prepared import attach, prepare
-from helpers.small_models import SIZES, build
+from helpers.small_models import FORMS, LATENT, SIZES, build
 from llp.errors import SettingError
 from llp.evaluation.scoring import Score, ScoringBatch, figures
 
@@ -41,17 +41,26 @@ def score(model, texts, window_len, stride, batch_size):
 TEXTS = [torch.randint(SIZES["vocab_size"], (n + 1,), generator=torch.Generator().manual_seed(n)) for n in (131, 7, 64)]
 
 
-@pytest.mark.parametrize("name", ["LLP", "Transformer"])
-def test_windows_equal_the_single_pass(name):
-    """LLP's windows hold its reach: their total is that of one pass over the whole text."""
-    model = build(name)
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("LLP", {}, (24, 12)),
+        ("LLP", {"look_back": 0}, (4, 4)),
+        ("LLP", {"look_back": 2, "n_layers": 2}, (32, 16)),
+        ("SlidingWindow", {}, (24, 12)),
+        ("ShiftedSegments", {}, (24, 12)),
+        ("ShiftedSegments", {"n_layers": 2}, (12, 6)),
+        ("Transformer", {}, None),
+        ("LLP", {"dense_every": 3}, None),
+    ],
+)
+def test_windows_equal_the_single_pass(name, settings, expected):
+    """Windows that hold the reach: their total is that of one pass over the whole text."""
+    model = build(name, **settings)
     with torch.no_grad():
         passes = [model.decoder(text[None, :-1], text[None, 1:]).each.sum().item() for text in TEXTS]
-    if name == "LLP":
-        window_len, stride = model.scoring_window(train_window_len=16)
-        assert (window_len, stride) == (24, 12)
-    else:
-        window_len, stride = 200, 150
+    window_len, stride = model.scoring_window(train_window_len=16) if expected else (200, 150)
+    assert (window_len, stride) == (expected or (200, 150))
     rows = score(model, TEXTS, window_len, stride, batch_size=3)
     assert rows[0]["tokens"] == 131 + 7 + 64
     assert rows[0]["nats"] == pytest.approx(sum(passes), rel=1e-12)
@@ -72,12 +81,31 @@ def test_llp_figures_do_not_depend_on_batches_and_aligned_windows():
     assert score(model, TEXTS, 12, 4, 1)[0]["nats"] != pytest.approx(first, rel=1e-9)  # a window without the reach
 
 
+@pytest.mark.parametrize(("name", "settings"), FORMS)
+@pytest.mark.parametrize(("window_len", "stride"), [(12, 12), (12, 6), (24, 6)])
+def test_one_window_and_one_stride_score_every_architecture(name, settings, window_len, stride):
+    """Aligned to all of them: each token once, from the window that its place has, whatever the reach."""
+    model = build(name, **{**settings, **({"segment_len": 3} if name == "LLP" else {})})
+    if name in LATENT:
+        model = build(name, latent_len=12, **({"history_len": 24} if name == "CompressedAttention" else {}))
+    assert model.scoring_window(24, window_len, stride) == (window_len, stride)
+    text = TEXTS[2]
+    (row,) = score(model, [text], window_len, stride, batch_size=4)
+    expected = 0.0
+    for place in range(64):
+        start = max(0, (place // stride + 1) * stride - window_len)
+        window = text[start : place // stride * stride + stride + 1][None]
+        with torch.no_grad():
+            losses = model.decoder(window[:, :-1], window[:, 1:]).each[0]
+        expected += losses[place - start - window.shape[1] + 1].item()
+    assert row["nats"] == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("window_len", "stride", "message"),
     [
         (26, 12, "scoring_window_len = 26: .*multiple of segment_len = 4"),
         (24, 10, "scoring_stride = 10: .*multiple of segment_len = 4"),
-        (20, 12, "scoring_window_len = 20: set it to 24 or more"),
         (0, None, "scoring_window_len = 0"),
         (24, -4, "scoring_stride = -4|scoring_window_len"),
     ],

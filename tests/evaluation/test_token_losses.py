@@ -1,5 +1,6 @@
 """`llp predict`: the loss of every token as a table, against one pass of the model, on any number of ranks."""
 
+import json
 import resource
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 import llp
 from datamodules import Bytes, PythonReference
 from helpers.prepared import attach
+from helpers.slices_by_definition import slices_by_definition
 from helpers.small_models import build
 from llp.evaluation import token_losses
 from llp.evaluation.token_losses import TokenLosses
@@ -39,8 +41,18 @@ def test_each_token_has_a_row_with_its_loss(run, trained):
     assert f"the loss of {len(text):,} of {len(text):,} tokens, in nats" in out
     assert not list(trained.glob(".token_losses*"))
 
+    content = json.loads((trained / "slices.json").read_text())
+    assert content == slices_by_definition([[10, *text]], [columns["loss"]], window_len=32, stride=16, segment_len=8)
+    assert sum(entry["tokens"] for entry in content["position"]) == len(text)
+    assert [entry["last"] for entry in content["recall"]] == [1, 2, 4, 8, 16, 32]
+    loss = sum(entry["nats"] for entry in content["recall"]) / sum(entry["tokens"] for entry in content["recall"])
+    assert any(line.startswith("recall tokens") and f"{loss:.4f}" in line for line in out.splitlines())
+    assert (trained / "slices.png").read_bytes().startswith(b"\x89PNG")
+
     assert run("predict", "--ckpt_path", trained / "checkpoints/last.ckpt")[0] == 0
-    assert pq.read_table(trained / "token_losses-1.parquet").equals(table)  # the older one keeps a numbered name
+    assert pq.read_table(trained / "token_losses-1.parquet").equals(table)  # the older ones keep numbered names
+    assert json.loads((trained / "slices-1.json").read_text()) == content
+    assert (trained / "slices-1.png").is_file()
 
 
 def test_what_was_not_scored_has_no_row(run, trained):
@@ -50,12 +62,15 @@ def test_what_was_not_scored_has_no_row(run, trained):
     # Windows of 32, stride 16, four at a time: the first one alone, then four that score 16 tokens each.
     assert pq.read_table(trained / "token_losses.parquet")["place"].to_pylist() == list(range(80))
     assert "the loss of 80 of" in out
+    content = json.loads((trained / "slices.json").read_text())
+    assert sum(entry["tokens"] for entry in content["position"]) == 80
+    assert sum(entry["tokens"] for entry in content["recall"]) + content["other"]["tokens"] == 80
     status, _, err = run(*arguments, 0)
     assert status == 1
     assert "trainer.limit_predict_batches = 0: set it above 0" in err
 
 
-@pytest.mark.parametrize("limit", [6_000, 12_000])  # the losses do not fit; they do, and the table does not
+@pytest.mark.parametrize("limit", [6_000, 12_000, 40_000])  # what does not fit: the losses, the table, the picture
 def test_a_full_disk_is_an_error_and_leaves_nothing(run, trained, limit):
     before = {path.name for path in trained.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -106,3 +121,7 @@ def test_several_ranks_write_one_table_in_the_order_of_the_text(tmp_path, capsys
     assert columns["name"] == [names[number] for number in columns["document"]]
     expected = np.array(columns["document"]) + np.array(columns["place"]) / 100_000
     np.testing.assert_array_equal(np.array(columns["loss"], np.float32), expected.astype(np.float32))
+    content = json.loads((tmp_path / "slices.json").read_text())
+    for entries in (content["position"], [*content["recall"], content["other"]]):
+        assert sum(entry["tokens"] for entry in entries) == len(columns["loss"])
+        assert sum(entry["nats"] for entry in entries) == pytest.approx(sum(columns["loss"]))

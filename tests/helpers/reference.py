@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor
@@ -17,12 +17,31 @@ def transformer_sees(i: int, n: int) -> list[int]:
     return list(range(i + 1))
 
 
-def llp_sees(segment_len: int) -> Sees:
+def llp_sees(segment_len: int, look_back: int = 1) -> Sees:
     def sees(i: int, n: int) -> list[int]:
         segment = i // segment_len
-        previous = [j for j in range(i) if j // segment_len == segment - 1]
+        previous = [j for j in range(i) if segment - look_back <= j // segment_len < segment]
         own = [j for j in range(i + 1) if j // segment_len == segment]
         return previous + own
+
+    return sees
+
+
+def window_sees(window: int) -> Sees:
+    def sees(i: int, n: int) -> list[int]:
+        return [j for j in range(i + 1) if i - j < window]
+
+    return sees
+
+
+def shifted_sees(segment_len: int) -> Sees:
+    """The half of the heads whose segments are cut half a length later; the first one is what is before that."""
+
+    def segment(j: int) -> int:
+        return (j + segment_len // 2) // segment_len
+
+    def sees(i: int, n: int) -> list[int]:
+        return [j for j in range(i + 1) if segment(j) == segment(i)]
 
     return sees
 
@@ -75,6 +94,8 @@ def logits(
     latent_len: int | None = None,
     latents_only: bool = False,
     rotary_first_layer_only: bool = False,
+    second_half_sees: Sees | None = None,
+    dense_layers: Container[int] = (),
 ) -> Tensor:
     """Logits at the scored positions: (T, vocab_size).
 
@@ -88,6 +109,8 @@ def logits(
         latent_len: The last positions, which are scored; None: all.
         latents_only: Whether the history is gone after the first layer (Perceiver AR).
         rotary_first_layer_only: Whether later layers rotate nothing.
+        second_half_sees: What the second half of the heads attends to; None: the same as the first.
+        dense_layers: The layers in which every position attends to all before it.
     """
     stream = [weights["embed.weight"][token] for token in tokens]
     dim = len(stream[0])
@@ -107,7 +130,9 @@ def logits(
             heads = []
             for head in range(n_heads):
                 part = slice(head * width, (head + 1) * width)
-                seen = sees(i, n)
+                seen = (second_half_sees or sees if 2 * head >= n_heads else sees)(i, n)
+                if number in dense_layers:
+                    seen = range(i + 1)
                 head_keys, head_values = [], []
                 for j in seen:
                     key = turn(keys[j][part], j, base) if rotates else keys[j][part]

@@ -14,16 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import llp
 from datamodules import Bytes, WikiText103
 from helpers import reference
-from helpers.small_models import ARCHITECTURES, LATENT, build
+from helpers.small_models import FORMS, LATENT, build
 from llp.decoder.patterns import history_count, segment_attention
 from llp.training import throughput
 
 
 @pytest.mark.parametrize("n", [1, 4, 9, 17, 18])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_flops_are_those_of_the_products(name, n):
+@pytest.mark.parametrize(("name", "settings"), FORMS)
+def test_flops_are_those_of_the_products(name, settings, n):
     """torch counts every product of matrices but the CPU's fused attention, whose pairs the reference's masks count."""
-    model = build(name)
+    model = build(name, **settings)
     tokens = torch.randint(19, (1, n))
     with FlopCounterMode(display=False) as forward:
         logits = model(tokens)
@@ -36,20 +36,26 @@ def test_flops_are_those_of_the_products(name, n):
 
 
 def n_pairs(model, n):
-    """Pairs of query and key over all layers, from the reference's definition of who sees whom."""
+    """Pairs of query and key in a head over all layers, from the reference's definition of who sees whom."""
     name, settings = type(model).__name__, dict(model.hparams)
-    latent_len = settings.get("latent_len", n)
+    latent_len, segment_len, dense_every = (settings.get(key) for key in ("latent_len", "segment_len", "dense_every"))
+    dense_layers = range(model.n_layers)[::-dense_every] if dense_every else ()
     sees = {
-        "LLP": lambda: reference.llp_sees(settings["segment_len"]),
+        "LLP": lambda: reference.llp_sees(segment_len, settings["look_back"]),
+        "SlidingWindow": lambda: reference.window_sees(settings["window"]),
+        "ShiftedSegments": lambda: reference.llp_sees(segment_len, look_back=0),
         "DoubleAttention": lambda: reference.double_sees(latent_len),
         "CompressedAttention": lambda: reference.double_sees(latent_len),
-        "SplitAttention": lambda: reference.split_sees(latent_len, settings["segment_len"]),
+        "SplitAttention": lambda: reference.split_sees(latent_len, segment_len),
     }.get(name, lambda: reference.transformer_sees)()
     total, held = 0, n
     for layer in range(model.n_layers):
         only_latents = name == "PerceiverAR" or (name in LATENT and layer == model.n_layers - 1)
         first = max(0, held - latent_len) if only_latents else 0
-        total += sum(len(sees(i, held)) for i in range(first, held))
+        halves = [sees, reference.shifted_sees(segment_len) if name == "ShiftedSegments" else sees]
+        if layer in dense_layers:
+            halves = [reference.transformer_sees] * 2
+        total += sum(len(half(i, held)) for half in halves for i in range(first, held)) / 2
         if name == "PerceiverAR":
             held = min(held, latent_len)
         if name == "CompressedAttention" and layer == 0 and held > latent_len:

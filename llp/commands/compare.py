@@ -1,0 +1,189 @@
+"""`llp compare`: architectures trained and scored on equal terms, from a specification to a report."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from datamodules.text import TextDataModule
+from llp.commands.configurations import read_configuration
+from llp.commands.parser import Parser
+from llp.comparison.folder import ComparisonFolder
+from llp.comparison.plan import Contestant, Plan, variants
+from llp.comparison.preview import preview
+from llp.comparison.report import write_report
+from llp.comparison.slurm import submit
+from llp.comparison.specification import Ablation, Settings, Specification, merged
+from llp.comparison.timing import timed, training_step
+from llp.comparison.workers import Workers
+from llp.errors import require
+from llp.language_model import LanguageModel
+from llp.training.throughput import matrix_rate
+
+_SCRIPT = Path("configs/slurm/compare.sbatch")
+_UTILIZATION = 0.3  # of the matrix rate, which --plan counts with before anything has been timed
+
+
+def run(options: list[str]) -> None:
+    """Plan, carry out or report a comparison; whatever is there already is not repeated."""
+    arguments = _parse(options)
+    comparison = Comparison(Path(arguments.spec), Path(arguments.root))
+    if arguments.retry:
+        comparison.folder.forget_failures()
+    if arguments.plan:
+        print(comparison.preview())
+        return
+    if arguments.time:
+        comparison.time()
+        return
+    if arguments.slurm is not None:
+        comparison.keep_specification()
+        plan = comparison.plan()
+        print(submit(comparison.folder, plan, comparison.source, _SCRIPT, arguments.slurm))
+        return
+    if not arguments.report:
+        comparison.carry_out(arguments.workers, arguments.run)
+    if arguments.run is None:
+        comparison.report()
+
+
+def _parse(options: list[str]) -> Namespace:
+    parser = Parser(prog="llp compare")
+    parser.add_argument("spec", type=str)
+    parser.add_argument("--root", type=str, default="lightning_logs")
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--slurm", type=int | None, default=None)
+    parser.add_argument("--run", type=str | None, default=None)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--retry", action="store_true")
+    arguments = parser.parse_args(options)
+    for setting in ("workers", "slurm"):
+        value = arguments[setting]
+        require(value is None or value >= 1, setting, value, "set it to 1 or more")
+    return arguments
+
+
+class Comparison:
+    """A specification, its contestants and its folder.
+
+    Args:
+        source: The file of the specification.
+        root: The folder of all runs.
+
+    Raises:
+        SettingError: If the specification, or an arm with what is shared, can't be used.
+    """
+
+    def __init__(self, source: Path, root: Path) -> None:
+        self.source = source
+        self.specification = read_specification(source)
+        self.folder = ComparisonFolder(root, self.specification.name)
+        self.arms = {
+            arm: _built(self.specification, settings) for arm, settings in variants(self.specification).items()
+        }
+        self.contestants = {arm: _contestant(self.specification, *built) for arm, built in self.arms.items()}
+
+    def plan(self, choose_all: bool = False) -> Plan:
+        """The plan as of now."""
+        folder = self.folder
+        known = folder.records(), folder.failed(), folder.timing()
+        return Plan(self.specification, self.contestants, *known, choose_all=choose_all)
+
+    def keep_specification(self) -> None:
+        self.folder.write_specification(self.specification)
+
+    def preview(self) -> str:
+        """All runs with their cost, before anything starts."""
+        rate = self.specification.assumed_rate
+        if rate is None:
+            rate = _UTILIZATION * matrix_rate(torch.device("cpu"), torch.float32)
+        return preview(self.plan(choose_all=True), rate)
+
+    def time(self, threads: int | None = None) -> None:
+        """Measure a step of each arm, all in turns, on what the runs use."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        trainer = self.specification.shared.get("trainer", {})
+        accelerator, precision = trainer.get("accelerator", "auto"), trainer.get("precision", "32-true")
+        steps = {}
+        for arm in self.specification.arms:
+            model, data = self.arms[arm]
+            settings = variants(self.specification)[arm]["class_path"], dict(model.hparams)
+            size = data.batch_size, data.window_len, accelerator, precision
+            steps[arm] = partial(training_step, *settings, *size)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+        self.folder.write_timing(timed(steps, 10, device))
+
+    def carry_out(self, workers: int, only: str | None) -> None:
+        """Run what is to be run on this machine."""
+        self.keep_specification()
+        n_cores = len(os.sched_getaffinity(0))
+        threads = max(1, n_cores // workers)
+        data = next(iter(self.arms.values()))[1]
+        data.prepare_data()  # once, not in every process
+        if "seconds" in self.specification.budgets and self.folder.timing() is None and only is None:
+            self.time(threads)
+        names = [run.name for run in self.plan().runs()]
+        require(only is None or only in names, "run", only, f"it is none of the runs now: {', '.join(names)}")
+        Workers(self.folder, self.plan, workers, threads, only).work()
+
+    def report(self) -> None:
+        """Write the report of what is there, and say what came out."""
+        command = f"llp compare {self.source}"
+        for path in write_report(self.plan().study(command), self.folder.path):
+            print(f"Written to {path}")
+
+
+def read_specification(source: Path) -> Specification:
+    """The specification in a YAML file, on top of the configurations that its `base` names, relative to its folder.
+
+    Raises:
+        SettingError: If it can't be read, or a value can't be used.
+    """
+    settings = read_configuration(str(source))
+    base = [read_configuration(str(source.parent / path)) for path in settings.pop("base", [])]
+    settings["shared"] = merged(*base, settings.get("shared", {}))
+    parser = Parser(prog="llp compare")
+    parser.add_class_arguments(Specification, "spec", fail_untyped=False)
+    # Not instantiated by the parser, which would build the models and the data that it finds in the dictionaries.
+    checked = parser.parse_object({"spec": settings}).spec.as_dict()
+    ablations = {name: Ablation(**ablation) for name, ablation in checked.pop("ablations").items()}
+    return Specification(**checked, ablations=ablations)
+
+
+def _built(specification: Specification, arm: Settings) -> tuple[Any, Any]:
+    """Model and data of an arm; of the model nothing is allocated."""
+    shared = specification.shared
+    parser = Parser(prog="llp compare")
+    parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
+    data = parser.instantiate(parser.parse_object({"data": shared.get("data", {})})).data
+    parser = Parser(prog="llp compare")
+    parser.add_lightning_class_args(LanguageModel, "model", subclass_mode=True)
+    size = {"init_args": {"vocab_size": data.vocab_size}}
+    settings: Mapping[str, Any] = merged(shared.get("model", {}), arm, size)
+    model = parser.instantiate(parser.parse_object({"model": settings})).model
+    model.scoring_window(data.window_len, specification.scoring_window_len, specification.scoring_stride)
+    with torch.device("meta"):
+        model.configure_model()
+    return model, data
+
+
+def _contestant(specification: Specification, model: Any, data: Any) -> Contestant:
+    trainer = specification.shared.get("trainer", {})
+    devices = trainer.get("devices", 1)
+    n_devices = devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else 1
+    n, decoder = data.window_len, model.decoder
+    return Contestant(
+        parameters=sum(parameter.numel() for parameter in decoder.parameters()),
+        pairs=decoder.pair_count(n),
+        flops=3 * decoder.flops(n),  # the backward pass takes twice the forward pass
+        positions=decoder.positions_out(n),
+        window_len=n,
+        windows_per_step=data.batch_size * n_devices * trainer.get("accumulate_grad_batches", 1),
+    )

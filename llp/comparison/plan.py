@@ -1,0 +1,291 @@
+"""Which runs a comparison needs: those that its specification names, as far as the records so far decide."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from llp.comparison.specification import Ablation, Budget, Settings, Specification, merged
+from llp.comparison.study import Contrast, Record, Study, Trial
+from llp.errors import require
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What is known of an arm's model before it is trained; the numbers are those of a training window."""
+
+    parameters: int
+    pairs: int
+    """Query-key pairs, summed over the layers."""
+    flops: int
+    """FLOPs of the forward and the backward pass."""
+    positions: int
+    """Positions with a loss."""
+    window_len: int
+    windows_per_step: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the interleaved timing pass found: seconds and bytes by arm, and `how` it was made."""
+
+    seconds_per_step: Mapping[str, float]
+    peak_memory: Mapping[str, int]
+    how: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run, and whether it is tested; one that only helps to choose a learning rate is not."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    steps: int
+    settings: Settings
+    """The configuration of `llp fit`."""
+    is_tested: bool
+
+    @cached_property
+    def name(self) -> str:
+        """`<arm>-<hash of the settings>-s<seed>`, the same wherever the text lies."""
+        settings = {key: value for key, value in portable(self.settings).items() if key != "seed_everything"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"{self.arm}-{digest[:8]}-s{self.seed}"
+
+
+class Plan:
+    """The runs of a comparison, in the order in which they are to be carried out, and their places in its study.
+
+    Learning rates are chosen by validation loss under the first budget, arm by arm, at one seed; all other runs of an
+    arm wait for its choice. A trial that failed (its loss was no number, say) is not chosen.
+
+    Args:
+        specification: What is compared.
+        contestants: By arm, those of ablations included (`variants`).
+        records: The runs that are done, by name.
+        failed: The runs that failed, by name, and their last words.
+        timing: Seconds of a step by arm, where they have been measured.
+        choose_all: Instead of waiting for a choice, take the middle one of the rates: for a preview of all runs.
+    """
+
+    def __init__(
+        self,
+        specification: Specification,
+        contestants: Mapping[str, Contestant],
+        records: Mapping[str, Record],
+        failed: Mapping[str, str],
+        timing: Timing | None = None,
+        choose_all: bool = False,
+    ) -> None:
+        self.specification, self.contestants = specification, contestants
+        self.records, self.failed, self.timing = records, failed, timing
+        self.choose_all = choose_all
+        remedy = "no step has been timed yet; run `llp compare SPEC --time` on a quiet machine first"
+        has_seconds = "seconds" not in specification.budgets or timing is not None
+        require(has_seconds or choose_all, "budgets", "seconds", remedy)
+
+    # The runs
+
+    def runs(self) -> list[PlannedRun]:
+        """Each run once, those that others wait for first."""
+        spec = self.specification
+        others = [arm for arm in spec.arms if arm != spec.reference]
+        groups = [
+            self._trials(spec.reference),
+            self._noise(),
+            (run for arm in others for run in self._trials(arm)),
+            (run for budget in spec.budgets for seed in spec.seeds for arm in spec.arms
+             for run in self._finals(arm, budget, [seed])),
+            (run for name in spec.ablations for run in self._ablation(name)),
+        ]  # fmt: skip
+        unique: dict[str, PlannedRun] = {}
+        for group in groups:
+            for run in group:
+                before = unique.get(run.name, run)
+                unique[run.name] = replace(before, is_tested=before.is_tested or run.is_tested)
+        return list(unique.values())
+
+    def is_done(self, run: PlannedRun) -> bool:
+        """Whether a run's record has all that is asked for."""
+        record = self.records.get(run.name)
+        return record is not None and (record.test is not None or not run.is_tested)
+
+    def steps(self, arm: str, budget: Budget) -> int:
+        """Optimizer steps of an arm under a budget."""
+        spec = self.specification
+        reference, own = self.contestants[spec.reference], self.contestants[arm]
+        ratio = 1.0
+        if budget == "positions":
+            ratio = reference.positions / own.positions
+        elif budget == "flops":
+            ratio = reference.flops / own.flops
+        elif budget == "seconds" and self.timing is not None:
+            ratio = self.timing.seconds_per_step[spec.reference] / self.timing.seconds_per_step[_arm_of(arm)]
+        elif budget == "seconds":
+            ratio = reference.flops / own.flops  # a preview
+        return max(1, round(spec.steps * ratio))
+
+    def _run(self, arm: str, budget: Budget, seed: int, learning_rate: float, is_tested: bool) -> PlannedRun:
+        spec, steps = self.specification, self.steps(arm, budget)
+        n_batches = steps * spec.shared.get("trainer", {}).get("accumulate_grad_batches", 1)
+        own: Settings = {
+            "seed_everything": seed,
+            "model": {"init_args": {"learning_rate": learning_rate, "warmup_steps": round(spec.warmup * steps)}},
+            "data": {
+                "init_args": {
+                    "scoring_window_len": spec.scoring_window_len,
+                    "scoring_stride": spec.scoring_stride,
+                }
+            },
+            "trainer": {"max_steps": steps, "val_check_interval": max(1, math.ceil(n_batches / spec.validations))},
+        }
+        settings = merged(spec.shared, {"model": variants(spec)[arm]}, own)
+        return PlannedRun(arm, seed, learning_rate, steps, settings, is_tested)
+
+    def _trials(self, arm: str) -> Iterator[PlannedRun]:
+        for rate in self.rates(arm):
+            yield self._trial(arm, rate)
+
+    def _trial(self, arm: str, rate: float) -> PlannedRun:
+        spec = self.specification
+        return self._run(arm, spec.budgets[0], spec.learning_rate_seed, rate, is_tested=False)
+
+    def _noise(self) -> Iterator[PlannedRun]:
+        spec = self.specification
+        return self._finals(spec.reference, spec.budgets[0], spec.noise_seeds or spec.seeds)
+
+    def _finals(self, arm: str, budget: Budget, seeds: Sequence[int]) -> Iterator[PlannedRun]:
+        """Tested runs of an arm, or a variant of one, at the rate that was chosen for the arm."""
+        rate = self.chosen_rate(_arm_of(arm))
+        if rate is not None:
+            for seed in seeds:
+                yield self._run(arm, budget, seed, rate, is_tested=True)
+
+    def _ablation(self, name: str) -> Iterator[PlannedRun]:
+        spec = self.specification
+        for variant in _variants_of(spec, spec.ablations[name]):
+            yield from self._finals(variant, spec.budgets[0], spec.seeds)
+
+    # Learning rates
+
+    def rates(self, arm: str) -> list[float]:
+        """The learning rates to try for an arm: those of the specification, and further ones beyond the best end."""
+        rates = list(self.specification.learning_rates)
+        for _ in range(self.specification.extensions):
+            best = self._best(arm, rates)
+            if best == rates[0]:
+                rates.insert(0, _rounded(rates[0] * rates[0] / rates[1]))
+            elif best == rates[-1]:
+                rates.append(_rounded(rates[-1] * rates[-1] / rates[-2]))
+            else:
+                break
+        return rates
+
+    def chosen_rate(self, arm: str) -> float | None:
+        """The learning rate with the least validation loss; None: not all have been tried."""
+        rates = self.rates(arm)
+        if self.choose_all and any(self._loss(arm, rate) is None for rate in rates):
+            return rates[len(rates) // 2]
+        return self._best(arm, rates)
+
+    def _best(self, arm: str, rates: Sequence[float]) -> float | None:
+        losses = [self._loss(arm, rate) for rate in rates]
+        known = [loss for loss in losses if loss is not None]
+        if len(known) < len(losses) or min(known) == math.inf:
+            return None
+        return rates[losses.index(min(known))]
+
+    def _loss(self, arm: str, rate: float) -> float | None:
+        """Validation loss of a trial; infinite if it failed, None if it is to be run."""
+        name = self._trial(arm, rate).name
+        if name in self.failed:
+            return math.inf
+        return self.records[name].validation_loss if name in self.records else None
+
+    # The study
+
+    def study(self, command: str) -> Study:
+        """The records in their places; `command` is what continues the comparison."""
+        spec = self.specification
+        runs = self.runs()
+
+        def tested(planned: Iterator[PlannedRun]) -> list[Record]:
+            records = [self.records.get(run.name) for run in planned]
+            return [record for record in records if record is not None and record.test is not None]
+
+        finals: dict[tuple[str, str], list[Record]] = {
+            (arm, budget): tested(self._finals(arm, budget, spec.seeds)) for arm in spec.arms for budget in spec.budgets
+        }
+        timing = self.timing
+        return Study(
+            name=spec.name,
+            description=spec.description,
+            command=command,
+            arms=list(spec.arms),
+            reference=spec.reference,
+            budgets=spec.budgets,
+            seeds=spec.seeds,
+            finals=finals,
+            trials={arm: self._tried(arm) for arm in spec.arms},
+            noise=tested(self._noise()),
+            primary=[Contrast(*contrast) for contrast in spec.primary],
+            ablations={name: self._ablated(name, tested) for name in spec.ablations},
+            seconds_per_step={} if timing is None else timing.seconds_per_step,
+            peak_memory={} if timing is None else timing.peak_memory,
+            timing={} if timing is None else timing.how,
+            missing=[run.name for run in runs if not self.is_done(run) and run.name not in self.failed],
+            failed={run.name: self.failed[run.name] for run in runs if run.name in self.failed},
+        )
+
+    def _tried(self, arm: str) -> list[Trial]:
+        return [Trial(rate, self.records.get(self._trial(arm, rate).name)) for rate in self.rates(arm)]
+
+    def _ablated(
+        self, name: str, tested: Callable[[Iterator[PlannedRun]], list[Record]]
+    ) -> list[tuple[Any, list[Record]]]:
+        """Each value of an ablation and its runs, the arm's own value among them where it is given."""
+        spec = self.specification
+        ablation, budget = spec.ablations[name], spec.budgets[0]
+        own = merged(spec.shared.get("model", {}), spec.arms[ablation.arm]).get("init_args", {}).get(ablation.setting)
+        arms = dict(zip(ablation.values, _variants_of(spec, ablation), strict=True))
+        if own is not None:
+            arms[own] = ablation.arm
+        order = sorted(arms) if all(isinstance(value, int | float) for value in arms) else list(arms)
+        return [(value, tested(self._finals(arms[value], budget, spec.seeds))) for value in order]
+
+
+def portable(settings: Settings) -> Settings:
+    """A configuration without what is particular to a machine: where the text and its tokens lie."""
+    data = settings.get("data", {})
+    arguments = {key: value for key, value in data.get("init_args", {}).items() if key not in ("path", "cache_dir")}
+    return {**settings, "data": {**data, "init_args": arguments}}
+
+
+def variants(specification: Specification) -> dict[str, Settings]:
+    """Class and arguments of the model by arm, and by variant of an arm in an ablation."""
+    found = dict(specification.arms)
+    for ablation in specification.ablations.values():
+        for number, (value, name) in enumerate(
+            zip(ablation.values, _variants_of(specification, ablation), strict=True)
+        ):
+            changed = {ablation.setting: value}
+            changed |= {setting: values[number] for setting, values in ablation.together.items()}
+            found[name] = merged(specification.arms[ablation.arm], {"init_args": changed})
+    return found
+
+
+def _variants_of(specification: Specification, ablation: Ablation) -> list[str]:
+    return [f"{ablation.arm}.{ablation.setting}={value}" for value in ablation.values]
+
+
+def _arm_of(variant: str) -> str:
+    return variant.partition(".")[0]
+
+
+def _rounded(rate: float) -> float:
+    """Three digits, so that a rate that was computed reads as one that was given."""
+    return float(f"{rate:.3g}")

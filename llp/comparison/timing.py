@@ -1,0 +1,88 @@
+"""How long a training step of each arm takes: all arms in turns, so that a busy moment is everybody's."""
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from tqdm import tqdm
+
+from llp.comparison.plan import Timing
+from llp.training.checkpoints import import_class
+
+TakeStep = Callable[[], object]
+
+
+def timed(make_steps: Mapping[str, Callable[[], TakeStep]], rounds: int, device: str) -> Timing:
+    """Median seconds of a step by arm, over rounds in which each arm takes one step, and the memory that it needs.
+
+    Args:
+        make_steps: By arm, what builds a model and returns the function that takes one training step of it. They can be
+            pickled: memory is measured in a process for each arm.
+        rounds: How many rounds; the first of all is left out.
+        device: Its name, for the record.
+    """
+    steps = {arm: make() for arm, make in make_steps.items()}
+    seconds: dict[str, list[float]] = {arm: [] for arm in steps}
+    for step in steps.values():
+        step()
+    for _ in tqdm(range(rounds), desc="timing all arms in turns", disable=None, leave=False):
+        for arm, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[arm].append(time.perf_counter() - started)
+    how = {"device": device, "threads": torch.get_num_threads(), "rounds": rounds}
+    memory = {arm: _peak_memory(make) for arm, make in make_steps.items()}
+    return Timing({arm: statistics.median(values) for arm, values in seconds.items()}, memory, how)
+
+
+def _peak_memory(make: Callable[[], TakeStep]) -> int:
+    """The largest memory, in bytes, of a process that takes two steps; on a GPU what is allocated there."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_memory_of_steps, (make,))
+
+
+def _memory_of_steps(make: Callable[[], TakeStep]) -> int:
+    step = make()
+    step()
+    step()
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` counts the parent's memory, too
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+
+def training_step(
+    class_path: str, arguments: dict[str, Any], batch_size: int, window_len: int, accelerator: str, precision: str
+) -> TakeStep:
+    """Build a model; returns the function that takes one training step of it, on random tokens.
+
+    Args:
+        class_path: The model's class.
+        arguments: Its arguments, `vocab_size` among them.
+        batch_size: Windows in the step.
+        window_len: Their length.
+        accelerator: Lightning's name of what it runs on.
+        precision: Lightning's name of the precision.
+    """
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = import_class(class_path)(**arguments)
+    model.configure_model()
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=1e-4)
+    decoder, optimizer = fabric.setup(model.decoder.train(), optimizer)
+    tokens = torch.randint(arguments["vocab_size"], (batch_size, window_len + 1), device=fabric.device)
+
+    def step() -> None:
+        fabric.backward(decoder(tokens[:, :-1], tokens[:, 1:]).mean)
+        optimizer.step()
+        optimizer.zero_grad()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step

@@ -1,0 +1,39 @@
+"""What a run really started from and really read, as digests: proof that two runs can be compared."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def weights_digest(weights: Iterable[tuple[str, Tensor]], skip: Iterable[str] = ()) -> str:
+    """SHA-256 over the names and the bytes of named weights, in the order of their names.
+
+    Of sharded weights it is that of this process's shards.
+
+    Args:
+        weights: Names and tensors.
+        skip: Beginnings of names to leave out.
+    """
+    digest, left_out = hashlib.sha256(), tuple(skip)
+    for name, weight in sorted(weights, key=lambda one: one[0]):
+        if not name.startswith(left_out):
+            digest.update(name.encode())
+            digest.update(_bytes(weight.to_local() if isinstance(weight, DTensor) else weight))
+    return digest.hexdigest()
+
+
+def chained_digest(before: str, batch: Iterable[Tensor]) -> str:
+    """SHA-256 over the digest of all batches before and the next batch: that of the whole sequence of batches."""
+    digest = hashlib.sha256(before.encode())
+    for tensor in batch:
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The memory of a tensor, which `hashlib` reads."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,0 +1,199 @@
+"""`llp compare` as a user calls it: real processes, real files."""
+
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.xdist_group("compare")
+
+
+def specification(path, **changes):
+    """Two arms that can be trained, and one for which no machine has the memory."""
+    settings = {
+        "name": "tiny",
+        "shared": {
+            "model": {"init_args": {"dim": 16, "n_layers": 2, "n_heads": 2}},
+            "data": {
+                "class_path": "datamodules.TextFiles",
+                "init_args": {
+                    "path": str(path / "text.txt"),
+                    "cache_dir": str(path / "cache"),
+                    "tokenizer": "datamodules.Bytes",
+                    "window_len": 32,
+                    "batch_size": 4,
+                },
+            },
+            "trainer": {"accelerator": "cpu", "devices": 1, "limit_val_batches": 2},
+        },
+        "arms": {
+            "dense": {"class_path": "llp.Transformer"},
+            "huge": {"class_path": "llp.Transformer", "init_args": {"dim": 2**22, "n_heads": 2**18}},
+        },
+        "reference": "dense",
+        "steps": 6,
+        "validations": 2,
+        "learning_rates": [0.01],
+        "extensions": 0,
+        "seeds": [3],
+        "learning_rate_seed": 3,
+        "scoring_window_len": 32,
+        "scoring_stride": 16,
+        "primary": [["huge", "dense", "windows"]],
+    }
+    (path / "spec.yaml").write_text(yaml.safe_dump(settings | changes))
+
+
+def compare(folder, *options, check=True):
+    command = [sys.executable, "-m", "llp", "compare", "spec.yaml", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder in which a comparison has been carried out, and what that printed."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "text.txt").write_text("".join(f"line {n} has {n * n} and {n % 7}\n" for n in range(2000)))
+    specification(folder)
+    return folder, compare(folder, "--workers", "2").stdout
+
+
+def files(folder):
+    """All files of the comparison by their content, but for logs."""
+    top = folder / "lightning_logs/comparisons/tiny"
+    return {path: path.read_bytes() for path in top.rglob("*") if path.is_file() and path.parent.name != "logs"}
+
+
+def records(folder):
+    paths = sorted(folder.glob("lightning_logs/comparisons/tiny/records/*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def test_a_run_leaves_a_record_and_a_failed_one_stops_no_other(finished):
+    folder, _ = finished
+    ((name, record),) = records(folder).items()
+    assert name.startswith("dense-")
+    assert (record["run"], record["arm"], record["seed"], record["steps"]) == (name, "dense", 3, 6)
+    assert [entry["step"] for entry in record["curve"]] == [3, 6]
+    assert (record["windows"], record["positions_per_window"], record["pairs_per_window"]) == (24, 32, 2 * 32 * 33 // 2)
+    place = folder / f"lightning_logs/comparisons/tiny/lightning_logs/{name}"
+    report = json.loads((place / "test.json").read_text())
+    assert record["test"]["rows"][0] == report["rows"][0]
+    assert record["test"]["protocol"]["window_len"] == 32
+    assert record["hashes"]["data"] == report["protocol"]["data_fingerprint"]
+    assert sum(entry["tokens"] for entry in record["slices"]["position"]) == report["rows"][0]["tokens"]
+    assert not (place / "token_losses.parquet").exists()
+    failed = json.loads(
+        next(folder.glob("lightning_logs/comparisons/tiny/lightning_logs/huge-*/failed.json")).read_text()
+    )
+    assert failed["exit_status"] == 1
+    assert "parameters, gradients and AdamW's states need" in failed["last_words"]
+
+
+@pytest.fixture
+def compare_here(finished, run, monkeypatch):
+    """Calls `llp compare` in this process, in the folder of the finished comparison."""
+    monkeypatch.chdir(finished[0])
+
+    def compare_here(*options):
+        status, out, err = run("compare", "spec.yaml", *options)
+        assert status == 0, err
+        return out
+
+    return compare_here
+
+
+def test_again_nothing_is_trained_and_nothing_changes(finished, compare_here):
+    folder, _ = finished
+    before = files(folder)
+    compare_here()
+    assert files(folder) == before
+
+
+def test_a_records_own_commands_give_its_figures(finished, run, monkeypatch):
+    folder, _ = finished
+    ((name, record),) = records(folder).items()
+    monkeypatch.chdir(folder)
+    for command in record["commands"][:2]:
+        threads, program, *words = shlex.split(command)
+        assert (threads, program) == ("OMP_NUM_THREADS=1", "llp")  # as many as this process has
+        words = ["again" if word == name else word.replace(f"logs/{name}/", "logs/again/") for word in words]
+        status, _, err = run(*words)
+        assert status == 0, err
+    repeated = folder / "lightning_logs/comparisons/tiny/lightning_logs/again/test.json"
+    assert json.loads(repeated.read_text())["rows"][0]["loss"] == record["test"]["rows"][0]["loss"]
+    shutil.rmtree(repeated.parent)
+
+
+def test_a_record_that_is_lost_is_made_again_without_training(finished, compare_here):
+    folder, _ = finished
+    before = files(folder)
+    (path,) = folder.glob("lightning_logs/comparisons/tiny/records/*.json")
+    path.unlink()
+    compare_here()
+    assert files(folder) == before
+
+
+def test_retry_tries_what_failed_again(finished, compare_here):
+    folder, _ = finished
+    (failed,) = folder.glob("lightning_logs/comparisons/tiny/lightning_logs/huge-*/failed.json")
+    failed.write_text(json.dumps({"exit_status": 7, "last_words": "another reason"}))
+    compare_here()
+    assert "another reason" in failed.read_text()
+    compare_here("--retry")
+    assert "another reason" not in failed.read_text()
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(finished, compare_here):
+    folder, _ = finished
+    (path,) = folder.glob("lightning_logs/comparisons/tiny/records/*.json")
+    content = path.read_text()
+    path.unlink()
+    with (folder / f"lightning_logs/comparisons/tiny/logs/{path.stem}.log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        # The other one is done after a while, and lets go.
+        timer = threading.Timer(2.0, lambda: (path.write_text(content), fcntl.flock(log, fcntl.LOCK_UN)))
+        timer.start()
+        compare_here()
+        assert not timer.is_alive()
+    assert path.read_text() == content
+
+
+def test_a_plan_lists_all_runs_and_starts_none(finished, run, work):
+    shutil.copy(finished[0] / "text.txt", work)
+    specification(work, seeds=[3, 4], budgets=["windows", "flops"])
+    status, out, _ = run("compare", "spec.yaml", "--plan")
+    assert status == 0
+    # Two seeds each; `huge` gets fewer steps for as many FLOPs, which are other runs.
+    assert [line.split("-")[0] for line in out.splitlines() if "to do  " in line] == 2 * ["dense"] + 4 * ["huge"]
+    assert "6 of 6 runs to do" in out
+    assert not (work / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scoring_stride": 64}, "scoring_stride = 64"),
+        ({"reference": "dens"}, "reference = dens"),
+        ({"seeds": ["x"]}, "seeds"),
+        ({"arms": {"dense": {"class_path": "llp.Transformer", "init_args": {"dims": 4}}}, "primary": []}, "dims"),
+        ({"steeps": 3}, "steeps"),
+    ],
+)
+def test_what_is_refused_before_anything_starts(finished, run, work, changes, message):
+    shutil.copy(finished[0] / "text.txt", work)
+    specification(work, **changes)
+    status, _, err = run("compare", "spec.yaml")
+    assert status in (1, 2)
+    assert message in err
+    assert not (work / "lightning_logs").exists()

@@ -1,0 +1,129 @@
+"""The loss by position and on recall tokens: by hand, against the definition token by token, and as it is drawn."""
+
+import random
+from itertools import accumulate, chain
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helpers.slices_by_definition import slices_by_definition
+from llp.evaluation import slices
+from llp.evaluation.slices import draw, slices_of, summary
+
+LEFT_OUT = -1.0
+
+
+def written(path, documents, losses, window_len, stride):
+    """A file of losses and a loader for these documents, each its start token and its tokens."""
+    nats = [LEFT_OUT if loss is None else loss for document in losses for loss in document]
+    path.write_bytes(np.array(nats, np.float32).tobytes())
+    starts = [0, *accumulate(map(len, documents))][:-1]
+    return SimpleNamespace(
+        documents=[
+            SimpleNamespace(start=start, tokens=len(document) - 1)
+            for start, document in zip(starts, documents, strict=True)
+        ],
+        file=SimpleNamespace(tokens=np.array([*chain(*documents)], np.uint16)),
+        protocol={"window_len": window_len, "stride": stride},
+    )
+
+
+def test_by_hand(tmp_path):
+    """Windows of 4 inputs that score 2: inputs 0 .. 1, 0 .. 3, 2 .. 5 and 4 .. 6. A loss tells whose it is."""
+    document = [9, 1, 2, 1, 2, 1, 2, 2]  # the start token and seven more
+    loader = written(tmp_path / "losses", [document], [[1, 2, 4, 8, 16, 32, 64]], window_len=4, stride=2)
+    content = slices_of(tmp_path / "losses", loader, LEFT_OUT, segment_len=2)
+    # Predicted from 1 2 3 4 3 4 3 tokens: the last three windows begin at 0, 2 and 4.
+    assert content["position"] == [
+        {"first": 1, "last": 1, "tokens": 1, "nats": 1.0},
+        {"first": 2, "last": 2, "tokens": 1, "nats": 2.0},
+        {"first": 3, "last": 3, "tokens": 3, "nats": 4.0 + 16 + 64},
+        {"first": 4, "last": 4, "tokens": 2, "nats": 8.0 + 32},
+    ]
+    # 1 2 at places 3 and 4 repeats that at 1 and 2; 2 1 at 4 and 5 that at 2 and 3, where the window begins; 1 2 at 5
+    # and 6 that at 3 and 4. 2 2 is new.
+    assert content["recall"] == [{"first": 2, "last": 2, "tokens": 3, "nats": 8.0 + 16 + 32}]
+    assert content["other"] == {"tokens": 4, "nats": 1.0 + 2 + 4 + 64}
+    # The 2 at place 4 is predicted at 3, in one segment with place 2, where it stood; the 2 at place 6 likewise at 5.
+    # The 1 at place 5 is predicted at 4, which begins a segment, and stood at 3.
+    assert content["segment_len"] == 2
+    assert content["recall_by_segment"] == [
+        {"segments": 0, "tokens": 2, "nats": 8.0 + 32},
+        {"segments": 1, "tokens": 1, "nats": 16.0},
+    ]
+
+
+@pytest.mark.parametrize("tokens_in_memory", [1, 40, 1 << 19])
+@pytest.mark.parametrize("segment_len", [None, 3])
+def test_by_definition(tmp_path, monkeypatch, segment_len, tokens_in_memory):
+    monkeypatch.setattr(slices, "TOKENS_IN_MEMORY", tokens_in_memory)
+    rng = random.Random(0)
+    for _ in range(30):
+        window_len = rng.choice([1, 2, 5, 12, 33, 70, 100])
+        stride = rng.randint(1, window_len)
+        documents = [[rng.randrange(5) for _ in range(rng.choice([1, 2, 9, 90]))] for _ in range(rng.randint(1, 6))]
+        documents.append([0, 1, 2])  # not all are empty
+        nats = [None, *(n / 64 for n in range(100))]  # sums are exact
+        losses = [[rng.choice(nats) for _ in document[1:]] for document in documents]
+        loader = written(tmp_path / "losses", documents, losses, window_len, stride)
+        content = slices_of(tmp_path / "losses", loader, LEFT_OUT, segment_len)
+        assert content == slices_by_definition(documents, losses, window_len, stride, segment_len)
+        scored = [loss for document in losses for loss in document if loss is not None]
+        by_segment = [] if segment_len is None else [[*content["recall_by_segment"], content["other"]]]
+        for entries in (content["position"], [*content["recall"], content["other"]], *by_segment):
+            assert sum(entry["tokens"] for entry in entries) == len(scored)
+            assert sum(entry["nats"] for entry in entries) == sum(scored)
+
+
+@pytest.mark.parametrize(("window_len", "width", "number"), [(16, 1, 16), (32, 1, 32), (33, 2, 17), (1024, 32, 32)])
+def test_positions_have_32_bins_or_fewer(tmp_path, window_len, width, number):
+    document = [*range(2000)]
+    loader = written(tmp_path / "losses", [document], [[1.0] * 1999], window_len, window_len)
+    bins = slices_of(tmp_path / "losses", loader, LEFT_OUT)["position"]
+    assert len(bins) == number
+    assert [entry["first"] for entry in bins] == [1 + k * width for k in range(number)]
+    assert [entry["last"] for entry in bins] == [*(entry["first"] - 1 for entry in bins[1:]), window_len]
+
+
+CONTENT = {
+    "position": [
+        {"first": 1, "last": 32, "tokens": 4, "nats": 12.0},
+        {"first": 33, "last": 64, "tokens": 4, "nats": 8.0},
+    ],
+    "recall": [{"first": 1, "last": 1, "tokens": 2, "nats": 1.0}, {"first": 3, "last": 4, "tokens": 1, "nats": 2.0}],
+    "other": {"tokens": 5, "nats": 17.0},
+    "segment_len": 16,
+    "recall_by_segment": [{"segments": 0, "tokens": 3, "nats": 3.0}],
+}
+
+
+def test_the_picture_shows_means_over_position_and_distance():
+    figure = draw(CONTENT, "A model")
+    by_position, by_distance = figure.axes
+    assert figure.get_suptitle() == "A model"
+    assert by_position.lines[0].get_xydata().tolist() == [[32, 3.0], [64, 2.0]]
+    recall, other, segment = by_distance.lines
+    assert recall.get_xydata().tolist() == [[1, 0.5], [4, 2.0]]
+    assert set(other.get_ydata()) == {3.4}
+    assert set(segment.get_xdata()) == {16}
+    labels = [text.get_text() for text in by_distance.get_legend().get_texts()]
+    assert labels == ["recall tokens", "other tokens", "length of a segment"]
+    for axes in figure.axes:
+        assert axes.get_ylabel() == "loss (nats per token)"
+        assert "tokens" in axes.get_xlabel()
+    assert by_distance.get_xscale() == "log"
+
+
+def test_what_there_is_none_of_is_neither_drawn_nor_divided_by():
+    content = {**CONTENT, "recall": [], "segment_len": None, "recall_by_segment": None}
+    assert [line.get_label() for line in draw(content, "").axes[1].lines] == ["recall tokens", "other tokens"]
+    assert summary(content)[1:] == [["recall tokens", "0", "0.0%", "-"], ["other tokens", "5", "100.0%", "3.4000"]]
+
+
+def test_the_summary_has_the_mean_of_both_kinds():
+    assert summary(CONTENT) == [
+        ["", "tokens", "share", "loss"],
+        ["recall tokens", "3", "37.5%", "1.0000"],
+        ["other tokens", "5", "62.5%", "3.4000"],
+    ]
