@@ -241,21 +241,14 @@ def ablation_tables(study: Study, checks: Sequence[Check], unit: str, drawn: Col
     return lines
 
 
-def _arm_of(study: Study, name: str) -> str:
-    """The contestant that an ablation is of: the longest one that its name begins with."""
-    return max((arm for arm in study.arms if name.startswith(f"{arm}.")), key=len, default="")
-
-
 def own_value(study: Study, name: str) -> Any:
     """The value that the contestant itself has in an ablation; None if none of its runs is done."""
-    arm = _arm_of(study, name)
-    return next((v for v, records in study.ablations[name] if records and records[0].arm == arm), None)
+    return next((value for value, records in study.ablations[name] if records and records[0].arm in study.arms), None)
 
 
 def own_records(study: Study, name: str) -> Sequence[Record]:
     """The tested runs of the contestant itself in an ablation."""
-    arm = _arm_of(study, name)
-    return next((records for _, records in study.ablations[name] if records and records[0].arm == arm), [])
+    return next((records for _, records in study.ablations[name] if records and records[0].arm in study.arms), [])
 
 
 def _ablation_row(
