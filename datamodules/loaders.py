@@ -1,6 +1,7 @@
 """Windows as batches of tensors, straight from the memory map."""
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from datamodules.token_files import Document, TokenFile
 from datamodules.windows import TrainingOrder
-from llp.evaluation.scoring import ScoringBatch
+from llp.evaluation.scoring import Score, ScoringBatch
 from llp.evaluation.scoring_windows import ScoringWindow, scoring_windows
 
 
@@ -24,11 +25,47 @@ class SampleCounter:
     samples: int = 0
 
 
-class TrainingLoader:
-    """`(inputs, targets)` of consecutive samples, (B, n) each.
+class SampleLoader(ABC):
+    """Batches of consecutive samples.
 
-    It continues from `counter`, which a checkpoint keeps: a resumed run takes the very next window. `seconds` is the
+    It continues from `counter`, which a checkpoint keeps: a resumed run takes the very next sample. `seconds` is the
     time spent so far on making batches.
+
+    Args:
+        counter: Advanced with every batch.
+        batch_size: B, samples of one rank.
+        n_batches: Length of the loader.
+        rank: Of this process; it takes the samples `rank`, `rank + world_size`, ...
+        world_size: Number of processes.
+    """
+
+    def __init__(self, counter: SampleCounter, batch_size: int, n_batches: int, rank: int, world_size: int) -> None:
+        self.counter, self.batch_size, self.n_batches = counter, batch_size, n_batches
+        self.rank, self.world_size = rank, world_size
+        self.seconds = 0.0
+
+    @abstractmethod
+    def batch(self, samples: range) -> tuple[Tensor, ...]:
+        """The batch of these sample numbers, as the model's `training_step` takes it."""
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for _ in range(self.n_batches):
+            started = time.perf_counter()
+            first = self.counter.samples
+            self.counter.samples += (
+                self.batch_size * self.world_size
+            )  # before the yield: a checkpoint counts this batch
+            samples = range(first + self.rank, self.counter.samples, self.world_size)
+            batch = self.batch(samples)
+            self.seconds += time.perf_counter() - started
+            yield batch
+
+
+class TrainingLoader(SampleLoader):
+    """`(inputs, targets)` of consecutive samples, (B, n) each.
 
     Args:
         tokens: The stream.
@@ -52,25 +89,12 @@ class TrainingLoader:
         rank: int,
         world_size: int,
     ) -> None:
-        self.tokens, self.order, self.counter = tokens, order, counter
-        self.window_len, self.batch_size, self.n_batches = window_len, batch_size, n_batches
-        self.rank, self.world_size = rank, world_size
-        self.seconds = 0.0
+        super().__init__(counter, batch_size, n_batches, rank, world_size)
+        self.tokens, self.order, self.window_len = tokens, order, window_len
 
-    def __len__(self) -> int:
-        return self.n_batches
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(self.n_batches):
-            started = time.perf_counter()
-            first = self.counter.samples
-            self.counter.samples += (
-                self.batch_size * self.world_size
-            )  # before the yield: a checkpoint counts this batch
-            samples = range(first + self.rank, self.counter.samples, self.world_size)
-            windows = torch.from_numpy(np.stack([self._window(self.order.start(sample)) for sample in samples]))
-            self.seconds += time.perf_counter() - started
-            yield windows[:, :-1], windows[:, 1:]  # (B, n) each
+    def batch(self, samples: range) -> tuple[Tensor, ...]:
+        windows = torch.from_numpy(np.stack([self._window(self.order.start(sample)) for sample in samples]))
+        return windows[:, :-1], windows[:, 1:]  # (B, n) each
 
     def _window(self, start: int) -> np.ndarray:
         stop = start + self.window_len + 1
@@ -115,6 +139,10 @@ class ScoringLoader:
     @property
     def documents(self) -> list[Document]:
         return self.file.documents
+
+    def score(self) -> Score:
+        """What sums up the losses of the windows."""
+        return Score(self.documents, self.protocol["official_words"])
 
     def unigram_nats(self) -> list[float]:
         """Loss of each document under a unigram model of the training split, in nats."""

@@ -2,35 +2,31 @@
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
 
 from datamodules.documents import Text
-from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
+from datamodules.language_data import LanguageDataModule
+from datamodules.loaders import ScoringLoader, TrainingLoader
 from datamodules.preparation import Preparation, token_dtype
 from datamodules.prepared_folder import check_file, read_about, unusable
 from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
-from datamodules.windows import ScoringWindow, TrainingOrder, limited, scoring_batches, share_of_rank
+from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
 from llp.errors import require
 
 _FORMAT = 3  # of the prepared folder; another one makes every cache anew
 
 
-class TextDataModule(LightningDataModule, ABC):
+class TextDataModule(LanguageDataModule):
     """Language-model training windows and scoring windows over a benchmark's text.
 
     A benchmark says where its text lies (`source`, `texts`) and how its words are counted.
-
-    The Trainer's `limit_val_batches`, `limit_test_batches` and `limit_predict_batches` count batches over all ranks:
-    the first so many, or that share of them, in the order of a single process with the same settings. So a limited
-    score is that of the same windows on any number of ranks.
 
     Args:
         path: Folder with the benchmark's files in their official layout; without it the Hub is the source.
@@ -49,14 +45,11 @@ class TextDataModule(LightningDataModule, ABC):
         SettingError: If a value can't be used.
     """
 
-    name: str
-    """Of the prepared folders."""
     splits: tuple[str, ...] = ("train", "validation", "test")
     word_count = "whitespace-separated words"
     """What `count_words` counts."""
 
     changeable_settings = frozenset({"batch_size", "scoring_window_len", "scoring_stride", "check_training_tokens"})
-    """The settings that can change on a resume: they leave the order of training windows as it is."""
 
     def __init__(
         self,
@@ -71,20 +64,16 @@ class TextDataModule(LightningDataModule, ABC):
         check_training_tokens: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(window_len, batch_size, seed)
         self.save_hyperparameters(ignore=["tokenizer", "path", "cache_dir"])
-        require(seed >= 0, "seed_everything", seed, "set it to 0 or more")
-        for setting, value in (("window_len", window_len), ("train_stride", train_stride), ("batch_size", batch_size)):
-            require(value is None or value >= 1, f"data.init_args.{setting}", value, "set it to 1 or more")
+        is_stride = train_stride is None or train_stride >= 1
+        require(is_stride, "data.init_args.train_stride", train_stride, "set it to 1 or more")
         self.path = None if path is None else Path(path).expanduser()
         self.cache_dir = Path(cache_dir).expanduser()
         self.tokenizer = tokenizer or SentencePiece()
-        self.window_len, self.batch_size = window_len, batch_size
         self.train_stride = train_stride or window_len
         self.scoring_window_len, self.scoring_stride = scoring_window_len, scoring_stride
         self.check_training_tokens = check_training_tokens
-        self.seed = seed
-        self.counter = SampleCounter()
 
     @property
     def vocab_size(self) -> int:
@@ -227,12 +216,6 @@ class TextDataModule(LightningDataModule, ABC):
             places.append(f"sample {sample:,}: {self.window_len:,} tokens from token {within:,} of {document.name}")
         return places
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"samples_taken": self.counter.samples}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.counter.samples = state_dict["samples_taken"]
-
     # Scoring
 
     def val_dataloader(self) -> ScoringLoader:
@@ -270,18 +253,6 @@ class TextDataModule(LightningDataModule, ABC):
         }
         share = share_of_rank(self._limited(batches, limit), trainer.global_rank, trainer.world_size)
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)
-
-    def _limited(self, batches: list[list[ScoringWindow]], setting: str) -> list[list[ScoringWindow]]:
-        """The batches that one of the Trainer's limits leaves to all ranks together."""
-        limit = getattr(self.trainer, setting)
-        kept = limited(batches, limit)
-        remedy = f"that is none of {len(batches):,} batches; set it to a number of batches, or to a greater share"
-        require(len(kept) > 0 or not batches, f"trainer.{setting}", limit, remedy)
-        if len(kept) < len(batches):
-            # Lightning applies the limit to each rank's share. A number leaves such a share as it is; a fraction
-            # would be taken of it once more.
-            setattr(self.trainer, setting, len(kept))
-        return kept
 
     def unigram_nats(self, split: str) -> list[float]:
         """Loss of each document of a split under the training text's token frequencies, with add-one smoothing."""

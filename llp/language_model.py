@@ -21,6 +21,7 @@ from llp.errors import require
 from llp.evaluation.certificate import Certificate
 from llp.evaluation.report import TestReport
 from llp.evaluation.scoring import Score, ScoringBatch
+from llp.evaluation.scoring_labels import LabelScore
 from llp.evaluation.text_losses import TokenLoss, text_losses
 from llp.generation.continuation import continue_text
 from llp.training import checkpoints, optimization, settings
@@ -193,9 +194,9 @@ class LanguageModel(LightningModule, ABC):
         """A document's start token and the tokens of a text: (1, N + 1) int64, what `forward` takes.
 
         Raises:
-            SettingError: If the model has no tokenizer: it was neither trained on text nor loaded.
+            SettingError: If the model has no tokenizer: it was not trained on text, or not loaded.
         """
-        remedy = "the model has no tokenizer; load a trained one with llp.load"
+        remedy = "the model has no tokenizer; load one that was trained on text with llp.load"
         require(self.tokenizer is not None, "tokenizer", None, remedy)
         encoded = self.tokenizer.encode(text.splitlines(keepends=True)).tolist()
         return torch.tensor([[self.start_token, *encoded]], device=self.device)
@@ -216,10 +217,14 @@ class LanguageModel(LightningModule, ABC):
             self.fingerprints["training_windows"] = chained_digest(before, batch)
         return batch
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Mean loss in nats over the positions with a loss; `batch` is inputs and targets, (B, N) each."""
-        inputs, targets = batch
-        losses = self.decoder(inputs, targets)
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
+        """Mean loss in nats over the positions with a loss.
+
+        `batch` is inputs and targets, (B, N) each; or inputs (B, N), targets (B, S) and their places (B, S), where only
+        some positions have one.
+        """
+        inputs, *scored = batch
+        losses = self.decoder(inputs, *scored)
         self.window_losses.append(losses.each.mean(dim=1))
         if not self.trainer.fit_loop._should_accumulate():  # the last batch of an optimizer step
             # All ranks' batches are of one size, so that the mean of means is the mean.
@@ -229,7 +234,8 @@ class LanguageModel(LightningModule, ABC):
             "loss": losses.mean,
             "trained_tokens": losses.each.numel(),
             "input_tokens": inputs.numel(),
-            "flops": 3 * self.decoder.flops(inputs.shape[1]) * len(inputs),  # backward takes twice the forward pass
+            # Backward takes twice the forward pass.
+            "flops": 3 * self.decoder.flops(inputs.shape[1], losses.each.shape[1]) * len(inputs),
         }
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -299,12 +305,16 @@ class LanguageModel(LightningModule, ABC):
         """How many tokens each of N positions predicts from, itself included: (N,)."""
         return torch.arange(1, n + 1)
 
+    def positions_out(self, n: int) -> int:
+        """T, how many positions at the end of N can have a loss."""
+        return n
+
     def score_nats(self, batch: ScoringBatch) -> Tensor:
         """Loss in nats of every target: (B, S)."""
         return self.decoder(batch.inputs, batch.targets).each
 
-    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
-        self.score.update(self.score_nats(batch), batch.documents)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.score.add(self, batch)
 
     test_step = validation_step
 
@@ -313,7 +323,7 @@ class LanguageModel(LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         loader: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
-        self.score = Score(loader.documents, loader.protocol["official_words"]).to(self.device)
+        self.score: Score | LabelScore = loader.score().to(self.device)
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -42,5 +42,8 @@ class LatentLanguageModel(LanguageModel):
         require(stride <= latent_len, "scoring_stride", stride, remedy)
         return super().scoring_window(train_window_len, window_len, stride)
 
+    def positions_out(self, n: int) -> int:
+        return min(self.latent_len, n)
+
     def pattern_edges(self, n: int) -> list[int]:
         return [max(0, n - self.latent_len)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
+from datamodules.language_data import LanguageDataModule
 from datamodules.text import TextDataModule
 from llp.commands.configurations import read_configuration
 from llp.commands.parser import Parser
@@ -161,17 +162,32 @@ def _built(specification: Specification, arm: Settings) -> tuple[Any, Any]:
     """Model and data of an arm; of the model nothing is allocated."""
     shared = specification.shared
     parser = Parser(prog="llp compare")
-    parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(LanguageDataModule, "data", subclass_mode=True)
     data = parser.instantiate(parser.parse_object({"data": shared.get("data", {})})).data
     parser = Parser(prog="llp compare")
     parser.add_lightning_class_args(LanguageModel, "model", subclass_mode=True)
     size = {"init_args": {"vocab_size": data.vocab_size}}
     settings: Mapping[str, Any] = merged(shared.get("model", {}), arm, size)
     model = parser.instantiate(parser.parse_object({"model": settings})).model
-    model.scoring_window(data.window_len, specification.scoring_window_len, specification.scoring_stride)
+    _check_scoring(specification, model, data)
     with torch.device("meta"):
         model.configure_model()
     return model, data
+
+
+def _check_scoring(specification: Specification, model: Any, data: Any) -> None:
+    """Refuse windows that the arm can't be scored with, and none at all for a text: each arm would choose its own."""
+    asked = {"scoring_window_len": specification.scoring_window_len, "scoring_stride": specification.scoring_stride}
+    is_text = isinstance(data, TextDataModule)
+    for setting, value in asked.items():
+        remedy = (
+            "give it a number, so that all arms are scored alike" if is_text else "leave it out; a task has its own"
+        )
+        require((value is None) != is_text, setting, value, remedy)
+    if is_text:
+        model.scoring_window(data.window_len, *asked.values())
+    remedy = f"`llp predict` has no text to slice in {type(data).__name__}; set it to false"
+    require(is_text or not specification.slices, "slices", True, remedy)
 
 
 def _contestant(specification: Specification, model: Any, data: Any) -> Contestant:
@@ -182,8 +198,8 @@ def _contestant(specification: Specification, model: Any, data: Any) -> Contesta
     return Contestant(
         parameters=sum(parameter.numel() for parameter in decoder.parameters()),
         pairs=decoder.pair_count(n),
-        flops=3 * decoder.flops(n),  # the backward pass takes twice the forward pass
-        positions=decoder.positions_out(n),
+        flops=3 * decoder.flops(n, data.labels_per_window),  # the backward pass takes twice the forward pass
+        positions=data.labels_per_window or decoder.positions_out(n),
         window_len=n,
         windows_per_step=data.batch_size * n_devices * trainer.get("accumulate_grad_batches", 1),
     )

@@ -1,10 +1,12 @@
 """`llp context`: how far back a trained model really reads."""
 
+from datamodules.language_data import LanguageDataModule
 from datamodules.text import TextDataModule
 from llp.commands.checkpoint_command import CheckpointCommand
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import parser_for_part
 from llp.commands.stored_tokenizer import with_stored_tokenizer
+from llp.errors import require
 from llp.evaluation.context import loss_by_context, write
 from llp.evaluation.tables import aligned, readable
 from llp.run_folder import run_folder
@@ -15,11 +17,13 @@ def run(options: list[str]) -> None:
     """Print the loss of the same tokens with growing context, and write it into the run's folder, drawn too."""
     description = "Score the same tokens with growing context: how far back a model really reads."
     parser = parser_for_part("context", description, {"data"})
-    parser.add_lightning_class_args(TextDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(LanguageDataModule, "data", subclass_mode=True)
     options = with_run_defaults("context", named_checkpoint("context", options))
     command = CheckpointCommand(parser, loss_by_context, {"model", "data"}, options)
     checkpoint = checkpoints.read(command.ckpt_path)
     data = parser.instantiate(with_stored_tokenizer(command.arguments, checkpoint)).data
+    remedy = "it has no text whose tokens could be scored; `llp test` says what is known from which distance"
+    require(isinstance(data, TextDataModule), "data", type(data).__name__, remedy)
     data.prepare_data()
     data.setup("predict")
     checkpoints.check_tokenizer(checkpoint, data)

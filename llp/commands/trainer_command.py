@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from datamodules.text import TextDataModule
+from datamodules.language_data import LanguageDataModule
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser, keep_integers
 from llp.commands.stored_tokenizer import with_stored_tokenizer
@@ -52,7 +52,7 @@ class TrainerCommand(LightningCLI):
             options = with_run_defaults(self.name, named_checkpoint(self.name, options))
         super().__init__(
             LanguageModel,
-            TextDataModule,
+            LanguageDataModule,
             args=[self.name, *options],
             save_config_callback=save_config,
             save_config_kwargs={"overwrite": True},  # it keeps the older one itself

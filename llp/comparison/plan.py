@@ -18,8 +18,8 @@ class Contestant:
     """What is known of an arm's model before it is trained; the numbers are those of a training window."""
 
     parameters: int
-    pairs: int
-    """Query-key pairs, summed over the layers."""
+    pairs: float
+    """Query-key pairs of a head, summed over the layers."""
     flops: int
     """FLOPs of the forward and the backward pass."""
     positions: int
@@ -132,15 +132,11 @@ class Plan:
     def _run(self, arm: str, budget: Budget, seed: int, learning_rate: float, is_tested: bool) -> PlannedRun:
         spec, steps = self.specification, self.steps(arm, budget)
         n_batches = steps * spec.shared.get("trainer", {}).get("accumulate_grad_batches", 1)
+        scoring = {"scoring_window_len": spec.scoring_window_len, "scoring_stride": spec.scoring_stride}
         own: Settings = {
             "seed_everything": seed,
             "model": {"init_args": {"learning_rate": learning_rate, "warmup_steps": round(spec.warmup * steps)}},
-            "data": {
-                "init_args": {
-                    "scoring_window_len": spec.scoring_window_len,
-                    "scoring_stride": spec.scoring_stride,
-                }
-            },
+            "data": {"init_args": {name: value for name, value in scoring.items() if value is not None}},
             "trainer": {"max_steps": steps, "val_check_interval": max(1, math.ceil(n_batches / spec.validations))},
         }
         settings = merged(spec.shared, {"model": variants(spec)[arm]}, own)

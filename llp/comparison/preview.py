@@ -29,7 +29,7 @@ def preview(plan: Plan, rate: float) -> str:
         contestant = plan.contestants[run.arm]
         table.append(
             [run.name, state, "yes" if run.is_tested else "no", f"{run.learning_rate:g}", f"{run.steps:,}",
-             f"{contestant.parameters:,}", f"{contestant.pairs:,}", f"{flops:.2e}", f"{seconds:,.0f}",
+             f"{contestant.parameters:,}", f"{contestant.pairs:,.0f}", f"{flops:.2e}", f"{seconds:,.0f}",
              f"{n_bytes / 1e6:,.0f}"]
         )  # fmt: skip
     to_do = sum(not plan.is_done(run) for run in runs)

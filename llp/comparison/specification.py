@@ -37,8 +37,8 @@ class Specification:
         reference: The arm whose budget the others get, and that they are measured against.
         steps: Optimizer steps of the reference; under equal `windows` those of all arms.
         learning_rates: Tried for every arm, in rising order, under the first budget.
-        scoring_window_len: Positions of a scoring window, the same for all arms.
-        scoring_stride: Positions that a scoring window scores, the same for all arms.
+        scoring_window_len: Positions of a scoring window, the same for all arms; a text needs it, a task has its own.
+        scoring_stride: Positions that a scoring window scores, the same for all arms; likewise.
         description: What is asked, in a sentence or two.
         shared: Configuration of `llp fit` that all runs have in common.
         learning_rate_seed: Seed of the runs among which an arm's learning rate is chosen, by validation loss.
@@ -62,8 +62,8 @@ class Specification:
     reference: str
     steps: int
     learning_rates: list[float]
-    scoring_window_len: int
-    scoring_stride: int
+    scoring_window_len: int | None = None
+    scoring_stride: int | None = None
     description: str = ""
     shared: Settings = field(default_factory=dict)
     learning_rate_seed: int = 0

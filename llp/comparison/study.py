@@ -23,8 +23,8 @@ class Record:
     commands: list[str]
     """What repeats it."""
     parameters: int
-    pairs_per_window: int
-    """Query-key pairs of a training window, summed over the layers."""
+    pairs_per_window: float
+    """Query-key pairs of a head in a training window, summed over the layers."""
     flops_per_window: int
     """FLOPs of training on one window: forward and backward."""
     positions_per_window: int

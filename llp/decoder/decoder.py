@@ -252,16 +252,18 @@ class Decoder(nn.Module):
         self.compress = compression()
         shard(self)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | Losses:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, places: Tensor | None = None) -> Tensor | Losses:
         """Logits of the next token, or the loss for given next tokens.
 
         Args:
             tokens: (B, N) int64.
             targets: (B, S) int64, the tokens after the last S positions. If S > T, only the last T are used.
+            places: (B, S) int64, other positions than those, of the last T; each sequence has its own.
 
         Returns:
-            Without targets the logits (B, T, vocab_size); with them the `Losses` of (B, min(S, T)) targets, which are
-            computed here so that a sharded head is used while its weights are gathered.
+            Without targets the logits (B, T, vocab_size), at given places (B, S, vocab_size); with them the `Losses` of
+            (B, min(S, T)) targets, which are computed here so that a sharded head is used while its weights are
+            gathered.
         """
         x = self.embed(tokens)  # (B, N, dim)
         # A history shorter than `compressed_len` becomes longer.
@@ -274,6 +276,9 @@ class Decoder(nn.Module):
                 x = checkpoint(block, *arguments, use_reentrant=False)  # (B, n_out, dim)
             else:
                 x = block(*arguments)  # (B, n_out, dim)
+        if places is not None:
+            within = places - (tokens.shape[1] - x.shape[1])  # the T that are left
+            x = x.take_along_dim(within.unsqueeze(2), dim=1)  # (B, S, dim)
         if targets is None:
             return self.head(self.final_norm(x))  # (B, T, vocab_size)
         n_scored = min(targets.shape[1], x.shape[1])
@@ -288,20 +293,23 @@ class Decoder(nn.Module):
                 n = self.compress.n_out(n)
         return n
 
-    def pair_count(self, n: int) -> int:
-        """Query-key pairs in all layers of one sequence of `n` tokens, without the masked ones."""
-        total = 0
+    def pair_count(self, n: int) -> float:
+        """Query-key pairs of a head in all layers of one sequence of `n` tokens, without the masked ones.
+
+        It is the mean over the heads where these differ.
+        """
+        total = 0.0
         for layer, block in enumerate(cast(Iterable[Block], self.layers)):
             n_out = block.positions_out(n)
             total += block.attention.pattern.pair_count(n_out, n)
             n = self.compress.n_out(n_out) if layer == 0 and self.compress is not None else n_out
         return total
 
-    def flops(self, n: int) -> int:
+    def flops(self, n: int, n_scored: int | None = None) -> int:
         """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
 
-        Pairs that a mask hides are not counted, and dropout of the history is disregarded. Training takes three times
-        as many.
+        The head is counted at `n_scored` positions; None: at all T. Pairs that a mask hides are not counted, and
+        dropout of the history is disregarded. Training takes three times as many.
         """
         total = 0
         for layer, block in enumerate(cast(Iterable[Block], self.layers)):
@@ -311,7 +319,7 @@ class Decoder(nn.Module):
                 n_mlp = self.compress.n_out(n_out)
             total += block.flops(n, n_mlp)
             n = n_mlp
-        return total + self.head_flops(n)
+        return total + self.head_flops(n if n_scored is None else n_scored)
 
     def head_flops(self, n: int) -> int:
         """FLOPs of the head on `n` positions."""

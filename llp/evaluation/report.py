@@ -9,16 +9,19 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from llp.errors import require
 from llp.evaluation.certificate import Certificate
+from llp.evaluation.label_report import label_report
 from llp.evaluation.provenance import model_protocol
 from llp.evaluation.scoring import figures
-from llp.evaluation.tables import format_table, write_csv, write_json
+from llp.evaluation.scoring_labels import LabelScore
+from llp.evaluation.tables import Report, format_table, write_csv, write_json
 from llp.run_folder import run_folder
 
 
 class TestReport(Callback):
     """Prints a table after a test or a stand-alone validation, and writes `test.json` or `validation.json`.
 
-    The file lies in the run's folder, beside a CSV file with all rows: the whole split and each of its documents.
+    The file lies in the run's folder, beside a CSV file with all rows: the whole split and each of its documents, or of
+    a task each bin of distances.
     """
 
     __test__ = False  # not a test case, despite its name
@@ -32,29 +35,38 @@ class TestReport(Callback):
         limit = "limit_test_batches" if is_test else "limit_val_batches"
         remedy = "nothing was scored; set it above 0"
         require(hasattr(model, "score"), f"trainer.{limit}", getattr(trainer, limit), remedy)
-        rows, log_dir = model.score.rows(), trainer.log_dir  # on every rank: one sums over them, one is broadcast
+        # On every rank: one sums over them, one is broadcast.
+        (n_scored, expected), log_dir = model.score.scored(), trainer.log_dir
         if not trainer.is_global_zero:
             return
         loader: Any = trainer.test_dataloaders if is_test else trainer.val_dataloaders
         checkpoint = trainer.ckpt_path or model.loaded_from
-        protocol = {**model_protocol(model, checkpoint), **loader.protocol}
-        expected = sum(document.tokens for document in loader.documents)
-        protocol["complete"] = rows[0]["tokens"] == expected
-        if protocol["complete"]:  # both are those of the whole split
-            rows = with_unigram(rows, loader.unigram_nats())
-            protocol |= scored_context(model, loader.window_shapes)
-        rows = [{"split": loader.split, **row} for row in rows]
+        protocol = {**model_protocol(model, checkpoint), **loader.protocol, "complete": n_scored == expected}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if is_test and isinstance(callback, Certificate):
                 protocol["certificate"] = callback.outcome
+        report_of = label_report if isinstance(model.score, LabelScore) else text_report
+        content, rows, text = report_of(model, loader, protocol)
         folder = run_folder(checkpoint) if checkpoint else Path(log_dir or trainer.default_root_dir)
-        path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, "rows": rows})
+        path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, **content})
         table = write_csv(folder / f"{loader.split}.csv", rows)
-        print(format_table(rows, protocol))
-        if not protocol["complete"]:
-            scored = f"{rows[0]['tokens']:,} of {expected:,} tokens were scored"
-            print(f"PARTIAL: {scored}; words and bytes are scaled in proportion.")
+        print(text)
         print(f"Written to {path} and {table}")
+
+
+def text_report(model: Any, loader: Any, protocol: dict[str, Any]) -> Report:
+    """The report of a text; says in the protocol how much context its tokens had."""
+    rows = model.score.rows()
+    if protocol["complete"]:  # both are those of the whole split
+        rows = with_unigram(rows, loader.unigram_nats())
+        protocol |= scored_context(model, loader.window_shapes)
+    rows = [{"split": loader.split, **row} for row in rows]
+    text = format_table(rows, protocol)
+    if not protocol["complete"]:
+        scored, expected = model.score.scored()
+        partial = f"{scored:,} of {expected:,} tokens were scored; words and bytes are scaled in proportion."
+        text += f"\nPARTIAL: {partial}"
+    return {"rows": rows}, rows, text
 
 
 def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[dict[str, Any]]:

@@ -27,9 +27,16 @@ class Score:
     complete: bool
     loss: float
     word_perplexity: float | None
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None: of a task without text, which has an accuracy."""
+    accuracy: float | None
     text: str | None = None
-    """Fingerprint of the text, where the file says it."""
+    """Fingerprint of the text, or of a task's examples, where the file says it."""
+
+    @property
+    def rank(self) -> float:
+        """What the best is the least of."""
+        return self.loss if self.bits_per_byte is None else self.bits_per_byte
 
 
 @dataclass
@@ -54,7 +61,7 @@ class Run:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """The runs in a folder, the best first: by the test's bits per byte, then by the validation's.
+    """The runs in a folder, the best first: by the test's bits per byte (of a task: its loss), then the validation's.
 
     Args:
         folder: It holds the runs' folders, or the `lightning_logs` that does.
@@ -72,7 +79,7 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def _rank(score: Score | None) -> float:
-    return score.bits_per_byte if score is not None and score.complete else math.inf
+    return score.rank if score is not None and score.complete else math.inf
 
 
 def _read_run(folder: Path) -> Run:
@@ -98,7 +105,7 @@ def _read_run(folder: Path) -> Run:
         architecture=record.pop("architecture", None) or settings.get("model.class_path"),
         settings=settings,
         **record,
-        validation=min(known, key=lambda score: (not score.complete, score.bits_per_byte), default=None),
+        validation=min(known, key=lambda score: (not score.complete, score.rank), default=None),
         test=read(_TEST, json.loads, _report_score, None),
         damaged=damaged,
     )
@@ -136,9 +143,13 @@ def _report_score(content: dict[str, Any]) -> Score | None:
 
 def _score(row: dict[str, Any], step: int | None, complete: bool, text: str | None = None) -> Score | None:
     """A row's figures; None where they were not finite."""
-    if row["loss"] is None or row["bits_per_byte"] is None:
+    if row["loss"] is None:
         return None
-    return Score(step, complete, float(row["loss"]), row["word_perplexity"], float(row["bits_per_byte"]), text)
+    if "accuracy" in row:
+        return Score(step, complete, float(row["loss"]), None, None, float(row["accuracy"]), text)
+    if row["bits_per_byte"] is None:
+        return None
+    return Score(step, complete, float(row["loss"]), row["word_perplexity"], float(row["bits_per_byte"]), None, text)
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -190,7 +201,7 @@ def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _columns(split: str, score: Score | None) -> dict[str, Any]:
-    names = ("step", "complete", "loss", "word_perplexity", "bits_per_byte")
+    names = ("step", "complete", "loss", "word_perplexity", "bits_per_byte", "accuracy")
     return {f"{split}_{name}": None if score is None else getattr(score, name) for name in names}
 
 
@@ -198,8 +209,8 @@ def format_runs(runs: Sequence[Run]) -> str:
     """The runs as a table of text, with notes below it."""
     differing = differing_settings(runs)
     head = ["run", "state", "architecture", *differing, "parameters", "steps", "tokens", "time"]
-    head += ["val loss", "val bits/byte", "test bits/byte", "test word perplexity"]
-    table = [head]
+    figures = _shown_figures(runs)
+    table = [[*head, *figures]]
     for number, run in enumerate(runs):
         table.append(
             [
@@ -211,15 +222,26 @@ def format_runs(runs: Sequence[Run]) -> str:
                 _steps(run),
                 _number(run.trained_tokens),
                 "-" if run.training_seconds is None else tqdm.format_interval(run.training_seconds),
-                _figure(run.validation, "loss"),
-                _figure(run.validation, "bits_per_byte"),
-                _figure(run.test, "bits_per_byte"),
-                _figure(run.test, "word_perplexity"),
+                *(_figure(getattr(run, split), name) for split, name in figures.values()),
             ]
         )
     lines = aligned(table, n_left=3)
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join([*lines, *_notes(runs)])
+
+
+def _shown_figures(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
+    """The columns of figures, and where each stands in a run: those of text, of tasks, or of both."""
+    scores = [score for run in runs for score in (run.validation, run.test) if score is not None]
+    has_tasks = any(score.accuracy is not None for score in scores)
+    has_text = not has_tasks or any(score.accuracy is None for score in scores)
+    columns = {"val loss": ("validation", "loss")}
+    if has_tasks:
+        columns |= {"val accuracy": ("validation", "accuracy"), "test accuracy": ("test", "accuracy")}
+    if has_text:
+        columns["val bits/byte"] = ("validation", "bits_per_byte")
+        columns |= {"test bits/byte": ("test", "bits_per_byte"), "test word perplexity": ("test", "word_perplexity")}
+    return columns
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

@@ -80,6 +80,10 @@ class Score(Metric):
         self.add_state("nats", torch.zeros(len(documents), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros(len(documents), dtype=torch.int64), dist_reduce_fx="sum")
 
+    def add(self, model: Any, batch: ScoringBatch) -> None:
+        """Score a batch with a `LanguageModel`."""
+        self.update(model.score_nats(batch), batch.documents)
+
     def update(self, nats: Tensor, documents: Tensor) -> None:
         """Add the loss of each scored token, `nats` (B, S), to the documents (B,) that the windows belong to."""
         self.nats.index_add_(0, documents, nats.double().sum(dim=1))
@@ -88,6 +92,10 @@ class Score(Metric):
     def compute(self) -> tuple[list[float], list[int]]:
         """Nats and scored tokens of each document, over all ranks."""
         return self.nats.tolist(), self.tokens.tolist()
+
+    def scored(self) -> tuple[int, int]:
+        """How many tokens were scored, over all ranks, and how many the split has."""
+        return sum(self.compute()[1]), sum(document.tokens for document in self.documents)
 
     def total(self) -> dict[str, float]:
         """The figures of the whole split, over all ranks."""

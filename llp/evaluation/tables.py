@@ -12,7 +12,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from llp.run_folder import whole_file
 
-_CERTIFICATE = {
+Report = tuple[dict[str, Any], Sequence[dict[str, Any]], str]
+"""What is kept of a score beside its protocol, as JSON and as the rows of a CSV file; and its table as text."""
+
+CERTIFICATE = {
     True: "Certified: no logit of this model depends on a later token, and every one probed depends on earlier tokens.",
     None: "NOT certified: the model was not probed for reading the tokens that it predicts.",
 }
@@ -54,7 +57,7 @@ def format_table(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> st
             f"{readable(rows[0]['plain_word_perplexity'])}."
         )
     if "certificate" in protocol:
-        lines.append(_CERTIFICATE[protocol["certificate"]["causal"]])
+        lines.append(CERTIFICATE[protocol["certificate"]["causal"]])
     return "\n".join(lines)
 
 

@@ -14,6 +14,8 @@ from llp.generation.sampling import Sampling
 class SampleText(Callback):
     """Writes a sample to TensorBoard at each validation: a continuation of the beginning of the validation text.
 
+    Data without a tokenizer is no text, and gets none.
+
     Args:
         sample_tokens: How many tokens to draw; 0: no samples.
         prompt_tokens: How many tokens of the validation text to use as the prompt.
@@ -35,6 +37,8 @@ class SampleText(Callback):
         if not self.sample_tokens or trainer.state.fn != TrainerFn.FITTING or not isinstance(logger, TensorBoardLogger):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "tokenizer"):
+            return
         loader: Any = trainer.val_dataloaders
         prompt = loader.file.tokens[: self.prompt_tokens + 1].tolist()
         protocol = loader.protocol

@@ -81,7 +81,7 @@ def _figures(trainer: Any, path: Path) -> str:
 def _commands(trainer: Any, best: Path, last: Path, is_complete: bool) -> list[str]:
     """What a user does next: test, generate, train on."""
     best_path, last_path = shlex.quote(str(best)), shlex.quote(str(last))
-    one_file = f'llp generate --ckpt_path {best_path} --prompt "…"'
+    generate = [f'llp generate --ckpt_path {best_path} --prompt "…"'] if trainer.lightning_module.tokenizer else []
     longer = (
         f" --trainer.max_steps {2 * trainer.max_steps}"
         if trainer.max_steps > 0
@@ -89,6 +89,6 @@ def _commands(trainer: Any, best: Path, last: Path, is_complete: bool) -> list[s
     )
     return [
         f"llp test --ckpt_path {best_path}",
-        f"llp consolidate {best_path}" if best.is_dir() else one_file,
+        *([f"llp consolidate {best_path}"] if best.is_dir() else generate),
         f"llp fit --ckpt_path {last_path}{longer if is_complete else ''}",
     ]

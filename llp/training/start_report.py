@@ -35,12 +35,12 @@ def start_report(trainer: Any, model: Any, folder: str | None) -> str:
     """The first screen, of a trainer that is about to train a `LanguageModel`; `folder` is the run's."""
     data = trainer.datamodule
     n = data.window_len
-    scored = model.decoder.positions_out(n)
+    scored = data.labels_per_window or model.decoder.positions_out(n)
     per_step = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches * scored
-    flops = 3 * model.decoder.flops(n) / scored  # the backward pass takes twice the forward pass
+    flops = 3 * model.decoder.flops(n, scored) / scored  # the backward pass takes twice the forward pass
     rows = [
         ("settings", _settings(model)),
-        ("window", _window(model, n, scored)),
+        ("window", _window(model, n, data.labels_per_window)),
         ("step", f"{_batch(trainer, data.batch_size)}: {per_step:,} trained tokens at {with_unit(flops, 'FLOP')} each; "
                  f"learning rate up to {model.hparams['learning_rate']:g}"),
         ("run", f"{_length(trainer, per_step)}; {_validation(trainer)}; seed {seed()}"),
@@ -74,10 +74,12 @@ def _settings(model: LightningModule) -> str:
     return f"{changed}; all else as in {class_path(type(model))}"
 
 
-def _window(model: Any, n: int, scored: int) -> str:
-    """What a training window of `n` tokens is to the model, which has a loss at the last `scored` of them."""
+def _window(model: Any, n: int, n_labels: int | None) -> str:
+    """What a training window of `n` tokens is to the model, with a loss at the last T, or at some labels among them."""
+    scored = model.decoder.positions_out(n)
     context = int(model.context_lens(n)[n - scored :].max())
     where = "each" if scored == n else f"the last {scored:,}"
+    where = where if n_labels is None else _plural(n_labels, "label")
     return f"{n:,} tokens, a loss at {where}, from a context of up to {context:,} tokens"
 
 

@@ -1,15 +1,16 @@
 """The figures of each validation within a run, as they come."""
 
-import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+_FIGURES = {"loss": "validation loss", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+
 
 class ValidationLines(Callback):
-    """Prints a line for each validation within a run: its step, loss and bits per byte, and whether it is the best.
+    """Prints a line for each validation within a run: its step and figures, and whether it is the best.
 
     The run's checkpoint callback says what is best. Without a progress bar (`enable_progress_bar=False`) nothing is
     printed. `curve` holds the step and the figures of each validation, from before a resume too, and whether they are
@@ -35,10 +36,9 @@ class ValidationLines(Callback):
             return
         metrics = trainer.callback_metrics
         figures = {name.removeprefix("val/"): float(metrics[name]) for name in metrics if name.startswith("val/")}
-        n_tokens = sum(document.tokens for document in pl_module.score.documents)
-        is_complete = pl_module.score.rows()[0]["tokens"] == n_tokens
+        n_scored, expected = pl_module.score.scored()
         before = [entry for entry in self.curve if entry["step"] < trainer.global_step]  # a resume may validate again
-        self.curve = [*before, {"step": trainer.global_step, "complete": is_complete, **figures}]
+        self.curve = [*before, {"step": trainer.global_step, "complete": n_scored == expected, **figures}]
         is_best = _is_best(trainer)
         if is_best:
             self.best = self.latest
@@ -48,10 +48,10 @@ class ValidationLines(Callback):
 
 
 def figures_line(figures: dict[str, Any]) -> str:
-    """The step of a validation, its loss and bits per byte, and whether they are those of a part of the split."""
-    loss, bits = figures.get("loss", math.nan), figures.get("bits_per_byte", math.nan)
-    part = "" if figures["complete"] else ", on a part of the split"
-    return f"step {figures['step']:,}: validation loss {loss:.4f}, bits per byte {bits:.4f}{part}"
+    """The step of a validation, its figures, and whether they are those of a part of the split."""
+    known = [f"{label} {figures[name]:.4f}" for name, label in _FIGURES.items() if name in figures]
+    part = [] if figures["complete"] else ["on a part of the split"]
+    return f"step {figures['step']:,}: {', '.join([*known, *part])}"
 
 
 def _is_best(trainer: Any) -> bool:

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
 
+COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 pytestmark = pytest.mark.xdist_group("compare")
 
 
@@ -197,3 +199,10 @@ def test_what_is_refused_before_anything_starts(finished, run, work, changes, me
     assert status in (1, 2)
     assert message in err
     assert not (work / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_comparisons_of_the_repository_can_be_planned(run, work, path):
+    status, out, err = run("compare", str(path), "--plan")
+    assert status == 0, err
+    assert "runs to do" in out

@@ -475,10 +475,10 @@ def test_only_tests_and_validations_of_their_own_report(monkeypatch, tmp_path, c
 def test_only_the_first_process_reports_and_all_sum_up(monkeypatch, tmp_path, capsys):
     reported = Reported(monkeypatch, tmp_path)
     reported.trainer.is_global_zero = False
-    rows = reported.model.score.rows
-    monkeypatch.setattr(reported.model.score, "rows", lambda: reported.asked.append("rows") or rows())
+    compute = reported.model.score.compute
+    monkeypatch.setattr(reported.model.score, "compute", lambda: reported.asked.append("compute") or compute())
     reported()
-    assert reported.asked == ["rows"]
+    assert reported.asked == ["compute"]
     assert [*tmp_path.iterdir()] == []
     assert capsys.readouterr().out == ""
 

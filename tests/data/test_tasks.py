@@ -1,0 +1,263 @@
+"""Drawn examples against the definition of their task; which comes when, on which rank, after a resume."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import AssociativeRecall, MirroredCopy
+from datamodules.examples import stacked
+from helpers.prepared import attach
+from helpers.small_models import build
+from helpers.tasks import SMALL, TASKS, make
+from llp.errors import SettingError
+
+
+def drawn(data, n, split="train"):
+    return [data.example(split, number) for number in range(n)]
+
+
+# Associative recall
+
+
+@pytest.mark.parametrize(
+    ("settings", "first_query"),
+    [
+        ({}, 16),
+        ({"window_len": 33, "label_len": 17}, 16),
+        ({"label_len": 20}, 44),
+        ({"window_len": 65, "label_len": 20}, 46),  # from 45 on, and at even positions
+        ({"window_len": 32}, 16),  # every place is taken
+        ({"vocab_size": 18, "filler": "zero"}, 16),  # every key is taken
+    ],
+)
+def test_recall_by_its_definition(settings, first_query):
+    data = AssociativeRecall(**{"vocab_size": 101, "n_pairs": 8, "window_len": 64, **settings})
+    n, v = data.window_len, data.vocab_size
+    for tokens, places, sources in drawn(data, 50):
+        assert tokens.dtype == places.dtype == sources.dtype == np.int64
+        tokens = tokens.tolist()
+        assert len(tokens) == n
+        keys, values = tokens[0:16:2], tokens[1:16:2]
+        assert len(set(keys)) == len(set(values)) == len(places) == data.labels_per_window == 8
+        assert all(1 <= key < v // 2 for key in keys)
+        assert all(v // 2 <= value < v for value in values)
+        answers = dict(zip(keys, values, strict=True))
+        queries = [tokens[place] for place in places]
+        assert sorted(queries) == sorted(keys)  # each once
+        assert [tokens[source] for source in sources] == [answers[key] for key in queries]
+        assert all(first_query <= place < n and place % 2 == 0 for place in places)
+        assert data.first_place == first_query
+        filler = [token for place, token in enumerate(tokens[16:], start=16) if place not in places]
+        assert not set(filler) & set(keys)
+        assert all(0 <= token < v for token in filler)
+        assert data.filler == "random" or set(filler) <= {0}
+    assert data.n_answers == v - v // 2
+    assert data.n_candidates == v - v // 2 - 7
+
+
+def test_recall_draws_uniformly():
+    """Places of queries, each and in pairs, keys, values and filler: chi-square below its 99.9 % point."""
+    data = AssociativeRecall(vocab_size=20, n_pairs=2, window_len=20)
+    examples = drawn(data, 4000)
+    for pair in range(2):
+        assert_uniform([places[pair] for _, places, _ in examples], range(4, 20, 2))
+    pairs = [100 * a + b for a in range(4, 20, 2) for b in range(4, 20, 2) if a != b]
+    assert_uniform([100 * places[0] + places[1] for _, places, _ in examples], pairs)
+    assert_uniform([tokens[0] for tokens, _, _ in examples], range(1, 10))
+    assert_uniform([tokens[3] for tokens, _, _ in examples], range(10, 20))
+    filler = [tokens[5] for tokens, _, _ in examples]
+    assert_uniform([token for token in filler if token == 0 or token >= 10], [0, *range(10, 20)])
+    assert set(filler) == set(range(20))
+
+
+def assert_uniform(values, possible):
+    counts = Counter(int(value) for value in values)
+    assert set(counts) <= set(possible)
+    expected = len(values) / len(possible)
+    statistic = sum((counts[value] - expected) ** 2 / expected for value in possible)
+    degrees = len(possible) - 1
+    # Wilson and Hilferty: the cube root of chi-square / degrees is nearly normal
+    share = 2 / (9 * degrees)
+    assert ((statistic / degrees) ** (1 / 3) - 1 + share) / math.sqrt(share) < 3.1
+
+
+# Mirrored copy
+
+
+def test_the_copy_by_its_definition():
+    data = MirroredCopy(vocab_size=40, window_len=20)
+    symbols = set()
+    for tokens, places, sources in drawn(data, 50):
+        tokens = tokens.tolist()
+        half, copy = tokens[1:10], tokens[10:19]
+        assert (len(tokens), tokens[0], tokens[-1]) == (20, 0, 1)
+        assert copy == half[::-1]
+        assert len(set(half)) == 9
+        symbols |= set(half)
+        # The label at a place is the token that comes next; the sources are those of the first half.
+        assert [tokens[place + 1] for place in places] == copy == [tokens[source] for source in sources]
+        assert all(1 <= source <= 9 for source in sources)
+        assert (places + 1 - sources).tolist() == list(range(1, 18, 2))  # every odd distance once
+    assert symbols == set(range(2, 40))
+    assert (data.n_answers, data.labels_per_window, data.first_place) == (38, 9, 9)
+    assert data.n_candidates == 38 - 8
+
+
+def test_a_part_of_the_copy_is_its_end():
+    whole, part = (MirroredCopy(vocab_size=40, window_len=20, label_len=label_len) for label_len in (None, 7))
+    for one, other in zip(drawn(whole, 3), drawn(part, 3), strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert other.places.tolist() == [13, 14, 15, 16, 17] == one.places[-5:].tolist()
+        assert other.sources.tolist() == one.sources[-5:].tolist()
+    assert (part.labels_per_window, part.first_place) == (5, 13)
+    assert MirroredCopy(vocab_size=40, window_len=20, label_len=20).labels_per_window == 9
+    assert MirroredCopy(vocab_size=40, window_len=20, label_len=3).labels_per_window == 1
+
+
+# What they share
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_example_is_a_function_of_seed_split_and_number(task):
+    def content(seed, split, number):
+        return tuple(part.tobytes() for part in make(task, seed=seed).example(split, number))
+
+    keys = [
+        (seed, split, number) for seed in (0, 1) for split in ("train", "validation", "test") for number in range(4)
+    ]
+    contents = {key: content(*key) for key in keys}
+    assert contents == {key: content(*key) for key in reversed(keys)}
+    fresh = [value for (seed, split, _), value in contents.items() if split == "train" or seed == 0]
+    assert len(set(fresh)) == len(fresh) == 16
+    for split in ("validation", "test"):  # the same for runs of all seeds
+        assert all(contents[0, split, number] == contents[1, split, number] for number in range(4))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_ranks_share_one_order_and_a_resumed_run_goes_on(task):
+    def batches(data, rank=0, world_size=1, batch_size=4):
+        data.batch_size = batch_size
+        return [*attach(data, max_steps=2, accumulate_grad_batches=3, global_rank=rank, world_size=world_size)
+                .train_dataloader()]  # fmt: skip
+
+    single = batches(make(task))
+    assert len(single) == 6
+    rows = [row for batch in single for row in zip(*batch, strict=True)]
+    examples = drawn(make(task), 24)
+    for (inputs, labels, places), example in zip(rows, examples, strict=True):
+        assert inputs.tolist() == example.tokens.tolist()
+        assert places.tolist() == example.places.tolist()
+        assert labels.tolist() == example.tokens[example.sources].tolist()
+    shares = [batches(make(task), rank, 2, batch_size=2) for rank in range(2)]
+    for batch, *pair in zip(single, *shares, strict=True):  # rank r takes the samples r, r + 2, ...
+        for whole, first, second in zip(batch, *pair, strict=True):
+            assert torch.equal(torch.stack((first, second), dim=1).flatten(0, 1), whole)
+
+    data = make(task)
+    loader = attach(data, max_steps=6).train_dataloader()
+    for number, _ in enumerate(loader):
+        if number == 1:
+            break
+    assert data.state_dict() == {"samples_taken": 8}
+    assert data.sample_places(2) == [f"sample {number} of {task.name}" for number in (6, 7)]
+    resumed = make(task)
+    resumed.load_state_dict(data.state_dict())
+    (inputs, _, _), *_ = attach(resumed, max_steps=6).train_dataloader()
+    assert torch.equal(inputs, single[2][0])
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_each_scored_example_comes_once_on_some_rank(task, world_size):
+    """Ten examples in batches of four; every rank has as many batches, those too many without a label."""
+    loaders = [attach(make(task), global_rank=rank, world_size=world_size).test_dataloader()
+               for rank in range(world_size)]  # fmt: skip
+    assert len({len(loader) for loader in loaders}) == 1
+    batches = [batch for loader in loaders for batch in loader]
+    scored = [batch for batch in batches if batch.labels.shape[1]]
+    assert len(batches) - len(scored) == -3 % world_size
+    rows = torch.cat([torch.cat(batch, dim=1) for batch in scored])
+    expected = torch.cat(stacked(drawn(make(task), 10, "test")), dim=1)
+    assert sorted(rows.tolist()) == sorted(expected.tolist())
+    for loader in loaders:
+        k = loader.protocol["labels_per_window"]
+        assert loader.window_shapes == {(16, k, True): 10}
+        assert loader.score().n_labels == 10 * k
+
+
+def test_limits_and_fingerprints():
+    data = attach(make(AssociativeRecall), limit_val_batches=1)
+    assert [len(batch.inputs) for batch in data.val_dataloader()] == [4]
+    fingerprint = data.val_dataloader().protocol["data_fingerprint"]
+    assert fingerprint == make(AssociativeRecall, seed=3, batch_size=5).fingerprint("validation")
+    others = [make(AssociativeRecall).fingerprint("test"), make(MirroredCopy).fingerprint("validation")]
+    others += [make(AssociativeRecall, **{name: value}).fingerprint("validation")
+               for name, value in (("n_validation", 7), ("filler", "zero"), ("label_len", 8))]  # fmt: skip
+    assert len({fingerprint, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        (AssociativeRecall, {"n_pairs": 5}, "n_pairs = 5: set it to 1 or more; window_len / 4 = 4 and vocab_size / 2"),
+        (AssociativeRecall, {"n_pairs": 4, "vocab_size": 9}, "n_pairs = 4: .* vocab_size / 2 - 1 = 3 are the most"),
+        (AssociativeRecall, {"n_pairs": 0}, "n_pairs = 0"),
+        (AssociativeRecall, {"label_len": 5}, "label_len = 5: n_pairs = 3 .* set it to 6 or more"),
+        (AssociativeRecall, {"label_len": 17}, r"label_len = 17: set it to 1 .. window_len = 16"),
+        (AssociativeRecall, {"batch_size": 0}, "data.init_args.batch_size = 0"),
+        (AssociativeRecall, {"n_test": 0}, "data.init_args.n_test = 0"),
+        (AssociativeRecall, {"n_validation": 0}, "data.init_args.n_validation = 0"),
+        (AssociativeRecall, {"distance_bin": 0}, "data.init_args.distance_bin = 0"),
+        (AssociativeRecall, {"seed": -1}, "seed_everything = -1"),
+        (MirroredCopy, {"window_len": 15}, "data.init_args.window_len = 15: .* make it even"),
+        (MirroredCopy, {"window_len": 2}, "data.init_args.window_len = 2"),
+        (MirroredCopy, {"vocab_size": 15}, "vocab_size = 15: .* from 2 \\* 7 or more; set it to 16 or more"),
+        (MirroredCopy, {"label_len": 2}, "label_len = 2: .* set it to 3 or more"),
+    ],
+)
+def test_settings_that_make_no_task(task, settings, message):
+    with pytest.raises(SettingError, match=message):
+        make(task, **settings)
+
+
+def test_settings_at_their_limits():
+    make(AssociativeRecall, n_pairs=4, vocab_size=10)
+    make(AssociativeRecall, label_len=6).example("train", 0)
+    assert make(AssociativeRecall, n_pairs=1, window_len=4, label_len=2).first_place == 2
+    assert make(MirroredCopy, vocab_size=16).n_candidates == 7 + 1  # as many as symbols, and one more
+    assert make(MirroredCopy, window_len=4).labels_per_window == 1
+    assert [make(AssociativeRecall, window_len=n).distance_bin for n in (12, 64)] == [1, 4]
+    assert make(AssociativeRecall, distance_bin=3).distance_bin == 3
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", ["LLP", "Transformer", "PerceiverAR", "DoubleAttention"])
+def test_labels_without_a_loss_are_refused_before_anything_is_done(task, name):
+    """The small models have five latents: labels must lie in the last five positions."""
+    settings = {"n_pairs": 1} if task is AssociativeRecall else {}
+    attach(make(task, label_len=5, **settings), build(name)).setup("fit")
+    data = attach(make(task, **settings), build(name))
+    if name in ("LLP", "Transformer"):
+        data.setup("fit")
+        return
+    message = f"label_len = None: {name} has a loss at the last 5 of 16 positions only, .* set it to 5 or less"
+    with pytest.raises(SettingError, match=message):
+        data.setup("fit")
+    attach(make(task, label_len=5, window_len=6, **({"vocab_size": 19} | settings)), build(name)).setup("fit")
+
+
+def test_fresh_examples_need_a_number_of_steps():
+    with pytest.raises(SettingError, match=r"trainer.max_steps = -1: fresh examples never come to an end"):
+        attach(make(AssociativeRecall), max_steps=-1).train_dataloader()
+
+
+def test_there_is_no_text_to_predict():
+    with pytest.raises(SettingError, match="data = MirroredCopy: it has no text"):
+        attach(make(MirroredCopy)).predict_dataloader()
+
+
+def test_small_tasks_fit_small_models():
+    assert {settings["vocab_size"] for settings in SMALL.values()} == {build("LLP").hparams["vocab_size"]}
