@@ -20,7 +20,7 @@ from llp.comparison.markdown import (
     table,
 )
 from llp.comparison.pictures import ablation_file
-from llp.comparison.statistics import best_trial, difference, document_rows, final_loss, sensitivity
+from llp.comparison.statistics import best_trial, difference, document_rows, final_loss, scored_count, sensitivity
 from llp.comparison.study import Contrast, Record, Study
 
 
@@ -34,11 +34,24 @@ def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str)
             lines += ["No finished runs yet.", ""]
             continue
         lines += _budget_table(study, rows, unit)
-        lines += ["", "Spread: standard deviation over the seeds. Less is better; the best comes first.", ""]
+        spread = "Spread: standard deviation over the seeds. Less is better; the best comes first."
+        lines += ["", f"{spread}{_baseline(study, budget)}", ""]
         lacking = [arm for arm in study.arms if len(study.finals.get((arm, budget), [])) < len(study.seeds)]
         if lacking:
             lines += [f"Not all runs are done of: {', '.join(lacking)}.", ""]
     return lines
+
+
+def _baseline(study: Study, budget: str) -> str:
+    """What a model that knows nothing of the context would score, where a test says it."""
+    tests = (record.test for arm in study.arms for record in study.finals.get((arm, budget), []))
+    whole = next((test["rows"][0] for test in tests if test is not None), {})
+    if "unigram_bits_per_byte" in whole:
+        return f" A unigram model has {number(whole['unigram_bits_per_byte'])} bits per byte."
+    if "chance_loss" in whole:
+        accuracy = number(whole["chance_accuracy"], 3)
+        return f" A guess has {number(whole['chance_loss'])} nats per label and an accuracy of {accuracy}."
+    return ""
 
 
 def _budget_table(study: Study, rows: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
@@ -305,7 +318,7 @@ def _scoring_row(arm: str, record: Record) -> list[str]:
     protocol, whole = record.test["protocol"], record.test["rows"][0]
     counts = [protocol.get("window_len"), protocol.get("stride"), protocol.get("context_least")]
     means = [protocol.get("context_mean")]
-    rest = [protocol.get("context_greatest"), whole["tokens"], whole.get("bytes"), len(document_rows(record))]
+    rest = [protocol.get("context_greatest"), scored_count(whole), whole.get("bytes"), len(document_rows(record))]
     cells = [*(number(v, 0) for v in counts), *(number(v, 1) for v in means), *(number(v, 0) for v in rest)]
     return [arm, *cells]
 
