@@ -123,10 +123,8 @@ def _infinite(tested: Sequence[Record]) -> list[Finding]:
 
 
 def _texts(record: Record) -> tuple[tuple[Any, ...], ...]:
-    return tuple(
-        tuple(row.get(name) for name in ("document", "tokens", "labels", "words", "bytes"))
-        for row in document_rows(record)
-    )
+    sizes = ("document", "tokens", "labels", "words", "bytes")
+    return tuple(tuple(row.get(name) for name in sizes) for row in document_rows(record))
 
 
 def _certificate(tested: Sequence[Record]) -> list[Finding]:

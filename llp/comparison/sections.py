@@ -45,7 +45,7 @@ def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str)
 def _baseline(study: Study, budget: str) -> str:
     """What a model that knows nothing of the context would score, where a test says it."""
     tests = (record.test for arm in study.arms for record in study.finals.get((arm, budget), []))
-    whole = next((test["rows"][0] for test in tests if test is not None), {})
+    whole: dict[str, Any] = next((test["rows"][0] for test in tests if test is not None), {})
     if "unigram_bits_per_byte" in whole:
         return f" A unigram model has {number(whole['unigram_bits_per_byte'])} bits per byte."
     if "chance_loss" in whole:
