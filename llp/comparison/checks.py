@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-from llp.comparison.statistics import best_trial, document_rows
+from llp.comparison.statistics import best_trial, document_rows, scored_count
 from llp.comparison.study import Contrast, Record, Study, Trial
 
 _BUDGET_TOLERANCE = 0.01
@@ -100,7 +100,7 @@ def _documents(study: Study, tested: Sequence[Record]) -> list[Finding]:
     findings = [_finding(r, "not all of the test was scored") for r in tested if not r.test["protocol"].get("complete")]  # type: ignore[index]
     for record in tested:
         whole, rows = record.test["rows"][0], document_rows(record)  # type: ignore[index]
-        if whole["tokens"] != sum(row["tokens"] for row in rows):
+        if scored_count(whole) != sum(map(scored_count, rows)):
             findings.append(_finding(record, "its documents don't add up to the tokens of the whole test"))
         elif is_finite(record) and not math.isclose(whole["nats"], math.fsum(r["nats"] for r in rows), rel_tol=1e-9):
             findings.append(_finding(record, "its documents don't add up to the loss of the whole test"))
@@ -123,9 +123,8 @@ def _infinite(tested: Sequence[Record]) -> list[Finding]:
 
 
 def _texts(record: Record) -> tuple[tuple[Any, ...], ...]:
-    return tuple(
-        tuple(row.get(name) for name in ("document", "tokens", "words", "bytes")) for row in document_rows(record)
-    )
+    sizes = ("document", "tokens", "labels", "words", "bytes")
+    return tuple(tuple(row.get(name) for name in sizes) for row in document_rows(record))
 
 
 def _certificate(tested: Sequence[Record]) -> list[Finding]:

@@ -21,8 +21,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 1) -
 
 
 def number(value: float | None, decimals: int = 4) -> str:
-    """A figure with thousands separated; a dash for what isn't known or isn't finite."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:,.{decimals}f}"
+    """A figure with thousands separated, or as `1.23e9`; a dash for what isn't known or isn't finite."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:,.{decimals}f}" if decimals == 0 or abs(value) < 1e6 else power(value)
 
 
 def signed(value: float | None, decimals: int = 4) -> str:
@@ -32,7 +34,10 @@ def signed(value: float | None, decimals: int = 4) -> str:
 
 def power(value: float | None) -> str:
     """A large figure as `4.80e14`."""
-    return NOTHING if value is None else f"{value:.2e}".replace("e+", "e")
+    if value is None:
+        return NOTHING
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def probability(p: float | None) -> str:

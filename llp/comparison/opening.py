@@ -22,6 +22,7 @@ def opening(
     if n_documents is not None and n_documents < _FEW_DOCUMENTS:
         lines += ["", _few_documents(n_documents)]
     lines += ["", _floor_text(study, unit), "", *image(drawn, "contrasts.png", "Differences with their intervals")]
+    lines += ["Bars: 95 % intervals; grey: the noise floor.", ""] if "contrasts.png" in drawn else []
     lines += [*_state(study), "", "## Checks", ""]
     return [*lines, *_check_lines(checks), ""]
 

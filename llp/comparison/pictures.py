@@ -97,7 +97,7 @@ def forest(study: Study, primary: Sequence[Judged], exploratory: Sequence[Judged
         _forest_panel(axes, rows, look)
         _finish(axes, title, "", "")
         axes.grid(axis="y", visible=False)
-    panels[-1].set_xlabel(f"{unit}, with 95 % intervals; below 0 the first one is better; grey: noise floor")
+    panels[-1].set_xlabel(f"{unit}: below 0 the first one is better")
     return figure
 
 
@@ -264,7 +264,7 @@ def loss_by_position(study: Study) -> Any | None:
         return None
     axes.axhline(0, color="#495057", linewidth=0.8)
     _finish(
-        axes, "Loss by position", "position in the window (tokens)", f"nats per token, less that of {study.reference}"
+        axes, "Loss by position", "position in the window (tokens)", f"nats per token, minus that of {study.reference}"
     )
     _legend(figure, axes)
     return figure
@@ -284,7 +284,7 @@ def loss_on_recall(study: Study) -> Any | None:
     right.axhline(0, color="#495057", linewidth=0.8)
     distance = "tokens since the bigram was last seen"
     _finish(left, "Loss on recall tokens", distance, "nats per token")
-    _finish(right, f"… less that of {study.reference}", distance, "")
+    _finish(right, f"… minus that of {study.reference}", distance, "")
     _legend(figure, left)
     return figure
 

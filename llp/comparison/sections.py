@@ -20,7 +20,7 @@ from llp.comparison.markdown import (
     table,
 )
 from llp.comparison.pictures import ablation_file
-from llp.comparison.statistics import best_trial, difference, document_rows, final_loss, sensitivity
+from llp.comparison.statistics import best_trial, difference, document_rows, final_loss, scored_count, sensitivity
 from llp.comparison.study import Contrast, Record, Study
 
 
@@ -34,16 +34,29 @@ def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str)
             lines += ["No finished runs yet.", ""]
             continue
         lines += _budget_table(study, rows, unit)
-        lines += ["", "Spread: standard deviation over the seeds. Less is better; the best comes first.", ""]
+        spread = "Spread: standard deviation over the seeds. Less is better; the best comes first."
+        lines += ["", f"{spread}{_baseline(study, budget)}", ""]
         lacking = [arm for arm in study.arms if len(study.finals.get((arm, budget), [])) < len(study.seeds)]
         if lacking:
             lines += [f"Not all runs are done of: {', '.join(lacking)}.", ""]
     return lines
 
 
+def _baseline(study: Study, budget: str) -> str:
+    """What a model that knows nothing of the context would score, where a test says it."""
+    tests = (record.test for arm in study.arms for record in study.finals.get((arm, budget), []))
+    whole: dict[str, Any] = next((test["rows"][0] for test in tests if test is not None), {})
+    if "unigram_bits_per_byte" in whole:
+        return f" A unigram model has {number(whole['unigram_bits_per_byte'])} bits per byte."
+    if "chance_loss" in whole:
+        accuracy = number(whole["chance_accuracy"], 3)
+        return f" A guess has {number(whole['chance_loss'])} nats per label and an accuracy of {accuracy}."
+    return ""
+
+
 def _budget_table(study: Study, rows: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
     text = unit == "bits per byte"
-    head = ["arm", unit, "spread", f"less {study.reference} (95 % interval)"]
+    head = ["arm", unit, "spread", f"difference to {study.reference} (95 % interval)"]
     head += ["word perplexity", "loss"] if text else ["accuracy"]
     head += [
         "parameters",
@@ -227,33 +240,35 @@ def ablation_tables(study: Study, checks: Sequence[Check], unit: str, drawn: Col
         lines += [f"### {name}", "", *image(drawn, ablation_file(name), name)]
         own = own_records(study, name)
         rows = [_ablation_row(study, checks, value, records, own) for value, records in values]
-        head = [name.rpartition(".")[2], unit, "spread", "less its own", "pairs per window", "FLOPs", "seeds", "runs"]
+        head = [
+            name.rpartition(".")[2],
+            unit,
+            "spread",
+            "difference to its own",
+            "pairs per window",
+            "FLOPs",
+            "seeds",
+            "runs",
+        ]
         lines += [*table(head, rows), ""]
     return lines
 
 
-def _arm_of(study: Study, name: str) -> str:
-    """The contestant that an ablation is of: the longest one that its name begins with."""
-    return max((arm for arm in study.arms if name.startswith(f"{arm}.")), key=len, default="")
-
-
 def own_value(study: Study, name: str) -> Any:
     """The value that the contestant itself has in an ablation; None if none of its runs is done."""
-    arm = _arm_of(study, name)
-    return next((v for v, records in study.ablations[name] if records and records[0].arm == arm), None)
+    return next((value for value, records in study.ablations[name] if records and records[0].arm in study.arms), None)
 
 
 def own_records(study: Study, name: str) -> Sequence[Record]:
     """The tested runs of the contestant itself in an ablation."""
-    arm = _arm_of(study, name)
-    return next((records for _, records in study.ablations[name] if records and records[0].arm == arm), [])
+    return next((records for _, records in study.ablations[name] if records and records[0].arm in study.arms), [])
 
 
 def _ablation_row(
     study: Study, checks: Sequence[Check], value: Any, records: Sequence[Record], own: Sequence[Record]
 ) -> list[str]:
     if not records:
-        return [str(value), "missing", *[NOTHING] * 6]
+        return [_value(value), "missing", *[NOTHING] * 6]
     figures = [figure_of(record) for record in records]
     first = records[0]
     cell = ""
@@ -264,7 +279,7 @@ def _ablation_row(
         cell = signed(outcome.estimate) if outcome else "not comparable"
         cell += f" ({signed(interval.low)} to {signed(interval.high)})" if interval else ""
     return [
-        str(value),
+        _value(value),
         number(math.fsum(figures) / len(figures)),
         number(spread_of(records)),
         cell,
@@ -273,6 +288,10 @@ def _ablation_row(
         str(len(records)),
         run_names(records),
     ]
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def scoring(study: Study) -> list[str]:
@@ -299,7 +318,7 @@ def _scoring_row(arm: str, record: Record) -> list[str]:
     protocol, whole = record.test["protocol"], record.test["rows"][0]
     counts = [protocol.get("window_len"), protocol.get("stride"), protocol.get("context_least")]
     means = [protocol.get("context_mean")]
-    rest = [protocol.get("context_greatest"), whole["tokens"], whole.get("bytes"), len(document_rows(record))]
+    rest = [protocol.get("context_greatest"), scored_count(whole), whole.get("bytes"), len(document_rows(record))]
     cells = [*(number(v, 0) for v in counts), *(number(v, 1) for v in means), *(number(v, 0) for v in rest)]
     return [arm, *cells]
 

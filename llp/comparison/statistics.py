@@ -98,10 +98,15 @@ def document_rows(record: Record) -> list[dict[str, Any]]:
     return rows[1:] or rows
 
 
+def scored_count(row: Mapping[str, Any]) -> int:
+    """How many predictions a row of a test is of: the tokens of a text, or a task's labels."""
+    return int(row["tokens"] if "tokens" in row else row["labels"])
+
+
 def scores(records: Sequence[Record]) -> Scores:
     """The scores of tested runs on the same documents."""
     documents = document_rows(records[0])
-    sizes = [row["bytes"] * math.log(2) if is_text(records[0]) else row["tokens"] for row in documents]
+    sizes = [row["bytes"] * math.log(2) if is_text(records[0]) else scored_count(row) for row in documents]
     nats = [[row["nats"] for row in document_rows(record)] for record in records]
     return Scores([record.seed for record in records], np.array(nats, dtype=float), np.array(sizes, dtype=float))
 

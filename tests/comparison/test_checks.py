@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.comparison import LEVELS, RATES, Losses, finals, record, study, text_rows, trials
+from helpers.comparison import LEVELS, RATES, Losses, finals, label_rows, record, study, text_rows, trials
 from llp.comparison.checks import all_runs, check, reasons
 from llp.comparison.study import Contrast, Trial
 
@@ -258,3 +258,14 @@ def test_runs_for_the_noise_floor():
 def test_nothing_is_done_yet():
     made = study(finals={}, trials={arm: [Trial(rate, None) for rate in RATES] for arm in LEVELS}, noise=[])
     assert findings(made) == []
+
+
+def test_labels_in_place_of_tokens():
+    """Tasks have no text; another number of labels is another test."""
+    made = study({"dense": 1.0, "llp": 1.0}, noise=[])
+    for arm, number in [(arm, number) for arm in made.arms for number in range(3)]:
+        test = made.finals[arm, "windows"][number].test
+        made = with_final(made, arm, number, test={**test, "rows": label_rows(0.5, 0.9)})
+    assert findings(made) == []
+    fewer = {**test, "rows": label_rows(0.5, 0.9, 3999)}
+    assert any("1 missing" in finding.text for finding in findings(with_final(made, "llp", 0, test=fewer)))

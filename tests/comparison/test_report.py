@@ -23,6 +23,7 @@ from helpers.comparison import (
 from llp.comparison import pictures
 from llp.comparison.checks import check
 from llp.comparison.judgement import exploratory, judge_all, primary
+from llp.comparison.markdown import number
 from llp.comparison.report import compose, write_report
 from llp.comparison.study import Contrast, Study, Trial
 
@@ -173,8 +174,27 @@ def test_the_table_has_every_figure():
     assert cells[5] == f"{np.mean([run.test['rows'][0]['loss'] for run in runs]):.4f}"
     # parameters, positions (800 windows of 512), windows, FLOPs (800 * 6e8), seconds (100 * 0.1), memory, rate, seeds
     assert cells[6:] == ["260,000", "409,600", "800", "4.80e11", "10.0", "500", "0.003", "3", "`0.003-100-s0,1,2`"]
+    assert "A unigram model" not in text
     order = [line.split(" | ")[0] for line in text.splitlines() if "4.80e11" in line]
     assert order == ["| dense", "| window", "| llp"]
+
+
+def test_a_model_without_context_is_named():
+    made = study({"dense": 1.9})
+    runs = list(made.finals["dense", "windows"])
+    whole, *documents = runs[0].test["rows"]
+    rows = [{**whole, "unigram_bits_per_byte": 4.349}, *documents]
+    runs[0] = replace(runs[0], test={**runs[0].test, "rows": rows})
+    text = compose(replace(made, finals={("dense", "windows"): runs})).text
+    assert "the best comes first. A unigram model has 4.3490 bits per byte." in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (math.inf, "-"), (1.23456, "1.23"), (12345.6, "12,345.60"), (12_649_875_026.3, "1.26e10")],
+)
+def test_figures_of_any_size_are_short(value, text):
+    assert number(value, 2) == text
 
 
 def test_every_run_has_its_commands():
@@ -250,6 +270,7 @@ def test_a_task_with_labels():
     (line,) = [line for line in text.splitlines() if line.startswith("| llp | 0.3010 |")]
     assert " | 0.650 | " in line
     assert "word perplexity" not in text
+    assert "A guess has 2.7726 nats per label and an accuracy of 0.062." in text
     (axes,) = pictures.accuracy_by_distance(made).axes
     assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[1.0, 0.9], pytest.approx([1.0, 0.3])]
     assert list(axes.lines[0].get_xdata()) == [2.5, 5.5]

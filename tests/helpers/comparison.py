@@ -73,8 +73,8 @@ def text_rows(bits: Sequence[float], sizes: Sequence[int] = DOCUMENT_BYTES) -> l
 
 def label_rows(loss: float, accuracy: float, n_labels: int = 4000) -> list[dict[str, Any]]:
     """The rows of a task's test: labels, no text."""
-    row = {"document": None, "tokens": n_labels, "nats": loss * n_labels, "loss": loss, "perplexity": math.exp(loss)}
-    return [{**row, "accuracy": accuracy}]
+    row = {"document": None, "labels": n_labels, "correct": round(accuracy * n_labels), "nats": loss * n_labels}
+    return [{**row, "loss": loss, "accuracy": accuracy, "chance_loss": math.log(16), "chance_accuracy": 1 / 16}]
 
 
 def protocol(**changes: Any) -> dict[str, Any]:
