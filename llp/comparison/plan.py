@@ -93,12 +93,14 @@ class Plan:
     def runs(self) -> list[PlannedRun]:
         """Each run once, those that others wait for first."""
         spec = self.specification
-        others = [arm for arm in spec.arms if arm != spec.reference]
+        first, *further = spec.budgets
+        by_reference = sorted(spec.arms, key=lambda arm: arm != spec.reference)
         groups = [
             self._trials(spec.reference),
             self._noise(),
-            (run for arm in others for run in self._trials(arm)),
-            (run for budget in spec.budgets for seed in spec.seeds for arm in spec.arms
+            # Arm by arm, so that something can be said about the first ones before the last ones begin.
+            (run for arm in by_reference for run in [*self._trials(arm), *self._finals(arm, first, spec.seeds)]),
+            (run for budget in further for seed in spec.seeds for arm in spec.arms
              for run in self._finals(arm, budget, [seed])),
             (run for name in spec.ablations for run in self._ablation(name)),
         ]  # fmt: skip
