@@ -269,3 +269,9 @@ def test_labels_in_place_of_tokens():
     assert findings(made) == []
     fewer = {**test, "rows": label_rows(0.5, 0.9, 3999)}
     assert any("1 missing" in finding.text for finding in findings(with_final(made, "llp", 0, test=fewer)))
+
+
+def test_of_two_contestants_that_differ_the_reference_is_right():
+    made = study({"llp": 2.0, "dense": 1.9}, noise=[], trials={}, reference="dense")
+    changed = with_protocol(made, "llp", stride=64)
+    assert {arm for finding in findings(changed) for arm in finding.arms} == {"llp"}
