@@ -58,9 +58,11 @@ class Workers:
         self._refresh()
         try:
             with self._bar() as bar:
+                self._fill()
                 # What is left when nothing runs here is in the hands of processes that somebody else has started.
-                while self._fill() or self._active or self._to_do():
+                while self._active or self._to_do():
                     self._wait(bar)
+                    self._fill()
         finally:
             self._stop()
 
@@ -74,17 +76,14 @@ class Workers:
 
     # Starting
 
-    def _fill(self) -> bool:
-        """Start runs while workers are free; whether any was started, or recorded."""
-        moved = False
-        for run in self._to_do():
-            if len(self._active) >= self.number:
-                break
-            if run.name not in self._active:
-                moved |= self._advance(run)
-        if moved:
+    def _fill(self) -> None:
+        """Start runs while workers are free. What is recorded on the way can change what comes next."""
+        while len(self._active) < self.number and self._advance_first():
             self._refresh()
-        return moved
+
+    def _advance_first(self) -> bool:
+        """Advance the first run that nobody is at; False: there is none."""
+        return any(self._advance(run) for run in self._to_do() if run.name not in self._active)
 
     def _advance(self, run: PlannedRun) -> bool:
         """Start the next stage of a run, or record it; False: another process is at it."""
