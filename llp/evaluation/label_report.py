@@ -63,7 +63,7 @@ def format_labels(row: dict[str, Any], distances: Sequence[dict[str, Any]], prot
     name = protocol["architecture"].rpartition(".")[2]
     table = [["split", "distance", "model", "labels", "accuracy", "loss"]]
     for one in csv_rows(row, distances):
-        where = f"{one['first']:,}-{one['last']:,}" if one["first"] else "(all)" if protocol["complete"] else "(part)"
+        where = _range(one["first"], one["last"]) or ("(all)" if protocol["complete"] else "(part)")
         figures = [readable(one[column]) for column in ("labels", "accuracy", "loss")]
         table.append(["" if one["first"] else row["split"], where, "" if one["first"] else name, *figures])
     table.insert(2, ["", "", "chance", "", readable(row["chance_accuracy"]), readable(row["chance_loss"])])
@@ -82,3 +82,9 @@ def format_labels(row: dict[str, Any], distances: Sequence[dict[str, Any]], prot
     if "certificate" in protocol:
         lines.append(CERTIFICATE[protocol["certificate"]["causal"]])
     return "\n".join(lines)
+
+
+def _range(first: int | None, last: int | None) -> str:
+    if first is None:
+        return ""
+    return f"{first:,}" if first == last else f"{first:,}-{last:,}"

@@ -82,8 +82,13 @@ def test_from_training_to_the_list_of_runs(run, task):
     for line, one in zip(rest, bins, strict=True):
         assert {name: float(line[name]) for name in one} == one
         assert float(line["loss"]) == pytest.approx(one["nats"] / one["labels"])
-    assert f"{row['accuracy']:.4f}" in out
-    assert f"{row['chance_loss']:.4f}" in out
+    table = [line.split() for line in out.splitlines()]
+    assert ["test", "(all)", "LLP", "90", f"{row['accuracy']:.4f}", f"{row['loss']:.4f}"] in table
+    assert ["chance", "0.0625", f"{math.log(16):.4f}"] in table
+    for one in bins:
+        figures = [one["correct"] / one["labels"], one["nats"] / one["labels"]]
+        line = [f"{one['first']}-{one['last']}", str(one["labels"]), *(f"{figure:.4f}" for figure in figures)]
+        assert line in table
 
     status, out, err = run("validate", "--ckpt_path", folder, "--trainer.limit_val_batches", 1)
     assert status == 0, err
