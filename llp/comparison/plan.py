@@ -202,7 +202,10 @@ class Plan:
         name = self._trial(arm, rate).name
         if name in self.failed:
             return math.inf
-        return self.records[name].validation_loss if name in self.records else None
+        if name not in self.records:
+            return None
+        loss: float | None = self.records[name].validation_loss  # JSON has no number for one that is not finite
+        return math.inf if loss is None else loss
 
     # The study
 

@@ -109,6 +109,14 @@ def test_a_trial_that_failed_is_not_chosen_and_stops_no_other():
     assert [trial.record is None for trial in study.trials["dense"]] == [False, False, True]
 
 
+def test_a_loss_that_is_no_number_is_not_chosen():
+    runner = Runner(SPECIFICATION, lambda arm, rate: None if rate == 0.003 else rate)
+    runner.all()
+    plan = runner.plan()
+    assert plan.chosen_rate("dense") == plan.rates("dense")[0] == 0.000111
+    assert plan.study("").missing == []
+
+
 def test_an_arm_whose_trials_all_fail_has_no_tested_run():
     runner = Runner(SPECIFICATION, lambda arm, rate: math.inf if arm == "latent" else middle(arm, rate))
     runner.all()
