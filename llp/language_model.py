@@ -1,5 +1,6 @@
 """The LightningModule that every architecture inherits: loss, optimizer, schedule, scoring."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields
@@ -16,12 +17,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
 from llp.decoder.decoder import Compress, Decoder, DecoderSettings
+from llp.decoder.memory import Memory
 from llp.decoder.patterns import LayerPattern
 from llp.errors import require
 from llp.evaluation.certificate import Certificate
 from llp.evaluation.report import TestReport
 from llp.evaluation.scoring import Score, ScoringBatch
 from llp.evaluation.scoring_labels import LabelScore
+from llp.evaluation.scoring_windows import window_start
 from llp.evaluation.text_losses import TokenLoss, text_losses
 from llp.generation.continuation import continue_text
 from llp.training import checkpoints, optimization, settings
@@ -180,6 +183,73 @@ class LanguageModel(LightningModule, ABC):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), at the last T positions."""
         return self.decoder(tokens)
+
+    # Text, piece by piece
+
+    def new_memory(self, batch_size: int = 1, window: tuple[int, int] | None = None) -> Memory:
+        """An empty memory, with which `extend` reads a text piece by piece.
+
+        Args:
+            batch_size: B, sequences that are read side by side.
+            window: Length and stride of scoring windows: each position is predicted from the window that would score
+                it. None: the text is one window without end (for an architecture with latents: its first `latent_len`
+                positions).
+        """
+        return Memory([self.layer_pattern(layer) for layer in range(self.n_layers)], batch_size, window)
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Read the next tokens of a text; a text in pieces of any lengths gives the logits of the whole.
+
+        Args:
+            tokens: (B, n) int64, n >= 1.
+            memory: Of what was read before; it takes the tokens in, and is returned.
+
+        Returns:
+            Logits of the token after each of them, (B, n, vocab_size), and the memory.
+
+        Raises:
+            SettingError: If a text without a window is longer than the architecture's latents.
+        """
+        logits = []
+        while tokens.shape[1]:
+            place, n_left = self._window_at(memory)
+            piece, tokens = tokens[:, :n_left], tokens[:, n_left:]
+            logits.append(self._extend_window(piece, memory, place))
+            memory.remember(piece)
+        return torch.cat(logits, dim=1), memory
+
+    def _extend_window(self, piece: Tensor, memory: Memory, place: tuple[int, int]) -> Tensor:
+        """Logits (B, n, vocab_size) at the tokens (B, n), in the window that begins and has its latents at `place`."""
+        start, first_latent = place
+        n_latents, n = None, piece.shape[1]
+        if memory.place != place:  # its part of the text so far is read anew
+            memory.clear(place)
+            if memory.n_read > start:
+                piece = torch.cat((memory.tokens_from(start), piece), dim=1)
+            n_latents = memory.n_read + n - first_latent
+        return self.decoder.extend(piece, [memory], n_latents, n)
+
+    def _window_at(self, memory: Memory) -> tuple[tuple[int, int], int]:
+        """Start and first latent of the window that predicts from the next position; how many positions it has left.
+
+        The first latent stands where it does in the full window, so that nothing that was computed changes as it fills.
+        """
+        position = memory.n_read
+        if memory.window is None:
+            return (0, 0), self._endless(position)
+        window_len, stride = memory.window
+        stop = (position // stride + 1) * stride
+        start = window_start(position, window_len, stride)
+        return (start, self.first_latent(start, stop)), stop - position
+
+    def first_latent(self, start: int, stop: int) -> int:
+        """The first position with a loss in the window of the positions `start` .. `stop` - 1."""
+        return start
+
+    def _endless(self, position: int) -> int:
+        """How many positions a text that is one window has room for, after `position` of them."""
+        return sys.maxsize
 
     # Text
 

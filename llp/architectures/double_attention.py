@@ -16,4 +16,5 @@ class DoubleAttention(LatentLanguageModel):
     def layer_pattern(self, layer: int) -> LayerPattern:
         attend = partial(history_attention, latent_len=self.latent_len)
         count = partial(history_count, latent_len=self.latent_len)
-        return LayerPattern(attend, self.latent_len if layer == self.n_layers - 1 else None, pair_count=count)
+        n_out = self.latent_len if layer == self.n_layers - 1 else None
+        return LayerPattern(attend, n_out, pair_count=count, latent_len=self.latent_len)

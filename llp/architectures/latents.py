@@ -42,5 +42,13 @@ class LatentLanguageModel(LanguageModel):
         require(stride <= latent_len, "scoring_stride", stride, remedy)
         return super().scoring_window(train_window_len, window_len, stride)
 
+    def first_latent(self, start: int, stop: int) -> int:
+        return max(start, stop - self.latent_len)
+
+    def _endless(self, position: int) -> int:
+        remedy = f"without a window a text has latent_len = {self.latent_len} positions; give new_memory a window"
+        require(position < self.latent_len, "tokens", position + 1, remedy)
+        return self.latent_len - position
+
     def pattern_edges(self, n: int) -> list[int]:
         return [max(0, n - self.latent_len)]

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from llp.architectures.reach import require_aligned, windows_with_reach
-from llp.decoder.patterns import LayerPattern, causal_attention, segment_pair_attention, segment_pair_count
+from llp.decoder.patterns import (
+    LayerPattern,
+    causal_attention,
+    segment_pair_attention,
+    segment_pair_count,
+    segments_kept,
+)
 from llp.errors import require
 from llp.language_model import LanguageModel
 
@@ -50,7 +56,8 @@ class LLP(LanguageModel):
             return LayerPattern(causal_attention)
         attend = partial(segment_pair_attention, segment_len=self.segment_len, look_back=self.look_back)
         count = partial(segment_pair_count, segment_len=self.segment_len, look_back=self.look_back)
-        return LayerPattern(attend, pair_count=count)
+        kept = partial(segments_kept, segment_len=self.segment_len, look_back=self.look_back)
+        return LayerPattern(attend, pair_count=count, first_kept=kept)
 
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llp.architectures.reach import require_aligned, windows_with_reach
-from llp.decoder.patterns import LayerPattern, shifted_segment_attention, shifted_segment_count
+from llp.decoder.patterns import LayerPattern, segments_kept, shifted_segment_attention, shifted_segment_count
 from llp.errors import require
 from llp.language_model import LanguageModel
 
@@ -38,7 +38,9 @@ class ShiftedSegments(LanguageModel):
 
     def layer_pattern(self, layer: int) -> LayerPattern:
         attend = partial(shifted_segment_attention, segment_len=self.segment_len)
-        return LayerPattern(attend, pair_count=partial(shifted_segment_count, segment_len=self.segment_len))
+        count = partial(shifted_segment_count, segment_len=self.segment_len)
+        kept = partial(segments_kept, segment_len=self.segment_len, look_back=1)
+        return LayerPattern(attend, pair_count=count, first_kept=kept)
 
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llp.architectures.reach import windows_with_reach
-from llp.decoder.patterns import LayerPattern, sliding_window_attention, sliding_window_count
+from llp.decoder.patterns import LayerPattern, sliding_window_attention, sliding_window_count, window_kept
 from llp.errors import require
 from llp.language_model import LanguageModel
 
@@ -33,7 +33,8 @@ class SlidingWindow(LanguageModel):
 
     def layer_pattern(self, layer: int) -> LayerPattern:
         attend = partial(sliding_window_attention, window=self.window)
-        return LayerPattern(attend, pair_count=partial(sliding_window_count, window=self.window))
+        count, kept = (partial(function, window=self.window) for function in (sliding_window_count, window_kept))
+        return LayerPattern(attend, pair_count=count, first_kept=kept)
 
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None

@@ -12,9 +12,11 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 from llp.decoder.loss import Losses, linear_cross_entropy
+from llp.decoder.memory import LayerMemory, Memory
 from llp.decoder.patterns import LayerPattern, drop_history
 from llp.decoder.rotary import rotary_table, rotate
 from llp.errors import require
@@ -92,17 +94,31 @@ class Attention(nn.Module):
         self.key_value_norm = nn.LayerNorm(dim // settings.n_heads) if settings.key_value_norm else None
         self.output = Linear(dim, dim, output_std)
 
-    def forward(self, x: Tensor, rotations: Tensor, n_out: int) -> Tensor:
-        """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim)."""
+    def forward(
+        self,
+        x: Tensor,
+        rotations: Tensor,
+        n_out: int,
+        memories: Sequence[LayerMemory] = (),
+        pattern: LayerPattern | None = None,
+    ) -> Tensor:
+        """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim).
+
+        With memories, which share out the sequences among them, also to what these keep of the positions before, with a
+        pattern in place of the layer's own.
+        """
         n_history = x.shape[1] - n_out
         query = self.split_heads(self.query(last_positions(x, n_out)))  # (B, n_out, H, D)
         key, value = self.keys_and_values(x, rotations)  # (B, N, H, D) each
         if self.rotary:
-            query = rotate(query, rotations[n_history:])
+            query = rotate(query, rotations[..., n_history:, :])
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, N, D)
         if self.training and self.pattern.history_dropout:
             key, value = drop_history(key, value, n_history, self.pattern.history_dropout)
-        attended = self.pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        if pattern is None:
+            attended = self.pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        else:
+            attended = _with_memories(pattern, query, key, value, memories)  # (B, H, n_out, D)
         return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
 
     def keys_and_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,6 +134,21 @@ class Attention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1))  # (B, N, H D) -> (B, N, H, D)
+
+
+def _with_memories(
+    pattern: LayerPattern, query: Tensor, key: Tensor, value: Tensor, memories: Sequence[LayerMemory]
+) -> Tensor:
+    """Each memory's sequences attend to what it keeps and to their own positions: (B, H, n_out, D)."""
+    if len(memories) == 1:
+        return pattern.attend(query, *memories[0].extend(key, value))
+    size, attended = len(query) // len(memories), []
+    for number, memory in enumerate(memories):
+        rows = slice(number * size, (number + 1) * size)
+        own_key = key[rows]
+        own_value = own_key if value is key else value[rows]
+        attended.append(pattern.attend(query[rows], *memory.extend(own_key, own_value)))
+    return torch.cat(attended)
 
 
 class MLP(nn.Module):
@@ -160,6 +191,35 @@ class Block(nn.Module):
             x = between(x)
         return x + self.mlp(self.mlp_norm(x))
 
+    def extend(
+        self,
+        x: Tensor,
+        rotations: Tensor,
+        memories: Sequence[LayerMemory],
+        n_latents: int | None,
+        between: "Compress | None" = None,
+    ) -> Tensor:
+        """What `forward` computes, where `memories` keep what it needs of the positions before.
+
+        Args:
+            x: (B, n, dim), the next positions.
+            rotations: (n, D / 2), or (B, n, D / 2): those of these positions.
+            memories: They share out the sequences, and take the positions in.
+            n_latents: How many of the positions are latents; None: as many as the layer has, or all if they are fewer.
+            between: Precedes the MLP.
+
+        Returns:
+            (B, n_out, dim), the positions that leave the layer.
+        """
+        own = self.attention.pattern
+        pattern = own if n_latents is None else own.with_latents(n_latents)
+        n_out = x.shape[1] if pattern.n_out is None else min(pattern.n_out, x.shape[1])
+        attended = self.attention(self.attention_norm(x), rotations, n_out, memories, pattern)
+        x = last_positions(x, n_out) + attended
+        if between is not None:
+            x = between(x, n_latents)
+        return x + self.mlp(self.mlp_norm(x))
+
     def positions_out(self, n: int) -> int:
         """The number of positions that leave the attention if `n` enter."""
         return n if self.n_out is None else min(self.n_out, n)
@@ -188,13 +248,15 @@ class Compress(Linear):
         super().__init__(history_len, compressed_len, std, bias=False)
         self.latent_len = latent_len
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, n_latents: int | None = None) -> Tensor:
         """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without a history, (B, N, dim) unchanged.
+
+        `n_latents` stands for l where a window is not full yet.
 
         Raises:
             SettingError: If the history is longer than h.
         """
-        n_history = x.shape[1] - self.latent_len
+        n_history = x.shape[1] - (self.latent_len if n_latents is None else n_latents)
         if n_history <= 0:
             return x
         longest = self.in_features + self.latent_len
@@ -244,6 +306,7 @@ class Decoder(nn.Module):
             if settings.compile:  # inside the hooks that sharding adds; all blocks share their code
                 block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
             shard(block)
+            register_fsdp_forward_method(block, "extend")  # its weights are gathered there, too, if it is sharded
             self.layers.append(block)
         self.final_norm = nn.LayerNorm(settings.dim)
         self.head = Linear(settings.dim, settings.vocab_size, settings.std())
@@ -251,6 +314,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embed.weight
         self.compress = compression()
         shard(self)
+        register_fsdp_forward_method(self, "extend")
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, places: Tensor | None = None) -> Tensor | Losses:
         """Logits of the next token, or the loss for given next tokens.
@@ -284,6 +348,38 @@ class Decoder(nn.Module):
         n_scored = min(targets.shape[1], x.shape[1])
         x = self.final_norm(last_positions(x, n_scored))
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
+
+    def extend(
+        self, tokens: Tensor, memories: Sequence[Memory], n_latents: int | None = None, n_logits: int | None = None
+    ) -> Tensor:
+        """Logits of the token after each of the next positions, the ones before being in memory.
+
+        Args:
+            tokens: (B, n) int64.
+            memories: They share out the sequences among them, and take the tokens in.
+            n_latents: How many of the positions are latents, at the beginning of a window; None: all that can be.
+            n_logits: Compute those of the last so many positions alone; None: of all that leave the last layer.
+
+        Returns:
+            (B, n_logits, vocab_size).
+        """
+        x, n = self.embed(tokens), tokens.shape[1]  # (B, n, dim)
+        turns: dict[tuple[int, ...], Tensor] = {}
+        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
+            of_layer = [memory.layers[layer] for memory in memories]
+            starts = (x.shape[1], *(one.n_seen for one in of_layer))
+            if starts not in turns:  # most layers are at the same place
+                turns[starts] = self._rotations(x, starts[1:])
+            x = block.extend(x, turns[starts], of_layer, n_latents, self.compress if layer == 0 else None)
+        x = last_positions(x, min(n if n_logits is None else n_logits, x.shape[1]))
+        return self.head(self.final_norm(x))
+
+    def _rotations(self, x: Tensor, starts: Sequence[int]) -> Tensor:
+        """The rotary table of the positions of `x` (B, n, dim), from `starts` on, one for an equal share of B each."""
+        tables = [rotary_table(x.shape[1], self.head_dim, self.rotary_base, x, start) for start in starts]
+        if len(tables) == 1:
+            return tables[0]  # (n, D / 2)
+        return torch.stack(tables).repeat_interleave(len(x) // len(tables), dim=0)  # (B, n, D / 2)
 
     def positions_out(self, n: int) -> int:
         """T, the number of positions that leave the last block, and have a loss in training, for `n` tokens."""

@@ -6,6 +6,7 @@ that counts its query-key pairs for Q queries and N keys; FLOPs are computed fro
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     if n_queries == n_keys:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
+    if n_queries == 1:  # nothing is masked
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
     if can_merge(query, dropout_p):
         return MergedAttention.apply(query, key, value, tail_parts)
     if torch.compiler.is_compiling():  # which can't trace `causal_lower_right`
@@ -227,12 +230,12 @@ def history_attention(
     """The latents, the last `latent_len` positions, see everything, lower-right causally; the history sees itself.
 
     The history's own attention has no mask. With `segment_len` the history is cut into segments from its first
-    position on, and each sees only itself. Q is N, or `latent_len` if only the latents query.
+    position on, and each sees only itself. Q is N, or at most `latent_len` if only latents query.
 
     Source: arXiv 2412.06106, enhancements V1 (double attention) and V2 (split attention).
     """
     n_latents = min(latent_len, key.shape[-2])
-    n_history = query.shape[-2] - n_latents  # 0 if only the latents query
+    n_history = max(0, query.shape[-2] - n_latents)  # 0 if only latents query
     latents = causal_attention(query[:, :, n_history:], key, value, dropout_p)  # (B, H, L, D)
     if n_history == 0:
         return latents
@@ -295,3 +298,22 @@ class LayerPattern(NamedTuple):
 
     It is the mean over the heads if these see different keys.
     """
+    first_kept: Callable[[int], int] = lambda n: 0
+    """Maps N to the first of N positions that queries from position N on can see, or that their pattern is cut from."""
+    latent_len: int | None = None
+    """How many of the last positions `attend` takes for latents, where it has an argument of that name."""
+
+    def with_latents(self, n: int) -> "LayerPattern":
+        """The pattern for another number of latents: a window that is not full yet has fewer."""
+        attend = self.attend if self.latent_len is None else partial(self.attend, latent_len=n)
+        return self._replace(attend=attend, n_out=None if self.n_out is None else n)
+
+
+def segments_kept(n: int, segment_len: int, look_back: int) -> int:
+    """Where the first segment begins that the segment of position `n` sees."""
+    return max(0, n // segment_len - look_back) * segment_len
+
+
+def window_kept(n: int, window: int) -> int:
+    """The first position in the window of position `n`."""
+    return max(0, n - window + 1)

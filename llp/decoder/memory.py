@@ -1,0 +1,100 @@
+"""What a model keeps of a text that it has read, so that what follows is computed without reading it again.
+
+Shapes: B batch, H heads, D head width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from llp.decoder.patterns import LayerPattern
+
+
+class LayerMemory:
+    """The keys and values that a layer's later queries can still see, in buffers that are filled in place.
+
+    Each position is written once, and moved to the front of the buffer now and then: a constant cost per position.
+    Where a pattern forgets, the buffers don't grow with the text.
+
+    Args:
+        first_kept: Maps a number of positions N to the first one that queries from position N on can see.
+    """
+
+    def __init__(self, first_kept: Callable[[int], int]) -> None:
+        self.first_kept = first_kept
+        self.n_seen = 0
+        """How many positions the layer has held since the memory began."""
+        self._base = 0  # the position at the front of the buffers
+        self._buffers: list[Tensor] = []  # of keys and of values, or one for both where they are one
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the next n positions; returns all that their queries can see, the n added ones last.
+
+        Args:
+            key: (B, H, n, D).
+            value: Likewise; it may be the very same tensor.
+
+        Returns:
+            Keys and values (B, H, N, D), views of the buffers that hold until the next call.
+        """
+        added = [key] if value is key else [key, value]
+        first, end = self.first_kept(self.n_seen), self.n_seen + key.shape[2]
+        if not self._buffers or end - self._base > self._buffers[0].shape[2]:
+            self._make_room(added, first, end)
+        for buffer, tensor in zip(self._buffers, added, strict=True):
+            buffer[:, :, self.n_seen - self._base : end - self._base] = tensor
+        self.n_seen = end
+        views = [buffer[:, :, first - self._base : end - self._base] for buffer in self._buffers]
+        return views[0], views[-1]
+
+    def _make_room(self, added: Sequence[Tensor], first: int, end: int) -> None:
+        """Put what is still needed at the front of the buffers; make them longer if that leaves too little room."""
+        kept = [buffer[:, :, first - self._base : self.n_seen - self._base] for buffer in self._buffers]
+        n_needed = end - first
+        if not self._buffers or 2 * n_needed > self._buffers[0].shape[2]:
+            batch, n_heads, _, head_dim = added[0].shape
+            self._buffers = [tensor.new_empty(batch, n_heads, 2 * n_needed, head_dim) for tensor in added]
+        else:
+            kept = [tensor.clone() for tensor in kept]  # it may overlap with where it goes
+        for buffer, tensor in zip(self._buffers, kept, strict=False):
+            buffer[:, :, : tensor.shape[2]] = tensor
+        self._base = first
+
+
+class Memory:
+    """What a model keeps of a text that it reads piece by piece: `LanguageModel.new_memory` and `extend`.
+
+    With a window, positions are predicted from the windows that would score them: when the window moves on, its part of
+    the text is read anew, so that its tokens are kept, too.
+
+    Args:
+        patterns: The attention pattern of each layer.
+        batch_size: B, sequences that are read side by side.
+        window: Length and stride of scoring windows; None: the text is one window without end.
+    """
+
+    def __init__(self, patterns: Sequence[LayerPattern], batch_size: int, window: tuple[int, int] | None) -> None:
+        self.patterns, self.batch_size, self.window = patterns, batch_size, window
+        self.n_read = 0
+        """How many tokens have been read."""
+        self.place: tuple[int, int] | None = None
+        """Where the window of `layers` begins, and where its first latent stands; None: nothing was computed."""
+        self.layers: list[LayerMemory] = []
+        self._tokens: Tensor | None = None  # of the window, where it can move
+
+    def clear(self, place: tuple[int, int]) -> None:
+        """Forget the layers: a new window begins."""
+        self.place, self.layers = place, [LayerMemory(pattern.first_kept) for pattern in self.patterns]
+
+    def remember(self, tokens: Tensor) -> None:
+        """Count tokens (B, n) as read, and keep them as long as a window can hold them."""
+        self.n_read += tokens.shape[1]
+        if self.window is not None:
+            so_far = tokens if self._tokens is None else torch.cat((self._tokens, tokens), dim=1)
+            self._tokens = so_far[:, -self.window[0] :]
+
+    def tokens_from(self, start: int) -> Tensor:
+        """The tokens (B, n) that were read from a position on, which the window holds."""
+        assert self._tokens is not None
+        return self._tokens[:, self._tokens.shape[1] - (self.n_read - start) :]
