@@ -77,11 +77,14 @@ class LLP(LanguageModel):
         require(
             segment_len <= train_window_len, "segment_len", segment_len, f"window_len = {train_window_len} is shorter"
         )
-        if self.dense_every is None:
+        if self.reach is not None:
             require_aligned(window_len, stride, segment_len)
-            reach = self.n_layers * self.look_back * segment_len
-            window_len, stride = windows_with_reach(reach, segment_len, window_len, stride)
+            window_len, stride = windows_with_reach(self.reach, segment_len, window_len, stride)
         return super().scoring_window(train_window_len, window_len, stride)
+
+    @property
+    def reach(self) -> int | None:
+        return None if self.dense_every is not None else self.n_layers * self.look_back * self.segment_len
 
     def pattern_edges(self, n: int) -> list[int]:
         return list(range(self.segment_len, n, self.segment_len))

@@ -60,9 +60,12 @@ class ShiftedSegments(LanguageModel):
             segment_len <= train_window_len, "segment_len", segment_len, f"window_len = {train_window_len} is shorter"
         )
         require_aligned(window_len, stride, segment_len)
-        reach = (self.n_layers + 1) // 2 * segment_len
-        window_len, stride = windows_with_reach(reach, segment_len, window_len, stride)
+        window_len, stride = windows_with_reach(self.reach, segment_len, window_len, stride)
         return super().scoring_window(train_window_len, window_len, stride)
+
+    @property
+    def reach(self) -> int:
+        return (self.n_layers + 1) // 2 * self.segment_len
 
     def pattern_edges(self, n: int) -> list[int]:
         return list(range(self.segment_len // 2, n, self.segment_len // 2))

@@ -49,8 +49,12 @@ class SlidingWindow(LanguageModel):
             SettingError: If `window` exceeds the training window, or the stride exceeds the scoring window.
         """
         require(self.window <= train_window_len, "window", self.window, f"window_len = {train_window_len} is shorter")
-        window_len, stride = windows_with_reach(self.n_layers * (self.window - 1), 1, window_len, stride)
+        window_len, stride = windows_with_reach(self.reach, 1, window_len, stride)
         return super().scoring_window(train_window_len, window_len, stride)
+
+    @property
+    def reach(self) -> int:
+        return self.n_layers * (self.window - 1)
 
     def pattern_edges(self, n: int) -> list[int]:
         return [self.window] if self.window < n else []

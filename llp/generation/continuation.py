@@ -1,12 +1,11 @@
-"""Continues a text, token by token."""
+"""Continues texts, token by token."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from llp.errors import require
-from llp.evaluation.scoring_windows import window_start
 from llp.generation.sampling import Sampling
 
 
@@ -19,12 +18,12 @@ def continue_text(
     top_p: float = 0.95,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continue a prompt with a trained model; yields pieces of text as they are drawn.
+    """Continue a prompt with a trained model; yields pieces of text as they are drawn, until the document ends.
 
     Args:
         model: A `LanguageModel` with its tokenizer, in evaluation mode.
         prompt: The text to continue.
-        max_tokens: How many tokens to draw.
+        max_tokens: How many tokens to draw at most.
         temperature: Divides the logits; 0 always picks the most likely token.
         top_k: Draw only from this many most likely tokens; null: from all.
         top_p: Draw only from the most likely tokens that together have at least this probability.
@@ -36,33 +35,45 @@ def continue_text(
     sampling = Sampling(temperature, top_k, top_p, seed)
     require(max_tokens >= 1, "max_tokens", max_tokens, "set it to 1 or more")
     tokens = model.tokens(prompt)[0].tolist()
-    window_len, stride = model.text_window
-    drawn = generate(model, tokens, max_tokens, window_len, stride, sampling)
-    return stream_text(model.tokenizer.decode, tokens, drawn)
+    drawn = generate(model, [tokens], max_tokens, model.text_window, [sampling], model.start_token)
+    return stream_text(model.tokenizer.decode, tokens, (token for _, token in drawn))
 
 
-@torch.inference_mode()
 def generate(
-    model: Any, tokens: list[int], n_tokens: int, window_len: int, stride: int, sampling: Sampling
-) -> Iterator[int]:
-    """Continue `tokens` by `n_tokens` tokens, which are yielded as they are drawn.
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+    window: tuple[int, int],
+    samplings: Sequence[Sampling],
+    end_token: int | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Continue texts side by side; yields the number of a text and its next token, as they are drawn.
 
-    Each is predicted from the window that would score its position, computed from scratch.
+    Each token is drawn from the distribution with which its text would be scored. What is drawn for one text does not
+    depend on the others.
 
     Args:
         model: A `LanguageModel` in evaluation mode.
-        tokens: The prompt with its start token.
-        n_tokens: How many to draw.
-        window_len: Length of the scoring windows.
-        stride: Stride of the scoring windows.
-        sampling: How to draw.
+        prompts: The texts, each with its start token.
+        n_tokens: How many tokens to draw for each at most.
+        window: Length and stride of the scoring windows.
+        samplings: How to draw, for each text.
+        end_token: A text ends before this one; None: after `n_tokens`.
     """
-    tokens = list(tokens)
-    for _ in range(n_tokens):
-        start = window_start(len(tokens) - 1, window_len, stride)
-        window = torch.tensor([tokens[start:]], device=model.device)  # (1, N)
-        tokens.append(sampling.draw(model(window)[0, -1]))
-        yield tokens[-1]
+    memories = [model.new_memory(1, window) for _ in prompts]
+    logits = {
+        number: model.extend(torch.tensor([prompt], device=model.device), memory, n_logits=1)[0][0, -1]
+        for number, (prompt, memory) in enumerate(zip(prompts, memories, strict=True))
+    }  # (vocab_size,) each
+    for step in range(n_tokens):
+        drawn = {number: samplings[number].draw(row) for number, row in logits.items()}
+        drawn = {number: token for number, token in drawn.items() if token != end_token}
+        yield from drawn.items()
+        if not drawn or step == n_tokens - 1:
+            return
+        tokens = torch.tensor([[token] for token in drawn.values()], device=model.device)  # (B, 1)
+        rows = model.extend_each(tokens, [memories[number] for number in drawn])  # (B, vocab_size)
+        logits = dict(zip(drawn, rows, strict=True))
 
 
 def stream_text(decode: Callable[[list[int]], str], prompt: list[int], drawn: Iterable[int]) -> Iterator[str]:

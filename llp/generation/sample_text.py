@@ -45,9 +45,8 @@ class SampleText(Callback):
         sampling = Sampling(self.temperature, top_p=self.top_p)
         # Every rank draws the same tokens: a sharded model needs all of them in its forward passes.
         with trainer.precision_plugin.forward_context():
-            drawn = list(
-                generate(pl_module, prompt, self.sample_tokens, protocol["window_len"], protocol["stride"], sampling)
-            )
+            window = protocol["window_len"], protocol["stride"]
+            drawn = [token for _, token in generate(pl_module, [prompt], self.sample_tokens, window, [sampling])]
         text = f"{data.tokenizer.decode(prompt)}**{data.tokenizer.decode(drawn)}**"
         if trainer.is_global_zero:
             logger.experiment.add_text("sample", text, trainer.global_step - 1)  # where Lightning logs `val/loss`

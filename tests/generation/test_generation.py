@@ -49,27 +49,63 @@ def test_bad_settings(settings, message):
         Sampling(**settings)
 
 
+class Recorder(Sampling):
+    """Draws, and keeps the distributions that it has drawn from."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.seen = []
+
+    def draw(self, logits):
+        self.seen.append(logits.double().log_softmax(-1))
+        return super().draw(logits)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_each_token_is_the_likeliest_in_the_window_that_scores_its_place(name):
+def test_a_text_is_drawn_with_the_probabilities_with_which_it_is_scored(name):
+    """Those of scoring windows, computed from scratch, of a text as long as windows are full."""
     model = build(name)
     window_len, stride = model.scoring_window(13)
-    with torch.no_grad():
-        drawn = list(generate(model, [1, 2, 3], 40, window_len, stride, Sampling(temperature=0)))
-        tokens = [1, 2, 3, *drawn]
-        assert len(drawn) == 40
-        for place in (2, 3, 11, 12, 13, 25, 40):  # tokens[place + 1] was drawn at `place`
-            start = max(0, (place // stride + 1) * stride - window_len)
-            logits = model(torch.tensor([tokens[start : place + 1]]))[0, -1]
-            assert tokens[place + 1] == logits.argmax()
+    sampling, prompt = Recorder(seed=3), [1, 2, 3]
+    n_drawn = 6 * stride - len(prompt)
+    drawn = [token for _, token in generate(model, [prompt], n_drawn, (window_len, stride), [sampling])]
+    text = torch.tensor([[*prompt, *drawn]])
+    for stop in range(stride, 6 * stride + 1, stride):
+        with torch.no_grad():
+            scored = model(text[:, max(0, stop - window_len) : stop])[0, -stride:].log_softmax(-1)
+        for place in range(max(stop - stride, 2), min(stop, 6 * stride - 1)):
+            from_scoring = scored[place - (stop - stride)]
+            torch.testing.assert_close(sampling.seen[place - 2], from_scoring, rtol=0, atol=1e-12)
 
 
-def test_llp_draws_from_its_whole_reach():
-    """However long the text: the same token as from one pass over all of it."""
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_text_is_the_same_alone_and_beside_others(name):
+    model = build(name)
+    window, prompts = model.scoring_window(13), [[1], [1, 2, 3, 4, 5, 6, 7], [1, 5, 3]]
+    alone = [
+        [token for _, token in generate(model, [prompt], 30, window, [Sampling(seed=number)])]
+        for number, prompt in enumerate(prompts)
+    ]
+    together = [[], [], []]
+    for number, token in generate(model, prompts, 30, window, [Sampling(seed=number) for number in range(3)]):
+        together[number].append(token)
+    assert together == alone
+    assert len({*map(tuple, alone)}) == 3
+
+
+def test_a_text_ends_before_the_end_token_and_others_go_on():
     model = build("LLP")
-    window = model.scoring_window(8)
-    with torch.no_grad():
-        tokens = [1, *generate(model, [1], 70, *window, Sampling(temperature=0))]
-        assert model(torch.tensor([tokens[:-1]]))[0].argmax(-1).tolist() == tokens[1:]
+    window, sampling = model.scoring_window(8), {"temperature": 1.0}
+    whole = [token for _, token in generate(model, [[1]], 40, window, [Sampling(seed=1, **sampling)])]
+    end = whole[7]
+    lengths = [0, 0]
+    samplings = [Sampling(seed=1, **sampling), Sampling(seed=2, **sampling)]
+    for number, token in generate(model, [[1], [1]], 40, window, samplings, end):
+        lengths[number] += 1
+        assert token != end
+    assert lengths[0] == whole.index(end)
+    other = [token for _, token in generate(model, [[1]], 40, window, [Sampling(seed=2, **sampling)])]
+    assert lengths[1] == (other.index(end) if end in other else 40)
 
 
 def test_text_comes_character_by_character():

@@ -1,0 +1,151 @@
+"""A text in pieces gives the logits of the whole, for every architecture and option, side by side and alone."""
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+
+from helpers.small_models import FORMS, LATENT, OWN_SETTINGS, build
+from llp.decoder.memory import LayerMemory
+from llp.errors import SettingError
+
+OPTIONS = [{}, {"share_key_value": True}, {"tie_embeddings": True}, {"rotary_first_layer_only": True}]
+UNITS = {"LLP": 4, "ShiftedSegments": 6}  # that windows begin at multiples of
+
+
+def draw(*shape):
+    return torch.randint(19, shape, generator=torch.Generator().manual_seed(1))
+
+
+def in_pieces(model, tokens, memory, seed=0):
+    """Logits of a text that is read in pieces of 1 to 9 tokens."""
+    rng = random.Random(seed)
+    cuts = [0]
+    while cuts[-1] < tokens.shape[1]:
+        cuts.append(min(tokens.shape[1], cuts[-1] + rng.randint(1, 9)))
+    logits = []
+    for start, stop in pairwise(cuts):
+        piece, memory = model.extend(tokens[:, start:stop], memory)
+        logits.append(piece)
+    return torch.cat(logits, dim=1)
+
+
+def in_windows(model, tokens, window_len, stride):
+    """Logits of a text by definition: each full window gives those of its last `stride` positions."""
+    stops = range(stride, tokens.shape[1] + 1, stride)
+    windows = [tokens[:, max(0, stop - window_len) : stop] for stop in stops]
+    return torch.cat([model(window)[:, -stride:] for window in windows], dim=1)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
+def test_pieces_give_the_logits_of_the_whole(name, form, options):
+    model = build(name, **form, **options)
+    for n in (1, 5) if name in LATENT else (1, 4, 12, 41):
+        tokens = draw(2, n)
+        got = in_pieces(model, tokens, model.new_memory(2), seed=n)
+        torch.testing.assert_close(got, model(tokens), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
+def test_with_a_window_each_position_is_predicted_from_the_window_that_scores_it(name, form, options):
+    model = build(name, **form, **options)
+    unit = UNITS.get(name, 1)
+    for window_len, stride in ((12, 4), (13, 5), (18, 2), (12, 6), (5, 5), (12, 12)):
+        if window_len % unit or stride % unit or (name in LATENT and stride > model.latent_len):
+            continue
+        tokens = draw(2, stride * (50 // stride))
+        got = in_pieces(model, tokens, model.new_memory(2, (window_len, stride)))
+        torch.testing.assert_close(got, in_windows(model, tokens, window_len, stride), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OWN_SETTINGS)
+def test_windows_that_hold_the_reach_are_never_left(name):
+    """Where windows score as one pass does, nothing is ever read anew."""
+    model = build(name)
+    if model.reach is None:
+        assert model.new_memory(1, (24, 12)).window == (24, 12)
+        return
+    unit = UNITS.get(name, 1)
+    stride = 2 * unit
+    assert model.new_memory(1, (model.reach + stride, stride)).window is None
+    assert model.new_memory(1, (model.reach + stride - unit, stride)).window is not None
+    tokens = draw(1, stride * 20)
+    got = in_pieces(model, tokens, model.new_memory(1, (model.reach + stride, stride)))
+    torch.testing.assert_close(got, in_windows(model, tokens, model.reach + stride, stride), rtol=0, atol=1e-12)
+    shared = build(name, share_key_value=True)
+    assert shared.new_memory(1, (model.reach + stride, stride)).window is not None
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
+def test_texts_at_different_places_side_by_side(name, form):
+    model = build(name, **form)
+    window = (12, 6 if name == "ShiftedSegments" else 4)
+    texts, lengths = draw(3, 30), (1, 7, 11)
+    alone = [in_pieces(model, text[None], model.new_memory(1, window))[0] for text in texts]
+    memories = [model.new_memory(1, window) for _ in texts]
+    for text, n, memory in zip(texts, lengths, memories, strict=True):
+        model.extend(text[None, :n], memory)
+    for step in range(18):
+        tokens = torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)])[:, None]
+        got = model.extend_each(tokens, memories)
+        expected = torch.stack([logits[n + step] for logits, n in zip(alone, lengths, strict=True)])
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_logits_of_the_last_tokens_alone():
+    for name in OWN_SETTINGS:
+        model = build(name)
+        tokens, window = draw(1, 23), (12, 6 if name == "ShiftedSegments" else 4)
+        whole, _ = model.extend(tokens, model.new_memory(1, window))
+        last, memory = model.extend(tokens, model.new_memory(1, window), n_logits=2)
+        torch.testing.assert_close(last, whole[:, -2:], rtol=0, atol=1e-12)
+        assert memory.n_read == 23
+
+
+def test_what_is_kept_does_not_grow_where_the_pattern_forgets():
+    for name in ("LLP", "SlidingWindow", "ShiftedSegments"):
+        model, sizes = build(name), []
+        memory = model.new_memory()
+        for _ in range(40):
+            for token in draw(20, 1, 1):
+                model.extend(token, memory)
+            sizes.append(sum(buffer.numel() for layer in memory.layers for buffer in layer._buffers))
+        assert sizes[-1] == sizes[2]
+
+
+def test_a_position_is_written_once_and_seldom_moved():
+    """Two thousand positions, one at a time, with eight kept: the buffers are written to hardly more often."""
+    memory, moved = LayerMemory(lambda n: max(0, n - 8)), 0
+    make_room = memory._make_room
+
+    def counted(added, first, end):
+        nonlocal moved
+        moved += memory.n_seen - first
+        make_room(added, first, end)
+
+    memory._make_room = counted
+    for n in range(2000):
+        key = torch.full((1, 1, 1, 2), float(n))
+        keys, values = memory.extend(key, -key)
+        assert keys[0, 0, :, 0].tolist() == [float(place) for place in range(max(0, n - 8), n + 1)]
+        assert torch.equal(values, -keys)
+    assert moved < 2500
+
+
+def test_shared_keys_and_values_are_kept_once():
+    memory = LayerMemory(lambda n: 0)
+    key = torch.ones(1, 1, 3, 2)
+    keys, values = memory.extend(key, key)
+    assert keys is values
+    assert len(memory._buffers) == 1
+
+
+def test_a_text_without_a_window_is_no_longer_than_the_latents():
+    model = build("PerceiverAR")
+    memory = model.new_memory()
+    model.extend(draw(1, 5), memory)
+    with pytest.raises(SettingError, match="tokens = 6: without a window a text has latent_len = 5 positions"):
+        model.extend(draw(1, 1), memory)
