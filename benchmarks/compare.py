@@ -24,7 +24,7 @@ from torch import nn
 import llp
 import peers
 from llp.decoder.loss import linear_cross_entropy
-from llp.decoder.patterns import causal_count, segment_pair_count
+from llp.decoder.patterns import causal_count, segment_pair_count, sliding_window_count
 from tables import GROUPS, memory_table, read, time_table, write
 
 VOCAB_SIZE = 32_000
@@ -62,6 +62,8 @@ class Bench:
         o, quarter = self.options, n // 4
         own = {
             "LLP": {"segment_len": o.segment_len},
+            "SlidingWindow": {"window": peers.equal_window(o.segment_len)},
+            "ShiftedSegments": {"segment_len": 3 * o.segment_len},  # as many pairs as LLP
             "PerceiverAR": {"latent_len": quarter},
             "DoubleAttention": {"latent_len": quarter},
             "SplitAttention": {"latent_len": quarter, "segment_len": o.segment_len},
@@ -89,11 +91,15 @@ class Bench:
         inputs = [torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2) for _ in range(3)]
         inputs = [x.requires_grad_() for x in inputs]
         upstream = torch.randn(shape, device=self.device, dtype=self.dtype).transpose(1, 2)
-        for name, attend in peers.attention_patterns(o.segment_len).items():
-            dense = name == "Transformer"
-            n_pairs = causal_count(n, n) if dense else segment_pair_count(n, n, o.segment_len)
+        patterns = peers.attention_patterns(o.segment_len)
+        for name in self.wanted(*patterns):
+            n_pairs = segment_pair_count(n, n, o.segment_len)
+            if name == "Transformer":
+                n_pairs = causal_count(n, n)
+            if name == "SlidingWindow":
+                n_pairs = sliding_window_count(n, n, peers.equal_window(o.segment_len))
 
-            def run(attend: Any = attend) -> None:
+            def run(attend: Any = patterns[name]) -> None:
                 torch.autograd.grad(attend(*inputs), inputs, upstream)
 
             yield Case(name, run, 3 * 4 * o.dim * n_pairs, n)
@@ -251,7 +257,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--budget_s", type=float, default=60, help="start no new round of a length after this")
     parser.add_argument("--patience", type=float, default=1.0, help="above 1, measure longer runs, too")
-    parser.add_argument("--names", nargs="+", default=None, help="stacks, steps and memory to measure; default: all")
+    parser.add_argument("--names", nargs="+", default=None, help="contestants to measure; default: all")
     parser.add_argument("--add", action="store_true", help="add to the results, replacing what is measured again")
     parser.add_argument("--out", type=Path, default=None, help="default: benchmarks/results/<device>")
     parser.add_argument("--peak_memory", default=None, help=argparse.SUPPRESS)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import llp
-from llp.decoder.patterns import LayerPattern, causal_attention, segment_pair_attention
+from llp.decoder.patterns import LayerPattern, causal_attention, segment_pair_attention, sliding_window_attention
 
 
 def published_segment_attention(
@@ -33,10 +33,16 @@ def local_attention(segment_len: int) -> Any:
     return lambda query, key, value, dropout_p=0.0: module(query, key, value)
 
 
+def equal_window(segment_len: int) -> int:
+    """The sliding window with as many pairs a query as LLP, which has 1.5 segments and half a position on average."""
+    return (3 * segment_len + 1) // 2
+
+
 def attention_patterns(segment_len: int) -> dict[str, Any]:
     """Attention alone, each a function of query, key and value (B, H, N, D)."""
     return {
         "LLP": partial(segment_pair_attention, segment_len=segment_len),
+        "SlidingWindow": partial(sliding_window_attention, window=equal_window(segment_len)),
         "Transformer": causal_attention,
         "published LLP": partial(published_segment_attention, segment_len=segment_len),
         "local-attention": local_attention(segment_len),

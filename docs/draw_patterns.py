@@ -10,19 +10,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llp import LLP, CompressedAttention, DoubleAttention, PerceiverAR, SplitAttention, Transformer
+from llp import (
+    LLP,
+    CompressedAttention,
+    DoubleAttention,
+    PerceiverAR,
+    ShiftedSegments,
+    SlidingWindow,
+    SplitAttention,
+    Transformer,
+)
 from llp.evaluation.colours import COLOURS, lighter
 from llp.language_model import LanguageModel
 
 IMAGES = Path(__file__).parent / "images"
 CELL, GAP = 12, 48
 TOP, AXIS, LEGEND, BOTTOM = 56, 20, 48, 64  # of the matrices; below them: the axis' name, the legend, the end
-N, LATENTS, SEGMENT, COMPRESSED = 20, 8, 4, 5
+N, LATENTS, SEGMENT, WINDOW, COMPRESSED = 20, 8, 4, 6, 5
 HISTORY = N - LATENTS
 SIZES = {"vocab_size": 2, "dim": 8, "n_layers": 3, "n_heads": 1}
 MODELS: dict[str, LanguageModel] = {
     "transformer": Transformer(**SIZES),
     "llp": LLP(**SIZES, segment_len=SEGMENT),
+    "llp_look_back_0": LLP(**SIZES, segment_len=SEGMENT, look_back=0),
+    "llp_look_back_2": LLP(**SIZES, segment_len=SEGMENT, look_back=2),
+    "llp_dense_every_3": LLP(**SIZES, segment_len=SEGMENT, dense_every=3),
+    "sliding_window": SlidingWindow(**SIZES, window=WINDOW),
+    "shifted_segments": ShiftedSegments(**{**SIZES, "n_heads": 2}, segment_len=SEGMENT),
     "perceiver_ar": PerceiverAR(**SIZES, latent_len=LATENTS),
     "double_attention": DoubleAttention(**SIZES, latent_len=LATENTS),
     "split_attention": SplitAttention(**SIZES, latent_len=LATENTS, segment_len=SEGMENT),
@@ -51,25 +65,26 @@ class Legend(NamedTuple):
     light: str
 
 
+ALL_TRAINED = [name for name in MODELS if "latent_len" not in MODELS[name].hparams]
 SEGMENTS = Legend("in the same segment", "in an earlier segment")
 LEGENDS = {
-    "transformer": SEGMENTS,
-    "llp": SEGMENTS,
+    **dict.fromkeys(ALL_TRAINED, SEGMENTS),
     "perceiver_ar": Legend("among the latents", "from latents to history"),
     "split_attention": Legend("among the latents, or within a segment of the history", "from latents to history"),
 }
 LATENTS_AND_HISTORY = Legend("among the latents, or within the history", "from latents to history")
 
 
-def layer_sees(model: LanguageModel, layer: int, n: int) -> Tensor:
-    """(n_out, n) booleans: which of a layer's n positions each position that leaves it gives weight to.
+def layer_sees(model: LanguageModel, layer: int, n: int, head: int = 0) -> Tensor:
+    """(n_out, n) booleans: which of a layer's n positions each position that leaves it gives weight to in a head.
 
     With equal scores and the values of position j set to the j-th unit vector, the output is the weights themselves.
     """
     pattern = model.layer_pattern(layer)
-    query = torch.zeros(1, 1, min(pattern.n_out or n, n), n)
-    weights = pattern.attend(query, torch.zeros(1, 1, n, n), torch.eye(n).expand(1, 1, n, n))
-    return weights[0, 0] > 0
+    n_heads = model.settings.n_heads
+    query, key = torch.zeros(1, n_heads, min(pattern.n_out or n, n), n), torch.zeros(1, n_heads, n, n)
+    weights = pattern.attend(query, key, torch.eye(n).repeat(1, n_heads, 1, 1))
+    return weights[0, head] > 0
 
 
 def positions_held(model: LanguageModel, n: int) -> list[int]:
@@ -172,10 +187,21 @@ def cells(panel: Panel, right: int, bottom: int) -> list[str]:
 
 def parts_of(name: str, n: int) -> list[int]:
     """Where segments and latents begin among the n positions that a layer holds."""
-    if name in ("transformer", "llp"):
+    if name in ALL_TRAINED:
         return list(range(SEGMENT, n, SEGMENT))
     segments = range(SEGMENT, n - LATENTS, SEGMENT) if name == "split_attention" else ()
     return [*segments, n - LATENTS] if n > LATENTS else []
+
+
+def halves_and_stack(name: str) -> list[Panel]:
+    """What each half of the heads sees in a layer, then all layers together."""
+    model, shift = MODELS[name], SEGMENT // 2
+    colour, parts, shifted = COLOURS[type(model).__name__], parts_of(name, N), list(range(shift, N, SEGMENT))
+    return [
+        Panel("Half of the heads", f"segments of {SEGMENT}", layer_sees(model, 0, N, head=0), parts, colour),
+        Panel("The other half", f"shifted by {shift}", layer_sees(model, 0, N, head=1), shifted, colour),
+        stack(model, "All layers together", parts),
+    ]
 
 
 def layers_and_stack(name: str) -> list[Panel]:
@@ -219,7 +245,10 @@ def pictures() -> dict[str, str]:
         Panel("LLP, one layer", "its own segment and the one before", llp, segments, COLOURS["LLP"]),
         stack(two_layers, "LLP, two layers together", segments),
     ]
-    patterns = {f"{name}.svg": svg(layers_and_stack(name), LEGENDS.get(name, LATENTS_AND_HISTORY)) for name in MODELS}
+    panels = {name: layers_and_stack(name) for name in MODELS} | {
+        "shifted_segments": halves_and_stack("shifted_segments")
+    }
+    patterns = {f"{name}.svg": svg(found, LEGENDS.get(name, LATENTS_AND_HISTORY)) for name, found in panels.items()}
     return {"overview.svg": svg(overview, SEGMENTS), **patterns}
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+fused_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 Range = tuple[int, int, int] | None
 """Dimension, first index and length: the arguments of `narrow`. None: everything."""
@@ -39,9 +39,10 @@ class MergedAttention(Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, make_parts: Callable[..., list[Part]], *sizes: int
     ) -> Tensor:
         (_, own, is_causal), *others = make_parts(query, key, *sizes)
-        output, lse = _forward(query, _take(key, own), _take(value, own), 0.0, is_causal)  # (B, H, Q, D), (B, H, Q)
+        # (B, H, Q, D), (B, H, Q)
+        output, lse = fused_forward(query, _take(key, own), _take(value, own), 0.0, is_causal)
         for queries, keys, is_causal in others:
-            part, part_lse = _forward(_take(query, queries), _take(key, keys), _take(value, keys), 0.0, is_causal)
+            part, part_lse = fused_forward(_take(query, queries), _take(key, keys), _take(value, keys), 0.0, is_causal)
             so_far, lse_so_far = _take(output, queries), _take(lse, queries)
             so_far.lerp_(part, torch.sigmoid(part_lse - lse_so_far).unsqueeze(-1).to(part.dtype))
             lse_so_far.copy_(torch.logaddexp(lse_so_far, part_lse))
@@ -56,7 +57,7 @@ class MergedAttention(Function):
         def part_grads(queries: Range, keys: Range, is_causal: bool) -> tuple[Tensor, Tensor, Tensor]:
             grad, query_part, output_part, lse_part = (_take(x, queries) for x in (grad_output, query, output, lse))
             key_part, value_part = _take(key, keys), _take(value, keys)
-            return _backward(grad, query_part, key_part, value_part, output_part, lse_part, 0.0, is_causal)
+            return fused_backward(grad, query_part, key_part, value_part, output_part, lse_part, 0.0, is_causal)
 
         (_, own, is_causal), *others = ctx.make_parts(query, key, *ctx.sizes)
         grad_query, grad_own_key, grad_own_value = part_grads(None, own, is_causal)

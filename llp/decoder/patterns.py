@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from llp.decoder.merged_attention import MergedAttention, can_merge, segment_parts, tail_parts
+from llp.decoder.windowed_attention import WindowedAttention, band_mask
 
 Attend = Callable[..., Tensor]
 """An attention pattern: `attend(query, key, value, dropout_p=...)`."""
@@ -144,6 +145,8 @@ def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: 
         key, value = _without_first(max(0, key.shape[2] - n_queries - n_before), key, value)
     if key.shape[2] <= window:
         return causal_attention(query, key, value, dropout_p)
+    if can_merge(query, dropout_p) and not torch.compiler.is_compiling():  # which would unroll its loop over blocks
+        return WindowedAttention.apply(query, key, value, window)
     padding = -(key.shape[2] - n_before) % window
     query, key, value = _aligned(query, key, value, padding)
     output = _in_blocks(_band_attention, query, key, value, window, n_before, dropout_p)
@@ -151,12 +154,10 @@ def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: 
 
 
 def _band_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Query i of Q sees the keys i .. i + (N - Q): each the same number of them, the last one up to the last key."""
+    """Query i of Q sees the keys i .. i + (N - Q): each equally many of them, the last query up to the last key."""
     n_queries, n_keys = query.shape[-2], key.shape[-2]
-    ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=ones.tril(n_keys - n_queries).triu(), dropout_p=dropout_p
-    )
+    mask = band_mask(n_queries, n_keys, n_keys - n_queries + 1, query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
 
 
 def sliding_window_count(n_queries: int, n_keys: int, window: int) -> int:

@@ -30,7 +30,7 @@ def test_growth_is_the_exponent():
 
 
 def test_it_writes_a_table_and_plots(tmp_path):
-    sizes = ["--dim", "64", "--n_heads", "1", "--segment_len", "8", "--layers", "2", "--rounds", "2"]
+    sizes = ["--dim", "64", "--n_heads", "2", "--segment_len", "8", "--layers", "2", "--rounds", "2"]
 
     def run(*arguments):
         command = [sys.executable, ROOT / "benchmarks/compare.py", *arguments, *sizes, "--out", tmp_path]

@@ -6,9 +6,18 @@ from functools import partial
 import pytest
 import torch
 
-from llp.decoder import merged_attention, patterns
+from llp.decoder import merged_attention, patterns, windowed_attention
 from llp.decoder.merged_attention import can_merge
-from llp.decoder.patterns import causal_attention, segment_pair_attention
+from llp.decoder.patterns import (
+    causal_attention,
+    segment_pair_attention,
+    segment_pair_count,
+    shifted_segment_attention,
+    shifted_segment_count,
+    sliding_window_attention,
+    sliding_window_count,
+)
+from llp.decoder.windowed_attention import window_blocks
 
 CAUSAL_TAIL = [  # 3 queries over 5 keys
     [1, 1, 1, 0, 0],
@@ -28,7 +37,7 @@ SEGMENT_PAIRS = [  # segments of 2 over 7 positions: the last one is shorter
 
 def masked_attention(query, key, value, mask):
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    scores = scores.masked_fill(~torch.tensor(mask, dtype=torch.bool), -math.inf)
+    scores = scores.masked_fill(~torch.as_tensor(mask, dtype=torch.bool), -math.inf)
     return scores.softmax(-1) @ value
 
 
@@ -72,7 +81,105 @@ def differentiated(attend, *inputs):
     return [output, *torch.autograd.grad(output, inputs, draw(*output.shape))]
 
 
+def expected_mask(see, n_queries, n):
+    """Rows of the last `n_queries` of n positions: position i sees j where `see(i, j)`."""
+    return [[j <= i and see(i, j) for j in range(n)] for i in range(n - n_queries, n)]
+
+
+LOCAL = {  # a pattern, who sees whom, and the count of its pairs
+    "blocks": (
+        partial(segment_pair_attention, segment_len=4, look_back=0),
+        lambda i, j: i // 4 == j // 4,
+        partial(segment_pair_count, segment_len=4, look_back=0),
+    ),
+    "pairs": (
+        partial(segment_pair_attention, segment_len=4),
+        lambda i, j: i // 4 - j // 4 <= 1,
+        partial(segment_pair_count, segment_len=4),
+    ),
+    "triples": (
+        partial(segment_pair_attention, segment_len=3, look_back=2),
+        lambda i, j: i // 3 - j // 3 <= 2,
+        partial(segment_pair_count, segment_len=3, look_back=2),
+    ),
+    "window of 1": (
+        partial(sliding_window_attention, window=1),
+        lambda i, j: i == j,
+        partial(sliding_window_count, window=1),
+    ),
+    "window of 5": (
+        partial(sliding_window_attention, window=5),
+        lambda i, j: i - j < 5,
+        partial(sliding_window_count, window=5),
+    ),
+    "window of 33": (  # 32 before itself: the whole neighbourhood of a block, without padding
+        partial(sliding_window_attention, window=33),
+        lambda i, j: i - j < 33,
+        partial(sliding_window_count, window=33),
+    ),
+}
+
+
+@pytest.mark.parametrize("merges", [True, False], ids=["fast", "readable"])
+@pytest.mark.parametrize("n", [1, 4, 5, 9, 12, 33, 37, 64, 100, 113])
+@pytest.mark.parametrize("case", LOCAL)
+def test_local_patterns_are_their_masks(monkeypatch, case, n, merges):
+    """Values and gradients, where the queries are all positions, and where they are the last ones alone."""
+    monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: merges)
+    attend, see, count = LOCAL[case]
+    for n_queries in {n, n // 2 + 1, max(1, n - 3), 1}:
+        mask = expected_mask(see, n_queries, n)
+        inputs = draw(2, 2, n_queries, 4), draw(2, 2, n, 4) + 1, draw(2, 2, n, 4) - 1
+        got = differentiated(attend, *inputs)
+        expected = differentiated(partial(masked_attention, mask=mask), *inputs)
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+        assert count(n_queries, n) == sum(map(sum, mask))
+
+
+@pytest.mark.parametrize("merges", [True, False], ids=["fast", "readable"])
+@pytest.mark.parametrize("n", [1, 3, 4, 6, 7, 9, 18, 25])
+def test_shifted_segments_are_their_masks(monkeypatch, n, merges):
+    monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: merges)
+    attend = partial(shifted_segment_attention, segment_len=6)
+    for n_queries in {n, n // 2 + 1, 1}:
+        inputs = draw(2, 4, n_queries, 4), draw(2, 4, n, 4) + 1, draw(2, 4, n, 4) - 1
+        in_place = expected_mask(lambda i, j: i // 6 == j // 6, n_queries, n)
+        shifted = expected_mask(lambda i, j: (i + 3) // 6 == (j + 3) // 6, n_queries, n)
+        mask = [in_place, in_place, shifted, shifted]  # one a head
+        expected = differentiated(partial(masked_attention, mask=mask), *inputs)
+        for one, other in zip(differentiated(attend, *inputs), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+        pairs = sum(map(sum, in_place)) + sum(map(sum, shifted))
+        assert shifted_segment_count(n_queries, n, 6) == pairs / 2
+
+
+@pytest.mark.parametrize("window", [200, 600])
+def test_longer_blocks_of_a_longer_window(window):
+    """Of 64 queries, 1,024 of them at a time, and of 96; the last block is shorter."""
+    inputs = draw(1, 1, 1250, 4), draw(1, 1, 1250, 4) + 1, draw(1, 1, 1250, 4) - 1
+    mask = torch.ones(1250, 1250, dtype=torch.bool).tril().triu(1 - window)
+    got = differentiated(partial(sliding_window_attention, window=window), *inputs)
+    for one, other in zip(got, differentiated(partial(masked_attention, mask=mask), *inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_blocks_cover_each_query_once_and_come_a_thousand_queries_at_a_time():
+    for window, first, n in [(5, 0, 300), (97, 0, 5000), (97, 50, 400), (300, 0, 290), (1, 0, 7), (1, 3, 3)]:
+        found = window_blocks(2, first, n, window)
+        for sample in range(2):
+            own = [blocks for blocks in found if blocks.sample == sample]
+            places = [p for b in own for p in range(b.start, b.start + b.number * b.length)]
+            assert places == list(range(first, n))
+        for blocks in found:
+            assert blocks.start == blocks.n_before or blocks.n_before >= window - 1  # all that a window holds
+            assert blocks.number * blocks.length <= max(1024, blocks.length)
+
+
 FAST_PATHS = {  # queries, keys, pattern, calls of the kernel for two samples
+    "blocks": (13, 13, partial(segment_pair_attention, segment_len=4, look_back=0), 1),
+    "triples": (13, 13, partial(segment_pair_attention, segment_len=4, look_back=2), 5),
+    "window": (100, 100, partial(sliding_window_attention, window=17), 6),  # 16 alone, two blocks of 32, a rest of 20
     "segments": (13, 13, partial(segment_pair_attention, segment_len=4), 3),
     "whole segments": (12, 12, partial(segment_pair_attention, segment_len=4), 3),
     "many segments": (69, 69, partial(segment_pair_attention, segment_len=2), 7),  # 34 pairs: 16, 16 and 2
@@ -86,8 +193,11 @@ def test_the_fast_path_is_the_readable_one(monkeypatch, case):
     n_queries, n, attend, n_calls = FAST_PATHS[case]
     inputs = draw(2, 3, n_queries, 8), draw(2, 3, n, 8) + 1, draw(2, 3, n, 8) - 1
     calls = []
-    forward = merged_attention._forward
-    monkeypatch.setattr(merged_attention, "_forward", lambda *args: (calls.append(None), forward(*args))[1])
+    forward = merged_attention.fused_forward
+    for module in (merged_attention, windowed_attention):
+        monkeypatch.setattr(
+            module, "fused_forward", lambda *args, **more: (calls.append(None), forward(*args, **more))[1]
+        )
     fast = differentiated(attend, *inputs)
     assert len(calls) == n_calls
     monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: False)
@@ -115,7 +225,18 @@ def test_dropout_takes_the_readable_path():
     assert dropped.std() > 0.1  # without dropout all weights add up to 1
 
 
-def test_segment_pair_attention_never_holds_all_pairs():
+@pytest.mark.parametrize(
+    "attend",
+    [
+        partial(segment_pair_attention, segment_len=8),
+        partial(segment_pair_attention, segment_len=8, look_back=2),
+        partial(shifted_segment_attention, segment_len=8),
+        partial(sliding_window_attention, window=8),
+        partial(sliding_window_attention, window=8, dropout_p=0.1),
+    ],
+    ids=["pairs", "triples", "shifted", "window", "readable window"],
+)
+def test_local_patterns_never_hold_all_pairs(attend):
     """The largest tensor that autograd keeps is linear in the length."""
     sizes = []
     for n in (256, 512):
@@ -125,9 +246,9 @@ def test_segment_pair_attention_never_holds_all_pairs():
             saved.append(tensor.numel())
             return tensor
 
-        query, key, value = (draw(1, 1, n, 2).requires_grad_() for _ in range(3))
+        query, key, value = (draw(1, 2, n, 2).requires_grad_() for _ in range(3))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            segment_pair_attention(query, key, value, segment_len=8)
+            attend(query, key, value)
         sizes.append(max(saved))
     assert sizes[1] <= 2.1 * sizes[0]
     assert sizes[1] < 512 * 512 / 8

@@ -18,6 +18,11 @@ LATENTS, SEGMENT = draw_patterns.LATENTS, draw_patterns.SEGMENT
 SEES = {
     "transformer": reference.transformer_sees,
     "llp": reference.llp_sees(SEGMENT),
+    "llp_look_back_0": reference.llp_sees(SEGMENT, look_back=0),
+    "llp_look_back_2": reference.llp_sees(SEGMENT, look_back=2),
+    "llp_dense_every_3": reference.llp_sees(SEGMENT),
+    "sliding_window": reference.window_sees(draw_patterns.WINDOW),
+    "shifted_segments": reference.llp_sees(SEGMENT, look_back=0),
     "perceiver_ar": reference.transformer_sees,
     "double_attention": reference.double_sees(LATENTS),
     "split_attention": reference.split_sees(LATENTS, SEGMENT),
@@ -36,19 +41,35 @@ def test_drawn_layers_are_the_definition(name):
     assert draw_patterns.positions_held(model, n) == held.get(name, [n] * 3)
     for layer, entering in enumerate(draw_patterns.positions_held(model, n)):
         drawn = draw_patterns.layer_sees(model, layer, entering)
-        n_out = n if name in ("transformer", "llp") else LATENTS
+        n_out = n if name in draw_patterns.ALL_TRAINED else LATENTS
         if layer < 2 and name != "perceiver_ar":
             n_out = entering
         assert len(drawn) == n_out
         positions = range(entering - n_out, entering)
-        assert [row.nonzero().flatten().tolist() for row in drawn] == [SEES[name](i, entering) for i in positions]
+        sees = reference.transformer_sees if (name, layer) == ("llp_dense_every_3", 2) else SEES[name]
+        assert [row.nonzero().flatten().tolist() for row in drawn] == [sees(i, entering) for i in positions]
+
+
+def test_drawn_halves_are_the_definition():
+    model = draw_patterns.MODELS["shifted_segments"]
+    drawn = draw_patterns.layer_sees(model, 0, 20, head=1)
+    expected = [reference.shifted_sees(SEGMENT)(i, 20) for i in range(20)]
+    assert [row.nonzero().flatten().tolist() for row in drawn] == expected
+
+
+REACHES = {  # where the three layers of a picture begin to read, for position i
+    "llp": lambda i: (i // SEGMENT - 3) * SEGMENT,
+    "llp_look_back_0": lambda i: i // SEGMENT * SEGMENT,
+    "sliding_window": lambda i: i - 3 * (draw_patterns.WINDOW - 1),
+    "shifted_segments": lambda i: (i // (SEGMENT // 2) - 3) * (SEGMENT // 2),
+}
 
 
 def test_drawn_reach_is_the_definition():
     for name, model in draw_patterns.MODELS.items():
         drawn = draw_patterns.model_sees(model, 20)
         first = 20 - len(drawn)
-        reach = [max(0, (i // SEGMENT - 3) * SEGMENT) if name == "llp" else 0 for i in range(first, 20)]
+        reach = [max(0, REACHES[name](i)) if name in REACHES else 0 for i in range(first, 20)]
         seen = [list(range(start, first + row + 1)) for row, start in enumerate(reach)]
         assert [row.nonzero().flatten().tolist() for row in drawn] == seen
 
