@@ -206,3 +206,42 @@ def test_comparisons_of_the_repository_can_be_planned(run, work, path):
     status, out, err = run("compare", str(path), "--plan")
     assert status == 0, err
     assert "runs to do" in out
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Programs in place of SLURM's, which write down how they were called."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, does in (("sbatch", "echo Submitted batch job 7"), ("srun", 'shift; exec "$@"'), ("scontrol", "")):
+        (programs / name).write_text(f'#!/usr/bin/env bash\necho {name} "$@" >> "{tmp_path}/calls"\n{does}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    return tmp_path / "calls"
+
+
+def test_an_array_job_has_a_task_for_each_run_that_can_start(finished, run, work, cluster):
+    shutil.copy(finished[0] / "text.txt", work)
+    (work / "configs").symlink_to(COMPARISONS.parent)
+    specification(work)
+    status, out, _ = run("compare", "spec.yaml", "--slurm", "4")
+    assert (status, out) == (0, "Submitted batch job 7\n")
+    lines = work / "lightning_logs/comparisons/tiny/runs.txt"
+    assert [line.split("-")[0] for line in lines.read_text().splitlines()] == ["dense", "huge"]
+    script = "configs/slurm/compare.sbatch"
+    log = "--output=lightning_logs/comparisons/tiny/logs/slurm-%A_%a.log"
+    assert cluster.read_text() == f"sbatch --array=1-2%4 {log} {script} spec.yaml {lines.relative_to(work)}\n"
+
+
+@pytest.mark.parametrize(("ends", "requeues"), [("exit 0", False), ("exit 1", False), ("kill -USR1 $$", True)])
+def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_path, cluster, ends, requeues):
+    """As SLURM would call it: the run is that of the task's line, and only this task is requeued."""
+    (tmp_path / "bin/llp").write_text(f'#!/usr/bin/env bash\necho llp "$@" >> "{cluster}"\n{ends}\n')
+    (tmp_path / "bin/llp").chmod(0o755)
+    (tmp_path / "runs.txt").write_text("dense-1-s0\nllp-2-s0\n")
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "9"}
+    script = COMPARISONS.parent / "slurm/compare.sbatch"
+    subprocess.run(["bash", script, "spec.yaml", tmp_path / "runs.txt"], env=environment, cwd=tmp_path, check=False)
+    command = "llp compare spec.yaml --run llp-2-s0"
+    calls = [f"srun --kill-on-bad-exit=1 {command}", command, *(["scontrol requeue 7_2"] if requeues else [])]
+    assert cluster.read_text().splitlines() == calls
