@@ -17,7 +17,7 @@ from datamodules.preparation import Preparation, token_dtype
 from datamodules.prepared_folder import check_file, read_about, unusable
 from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
-from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
+from datamodules.windows import TrainingOrder, in_one_pass, scoring_batches, share_of_rank
 from llp.errors import require
 
 _FORMAT = 3  # of the prepared folder; another one makes every cache anew
@@ -251,7 +251,12 @@ class TextDataModule(LanguageDataModule):
             "word_count": self.word_note(split),
             "official_words": self.official_words(split),
         }
-        share = share_of_rank(self._limited(batches, limit), trainer.global_rank, trainer.world_size)
+        scored = self._limited(batches, limit)
+        model: Any = trainer.lightning_module
+        if model.scores_as_one_pass(window_len, stride):
+            # Twice as many positions as in training, since nothing is kept for gradients.
+            scored = in_one_pass(scored, 2 * self.batch_size * self.window_len)
+        share = share_of_rank(scored, trainer.global_rank, trainer.world_size)
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)
 
     def unigram_nats(self, split: str) -> list[float]:

@@ -157,7 +157,9 @@ TEXT = {
 
 @pytest.fixture
 def data(tmp_path):
-    any_window = SimpleNamespace(scoring_window=lambda n, window, stride: (window or n, stride or n))
+    any_window = SimpleNamespace(
+        scoring_window=lambda n, window, stride: (window or n, stride or n), scores_as_one_pass=lambda *window: False
+    )
 
     def make(model=any_window, world_size=1, rank=0, max_steps=10, accumulated=1, **settings):
         data = Given(TEXT, cache_dir=str(tmp_path), **settings)
@@ -199,7 +201,8 @@ def test_scoring_takes_as_many_positions_at_a_time_as_training(data):
     for window, n_windows in ((5, 6), (10, 3), (29, 1), (31, 1)):
         seen = []
         model = SimpleNamespace(
-            scoring_window=lambda *asked, window=window, seen=seen: (seen.append(asked), (window, 1))[1]
+            scoring_window=lambda *asked, window=window, seen=seen: (seen.append(asked), (window, 1))[1],
+            scores_as_one_pass=lambda *window: False,
         )
         module = data(model, window_len=10, batch_size=3, scoring_window_len=17, scoring_stride=2)
         loader = module.val_dataloader()

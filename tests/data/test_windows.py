@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 
-from datamodules.windows import TrainingOrder, limited, scoring_batches, share_of_rank
+from datamodules.windows import TrainingOrder, in_one_pass, limited, scoring_batches, share_of_rank
 from helpers.prepared import attach, prepare
+from helpers.small_models import build
 from llp.errors import SettingError
 from llp.evaluation.scoring_windows import scoring_windows
 
@@ -74,8 +76,9 @@ def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wiki
     for world_size in (1, 2, 3):
         scored[world_size] = []
         for rank in range(world_size):
-            data = prepare(wikitext, tmp_path / "cache", batch_size=4)
-            attach(data, global_rank=rank, world_size=world_size, limit_test_batches=limit)
+            settings = {"batch_size": 4, "scoring_window_len": 24, "scoring_stride": 12}
+            data = prepare(wikitext, tmp_path / "cache", **settings)
+            attach(data, build("Transformer"), global_rank=rank, world_size=world_size, limit_test_batches=limit)
             loader = data.test_dataloader()
             taken = _parse_num_batches(RunningStage.TESTING, len(loader), data.trainer.limit_test_batches)
             assert taken == len(loader) == math.ceil(n_batches / world_size)
@@ -84,6 +87,69 @@ def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wiki
     assert len(everything) == 106
     assert scored[1] == [window for batch in everything[:n_batches] for window in batch]
     assert sorted(scored[2]) == sorted(scored[3]) == sorted(scored[1])
+
+
+def test_windows_that_follow_each_other_are_joined_by_hand():
+    batches = scoring_batches([20, 3, 9], window_len=6, stride=2, batch_size=4)
+    joined = in_one_pass(batches, n_positions=12)
+    assert sorted(window for batch in joined for window in batch) == [
+        (0, 0, 12, 12),  # six windows from the document's beginning on
+        (0, 8, 20, 8),  # the next begins four tokens before the first that it scores
+        (1, 0, 3, 3),
+        (2, 0, 9, 9),
+    ]
+    assert all(len({(window.stop - window.start, window.n_scored) for window in batch}) == 1 for batch in joined)
+    assert sum(len(batch) for batch in in_one_pass(batches, n_positions=1)) == sum(map(len, batches))
+
+
+def test_joined_windows_score_the_same_positions_once():
+    for n_kept in (1, 4, 13):  # of all batches: a limited score
+        batches = scoring_batches([31, 0, 8, 50], window_len=8, stride=4, batch_size=2)[:n_kept]
+        joined = in_one_pass(batches, n_positions=20)
+
+        def positions(batches):
+            windows = (window for batch in batches for window in batch)
+            return sorted((w.document, place) for w in windows for place in range(w.stop - w.n_scored, w.stop))
+
+        assert positions(joined) == positions(batches)
+        starts = {window.start for batch in batches for window in batch}
+        assert {window.start for batch in joined for window in batch} <= starts
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "is_joined"),
+    [
+        ("LLP", {}, True),
+        ("SlidingWindow", {}, True),
+        ("ShiftedSegments", {"n_heads": 2}, True),
+        ("LLP", {"share_key_value": True}, False),  # rotated values: where a window begins matters
+        ("LLP", {"dense_every": 2}, False),
+        ("Transformer", {}, False),
+        ("DoubleAttention", {}, False),
+    ],
+)
+def test_what_reads_no_further_than_its_windows_is_scored_in_one_pass(wikitext, tmp_path, name, settings, is_joined):
+    """The same loss of every token as by windows one by one, which compute each token twice."""
+    model = build(name, vocab_size=257, **settings)
+    data = attach(prepare(wikitext, tmp_path / "cache", batch_size=4, window_len=32), model)
+    loader = data.test_dataloader()
+    window_len, stride = model.scoring_window(32)
+    longest = max(window.stop - window.start for batch in loader.batches for window in batch)
+    assert longest == (2 * 4 * 32 // stride * stride if is_joined else window_len)
+    losses = {}
+    with torch.no_grad():
+        for number, (inputs, targets, _) in enumerate(loader):
+            nats = model.decoder(inputs, targets).each
+            for place, row in zip(loader.places(number), nats, strict=True):
+                losses |= {place + offset: loss.item() for offset, loss in enumerate(row)}
+        (document,) = loader.documents
+        tokens = torch.from_numpy(loader.file.tokens.astype("int64"))[None]
+        for stop in range(stride, 40 * stride, stride):
+            window = tokens[:, max(0, stop - window_len) : stop + 1]
+            expected = model.decoder(window[:, :-1], window[:, -stride:]).each[0]
+            got = [losses[place] for place in range(stop - stride, stop)]
+            assert got == pytest.approx(expected.tolist(), rel=0, abs=1e-11)
+    assert len(losses) == document.tokens
 
 
 def test_a_share_that_leaves_no_batch_is_refused(wikitext, tmp_path):
