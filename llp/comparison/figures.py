@@ -127,7 +127,7 @@ def _uses(study: Study) -> dict[str, list[str]]:
     """By run: what it is for."""
     uses: dict[str, list[str]] = {}
     groups = [(budget, records) for (_, budget), records in sorted(study.finals.items())]
-    groups += [("rate", [t.record for t in trials if t.record is not None]) for trials in study.trials.values()]
+    groups += [("rate", trial.records) for trials in study.trials.values() for trial in trials]
     groups += [("noise floor", list(study.noise))]
     groups += [(name, records) for name, values in study.ablations.items() for _, records in values]
     for use, records in groups:

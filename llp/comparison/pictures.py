@@ -13,7 +13,7 @@ from llp.comparison.checks import setting, spent
 from llp.comparison.judgement import Judged
 from llp.comparison.markdown import BUDGETS
 from llp.comparison.statistics import final_loss, vocabulary
-from llp.comparison.study import Record, Study
+from llp.comparison.study import Record, Study, Trial
 from llp.evaluation.colours import COLOURS
 from llp.run_folder import whole_file
 
@@ -53,7 +53,7 @@ def styles(study: Study) -> dict[str, Style]:
 
 def _examples(study: Study) -> dict[str, Record]:
     """A record of each contestant that has one."""
-    records = [trial.record for trials in study.trials.values() for trial in trials if trial.record is not None]
+    records = [record for trials in study.trials.values() for trial in trials for record in trial.records]
     records += [record for group in study.finals.values() for record in group]
     return {record.arm: record for record in records}
 
@@ -304,17 +304,19 @@ def accuracy_by_distance(study: Study) -> Any | None:
 
 
 def loss_over_rates(study: Study) -> Any | None:
-    """The validation loss over the learning rates that were tried; the chosen one is ringed."""
+    """The validation loss over the learning rates that were tried, seeds as dots; the chosen rate is ringed."""
     figure, look = _figure(8, 4.2), styles(study)
     axes = figure.add_subplot()
     rates: set[float] = set()
     losses: list[float] = []
     for arm in study.arms:
-        records = [trial.record for trial in study.trials.get(arm, []) if trial.record is not None]
-        points = {record.learning_rate: loss for record in records if math.isfinite(loss := capped(record))}
+        tried = [trial for trial in study.trials.get(arm, []) if trial.records]
+        runs = [(trial.learning_rate, capped(record)) for trial in tried for record in trial.records]
+        points = {trial.learning_rate: loss for trial in tried if math.isfinite(loss := capped_mean(trial))}
         if points:
             color, marker = look[arm]
             axes.plot(list(points), list(points.values()), color=color, marker=marker, markersize=5, label=arm)
+            axes.plot(*zip(*runs, strict=True), ".", color=color, markersize=3, alpha=0.5)
             best = min(points, key=lambda rate: points[rate])
             axes.plot(best, points[best], "o", markersize=11, fillstyle="none", color=color)
             rates |= points.keys()
@@ -329,6 +331,11 @@ def loss_over_rates(study: Study) -> Any | None:
     _finish(axes, "Validation loss over the learning rate (ring: the best)", "peak learning rate", "nats per token")
     _legend(figure, axes)
     return figure
+
+
+def capped_mean(trial: Trial) -> float:
+    """The mean validation loss over the seeds, each at most that of the start."""
+    return math.fsum(map(capped, trial.records)) / len(trial.records)
 
 
 def capped(record: Record) -> float:

@@ -60,8 +60,8 @@ class PlannedRun:
 class Plan:
     """The runs of a comparison, in the order in which they are to be carried out, and their places in its study.
 
-    Learning rates are chosen by validation loss under the first budget, arm by arm, at one seed; all other runs of an
-    arm wait for its choice. A trial that failed (its loss was no number, say) is not chosen.
+    Learning rates are chosen by mean validation loss under the first budget, arm by arm; all other runs of an arm wait
+    for its choice. A trial that failed (its loss was no number, say) is not chosen.
 
     Args:
         specification: What is compared.
@@ -146,11 +146,13 @@ class Plan:
 
     def _trials(self, arm: str) -> Iterator[PlannedRun]:
         for rate in self.rates(arm):
-            yield self._trial(arm, rate)
+            yield from self._trial(arm, rate)
 
-    def _trial(self, arm: str, rate: float) -> PlannedRun:
+    def _trial(self, arm: str, rate: float) -> Iterator[PlannedRun]:
+        """The runs of a learning rate, one a seed."""
         spec = self.specification
-        return self._run(arm, spec.budgets[0], spec.learning_rate_seed, rate, is_tested=False)
+        for seed in spec.learning_rate_seeds or spec.seeds:
+            yield self._run(arm, spec.budgets[0], seed, rate, is_tested=False)
 
     def _noise(self) -> Iterator[PlannedRun]:
         spec = self.specification
@@ -184,7 +186,7 @@ class Plan:
         return rates
 
     def chosen_rate(self, arm: str) -> float | None:
-        """The learning rate with the least validation loss; None: not all have been tried."""
+        """The learning rate with the least mean validation loss; None: not all have been tried."""
         rates = self.rates(arm)
         if self.choose_all and any(self._loss(arm, rate) is None for rate in rates):
             return rates[len(rates) // 2]
@@ -198,14 +200,15 @@ class Plan:
         return rates[losses.index(min(known))]
 
     def _loss(self, arm: str, rate: float) -> float | None:
-        """Validation loss of a trial; infinite if it failed, None if it is to be run."""
-        name = self._trial(arm, rate).name
-        if name in self.failed:
-            return math.inf
-        if name not in self.records:
+        """Mean validation loss of a trial over its seeds; infinite if one failed, None if one is to be run."""
+        names = [run.name for run in self._trial(arm, rate)]
+        if any(name not in self.records and name not in self.failed for name in names):
             return None
-        loss: float | None = self.records[name].validation_loss  # JSON has no number for one that is not finite
-        return math.inf if loss is None else loss
+        if any(name in self.failed for name in names):
+            return math.inf
+        # JSON has no number for a loss that is not finite.
+        losses: list[float | None] = [self.records[name].validation_loss for name in names]
+        return math.fsum(math.inf if loss is None else loss for loss in losses) / len(losses)
 
     # The study
 
@@ -243,7 +246,13 @@ class Plan:
         )
 
     def _tried(self, arm: str) -> list[Trial]:
-        return [Trial(rate, self.records.get(self._trial(arm, rate).name)) for rate in self.rates(arm)]
+        return [Trial(rate, self._records_of(self._trial(arm, rate))) for rate in self.rates(arm)]
+
+    def _records_of(self, trial: Iterator[PlannedRun]) -> list[Record]:
+        """Those of a trial that is done with all its seeds."""
+        records = [self.records.get(run.name) for run in trial]
+        found = [record for record in records if record is not None]
+        return found if len(found) == len(records) else []
 
     def _ablated(
         self, name: str, tested: Callable[[Iterator[PlannedRun]], list[Record]]

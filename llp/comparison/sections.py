@@ -20,8 +20,8 @@ from llp.comparison.markdown import (
     table,
 )
 from llp.comparison.pictures import ablation_file
-from llp.comparison.statistics import best_trial, difference, document_rows, final_loss, scored_count, sensitivity
-from llp.comparison.study import Contrast, Record, Study
+from llp.comparison.statistics import best_trial, difference, document_rows, scored_count, sensitivity, trial_loss
+from llp.comparison.study import Contrast, Record, Study, Trial
 
 
 def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
@@ -204,8 +204,9 @@ def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
     rows = (_rate_row(study, arm, rates) for arm in study.arms)
     lines += table(["arm", *(f"{rate:g}" for rate in rates), "sensitivity", "runs"], rows)
     note = (
-        "Validation loss of one run each in nats per token; the best one in bold, with `edge` if no lower or higher "
-        "rate was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss (arXiv 2309.14322)."
+        "Validation loss in nats per token, the mean over the seeds; the best one in bold, with `edge` if "
+        "none beyond was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss "
+        "(arXiv 2309.14322)."
     )
     return [*lines, "", note, ""]
 
@@ -213,22 +214,23 @@ def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
 def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
     trials = study.trials.get(arm, [])
     best, summarized = best_trial(trials), sensitivity(trials)
-    losses = {trial.learning_rate: trial.record for trial in trials}
+    tried = {trial.learning_rate: trial for trial in trials}
     cells = []
     for rate in rates:
-        text = _rate_cell(losses.get(rate))
+        text = _rate_cell(tried.get(rate))
         if best is not None and rate == best.learning_rate:
             is_edge = len(trials) > 1 and rate in (trials[0].learning_rate, trials[-1].learning_rate)
             text = f"**{text}**{' edge' if is_edge else ''}"
-        cells.append("" if rate not in losses else text)
-    runs = run_names([trial.record for trial in trials if trial.record is not None])
+        cells.append("" if rate not in tried else text)
+    runs = run_names([record for trial in trials for record in trial.records])
     return [arm, *cells, number(summarized and summarized.mean), runs]
 
 
-def _rate_cell(record: Record | None) -> str:
-    if record is None:
+def _rate_cell(trial: Trial | None) -> str:
+    if trial is None or not trial.records:
         return NOTHING
-    return number(record.validation_loss) if math.isfinite(final_loss(record)) else "diverged"
+    loss = trial_loss(trial)
+    return number(loss) if math.isfinite(loss) else "diverged"
 
 
 def ablation_tables(study: Study, checks: Sequence[Check], unit: str, drawn: Collection[str]) -> list[str]:

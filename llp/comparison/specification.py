@@ -41,7 +41,7 @@ class Specification:
         scoring_stride: Positions that a scoring window scores, the same for all arms; likewise.
         description: What is asked, in a sentence or two.
         shared: Configuration of `llp fit` that all runs have in common.
-        learning_rate_seed: Seed of the runs among which an arm's learning rate is chosen, by validation loss.
+        learning_rate_seeds: Of the runs by whose mean validation loss an arm's learning rate is chosen; empty: `seeds`.
         extensions: How many rates may be added, one at a time, while the best one lies at an end of those tried.
         seeds: Of the runs that are tested at the chosen learning rate.
         noise_seeds: With which the reference is trained, at its chosen rate, to measure the noise; empty: `seeds`.
@@ -66,7 +66,7 @@ class Specification:
     scoring_stride: int | None = None
     description: str = ""
     shared: Settings = field(default_factory=dict)
-    learning_rate_seed: int = 0
+    learning_rate_seeds: list[int] = field(default_factory=list)
     extensions: int = 2
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     noise_seeds: list[int] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Specification:
         remedy = "two rates or more show in which steps to go on; set extensions to 0 for a single one"
         require(len(rates) > 1 or self.extensions == 0, "learning_rates", rates, remedy)
         require(len(self.seeds) > 0, "seeds", self.seeds, "name at least one")
-        for setting in ("seeds", "noise_seeds", "budgets"):
+        for setting in ("seeds", "noise_seeds", "learning_rate_seeds", "budgets"):
             values = getattr(self, setting)
             require(len(set(values)) == len(values), setting, values, "name each once")
         require(len(self.budgets) > 0, "budgets", self.budgets, "name at least one")

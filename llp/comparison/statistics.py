@@ -285,26 +285,31 @@ def final_loss(record: Record) -> float:
     return math.inf if loss is None or math.isnan(loss) else loss
 
 
+def trial_loss(trial: Trial) -> float:
+    """The mean validation loss over the seeds of a trial that is done; infinite if one of them diverged."""
+    return math.fsum(map(final_loss, trial.records)) / len(trial.records)
+
+
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The one with the least validation loss, of those that are done; the lowest rate of equals."""
-    done = [trial for trial in trials if trial.record is not None]
-    return min(done, key=lambda trial: final_loss(trial.record), default=None)  # type: ignore[arg-type]
+    """The one with the least mean validation loss, of those that are done; the lowest rate of equals."""
+    return min((trial for trial in trials if trial.records), key=trial_loss, default=None)
 
 
 def sensitivity(trials: Sequence[Trial]) -> Sensitivity | None:
     """Learning-rate sensitivity (arXiv 2309.14322) over the rates that were tried and done; None if none is.
 
-    The mean over the rates of min(loss, ln V) - best loss, validation losses in nats per token; V is the size of the
-    vocabulary, and ln V the loss at the start, when all tokens are equally likely. 0: the rate doesn't matter. Where a
-    run's settings don't say V, nothing is capped.
+    The mean over the rates, and the seeds of each, of min(loss, ln V), less the least of these means: validation losses
+    in nats per token; V is the size of the vocabulary, and ln V the loss at the start, when all tokens are equally
+    likely. 0: the rate doesn't matter. Where a run's settings don't say V, nothing is capped.
     """
     best, losses = best_trial(trials), []
     if best is None:
         return None
     for trial in trials:
-        if trial.record is not None:
-            size = vocabulary(trial.record)
-            losses.append(min(final_loss(trial.record), math.inf if size is None else math.log(size)))
+        if trial.records:
+            size = vocabulary(trial.records[0])
+            start = math.inf if size is None else math.log(size)
+            losses.append(math.fsum(min(final_loss(record), start) for record in trial.records) / len(trial.records))
     return Sensitivity(math.fsum(losses) / len(losses) - min(losses), len(losses))
 
 

@@ -68,10 +68,10 @@ class Contrast(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A learning rate that was tried for an arm, and its run, if that is done."""
+    """A learning rate that was tried for an arm, and its runs: one a seed if all are done, else none."""
 
     learning_rate: float
-    record: Record | None
+    records: Sequence[Record]
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def test_rates_that_nobody_else_tried():
 
 
 def test_trials_that_are_not_done_explain_nothing_and_accuse_nobody():
-    tried = [Trial(rate, None) for rate in [*RATES, 3e-2]]
+    tried = [Trial(rate, []) for rate in [*RATES, 3e-2]]
     assert findings(with_trials("llp", tried)) == []
     assert findings(replace(study(), trials={})) == []
 
@@ -256,7 +256,7 @@ def test_runs_for_the_noise_floor():
 
 
 def test_nothing_is_done_yet():
-    made = study(finals={}, trials={arm: [Trial(rate, None) for rate in RATES] for arm in LEVELS}, noise=[])
+    made = study(finals={}, trials={arm: [Trial(rate, []) for rate in RATES] for arm in LEVELS}, noise=[])
     assert findings(made) == []
 
 

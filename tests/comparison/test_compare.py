@@ -45,7 +45,6 @@ def specification(path, **changes):
         "learning_rates": [0.01],
         "extensions": 0,
         "seeds": [3],
-        "learning_rate_seed": 3,
         "scoring_window_len": 32,
         "scoring_stride": 16,
         "primary": [["huge", "dense", "windows"]],

@@ -24,6 +24,7 @@ SPECIFICATION = Specification(
     scoring_window_len=100,
     scoring_stride=25,
     seeds=[0, 1],
+    learning_rate_seeds=[0],
 )
 
 
@@ -98,6 +99,17 @@ def test_rates_are_extended_where_the_best_lies_at_an_end(best, tried):
     assert runner.plan().chosen_rate("dense") == min(tried, key=lambda rate: abs(math.log(rate / best)))
 
 
+def test_a_rate_is_chosen_by_the_mean_over_its_seeds():
+    losses = {(0.001, 0): 1.0, (0.001, 1): 4.0, (0.003, 0): 2.0, (0.003, 1): 2.0, (0.009, 0): 3.0, (0.009, 1): 3.0}
+    runner = Runner(replace(SPECIFICATION, learning_rate_seeds=[]), None)
+    plan = runner.plan()
+    for run in plan.runs():
+        runner.records[run.name] = record_of(run, losses[run.learning_rate, run.seed], is_tested=False)
+    assert len(runner.records) == 12
+    assert runner.plan().chosen_rate("dense") == 0.003  # though the best run of all has 0.001
+    assert [len(trial.records) for trial in runner.plan().study("").trials["dense"]] == [2, 2, 2]
+
+
 def test_a_trial_that_failed_is_not_chosen_and_stops_no_other():
     runner = Runner(SPECIFICATION, lambda arm, rate: math.inf if rate == 0.009 else 1 / rate)
     runner.all()
@@ -106,7 +118,7 @@ def test_a_trial_that_failed_is_not_chosen_and_stops_no_other():
     assert plan.rates("dense") == [0.001, 0.003, 0.009]
     study = plan.study("")
     assert (len(study.failed), study.missing) == (2, [])
-    assert [trial.record is None for trial in study.trials["dense"]] == [False, False, True]
+    assert [len(trial.records) for trial in study.trials["dense"]] == [1, 1, 0]
 
 
 def test_a_loss_that_is_no_number_is_not_chosen():

@@ -231,7 +231,7 @@ def test_a_single_seed_has_no_interval():
 
 
 def test_nothing_is_done_yet():
-    made = study(finals={}, trials={arm: [Trial(rate, None) for rate in RATES] for arm in LEVELS}, noise=[])
+    made = study(finals={}, trials={arm: [Trial(rate, []) for rate in RATES] for arm in LEVELS}, noise=[])
     report = compose(replace(made, seconds_per_step={}, timing={}, peak_memory={}, missing=["a", "b"]))
     text = report.text
     assert "0 runs done, 2 missing, 0 failed." in text

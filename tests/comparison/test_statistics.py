@@ -198,8 +198,8 @@ def test_learning_rate_sensitivity_by_hand():
     """Losses 2.7, 2.5, and one that is capped at ln 1000 = 6.9078."""
     tried = trials("a", (2.7, 2.5, math.nan))
     assert sensitivity(tried) == pytest.approx(((0.2 + 0 + math.log(1000) - 2.5) / 3, 3))
-    assert sensitivity([*tried[:2], Trial(1e-2, None)]) == pytest.approx((0.1, 2))
-    assert sensitivity([Trial(1e-2, None)]) is None
+    assert sensitivity([*tried[:2], Trial(1e-2, [])]) == pytest.approx((0.1, 2))
+    assert sensitivity([Trial(1e-2, [])]) is None
     assert best_trial(tried).learning_rate == 3e-3
 
 

@@ -169,7 +169,7 @@ def finals(losses: Losses, arm: str, seeds: Sequence[int], **changes: Any) -> li
 def trials(arm: str, losses: Sequence[float] = (2.7, 2.5, 2.8), rates: Sequence[float] = RATES) -> list[Trial]:
     """The choice of an arm's learning rate by seed 100; the second is the best one."""
     runs = zip(rates, losses, strict=True)
-    return [Trial(rate, record(arm, 100, None, rate, validation=loss)) for rate, loss in runs]
+    return [Trial(rate, [record(arm, 100, None, rate, validation=loss)]) for rate, loss in runs]
 
 
 def study(levels: Mapping[str, float] = LEVELS, seeds: Sequence[int] = (0, 1, 2), **changes: Any) -> Study:

@@ -165,5 +165,5 @@ def test_what_can_not_be_loaded_is_one_error(run_with_sentence_piece, tmp_path):
     with pytest.raises(SettingError, match=r"no_such_module\.Model: .*PYTHONPATH"):
         llp.load(path)
     untrained = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4)
-    with pytest.raises(SettingError, match=r"no tokenizer; load a trained one with llp\.load"):
+    with pytest.raises(SettingError, match=r"no tokenizer; load one that was trained on text with llp\.load"):
         untrained.token_losses("a")
