@@ -39,7 +39,7 @@ def run(options: list[str]) -> None:
         print(comparison.preview())
         return
     if arguments.time:
-        comparison.time()
+        comparison.time(arguments.workers)
         return
     if arguments.slurm is not None:
         comparison.keep_specification()
@@ -106,10 +106,9 @@ class Comparison:
             rate = _UTILIZATION * matrix_rate(torch.device("cpu"), torch.float32)
         return preview(self.plan(choose_all=True), rate)
 
-    def time(self, threads: int | None = None) -> None:
-        """Measure a step of each arm, all in turns, on what the runs use."""
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def time(self, workers: int) -> None:
+        """Measure a step of each arm, all in turns, on what a run uses where so many run at a time."""
+        torch.set_num_threads(_threads(workers))
         trainer = self.specification.shared.get("trainer", {})
         accelerator, precision = trainer.get("accelerator", "auto"), trainer.get("precision", "32-true")
         steps = {}
@@ -124,21 +123,24 @@ class Comparison:
     def carry_out(self, workers: int, only: str | None) -> None:
         """Run what is to be run on this machine."""
         self.keep_specification()
-        n_cores = len(os.sched_getaffinity(0))
-        threads = max(1, n_cores // workers)
         data = next(iter(self.arms.values()))[1]
         data.prepare_data()  # once, not in every process
         if "seconds" in self.specification.budgets and self.folder.timing() is None and only is None:
-            self.time(threads)
+            self.time(workers)
         names = [run.name for run in self.plan().runs()]
         require(only is None or only in names, "run", only, f"it is none of the runs now: {', '.join(names)}")
-        Workers(self.folder, self.plan, workers, threads, only).work()
+        Workers(self.folder, self.plan, workers, _threads(workers), only).work()
 
     def report(self) -> None:
         """Write the report of what is there, and say what came out."""
         command = f"llp compare {self.source}"
         for path in write_report(self.plan().study(command), self.folder.path):
             print(f"Written to {path}")
+
+
+def _threads(workers: int) -> int:
+    """The share of this machine's cores that each of so many workers gets."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def read_specification(source: Path) -> Specification:

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
-pytestmark = pytest.mark.xdist_group("compare")
 
 
 def specification(path, **changes):

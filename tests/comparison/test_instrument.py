@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compare")]
+pytestmark = pytest.mark.slow
 
 EXTRA_NATS = 0.25
 

@@ -13,8 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helpers.runs import assert_same_run, curves
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one set of runs serves most of them
-
 CONFIG = """
 model:
   class_path: llp.LLP
