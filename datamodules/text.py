@@ -20,6 +20,7 @@ from datamodules.tokenizers import SentencePiece, Tokenizer
 from datamodules.windows import TrainingOrder, in_one_pass, scoring_batches, share_of_rank
 from llp.errors import require
 
+_JOINED = 8  # windows that are scored along with another in one pass: 9 + 1 strides are computed for 9, not 18
 _FORMAT = 3  # of the prepared folder; another one makes every cache anew
 
 
@@ -254,8 +255,9 @@ class TextDataModule(LanguageDataModule):
         scored = self._limited(batches, limit)
         model: Any = trainer.lightning_module
         if model.scores_as_one_pass(window_len, stride):
-            # Twice as many positions as in training, since nothing is kept for gradients.
-            scored = in_one_pass(scored, 2 * self.batch_size * self.window_len)
+            # Joined alike whatever a batch holds, so that figures don't depend on it in their last digits.
+            longest = window_len + _JOINED * stride
+            scored = in_one_pass(scored, longest, self.batch_size * self.window_len)
         share = share_of_rank(scored, trainer.global_rank, trainer.world_size)
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)
 

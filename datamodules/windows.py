@@ -44,7 +44,7 @@ def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_siz
     return _of_equal_shape(windows, lambda length: batch_size)
 
 
-def in_one_pass(batches: list[list[ScoringWindow]], n_positions: int) -> list[list[ScoringWindow]]:
+def in_one_pass(batches: list[list[ScoringWindow]], longest: int, n_positions: int) -> list[list[ScoringWindow]]:
     """Batches that score the same positions as these, with windows that follow each other joined to longer ones.
 
     For a model that reads no further back than the first of them begins, nothing changes but that a position is
@@ -52,14 +52,14 @@ def in_one_pass(batches: list[list[ScoringWindow]], n_positions: int) -> list[li
 
     Args:
         batches: Of scoring windows.
-        n_positions: Of a batch, the ones that precede those that are scored included; a window that is longer by itself
-            stays as it is.
+        longest: Positions of a joined window at most, the ones that precede those that are scored included.
+        n_positions: Of a batch; a window that is longer by itself is one.
     """
     joined: list[ScoringWindow] = []
     for window in sorted(window for batch in batches for window in batch):
         last = joined[-1] if joined else None
         follows = last is not None and (last.document, last.stop) == (window.document, window.stop - window.n_scored)
-        if last is not None and follows and window.stop - last.start <= n_positions:
+        if last is not None and follows and window.stop - last.start <= longest:
             joined[-1] = last._replace(stop=window.stop, n_scored=last.n_scored + window.n_scored)
         else:
             joined.append(window)

@@ -1,6 +1,7 @@
 """`llp compare`: architectures trained and scored on equal terms, from a specification to a report."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -33,11 +34,11 @@ def run(options: list[str]) -> None:
     """Plan, carry out or report a comparison; whatever is there already is not repeated."""
     arguments = _parse(options)
     comparison = Comparison(Path(arguments.spec), Path(arguments.root))
-    if arguments.retry:
-        comparison.folder.forget_failures()
     if arguments.plan:
         print(comparison.preview())
         return
+    if arguments.retry:
+        comparison.folder.forget_failures()
     if arguments.time:
         comparison.time(arguments.workers)
         return
@@ -50,6 +51,7 @@ def run(options: list[str]) -> None:
         comparison.carry_out(arguments.workers, arguments.run)
     if arguments.run is None:
         comparison.report()
+    comparison.require_success(arguments.run)
 
 
 def _parse(options: list[str]) -> Namespace:
@@ -108,6 +110,9 @@ class Comparison:
 
     def time(self, workers: int) -> None:
         """Measure a step of each arm, all in turns, on what a run uses where so many run at a time."""
+        timing = self.folder.path / "timing.json"
+        remedy = "it is there already, and the runs at equal seconds follow it; remove it to measure anew"
+        require(not timing.exists(), "time", timing, remedy)
         torch.set_num_threads(_threads(workers))
         trainer = self.specification.shared.get("trainer", {})
         accelerator, precision = trainer.get("accelerator", "auto"), trainer.get("precision", "32-true")
@@ -115,7 +120,8 @@ class Comparison:
         for arm in self.specification.arms:
             model, data = self.arms[arm]
             settings = variants(self.specification)[arm]["class_path"], dict(model.hparams)
-            size = data.batch_size, data.window_len, accelerator, precision
+            n_batches = trainer.get("accumulate_grad_batches", 1)
+            size = data.batch_size, data.window_len, n_batches, accelerator, precision
             steps[arm] = partial(training_step, *settings, *size)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
         self.folder.write_timing(timed(steps, 10, device))
@@ -131,9 +137,17 @@ class Comparison:
         require(only is None or only in names, "run", only, f"it is none of the runs now: {', '.join(names)}")
         Workers(self.folder, self.plan, workers, _threads(workers), only).work()
 
+    def require_success(self, only: str | None) -> None:
+        """Raise a `SettingError` if a run failed, so that whoever called knows it from the exit status."""
+        failed = [name for name in self.folder.failed() if only in (None, name)]
+        remedy = f"failed; see {self.folder.path / 'logs'}, and try again with --retry"
+        require(not failed, "runs", ", ".join(failed), remedy)
+
     def report(self) -> None:
         """Write the report of what is there, and say what came out."""
-        command = f"llp compare {self.source}"
+        root = self.folder.path.parent.parent
+        where = "" if root == Path("lightning_logs") else f" --root {shlex.quote(str(root))}"
+        command = f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}"
         for path in write_report(self.plan().study(command), self.folder.path):
             print(f"Written to {path}")
 

@@ -84,9 +84,13 @@ class Plan:
         self.specification, self.contestants = specification, contestants
         self.records, self.failed, self.timing = records, failed, timing
         self.choose_all = choose_all
-        remedy = "no step has been timed yet; run `llp compare SPEC --time` on a quiet machine first"
-        has_seconds = "seconds" not in specification.budgets or timing is not None
+        untimed = [arm for arm in specification.arms if timing is None or arm not in timing.seconds_per_step]
+        remedy = (
+            f"no step of {', '.join(untimed)} has been timed; run `llp compare SPEC --time` on a quiet machine first"
+        )
+        has_seconds = "seconds" not in specification.budgets or not untimed
         require(has_seconds or choose_all, "budgets", "seconds", remedy)
+        self._is_timed = not untimed
 
     # The runs
 
@@ -114,7 +118,9 @@ class Plan:
     def is_done(self, run: PlannedRun) -> bool:
         """Whether a run's record has all that is asked for."""
         record = self.records.get(run.name)
-        return record is not None and (record.test is not None or not run.is_tested)
+        if record is None or not run.is_tested:
+            return record is not None
+        return record.test is not None and (record.slices is not None or not self.specification.slices)
 
     def steps(self, arm: str, budget: Budget) -> int:
         """Optimizer steps of an arm under a budget."""
@@ -125,7 +131,7 @@ class Plan:
             ratio = reference.positions / own.positions
         elif budget == "flops":
             ratio = reference.flops / own.flops
-        elif budget == "seconds" and self.timing is not None:
+        elif budget == "seconds" and self.timing is not None and self._is_timed:
             ratio = self.timing.seconds_per_step[spec.reference] / self.timing.seconds_per_step[_arm_of(arm)]
         elif budget == "seconds":
             ratio = reference.flops / own.flops  # a preview

@@ -48,6 +48,7 @@ def _cost(plan: Plan, run: PlannedRun, rate: float) -> tuple[int, float, int]:
     """FLOPs, seconds and bytes on disk of a run."""
     contestant = plan.contestants[run.arm]
     flops = run.steps * contestant.windows_per_step * contestant.flops
+    step = {} if plan.timing is None else plan.timing.seconds_per_step
     arm = run.arm.partition(".")[0]
-    seconds = flops / rate if plan.timing is None else run.steps * plan.timing.seconds_per_step[arm]
+    seconds = run.steps * step[arm] if arm in step else flops / rate
     return flops, seconds, _BYTES_PER_PARAMETER * contestant.parameters

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from itertools import count
 from pathlib import Path
 
 from llp.comparison.folder import ComparisonFolder
@@ -21,7 +22,7 @@ def submit(folder: ComparisonFolder, plan: Plan, specification: Path, script: Pa
         folder: The comparison's.
         plan: Its plan.
         specification: The file that the tasks read.
-        script: The batch script: its task N carries out the run in line N of `runs.txt`.
+        script: The batch script: its task N carries out the run in line N of the list.
         number: How many tasks may run at a time.
 
     Raises:
@@ -31,7 +32,9 @@ def submit(folder: ComparisonFolder, plan: Plan, specification: Path, script: Pa
     require(script.exists(), "slurm", number, f"there is no {script} here; call it from the repository's folder")
     names = [run.name for run in plan.runs() if not plan.is_done(run) and run.name not in plan.failed]
     require(len(names) > 0, "slurm", number, "nothing is left to do")
-    names, lines = names[:_MOST_TASKS], folder.path / "runs.txt"
+    names = names[:_MOST_TASKS]
+    # A list of its own: tasks of an earlier call may still be waiting, or return to the queue.
+    lines = next(path for number in count(1) if not (path := folder.path / f"runs-{number}.txt").exists())
     with whole_file(lines) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     log = folder.path / "logs/slurm-%A_%a.log"

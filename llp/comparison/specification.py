@@ -106,7 +106,10 @@ class Specification:
         for first, second, budget in self.primary:
             self._require_arm("primary", first)
             self._require_arm("primary", second)
+            require(first != second, "primary", first, "it is named against itself; name another arm")
             require(budget in self.budgets, "primary", budget, f"budgets = {self.budgets} does not hold it")
+        pairs = [(frozenset(contrast[:2]), contrast[2]) for contrast in self.primary]
+        require(len(set(pairs)) == len(pairs), "primary", self.primary, "name each pair of arms once a budget")
         for name, ablation in self.ablations.items():
             self._require_arm(f"ablations.{name}.arm", ablation.arm)
             for setting, values in ablation.together.items():

@@ -37,6 +37,7 @@ def timed(make_steps: Mapping[str, Callable[[], TakeStep]], rounds: int, device:
             step()
             seconds[arm].append(time.perf_counter() - started)
     how = {"device": device, "threads": torch.get_num_threads(), "rounds": rounds}
+    steps.clear()  # of memory that the processes below may need
     memory = {arm: _peak_memory(make) for arm, make in make_steps.items()}
     return Timing({arm: statistics.median(values) for arm, values in seconds.items()}, memory, how)
 
@@ -58,15 +59,22 @@ def _memory_of_steps(make: Callable[[], TakeStep]) -> int:
 
 
 def training_step(
-    class_path: str, arguments: dict[str, Any], batch_size: int, window_len: int, accelerator: str, precision: str
+    class_path: str,
+    arguments: dict[str, Any],
+    batch_size: int,
+    window_len: int,
+    n_batches: int,
+    accelerator: str,
+    precision: str,
 ) -> TakeStep:
     """Build a model; returns the function that takes one training step of it, on random tokens.
 
     Args:
         class_path: The model's class.
         arguments: Its arguments, `vocab_size` among them.
-        batch_size: Windows in the step.
+        batch_size: Windows in a batch.
         window_len: Their length.
+        n_batches: Batches whose gradients are accumulated in the step.
         accelerator: Lightning's name of what it runs on.
         precision: Lightning's name of the precision.
     """
@@ -79,7 +87,9 @@ def training_step(
     tokens = torch.randint(arguments["vocab_size"], (batch_size, window_len + 1), device=fabric.device)
 
     def step() -> None:
-        fabric.backward(decoder(tokens[:, :-1], tokens[:, 1:]).mean)
+        for _ in range(n_batches):
+            fabric.backward(decoder(tokens[:, :-1], tokens[:, 1:]).mean / n_batches)
+        fabric.clip_gradients(decoder, optimizer, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
         if fabric.device.type == "cuda":

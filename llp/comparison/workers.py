@@ -13,8 +13,10 @@ from tqdm import tqdm
 from llp.comparison import recording
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Plan, PlannedRun
+from llp.errors import SettingError
 
 _POLL_S = 0.5
+_LONG_POLL_S = 3.0  # where others work
 _MOST_STARTS = 3  # of a stage that signals end, before the run is left alone
 _LAST_LINES = 12
 
@@ -83,7 +85,15 @@ class Workers:
 
     def _advance_first(self) -> bool:
         """Advance the first run that nobody is at; False: there is none."""
-        return any(self._advance(run) for run in self._to_do() if run.name not in self._active)
+        return any(self._advance_or_fail(run) for run in self._to_do() if run.name not in self._active)
+
+    def _advance_or_fail(self, run: PlannedRun) -> bool:
+        """Advance a run; one whose files are damaged has failed, and stops no other."""
+        try:
+            return self._advance(run)
+        except (SettingError, ValueError, LookupError) as error:
+            self.folder.fail(run.name, 1, str(error))
+            return True
 
     def _advance(self, run: PlannedRun) -> bool:
         """Start the next stage of a run, or record it; False: another process is at it."""
@@ -113,7 +123,7 @@ class Workers:
 
     def _wait(self, bar: tqdm) -> None:
         """Wait for a moment; take note of the processes that have ended."""
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S if self._active else _LONG_POLL_S)
         ended = [active for active in self._active.values() if active.process.poll() is not None]
         for active in ended:
             del self._active[active.run.name]

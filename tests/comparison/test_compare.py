@@ -65,7 +65,9 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     (folder / "text.txt").write_text("".join(f"line {n} has {n * n} and {n % 7}\n" for n in range(2000)))
     specification(folder)
-    return folder, compare(folder, "--workers", "2").stdout
+    done = compare(folder, "--workers", "2", check=False)
+    assert done.returncode == 1, done.stderr
+    return folder, done.stdout + done.stderr
 
 
 def files(folder):
@@ -80,9 +82,10 @@ def records(folder):
 
 
 def test_a_run_leaves_a_record_and_a_failed_one_stops_no_other(finished):
-    folder, _ = finished
+    folder, printed = finished
     ((name, record),) = records(folder).items()
     assert name.startswith("dense-")
+    assert "failed; see lightning_logs/comparisons/tiny/logs, and try again with --retry" in printed
     assert (record["run"], record["arm"], record["seed"], record["steps"]) == (name, "dense", 3, 6)
     assert [entry["step"] for entry in record["curve"]] == [3, 6]
     assert (record["windows"], record["positions_per_window"], record["pairs_per_window"]) == (24, 32, 2 * 32 * 33 // 2)
@@ -107,7 +110,7 @@ def compare_here(finished, run, monkeypatch):
 
     def compare_here(*options):
         status, out, err = run("compare", "spec.yaml", *options)
-        assert status == 0, err
+        assert (status, "Traceback" in err) == (1, False), err  # a run of it fails
         return out
 
     return compare_here
@@ -142,6 +145,22 @@ def test_a_record_that_is_lost_is_made_again_without_training(finished, compare_
     path.unlink()
     compare_here()
     assert files(folder) == before
+
+
+def test_a_damaged_file_fails_its_run_and_stops_no_other(finished, compare_here):
+    folder, _ = finished
+    (path,) = folder.glob("lightning_logs/comparisons/tiny/records/*.json")
+    (test,) = folder.glob("lightning_logs/comparisons/tiny/lightning_logs/dense-*/test.json")
+    content, record = test.read_text(), path.read_text()
+    path.unlink()
+    test.write_text(content[:100])
+    compare_here()
+    failed = json.loads((test.parent / "failed.json").read_text())
+    assert "Unterminated string" in failed["last_words"] or "delimiter" in failed["last_words"]
+    test.write_text(content)
+    (test.parent / "failed.json").unlink()
+    compare_here()
+    assert path.read_text() == record
 
 
 def test_retry_tries_what_failed_again(finished, compare_here):
@@ -224,7 +243,7 @@ def test_an_array_job_has_a_task_for_each_run_that_can_start(finished, run, work
     specification(work)
     status, out, _ = run("compare", "spec.yaml", "--slurm", "4")
     assert (status, out) == (0, "Submitted batch job 7\n")
-    lines = work / "lightning_logs/comparisons/tiny/runs.txt"
+    lines = work / "lightning_logs/comparisons/tiny/runs-1.txt"
     assert [line.split("-")[0] for line in lines.read_text().splitlines()] == ["dense", "huge"]
     script = "configs/slurm/compare.sbatch"
     log = "--output=lightning_logs/comparisons/tiny/logs/slurm-%A_%a.log"

@@ -220,6 +220,8 @@ def test_configurations_are_merged_like_those_of_fit():
         ({"budgets": ["windows", "windows"]}, "budgets"),
         ({"primary": [("dense", "latent", "flops")]}, "primary = flops"),
         ({"primary": [("dense", "lama", "windows")]}, "primary = lama"),
+        ({"primary": [("dense", "dense", "windows")]}, "against itself"),
+        ({"primary": [("dense", "latent", "windows"), ("latent", "dense", "windows")]}, "once a budget"),
         ({"arms": {"dense": {"init_args": {}}}}, "class_path"),
         ({"arms": {"dense": DENSE | {"n_layers": 3}}}, "n_layers"),
         ({"arms": {"a-b": DENSE}}, "letters, digits"),

@@ -91,7 +91,7 @@ def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wiki
 
 def test_windows_that_follow_each_other_are_joined_by_hand():
     batches = scoring_batches([20, 3, 9], window_len=6, stride=2, batch_size=4)
-    joined = in_one_pass(batches, n_positions=12)
+    joined = in_one_pass(batches, longest=12, n_positions=24)
     assert sorted(window for batch in joined for window in batch) == [
         (0, 0, 12, 12),  # six windows from the document's beginning on
         (0, 8, 20, 8),  # the next begins four tokens before the first that it scores
@@ -99,13 +99,13 @@ def test_windows_that_follow_each_other_are_joined_by_hand():
         (2, 0, 9, 9),
     ]
     assert all(len({(window.stop - window.start, window.n_scored) for window in batch}) == 1 for batch in joined)
-    assert sum(len(batch) for batch in in_one_pass(batches, n_positions=1)) == sum(map(len, batches))
+    assert sum(len(batch) for batch in in_one_pass(batches, 1, 1)) == sum(map(len, batches))
 
 
 def test_joined_windows_score_the_same_positions_once():
     for n_kept in (1, 4, 13):  # of all batches: a limited score
         batches = scoring_batches([31, 0, 8, 50], window_len=8, stride=4, batch_size=2)[:n_kept]
-        joined = in_one_pass(batches, n_positions=20)
+        joined = in_one_pass(batches, longest=20, n_positions=40)
 
         def positions(batches):
             windows = (window for batch in batches for window in batch)
@@ -135,7 +135,7 @@ def test_what_reads_no_further_than_its_windows_is_scored_in_one_pass(wikitext, 
     loader = data.test_dataloader()
     window_len, stride = model.scoring_window(32)
     longest = max(window.stop - window.start for batch in loader.batches for window in batch)
-    assert longest == (2 * 4 * 32 // stride * stride if is_joined else window_len)
+    assert longest == (window_len + 8 * stride if is_joined else window_len)
     losses = {}
     with torch.no_grad():
         for number, (inputs, targets, _) in enumerate(loader):

@@ -118,7 +118,8 @@ def test_a_run_without_an_end_shows_its_time(run, work, terminal, monkeypatch):
 
 
 def test_validation_is_shown_on_the_same_bar(run, work, terminal):
-    out = terminal(run, "--trainer.limit_val_batches", 2)
+    # Shared keys and values: windows are scored one by one.
+    out = terminal(run, "--trainer.limit_val_batches", 2, "--model.init_args.share_key_value", "true")
     shown = [state.partition("left, ")[2].strip() for state in states(out) if state.startswith("step 4 of 6")]
     assert [text for text in shown if text.startswith("validating")][:3] == [
         "validating",
