@@ -85,9 +85,7 @@ def _of_json(line: str, number: int, path: Path) -> dict[str, Any]:
 
 
 def _is_text(prompt: str) -> bool:
-    """Whether all of a text's characters are some: Python keeps the bytes of a command line that are none, and JSON's
-    halves of pairs, as surrogates.
-    """
+    """Whether it has no surrogates: so Python keeps a command line's bytes, and JSON half a pair, that are no text."""
     return not any("\ud800" <= character <= "\udfff" for character in prompt)
 
 
