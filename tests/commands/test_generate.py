@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from helpers.refusals import assert_one_message
 from llp import load
-from llp.generation.continuation import continue_text
+from llp.generation.continuation import continue_text, continue_texts
 
 PROMPTS = ["the cat", "a", "on a mat, the cat sat on a mat"]
 SETTINGS = ("--max_tokens", 25, "--temperature", 0.8)
@@ -20,9 +21,20 @@ def alone(model, prompt, seed, **settings):
     return "".join(continue_text(model, prompt, max_tokens=25, temperature=0.8, seed=seed, **settings))
 
 
-def test_files_of_prompts(run, trained):
+def attentive(path):
+    """A model that was trained for a few steps hardly heeds its prompt; with larger weights it does."""
+    model = load(path)
+    with torch.no_grad():
+        for name, weight in model.decoder.named_parameters():
+            if weight.ndim == 2 and "embed" not in name:
+                weight.mul_(20)
+    return model
+
+
+def test_files_of_prompts(run, trained, monkeypatch):
     """Each completion is the one that its prompt has alone, whatever the batch; what a line also holds is kept."""
-    model = load(trained)
+    monkeypatch.setattr("llp.commands.checkpoint_command.load", attentive)
+    model = attentive(trained)
     expected = [[alone(model, prompt, seed) for seed in (3, 4)] for prompt in PROMPTS]
     assert len({text for texts in expected for text in texts}) == 6
     (trained / "in.txt").write_text("\n\n".join(PROMPTS) + "\r\n")
@@ -65,6 +77,11 @@ def test_stop_strings_and_the_count_of_tokens(run, trained):
         assert out == "the" + whole[:place] + "\n"
         assert err.splitlines()[-1].startswith(f"{place + len(found.encode())} tokens in ")
         assert err.rstrip().endswith(" tokens/s")
+    settings = {"max_tokens": 60, "temperature": 0.3, "seed": 2, "stop": [first, second]}
+    ((stopped, other),) = continue_texts(model, ["the"], n_samples=2, **settings)
+    assert stopped == (whole[:place], place + len(found.encode()))
+    assert other.text == "".join(continue_text(model, "the", **{**settings, "seed": 3}))
+    assert other.n_tokens > stopped.n_tokens  # one goes on where the other has ended
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_text_comes_character_by_character():
         ("abcd", ["bd"], ["a", "", "bc", "d", ""]),  # what begins like the stop string waits
         ("aabc", ["aab"], ["", "", "", ""]),
         ("aaab", ["aab"], ["", "", "a", "", ""]),
-        ("xabz", ["abc", "b"], ["x", "", "", ""]),
+        ("xabz", ["abc", "b"], ["x", "", "a", ""]),
         ("xab", ["abc"], ["x", "", "", "ab"]),  # it ends without
         ("a€b", ["€"], ["a", "", "", "", ""]),
         ("abc", [], ["a", "b", "c", ""]),
