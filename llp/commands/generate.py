@@ -1,26 +1,132 @@
-"""`llp generate`: continue a text with a trained model, which needs nothing but its checkpoint."""
+"""`llp generate`: continue texts with a trained model, which needs nothing but its checkpoint."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
 
 from llp.commands.checkpoint_command import CheckpointCommand
 from llp.commands.named_checkpoint import named_checkpoint
 from llp.commands.parser import Parser
-from llp.errors import require
-from llp.generation.continuation import continue_text
+from llp.errors import SettingError, require
+from llp.generation.continuation import Completion, continue_text, continue_texts
+from llp.run_folder import whole_file
 
 
 def run(options: list[str]) -> None:
-    """Print a prompt and its continuation, as it is drawn."""
-    parser = Parser(prog="llp generate", description="Continue a prompt with a trained model.")
+    """Continue a prompt, as the text is drawn, or several texts side by side; then say how fast it was."""
+    parser = Parser(prog="llp generate", description="Continue texts with a trained model.")
     parser.add_argument("--name", type=str | None, help="The run in lightning_logs/.")
-    command = CheckpointCommand(parser, continue_text, {"model"}, named_checkpoint("generate", options))
-    prompt = command.own["prompt"]
-    require(_is_text(prompt), "prompt", repr(prompt), "it is not UTF-8; give it in that encoding")
-    print(prompt, end="", flush=True)
+    parser.add_argument("--prompt", type=str, default="", help="The text to continue.")
+    parser.add_argument("--prompts", type=str | None, help="A file of prompts: .txt, one a line, or .jsonl.")
+    parser.add_argument("--output", type=str | None, help="A .jsonl file for the completions.")
+    parser.add_argument("--stop", type=str, nargs="+", action="extend", default=[], help="Texts end before these.")
+    skip: set[str | int] = {"model", "prompts", "stop"}
+    command = CheckpointCommand(parser, continue_texts, skip, named_checkpoint("generate", options))
+    arguments, own = command.arguments, {**command.own, "stop": command.arguments.stop}
+    entries = _entries(arguments.prompt, arguments.prompts)
+    started = time.perf_counter()
     with command.autocast():
-        for text in continue_text(command.model, **command.own):
-            print(text, end="", flush=True)
-    print()
+        if arguments.output is not None:
+            n_tokens = _write(command.model, entries, Path(arguments.output), own)
+        elif arguments.prompts is not None:
+            n_tokens = _write_lines(command.model, entries, sys.stdout, own)
+        elif own["n_samples"] == 1:
+            n_tokens = _stream(command.model, arguments.prompt, own)
+        else:
+            n_tokens = _show(command.model, arguments.prompt, own)
+    seconds = time.perf_counter() - started
+    print(f"{n_tokens:,} tokens in {seconds:.1f} s: {n_tokens / seconds:,.1f} tokens/s", file=sys.stderr)
+
+
+def _entries(prompt: str, file: str | None) -> list[dict[str, Any]]:
+    """Objects with "prompt" and what else a line of the file holds."""
+    if file is None:
+        require(_is_text(prompt), "prompt", repr(prompt), "it is not UTF-8; give it in that encoding")
+        return [{"prompt": prompt}]
+    require(prompt == "", "prompt", repr(prompt), f"the prompts are those of {file}; leave out one of the two")
+    path = Path(file).expanduser()
+    remedy = "it is neither .txt, with one prompt in each line, nor .jsonl; rename or convert it"
+    require(path.suffix in (".txt", ".jsonl"), "prompts", path, remedy)
+    require(path.is_file(), "prompts", path, "there is no such file; give one that is there")
+    read = _of_json if path.suffix == ".jsonl" else _of_text
+    entries = [read(line, number, path) for number, line in _lines(path)]
+    require(len(entries) > 0, "prompts", path, "there is no prompt in it; add one")
+    return entries
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that aren't blank, and their numbers, counted from 1."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            text = line.decode().removesuffix("\r")
+        except UnicodeDecodeError as error:
+            remedy = f"line {number} is not UTF-8; convert or repair it"
+            raise SettingError("prompts", path, remedy) from error
+        if text.strip():
+            yield number, text
+
+
+def _of_text(line: str, number: int, path: Path) -> dict[str, Any]:
+    return {"prompt": line}
+
+
+def _of_json(line: str, number: int, path: Path) -> dict[str, Any]:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError:
+        entry = None
+    prompt = entry.get("prompt") if isinstance(entry, dict) else None
+    remedy = f'line {number} is no object with a text under "prompt"; repair it'
+    require(isinstance(prompt, str) and _is_text(prompt), "prompts", path, remedy)
+    return entry
 
 
 def _is_text(prompt: str) -> bool:
-    """Whether all of a command line's bytes were characters: Python keeps those that are none as surrogates."""
+    """Whether it has no surrogates: so Python keeps a command line's bytes, and JSON half a pair, that are no text."""
     return not any("\ud800" <= character <= "\udfff" for character in prompt)
+
+
+def _write(model: Any, entries: list[dict[str, Any]], path: Path, settings: dict[str, Any]) -> int:
+    """Write a file of completions, whole or not at all; returns the number of drawn tokens."""
+    remedy = "the folder of this file is not there; create it, or name another"
+    require(path.parent.is_dir(), "output", path, remedy)
+    require(not path.is_dir(), "output", path, "this is a folder; name a file")
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        return _write_lines(model, entries, stream, settings)
+
+
+def _write_lines(model: Any, entries: list[dict[str, Any]], stream: TextIO, settings: dict[str, Any]) -> int:
+    """Write the line of each prompt as soon as all of its completions are there; returns the number of tokens."""
+    n_tokens = 0
+    of_prompts = continue_texts(model, [entry["prompt"] for entry in entries], **settings)
+    for entry, completions in zip(entries, of_prompts, strict=True):
+        line = {**entry, "completions": [completion.text for completion in completions]}
+        print(json.dumps(line, ensure_ascii=False), file=stream, flush=True)
+        n_tokens += _count(completions)
+    return n_tokens
+
+
+def _stream(model: Any, prompt: str, settings: dict[str, Any]) -> int:
+    """Print a prompt and its continuation, as it is drawn; returns the number of drawn tokens."""
+    of_one = {name: value for name, value in settings.items() if name not in ("n_samples", "batch_size")}
+    print(prompt, end="", flush=True)
+    n_pieces = 0
+    for piece in continue_text(model, prompt, **of_one):
+        print(piece, end="", flush=True)
+        n_pieces += 1
+    print()
+    return n_pieces - 1  # the last one is of no token
+
+
+def _show(model: Any, prompt: str, settings: dict[str, Any]) -> int:
+    """Print several continuations of a prompt, with blank lines between them; returns the number of drawn tokens."""
+    (completions,) = continue_texts(model, [prompt], **settings)
+    print("\n\n".join(prompt + completion.text for completion in completions))
+    return _count(completions)
+
+
+def _count(completions: Iterable[Completion]) -> int:
+    return sum(completion.n_tokens for completion in completions)

@@ -1,12 +1,21 @@
 """Continues texts, token by token."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 
 from llp.errors import require
 from llp.generation.sampling import Sampling
+
+
+class Completion(NamedTuple):
+    """A continuation of a prompt."""
+
+    text: str
+    n_tokens: int
+    """How many tokens were drawn for it."""
 
 
 def continue_text(
@@ -17,8 +26,11 @@ def continue_text(
     top_k: int | None = None,
     top_p: float = 0.95,
     seed: int = 0,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Continue a prompt with a trained model; yields pieces of text as they are drawn, until the document ends.
+    """Continue a prompt with a trained model, until the document ends; yields pieces of text as they are drawn.
+
+    There is one piece for each token, empty while a character or a stop string may be unfinished, and one at the end.
 
     Args:
         model: A `LanguageModel` with its tokenizer, in evaluation mode.
@@ -28,15 +40,86 @@ def continue_text(
         top_k: Draw only from this many most likely tokens; null: from all.
         top_p: Draw only from the most likely tokens that together have at least this probability.
         seed: Seed of the random draws.
+        stop: Strings that a text ends before.
 
     Raises:
         SettingError: If a value can't be used.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    require(max_tokens >= 1, "max_tokens", max_tokens, "set it to 1 or more")
+    _check(max_tokens, stop)
     tokens = model.tokens(prompt)[0].tolist()
     drawn = generate(model, [tokens], max_tokens, model.text_window, [sampling], model.start_token)
-    return stream_text(model.tokenizer.decode, tokens, (token for _, token in drawn))
+    return stream_text(model.tokenizer.decode, tokens, (token for _, token in drawn), stop)
+
+
+def continue_texts(
+    model: Any,
+    prompts: Iterable[str],
+    max_tokens: int = 200,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 0.95,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    n_samples: int = 1,
+    batch_size: int = 16,
+) -> Iterator[list[Completion]]:
+    """Continue many prompts, of any lengths, side by side; yields the completions of each prompt, in their order.
+
+    A completion is what `continue_text` gives for its prompt and seed, whatever it is computed beside.
+
+    Args:
+        model: A `LanguageModel` with its tokenizer, in evaluation mode.
+        prompts: The texts to continue.
+        max_tokens: How many tokens to draw at most, for each text.
+        temperature: Divides the logits; 0 always picks the most likely token.
+        top_k: Draw only from this many most likely tokens; null: from all.
+        top_p: Draw only from the most likely tokens that together have at least this probability.
+        seed: Seed of the random draws; the n-th sample of each prompt, counted from 0, has this seed plus n.
+        stop: Strings that a text ends before.
+        n_samples: How many continuations to draw for each prompt.
+        batch_size: How many texts to continue side by side.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+    Sampling(temperature, top_k, top_p, seed)  # a bad value is refused now, not when the first text is drawn
+    _check(max_tokens, stop)
+    require(n_samples >= 1, "n_samples", n_samples, "set it to 1 or more")
+    require(batch_size >= 1, "batch_size", batch_size, "set it to 1 or more")
+
+    def in_batches() -> Iterator[Completion]:
+        texts = ((prompt, sample) for prompt in prompts for sample in range(n_samples))
+        while batch := list(islice(texts, batch_size)):
+            samplings = [Sampling(temperature, top_k, top_p, seed + sample) for _, sample in batch]
+            yield from _complete(model, [prompt for prompt, _ in batch], max_tokens, samplings, stop)
+
+    completions = in_batches()
+    return iter(lambda: list(islice(completions, n_samples)), [])
+
+
+def _check(max_tokens: int, stop: Sequence[str]) -> None:
+    require(max_tokens >= 1, "max_tokens", max_tokens, "set it to 1 or more")
+    remedy = "it would end every text at once; give some text, or leave it out"
+    require("" not in stop, "stop", repr(""), remedy)
+
+
+def _complete(
+    model: Any, prompts: Sequence[str], max_tokens: int, samplings: Sequence[Sampling], stop: Sequence[str]
+) -> list[Completion]:
+    """Continue prompts side by side, each until its document ends or a stop string comes."""
+    tokens = [model.tokens(prompt)[0].tolist() for prompt in prompts]
+    streams = [TextStream(model.tokenizer.decode, text, stop) for text in tokens]
+    pieces: list[list[str]] = [[] for _ in prompts]
+    ended: set[int] = set()
+    for number, token in generate(model, tokens, max_tokens, model.text_window, samplings, model.start_token, ended):
+        pieces[number].append(streams[number].add(token))
+        if streams[number].has_ended:
+            ended.add(number)
+    return [
+        Completion("".join(of_text) + stream.rest(), len(of_text))
+        for of_text, stream in zip(pieces, streams, strict=True)
+    ]
 
 
 def generate(
@@ -46,6 +129,7 @@ def generate(
     window: tuple[int, int],
     samplings: Sequence[Sampling],
     end_token: int | None = None,
+    ended: Container[int] = (),
 ) -> Iterator[tuple[int, int]]:
     """Continue texts side by side; yields the number of a text and its next token, as they are drawn.
 
@@ -59,6 +143,7 @@ def generate(
         window: Length and stride of the scoring windows.
         samplings: How to draw, for each text.
         end_token: A text ends before this one; None: after `n_tokens`.
+        ended: Numbers of texts that draw no more; whoever reads the tokens may add to it.
     """
     memories = [model.new_memory(1, window) for _ in prompts]
     logits = {
@@ -69,6 +154,7 @@ def generate(
         drawn = {number: samplings[number].draw(row) for number, row in logits.items()}
         drawn = {number: token for number, token in drawn.items() if token != end_token}
         yield from drawn.items()
+        drawn = {number: token for number, token in drawn.items() if number not in ended}
         if not drawn or step == n_tokens - 1:
             return
         tokens = torch.tensor([[token] for token in drawn.values()], device=model.device)  # (B, 1)
@@ -76,14 +162,67 @@ def generate(
         logits = dict(zip(drawn, rows, strict=True))
 
 
-def stream_text(decode: Callable[[list[int]], str], prompt: list[int], drawn: Iterable[int]) -> Iterator[str]:
-    """Yield the text of drawn tokens as they come; a character of several tokens comes with the last of them."""
-    tokens = list(prompt)
-    shown = decode(tokens)
+class TextStream:
+    """The text of tokens as they come, up to a stop string.
+
+    A character of several tokens comes with the last of them; what may be the beginning of a stop string comes once it
+    is none.
+
+    Args:
+        decode: Maps tokens to their text.
+        prompt: The tokens before, which belong to the text and aren't shown.
+        stop: Strings that the text ends before.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
+        self.decode, self.stop = decode, stop
+        self.has_ended = False
+        """Whether a stop string has come."""
+        self._tokens = list(prompt)  # what the next ones are decoded behind
+        self._n_old, self._n_shown = len(self._tokens), len(decode(self._tokens))
+        self._held = ""
+
+    def add(self, token: int) -> str:
+        """Take the next token; returns the text that has become certain."""
+        self._tokens.append(token)
+        text = self.decode(self._tokens)
+        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._take(text)
+
+    def rest(self) -> str:
+        """The text that is left when no more tokens come."""
+        shown = "" if self.has_ended else self._take(self.decode(self._tokens))
+        return shown + self._held
+
+    def _take(self, text: str) -> str:
+        """Of the tokens' text, what can be shown."""
+        self._held += text[self._n_shown :]
+        if len(text) > self._n_shown:
+            # Decoding from the start would take a time that grows with the text. A tokenizer treats a beginning in its
+            # own way, so that the tokens of the newest text stand there from now on.
+            del self._tokens[: self._n_old]
+            self._n_old, self._n_shown = len(self._tokens), len(self.decode(self._tokens))
+        found = [place for place in map(self._held.find, self.stop) if place >= 0]
+        if found:
+            self.has_ended = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        n_certain = len(self._held) - max((_overlap(self._held, one) for one in self.stop), default=0)
+        shown, self._held = self._held[:n_certain], self._held[n_certain:]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest beginning of `stop`, short of all of it, that `text` ends with."""
+    return next(n for n in range(len(stop) - 1, -1, -1) if text.endswith(stop[:n]))
+
+
+def stream_text(
+    decode: Callable[[list[int]], str], prompt: Sequence[int], drawn: Iterable[int], stop: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield what each drawn token adds to the text, and what is left at the end, or before the first stop string."""
+    stream = TextStream(decode, prompt, stop)
     for token in drawn:
-        tokens.append(token)
-        text = decode(tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[len(shown) :]
-            shown = text
-    yield decode(tokens)[len(shown) :]
+        yield stream.add(token)
+        if stream.has_ended:
+            break
+    yield stream.rest()

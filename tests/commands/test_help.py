@@ -8,7 +8,7 @@ import pytest
 
 from llp.commands.help import COMMANDS, help_of
 from llp.evaluation.context import loss_by_context
-from llp.generation.continuation import continue_text
+from llp.generation.continuation import continue_texts
 
 TRAINER_COMMANDS = [name for name, command in COMMANDS.items() if command.sections]
 
@@ -46,7 +46,7 @@ def test_all_settings_are_shown_on_request_and_promise_nothing_false(run, name):
 @pytest.mark.parametrize(
     ("name", "function", "others"),
     [
-        ("generate", continue_text, {"ckpt_path", "name", "accelerator", "precision"}),
+        ("generate", continue_texts, {"ckpt_path", "name", "accelerator", "precision", "prompt", "output"}),
         ("context", loss_by_context, {"ckpt_path", "name", "accelerator", "precision", "config", "data"}),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from datamodules import Bytes
 from helpers.small_models import ARCHITECTURES, build
 from llp.errors import SettingError
-from llp.generation.continuation import generate, stream_text
+from llp.generation.continuation import TextStream, generate, stream_text
 from llp.generation.sampling import Sampling
 
 LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
@@ -113,5 +113,35 @@ def test_text_comes_character_by_character():
     tokens = list("a€b😀".encode())
     pieces = [piece for piece in stream_text(tokenizer.decode, list(b"so "), tokens) if piece]
     assert pieces == ["a", "€", "b", "😀"]
+    assert len(list(stream_text(tokenizer.decode, list(b"so "), tokens))) == len(tokens) + 1
     unfinished = list(stream_text(tokenizer.decode, [], [*b"x", 0xE2]))
     assert "".join(unfinished) == "x\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "pieces"),
+    [
+        ("abcd", ["bd"], ["a", "", "bc", "d", ""]),  # what begins like the stop string waits
+        ("aabc", ["aab"], ["", "", "", ""]),
+        ("aaab", ["aab"], ["", "", "a", "", ""]),
+        ("xabz", ["abc", "b"], ["x", "", "a", ""]),
+        ("xab", ["abc"], ["x", "", "", "ab"]),  # it ends without
+        ("a€b", ["€"], ["a", "", "", "", ""]),
+        ("abc", [], ["a", "b", "c", ""]),
+    ],
+)
+def test_a_text_ends_before_a_stop_string(text, stop, pieces):
+    assert list(stream_text(Bytes().decode, list(b"ab"), text.encode(), stop)) == pieces
+
+
+def test_a_long_text_is_not_decoded_anew_for_each_token():
+    seen = []
+
+    def decode(tokens):  # a tokenizer that drops the space at a beginning, as SentencePiece does
+        seen.append(len(tokens))
+        return "".join(("", " a", " b")[token] for token in tokens).removeprefix(" ")
+
+    stream = TextStream(decode, [0, 1])
+    drawn = [1, 2, 0, 2, 1] * 50
+    assert "".join(map(stream.add, drawn)) + stream.rest() == decode([0, 1, *drawn])[1:]
+    assert max(seen[:-1]) <= 4

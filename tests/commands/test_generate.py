@@ -1,0 +1,135 @@
+"""`llp generate`: prompts in files, many texts side by side, stop strings, what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from helpers.refusals import assert_one_message
+from llp import load
+from llp.generation.continuation import continue_text, continue_texts
+
+PROMPTS = ["the cat", "a", "on a mat, the cat sat on a mat"]
+SETTINGS = ("--max_tokens", 25, "--temperature", 0.8)
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def alone(model, prompt, seed, **settings):
+    return "".join(continue_text(model, prompt, max_tokens=25, temperature=0.8, seed=seed, **settings))
+
+
+def attentive(path):
+    """A model that was trained for a few steps hardly heeds its prompt; with larger weights it does."""
+    model = load(path)
+    with torch.no_grad():
+        for name, weight in model.decoder.named_parameters():
+            if weight.ndim == 2 and "embed" not in name:
+                weight.mul_(20)
+    return model
+
+
+def test_files_of_prompts(run, trained, monkeypatch):
+    """Each completion is the one that its prompt has alone, whatever the batch; what a line also holds is kept."""
+    monkeypatch.setattr("llp.commands.checkpoint_command.load", attentive)
+    model = attentive(trained)
+    expected = [[alone(model, prompt, seed) for seed in (3, 4)] for prompt in PROMPTS]
+    assert len({text for texts in expected for text in texts}) == 6
+    (trained / "in.txt").write_text("\n\n".join(PROMPTS) + "\r\n")
+    objects = [{"id": number, "prompt": prompt, "tags": ["ä"]} for number, prompt in enumerate(PROMPTS)]
+    (trained / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in objects))
+    arguments = ("generate", "--ckpt_path", trained, *SETTINGS, "--seed", 3, "--n_samples", 2)
+    status, out, err = run(*arguments, "--prompts", trained / "in.txt", "--batch_size", 4)
+    assert status == 0, err
+    both = zip(PROMPTS, expected, strict=True)
+    assert lines(out) == [{"prompt": prompt, "completions": texts} for prompt, texts in both]
+    output = trained / "out.jsonl"
+    output.write_text("older")
+    status, out, err = run(*arguments, "--prompts", trained / "in.jsonl", "--output", output)
+    assert (status, out) == (0, ""), err
+    both = zip(objects, expected, strict=True)
+    assert lines(output.read_text(encoding="utf-8")) == [{**one, "completions": texts} for one, texts in both]
+    assert (trained / "out-1.jsonl").read_text() == "older"
+
+
+def test_a_prompt_with_several_samples(run, trained):
+    model = load(trained)
+    arguments = ("generate", "--ckpt_path", trained, *SETTINGS, "--prompt", "the cat")
+    status, out, err = run(*arguments, "--n_samples", 2)
+    assert status == 0, err
+    assert out == "\n\n".join("the cat" + alone(model, "the cat", seed) for seed in (0, 1)) + "\n"
+    assert run(*arguments)[1] == "the cat" + alone(model, "the cat", 0) + "\n"
+
+
+def test_stop_strings_and_the_count_of_tokens(run, trained):
+    """A byte is a token: the text up to the first stop string, and that string, were drawn."""
+    model = load(trained)
+    whole = "".join(continue_text(model, "the", max_tokens=60, temperature=0.3, seed=2))
+    first, second = whole[20:22], whole[9:11]
+    place = min(whole.index(first), whole.index(second))
+    found = first if whole.startswith(first, place) else second
+    arguments = ("generate", "--ckpt_path", trained, "--prompt", "the", "--max_tokens", 60, "--temperature", 0.3)
+    for stop in (("--stop", first, second), ("--stop", second, "--stop", first)):
+        status, out, err = run(*arguments, "--seed", 2, *stop)
+        assert status == 0, err
+        assert out == "the" + whole[:place] + "\n"
+        assert err.splitlines()[-1].startswith(f"{place + len(found.encode())} tokens in ")
+        assert err.rstrip().endswith(" tokens/s")
+    settings = {"max_tokens": 60, "temperature": 0.3, "seed": 2, "stop": [first, second]}
+    ((stopped, other),) = continue_texts(model, ["the"], n_samples=2, **settings)
+    assert stopped == (whole[:place], place + len(found.encode()))
+    assert other.text == "".join(continue_text(model, "the", **{**settings, "seed": 3}))
+    assert other.n_tokens > stopped.n_tokens  # one goes on where the other has ended
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.csv", b"a", "in.csv: it is neither .txt, with one prompt in each line, nor .jsonl; rename or convert it"),
+        ("none.txt", None, "none.txt: there is no such file; give one that is there"),
+        ("in.txt", b"\n \n", "in.txt: there is no prompt in it; add one"),
+        ("in.txt", b"a\n\nb\xe9\n", "in.txt: line 3 is not UTF-8; convert or repair it"),
+        ("in.jsonl", b'{"prompt": "a"}\n{"text": "b"}', 'in.jsonl: line 2 is no object with a text under "prompt"'),
+        ("in.jsonl", b'{"prompt": 3}', 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
+        ("in.jsonl", b'{"prompt": "\\ud800"}', 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
+        ("in.jsonl", b"\n[]", 'in.jsonl: line 2 is no object with a text under "prompt"; repair it'),
+        ("in.jsonl", b"{", 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
+    ],
+)
+def test_a_file_that_holds_no_prompts_is_refused(run, trained, name, content, message):
+    if content is not None:
+        (trained / name).write_bytes(content)
+    outcome = run("generate", "--ckpt_path", trained, "--prompts", trained / name, "--output", trained / "out.jsonl")
+    assert_one_message(outcome, f"prompts = {trained}/{message}")
+    assert not (trained / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stop", ""], "stop = '': it would end every text at once; give some text, or leave it out"),
+        (["--stop", "a", ""], "stop = ''"),
+        (["--n_samples", 0], "n_samples = 0: set it to 1 or more"),
+        (["--n_samples", 2, "--batch_size", 0], "batch_size = 0: set it to 1 or more"),
+        (["--max_tokens", 0], "max_tokens = 0: set it to 1 or more"),
+        (["--prompt", "a", "--prompts", "b.txt"], "prompt = 'a': the prompts are those of b.txt; leave out one of"),
+        (["--output", "no/out.jsonl"], "output = no/out.jsonl: the folder of this file is not there; create it, or"),
+        (["--output", "."], "output = .: this is a folder; name a file"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_used(run, trained, options, message):
+    assert_one_message(run("generate", "--ckpt_path", trained, *options), message)
+
+
+def test_an_output_is_there_whole_or_not_at_all(run, trained, monkeypatch):
+    def broken(*_, **__):
+        yield []
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llp.commands.generate.continue_texts", broken)
+    with pytest.raises(KeyboardInterrupt):
+        run("generate", "--ckpt_path", trained, "--output", trained / "out.jsonl")
+    assert not [path for path in trained.iterdir() if "out.jsonl" in path.name]
