@@ -33,7 +33,8 @@ def record_of(run, loss, is_tested):
         run=run.name, arm=run.arm, class_path="llp.Transformer", seed=run.seed, learning_rate=run.learning_rate,
         steps=run.steps, settings=run.settings, commands=[], parameters=1, pairs_per_window=1, flops_per_window=1,
         positions_per_window=1, windows=run.steps, curve=[{"step": run.steps, "loss": loss}],
-        test={"rows": []} if is_tested else None, slices={} if is_tested else None, hashes={}, commit=None, versions={}, device="cpu",
+        test={"rows": []} if is_tested else None, slices={} if is_tested else None, hashes={}, commit=None,
+        versions={}, device="cpu",
     )  # fmt: skip
 
 
