@@ -91,7 +91,7 @@ class ComparisonFolder:
     def failed(self) -> dict[str, str]:
         """The runs that failed, and their last words."""
         paths = sorted(self.path.glob("lightning_logs/*/failed.json"))
-        return {path.parent.name: _read_json(path)["last_words"] for path in paths}
+        return {path.parent.name: read_json(path)["last_words"] for path in paths}
 
     def forget_failures(self) -> None:
         """Let the runs that failed be tried again."""
@@ -123,11 +123,11 @@ class ComparisonFolder:
     def timing(self) -> Timing | None:
         """Seconds of a step by arm; None: nothing was timed."""
         path = self.path / "timing.json"
-        return Timing(**_read_json(path)) if path.exists() else None
+        return Timing(**read_json(path)) if path.exists() else None
 
 
 def _record(path: Path) -> Record:
-    content = _read_json(path)
+    content = read_json(path)
     expected = {one.name for one in fields(Record)}
     remedy = "it is no record of this version; remove it, and its run is repeated"
     if content.keys() != expected or content["run"] != path.stem:
@@ -135,7 +135,12 @@ def _record(path: Path) -> Record:
     return Record(**content)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file that this comparison has written.
+
+    Raises:
+        SettingError: If it can't be read.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from llp.comparison.folder import ComparisonFolder
+from llp.comparison.folder import ComparisonFolder, read_json
 from llp.comparison.plan import Contestant, PlannedRun, portable
 from llp.comparison.study import Record
 from llp.errors import require
@@ -70,13 +70,13 @@ def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, st
         SettingError: If the files are not those of this run.
     """
     place = folder.run(run.name)
-    content = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    content = read_json(place / "run.json")
     checkpoint = checkpoints.read(str(place / "checkpoints/last.ckpt"))
     step = checkpoint["global_step"]
     remedy = f"the run has {run.steps} steps; remove the folder, and it is run again"
     require(step == run.steps == content["step"], "step", f"{step} in {place}", remedy)
     test = _test(place / "test.json", step) if "test.json" in stages else None
-    slices = json.loads((place / "slices.json").read_text(encoding="utf-8")) if "slices.json" in stages else None
+    slices = read_json(place / "slices.json") if "slices.json" in stages else None
     config = yaml.safe_load(folder.config(run.name).read_text(encoding="utf-8"))
     return Record(
         run=run.name,
@@ -116,7 +116,7 @@ def _text_hashes(checkpoint: dict[str, Any]) -> dict[str, str]:
 
 def _test(path: Path, step: int) -> dict[str, Any]:
     """The report of a test without what would differ if the run were repeated, and its documents' sizes alone."""
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_json(path)
     remedy = f"that is not the checkpoint of step {step}; remove the file, and the test is repeated"
     require(report["protocol"]["step"] == step, "test", f"step {report['protocol']['step']} in {path}", remedy)
     protocol = {name: report["protocol"].get(name) for name in _PROTOCOL}
