@@ -13,6 +13,7 @@ import torch
 
 import llp
 from llp.decoder.memory import Memory
+from llp.generation.reading import extend_each
 
 VOCAB_SIZE = 32_000
 LONGEST = {"LLP": 65_536, "SlidingWindow": 16_384, "Transformer": 16_384}
@@ -37,7 +38,7 @@ def token(model: Any, place: int, batch_size: int = 1) -> Callable[[], Any]:
     with torch.inference_mode():
         memories = [memory_at(model, place) for _ in range(batch_size)]
     tokens = torch.randint(VOCAB_SIZE, (batch_size, 1))
-    return lambda: model.extend_each(tokens, memories)
+    return lambda: extend_each(model, tokens, memories)
 
 
 def reading(model: Any) -> Callable[[], Any]:

@@ -2,7 +2,7 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -24,8 +24,8 @@ from llp.evaluation.certificate import Certificate
 from llp.evaluation.report import TestReport
 from llp.evaluation.scoring import Score, ScoringBatch
 from llp.evaluation.scoring_labels import LabelScore
-from llp.evaluation.scoring_windows import window_start
 from llp.evaluation.text_losses import TokenLoss, text_losses
+from llp.generation import reading
 from llp.generation.continuation import continue_text
 from llp.training import checkpoints, optimization, settings
 from llp.training.fingerprints import chained_digest, weights_digest
@@ -199,7 +199,6 @@ class LanguageModel(LightningModule, ABC):
             window = None
         return Memory([self.layer_pattern(layer) for layer in range(self.n_layers)], batch_size, window)
 
-    @torch.inference_mode()
     def extend(self, tokens: Tensor, memory: Memory, n_logits: int | None = None) -> tuple[Tensor, Memory]:
         """Read the next tokens of a text; a text in pieces of any lengths gives the logits of the whole.
 
@@ -214,64 +213,7 @@ class LanguageModel(LightningModule, ABC):
         Raises:
             SettingError: If a text without a window is longer than the architecture's latents.
         """
-        logits, n_wanted = [], tokens.shape[1] if n_logits is None else n_logits
-        while tokens.shape[1]:
-            place, n_left = self._window_at(memory)
-            piece, tokens = tokens[:, :n_left], tokens[:, n_left:]
-            wanted_here = min(piece.shape[1], max(0, n_wanted - tokens.shape[1]))
-            logits.append(self._extend_window(piece, memory, place, wanted_here))
-            memory.remember(piece)
-        return torch.cat(logits, dim=1), memory
-
-    @torch.inference_mode()
-    def extend_each(self, tokens: Tensor, memories: Sequence[Memory]) -> Tensor:
-        """Read the next token of several texts, which may be at different places, in one pass where that can be.
-
-        Args:
-            tokens: (B, 1) int64, one for each text.
-            memories: Those of the texts, of batch size 1; they take the tokens in.
-
-        Returns:
-            Logits of the token after each, (B, vocab_size).
-        """
-        logits: list[Tensor] = [tokens] * len(memories)
-        moving = [memory.place != self._window_at(memory)[0] for memory in memories]
-        for number in (number for number, moves in enumerate(moving) if moves):
-            logits[number] = self.extend(tokens[number : number + 1], memories[number])[0][0, -1]
-        staying = [number for number, moves in enumerate(moving) if not moves]
-        if staying:
-            rows = self.decoder.extend(tokens[staying], [memories[number] for number in staying])  # (b, 1, vocab_size)
-            for number, row in zip(staying, rows[:, -1], strict=True):
-                memories[number].remember(tokens[number : number + 1])
-                logits[number] = row
-        return torch.stack(logits)
-
-    def _extend_window(self, piece: Tensor, memory: Memory, place: tuple[int, int], n_logits: int) -> Tensor:
-        """Logits after the last `n_logits` of the tokens (B, n), in the window that begins and has latents at `place`.
-
-        (B, n_logits, vocab_size).
-        """
-        start, first_latent = place
-        n_latents, n = None, piece.shape[1]
-        if memory.place != place:  # its part of the text so far is read anew
-            memory.clear(place)
-            if memory.n_read > start:
-                piece = torch.cat((memory.tokens_from(start), piece), dim=1)
-            n_latents = memory.n_read + n - first_latent
-        return self.decoder.extend(piece, [memory], n_latents, n_logits)
-
-    def _window_at(self, memory: Memory) -> tuple[tuple[int, int], int]:
-        """Start and first latent of the window that predicts from the next position; how many positions it has left.
-
-        The first latent stands where it does in the full window, so that nothing that was computed changes as it fills.
-        """
-        position = memory.n_read
-        if memory.window is None:
-            return (0, 0), self._endless(position)
-        window_len, stride = memory.window
-        stop = (position // stride + 1) * stride
-        start = window_start(position, window_len, stride)
-        return (start, self.first_latent(start, stop)), stop - position
+        return reading.extend(self, tokens, memory, n_logits), memory
 
     def scores_as_one_pass(self, window_len: int, stride: int) -> bool:
         """Whether scoring windows give each position just what one pass over the whole text would give it."""
@@ -287,7 +229,7 @@ class LanguageModel(LightningModule, ABC):
         """The first position with a loss in the window of the positions `start` .. `stop` - 1."""
         return start
 
-    def _endless(self, position: int) -> int:
+    def room_without_window(self, position: int) -> int:
         """How many positions a text that is one window has room for, after `position` of them."""
         return sys.maxsize
 

@@ -45,7 +45,7 @@ class LatentLanguageModel(LanguageModel):
     def first_latent(self, start: int, stop: int) -> int:
         return max(start, stop - self.latent_len)
 
-    def _endless(self, position: int) -> int:
+    def room_without_window(self, position: int) -> int:
         remedy = f"without a window a text has latent_len = {self.latent_len} positions; give new_memory a window"
         require(position < self.latent_len, "tokens", position + 1, remedy)
         return self.latent_len - position

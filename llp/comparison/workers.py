@@ -57,7 +57,6 @@ class Workers:
 
     def work(self) -> None:
         """Carry out all runs. A signal lets the running ones save their step, and ends this."""
-        self._refresh()
         try:
             with self._bar() as bar:
                 self._fill()

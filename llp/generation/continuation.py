@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from llp.errors import require
+from llp.generation.reading import extend_each
 from llp.generation.sampling import Sampling
 
 
@@ -158,7 +159,7 @@ def generate(
         if not drawn or step == n_tokens - 1:
             return
         tokens = torch.tensor([[token] for token in drawn.values()], device=model.device)  # (B, 1)
-        rows = model.extend_each(tokens, [memories[number] for number in drawn])  # (B, vocab_size)
+        rows = extend_each(model, tokens, [memories[number] for number in drawn])  # (B, vocab_size)
         logits = dict(zip(drawn, rows, strict=True))
 
 

@@ -66,7 +66,6 @@ class RunRecord(Callback):
             "device": device_name(trainer, model),
             "threads": torch.get_num_threads(),
             "best_validation": _finite(validations.best),
-            "latest_validation": _finite(validations.latest),
             "validations": [_finite(figures) for figures in validations.curve],
             "fingerprints": model.fingerprints,
         }

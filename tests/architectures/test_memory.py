@@ -9,6 +9,7 @@ import torch
 from helpers.small_models import FORMS, LATENT, OWN_SETTINGS, build
 from llp.decoder.memory import LayerMemory
 from llp.errors import SettingError
+from llp.generation.reading import extend_each
 
 OPTIONS = [{}, {"share_key_value": True}, {"tie_embeddings": True}, {"rotary_first_layer_only": True}]
 UNITS = {"LLP": 4, "ShiftedSegments": 6}  # that windows begin at multiples of
@@ -90,7 +91,7 @@ def test_texts_at_different_places_side_by_side(name, form):
         model.extend(text[None, :n], memory)
     for step in range(18):
         tokens = torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)])[:, None]
-        got = model.extend_each(tokens, memories)
+        got = extend_each(model, tokens, memories)
         expected = torch.stack([logits[n + step] for logits, n in zip(alone, lengths, strict=True)])
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 

@@ -51,7 +51,7 @@ def test_from_training_to_the_list_of_runs(run, task):
     assert "bits per byte" not in out
     record = json.loads((folder / "run.json").read_text())
     assert record["trained_tokens"] == 6 * 4 * 3
-    assert record["latest_validation"].keys() == {"step", "complete", "loss", "accuracy"}
+    assert record["validations"][-1].keys() == {"step", "complete", "loss", "accuracy"}
     tags = curves(folder)
     assert [step for step, _ in tags["val/accuracy"]] == [step for step, _ in tags["val/loss"]] == [3, 5]
     assert tags["train/tokens"][-1][1] == 72

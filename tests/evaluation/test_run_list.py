@@ -39,7 +39,7 @@ def make_run(root, name, validation=2.0, test=None, state="finished", settings=N
     record = {
         "architecture": "llp.LLP", "parameters": 12_345, "state": state, "step": 4, "total_steps": 6,
         "trained_tokens": 1_000_000, "training_seconds": 3_723.4,
-        "best_validation": {"step": 4, "complete": True, **figures}, "latest_validation": None,
+        "best_validation": {"step": 4, "complete": True, **figures}, "validations": [],
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))
     if test is not None:

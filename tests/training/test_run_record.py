@@ -23,7 +23,7 @@ def test_a_finished_run(trained):
     model = llp.load(trained)
     assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert 0 < content["training_seconds"] < 60
-    latest, best = content["latest_validation"], content["best_validation"]
+    latest, best = content["validations"][-1], content["best_validation"]
     for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
         assert latest[name] == pytest.approx(logged[f"val/{name}"][-1][1], rel=1e-6)
     assert latest["complete"] is True
@@ -47,7 +47,7 @@ def test_a_run_that_is_stopped_fails_and_ends_says_so(run, work, monkeypatch):
     assert run("fit", "--config", "tiny.yaml", "--name", "run")[0] == 143
     stopped = record(folder)
     assert (stopped["state"], stopped["step"], stopped["trained_tokens"]) == ("stopped", 5, 5 * 4 * 32)
-    assert stopped["latest_validation"]["step"] == stopped["best_validation"]["step"] == 4
+    assert stopped["validations"][-1]["step"] == stopped["best_validation"]["step"] == 4
     with pytest.raises(ZeroDivisionError):
         run("fit", "--name", "run", "--ckpt_path", "last")
     failed = record(folder)
@@ -65,7 +65,7 @@ def test_a_validation_of_a_part_is_marked(run, work):
     arguments = ("--config", "tiny.yaml", "--name", "run", "--trainer.enable_progress_bar", "true")
     status, out, err = run("fit", *arguments, "--trainer.limit_val_batches", 2)
     assert status == 0, err
-    assert record(work / "lightning_logs/run")["latest_validation"]["complete"] is False
+    assert record(work / "lightning_logs/run")["validations"][-1]["complete"] is False
     lines = [line for line in out.splitlines() if line.startswith("step ")]
     assert len(lines) == 2
     assert all(", on a part of the split" in line for line in lines)

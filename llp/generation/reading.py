@@ -1,0 +1,75 @@
+"""A text read piece by piece, each position predicted from the window that would score it.
+
+Inside of a window the first latent stands where it does in the full window, so that nothing that was computed changes
+as the window fills. Only when the window moves on is its part of the text read anew.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llp.decoder.memory import Memory
+from llp.evaluation.scoring_windows import window_start
+
+
+@torch.inference_mode()
+def extend(model: Any, tokens: Tensor, memory: Memory, n_logits: int | None) -> Tensor:
+    """Logits of the token after each of the next tokens of a text, (B, n, vocab_size); see `LanguageModel.extend`."""
+    logits, n_wanted = [], tokens.shape[1] if n_logits is None else n_logits
+    while tokens.shape[1]:
+        place, n_left = _window_at(model, memory)
+        piece, tokens = tokens[:, :n_left], tokens[:, n_left:]
+        wanted_here = min(piece.shape[1], max(0, n_wanted - tokens.shape[1]))
+        logits.append(_extend_window(model, piece, memory, place, wanted_here))
+        memory.remember(piece)
+    return torch.cat(logits, dim=1)
+
+
+@torch.inference_mode()
+def extend_each(model: Any, tokens: Tensor, memories: Sequence[Memory]) -> Tensor:
+    """Read the next token of several texts, which may be at different places, in one pass where that can be.
+
+    Args:
+        model: A `LanguageModel`.
+        tokens: (B, 1) int64, one for each text.
+        memories: Those of the texts, of batch size 1; they take the tokens in.
+
+    Returns:
+        Logits of the token after each, (B, vocab_size).
+    """
+    logits: list[Tensor] = [tokens] * len(memories)
+    moving = [memory.place != _window_at(model, memory)[0] for memory in memories]
+    for number in (number for number, moves in enumerate(moving) if moves):
+        logits[number] = extend(model, tokens[number : number + 1], memories[number], 1)[0, -1]
+    staying = [number for number, moves in enumerate(moving) if not moves]
+    if staying:
+        rows = model.decoder.extend(tokens[staying], [memories[number] for number in staying])  # (b, 1, vocab_size)
+        for number, row in zip(staying, rows[:, -1], strict=True):
+            memories[number].remember(tokens[number : number + 1])
+            logits[number] = row
+    return torch.stack(logits)
+
+
+def _extend_window(model: Any, piece: Tensor, memory: Memory, place: tuple[int, int], n_logits: int) -> Tensor:
+    """Logits (B, n_logits, vocab_size) after the last of the tokens (B, n), in the window at `place`."""
+    start, first_latent = place
+    n_latents, n = None, piece.shape[1]
+    if memory.place != place:  # its part of the text so far is read anew
+        memory.clear(place)
+        if memory.n_read > start:
+            piece = torch.cat((memory.tokens_from(start), piece), dim=1)
+        n_latents = memory.n_read + n - first_latent
+    return model.decoder.extend(piece, [memory], n_latents, n_logits)
+
+
+def _window_at(model: Any, memory: Memory) -> tuple[tuple[int, int], int]:
+    """Start and first latent of the window that predicts from the next position; how many positions it has left."""
+    position = memory.n_read
+    if memory.window is None:
+        return (0, 0), model.room_without_window(position)
+    window_len, stride = memory.window
+    stop = (position // stride + 1) * stride
+    start = window_start(position, window_len, stride)
+    return (start, model.first_latent(start, stop)), stop - position

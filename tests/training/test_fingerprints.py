@@ -1,0 +1,42 @@
+"""What a run started from and has read, as digests: by hand, and told apart where runs differ."""
+
+import hashlib
+import json
+
+import torch
+
+from llp.training.fingerprints import chained_digest, weights_digest
+
+
+def test_digests_by_hand():
+    one, two = torch.tensor([[1, 2]]), torch.tensor([[2, 3]])
+    first = hashlib.sha256(one.numpy().tobytes() + two.numpy().tobytes()).hexdigest()
+    assert chained_digest("", (one, two)) == first
+    assert chained_digest(first, (two,)) == hashlib.sha256(first.encode() + two.numpy().tobytes()).hexdigest()
+    weights = {"b": torch.ones(2), "a": torch.zeros(1), "skipped.c": torch.ones(1)}
+    expected = hashlib.sha256(b"a" + bytes(4) + b"b" + torch.ones(2).numpy().tobytes()).hexdigest()
+    assert weights_digest(weights.items(), skip=["skipped."]) == expected
+    assert weights_digest([("b", torch.ones(2)), ("a", torch.ones(1))]) != expected
+
+
+def test_runs_of_one_seed_share_windows_and_weights_and_others_do_not(run, work):
+    found = {}
+    for name, flags in {
+        "llp": (),
+        "dense": ("--model", "llp.Transformer"),
+        "compressed": ("--config", "compressed.yaml"),
+        "seed": ("--seed_everything", 1),
+        "longer": ("--trainer.max_steps", 7),
+        "wider": ("--model.init_args.dim", 32),
+    }.items():
+        if name == "compressed":
+            own = "{latent_len: 16, history_len: 16, compressed_len: 8}"
+            model = f"model: {{class_path: llp.CompressedAttention, init_args: {own}}}\n"
+            (work / "compressed.yaml").write_text(model)
+        status, _, err = run("fit", "--config", "tiny.yaml", *flags, "--name", name)
+        assert status == 0, err
+        found[name] = json.loads((work / f"lightning_logs/{name}/run.json").read_text())["fingerprints"]
+    same_windows = {name for name in found if found[name]["training_windows"] == found["llp"]["training_windows"]}
+    assert same_windows == {"llp", "dense", "compressed", "wider"}
+    same_weights = {name for name in found if found[name]["initial_weights"] == found["llp"]["initial_weights"]}
+    assert same_weights == {"llp", "dense", "compressed", "longer"}
