@@ -99,6 +99,8 @@ def test_windows_that_follow_each_other_are_joined_by_hand():
         (2, 0, 9, 9),
     ]
     assert all(len({(window.stop - window.start, window.n_scored) for window in batch}) == 1 for batch in joined)
+    first = min(window for batch in in_one_pass(batches, longest=11, n_positions=24) for window in batch)
+    assert first == (0, 0, 10, 10)  # the next two positions would be one too many
     assert sum(len(batch) for batch in in_one_pass(batches, 1, 1)) == sum(map(len, batches))
 
 
