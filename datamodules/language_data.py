@@ -1,7 +1,7 @@
 """What every data module shares, whatever its windows hold: their order, its place in a checkpoint, and limits."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
@@ -30,6 +30,8 @@ class LanguageDataModule(LightningDataModule, ABC):
     """Of the benchmark or the task, for people and files."""
     changeable_settings: frozenset[str]
     """The settings that can change on a resume: they leave the training windows as they are."""
+    burn_in: int | Literal["reach"] = 0
+    """Tokens before a training window that are read and have no loss; `reach`: as many as the model can depend on."""
 
     def __init__(self, window_len: int, batch_size: int, seed: int) -> None:
         super().__init__()

@@ -2,8 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,13 +66,20 @@ class SampleLoader(ABC):
 
 
 class TrainingLoader(SampleLoader):
-    """`(inputs, targets)` of consecutive samples, (B, n) each.
+    """Batches of consecutive samples.
+
+    Without burn-in, `(inputs, targets)`, (B, n) each. With b tokens of burn-in, inputs (B, b + n) and targets (B, n),
+    those after the last n. Where a document begins less than b tokens before a window, the inputs begin with it, and go
+    on behind the window to be equally long, which nothing in the window can see; a batch that has such a window also
+    has the places of its targets in the inputs, (B, n).
 
     Args:
         tokens: The stream.
+        document_starts: Where its documents begin, in ascending order.
         order: Where the window of each sample number starts.
         counter: Advanced with every batch.
         window_len: n.
+        burn_in: b, tokens before a window that are read and have no loss.
         batch_size: B, windows of one rank.
         n_batches: Length of the loader.
         rank: Of this process; it takes the samples `rank`, `rank + world_size`, ...
@@ -81,23 +89,40 @@ class TrainingLoader(SampleLoader):
     def __init__(
         self,
         tokens: np.ndarray,
+        document_starts: Sequence[int],
         order: TrainingOrder,
         counter: SampleCounter,
         window_len: int,
+        burn_in: int,
         batch_size: int,
         n_batches: int,
         rank: int,
         world_size: int,
     ) -> None:
         super().__init__(counter, batch_size, n_batches, rank, world_size)
-        self.tokens, self.order, self.window_len = tokens, order, window_len
+        self.tokens, self.document_starts, self.order = tokens, document_starts, order
+        self.window_len, self.burn_in = window_len, burn_in
 
     def batch(self, samples: range) -> tuple[Tensor, ...]:
-        windows = torch.from_numpy(np.stack([self._window(self.order.start(sample)) for sample in samples]))
-        return windows[:, :-1], windows[:, 1:]  # (B, n) each
+        starts = [self.order.start(sample) for sample in samples]
+        n_before = [self._n_before(start) for start in starts]
+        windows = [self._window(start - before) for start, before in zip(starts, n_before, strict=True)]
+        rows = torch.from_numpy(np.stack(windows))  # (B, b + n + 1)
+        inputs, following = rows[:, :-1], rows[:, 1:]
+        if min(n_before) == self.burn_in:
+            return inputs, following[:, self.burn_in :]
+        places = torch.tensor(n_before)[:, None] + torch.arange(self.window_len)  # (B, n)
+        return inputs, following.gather(1, places), places
+
+    def _n_before(self, start: int) -> int:
+        """How many tokens before `start` are read: the burn-in, but none of the document before."""
+        if self.burn_in == 0:
+            return 0
+        document = self.document_starts[bisect_right(self.document_starts, start) - 1]
+        return min(self.burn_in, start - document)
 
     def _window(self, start: int) -> np.ndarray:
-        stop = start + self.window_len + 1
+        stop = start + self.burn_in + self.window_len + 1
         tokens = self.tokens[start:stop]
         if stop > len(self.tokens):  # the stream is a circle
             tokens = np.concatenate((tokens, self.tokens[: stop - len(self.tokens)]))

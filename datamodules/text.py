@@ -6,7 +6,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,9 @@ class TextDataModule(LanguageDataModule):
         tokenizer: Trained on the training split when the text is prepared; SentencePiece unless given.
         window_len: n, the positions of a training window, which reads n + 1 tokens.
         train_stride: Tokens between the starts of training windows; a window's length unless given.
+        burn_in: b, tokens before a training window that are read and have no loss, none of them from before the
+            document in which the window starts. With `reach` they are all that the model can depend on: a window then
+            trains as in one pass over the whole document, and an epoch is one pass over the whole text.
         batch_size: Training windows in a batch of one device.
         scoring_window_len: Positions of a scoring window; the architecture's own choice unless given.
         scoring_stride: Positions that a scoring window scores; the architecture's own choice unless given.
@@ -59,6 +62,7 @@ class TextDataModule(LanguageDataModule):
         tokenizer: Tokenizer | None = None,
         window_len: int = 2048,
         train_stride: int | None = None,
+        burn_in: int | Literal["reach"] = 0,
         batch_size: int = 8,
         scoring_window_len: int | None = None,
         scoring_stride: int | None = None,
@@ -72,7 +76,7 @@ class TextDataModule(LanguageDataModule):
         self.path = None if path is None else Path(path).expanduser()
         self.cache_dir = Path(cache_dir).expanduser()
         self.tokenizer = tokenizer or SentencePiece()
-        self.train_stride = train_stride or window_len
+        self.train_stride, self.burn_in = train_stride or window_len, burn_in
         self.scoring_window_len, self.scoring_stride = scoring_window_len, scoring_stride
         self.check_training_tokens = check_training_tokens
 
@@ -143,7 +147,9 @@ class TextDataModule(LanguageDataModule):
     def prepare_data(self) -> None:
         """Train the tokenizer and encode every split, once. The prepared folder appears whole or not at all."""
         if self.trainer is not None:
-            self._scoring_window()  # a model that these windows don't fit stops the run before the long work
+            # A model that these windows don't fit stops the run before the long work.
+            self._scoring_window()
+            self._burn_in_len()
         Preparation(self).run(self.prepared_folder())
 
     def setup(self, stage: str) -> None:
@@ -191,11 +197,20 @@ class TextDataModule(LanguageDataModule):
             if trainer.max_steps > 0
             else max(1, order.windows_per_epoch // samples_per_batch)
         )
+        burn_in = self._burn_in_len()
+        n_read, n_tokens = burn_in + self.window_len, len(file.tokens)
+        remedy = (
+            f"with window_len = {self.window_len} a window reads {n_read} tokens, and the training split has "
+            f"{n_tokens}; shorten one of the two"
+        )
+        require(n_read < n_tokens, "data.init_args.burn_in", self.burn_in, remedy)
         return TrainingLoader(
             file.tokens,
+            [document.start for document in file.documents],
             order,
             self.counter,
             self.window_len,
+            burn_in,
             self.batch_size,
             n_batches,
             trainer.global_rank,
@@ -203,7 +218,14 @@ class TextDataModule(LanguageDataModule):
         )
 
     def _training_order(self) -> TrainingOrder:
-        return TrainingOrder(len(self.files["train"].tokens), self.train_stride, self.seed)
+        # With burn-in a window's context doesn't end where it begins, and nothing is gained by drawing that place.
+        is_circle = self.burn_in == 0
+        return TrainingOrder(len(self.files["train"].tokens), self.train_stride, self.seed, is_circle)
+
+    def _burn_in_len(self) -> int:
+        assert self.trainer is not None
+        model: Any = self.trainer.lightning_module
+        return model.burn_in_len(self.burn_in)
 
     def sample_places(self, n_samples: int) -> list[str]:
         """Where the last samples taken lie in the training text, in the order of their numbers."""

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -225,6 +225,32 @@ class LanguageModel(LightningModule, ABC):
         """How many positions before the start of a stride those in it can depend on; None: on all."""
         return None
 
+    @property
+    def window_unit(self) -> int:
+        """Windows that follow each other are one pass if they begin at multiples of this many positions."""
+        return 1
+
+    def burn_in_len(self, asked: int | Literal["reach"]) -> int:
+        """How many tokens before a training window are read and have no loss.
+
+        Args:
+            asked: The number; `reach`: all that the window can depend on.
+
+        Raises:
+            SettingError: If the architecture can't be trained with it.
+        """
+        setting = "data.init_args.burn_in"
+        if asked != "reach":
+            unit = self.window_unit
+            remedy = "set it to 0 or more" if unit == 1 else f"set it to a multiple of segment_len = {unit}"
+            require(asked >= 0 and asked % unit == 0, setting, asked, f"{remedy}, or to `reach`")
+            return asked
+        remedy = f"{type(self).__name__} with these settings depends on all tokens before its own; set it to a number"
+        require(self.reach is not None, setting, asked, remedy)
+        remedy = "with share_key_value values are rotated by their places in the window; set it to a number"
+        require(not self.settings.share_key_value, setting, asked, remedy)
+        return cast(int, self.reach)
+
     def first_latent(self, start: int, stop: int) -> int:
         """The first position with a loss in the window of the positions `start` .. `stop` - 1."""
         return start
@@ -272,11 +298,13 @@ class LanguageModel(LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss.
 
-        `batch` is inputs and targets, (B, N) each; or inputs (B, N), targets (B, S) and their places (B, S), where only
-        some positions have one.
+        `batch` is inputs (B, N) and targets (B, S) of the last S positions; or inputs, targets (B, S) and their places
+        (B, S), where others have one.
         """
         inputs, *scored = batch
         losses = self.decoder(inputs, *scored)
+        n_scored = losses.each.shape[1]
+        n_last = n_scored if len(scored) == 1 else None
         self.window_losses.append(losses.each.mean(dim=1))
         if not self.trainer.fit_loop._should_accumulate():  # the last batch of an optimizer step
             # All ranks' batches are of one size, so that the mean of means is the mean.
@@ -287,7 +315,7 @@ class LanguageModel(LightningModule, ABC):
             "trained_tokens": losses.each.numel(),
             "input_tokens": inputs.numel(),
             # Backward takes twice the forward pass.
-            "flops": 3 * self.decoder.flops(inputs.shape[1], losses.each.shape[1]) * len(inputs),
+            "flops": 3 * self.decoder.flops(inputs.shape[1], n_scored, n_last) * len(inputs),
         }
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

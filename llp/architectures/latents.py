@@ -1,6 +1,6 @@
 """What the architectures with latents share: the last positions are scored, all before them are history."""
 
-from typing import Any
+from typing import Any, Literal
 
 from llp.errors import require
 from llp.language_model import LanguageModel
@@ -41,6 +41,16 @@ class LatentLanguageModel(LanguageModel):
         remedy = f"only the latents are scored; set it to latent_len = {latent_len} or less"
         require(stride <= latent_len, "scoring_stride", stride, remedy)
         return super().scoring_window(train_window_len, window_len, stride)
+
+    def burn_in_len(self, asked: int | Literal["reach"]) -> int:
+        """None: the history is what is read before the latents.
+
+        Raises:
+            SettingError: If any is asked for.
+        """
+        remedy = "the history before the latents is read without a loss as it is; set it to 0, and lengthen window_len"
+        require(asked == 0, "data.init_args.burn_in", asked, remedy)
+        return 0
 
     def first_latent(self, start: int, stop: int) -> int:
         return max(start, stop - self.latent_len)

@@ -83,6 +83,10 @@ class LLP(LanguageModel):
         return super().scoring_window(train_window_len, window_len, stride)
 
     @property
+    def window_unit(self) -> int:
+        return self.segment_len
+
+    @property
     def reach(self) -> int | None:
         return None if self.dense_every is not None else self.n_layers * self.look_back * self.segment_len
 

@@ -64,6 +64,10 @@ class ShiftedSegments(LanguageModel):
         return super().scoring_window(train_window_len, window_len, stride)
 
     @property
+    def window_unit(self) -> int:
+        return self.segment_len
+
+    @property
     def reach(self) -> int:
         return (self.n_layers + 1) // 2 * self.segment_len
 

@@ -121,7 +121,8 @@ class Comparison:
             model, data = self.arms[arm]
             settings = variants(self.specification)[arm]["class_path"], dict(model.hparams)
             n_batches = trainer.get("accumulate_grad_batches", 1)
-            size = data.batch_size, data.window_len, n_batches, accelerator, precision
+            burn_in = model.burn_in_len(data.burn_in)
+            size = data.batch_size, burn_in, data.window_len, n_batches, accelerator, precision
             steps[arm] = partial(training_step, *settings, *size)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
         self.folder.write_timing(timed(steps, 10, device))
@@ -210,12 +211,15 @@ def _contestant(specification: Specification, model: Any, data: Any) -> Contesta
     trainer = specification.shared.get("trainer", {})
     devices = trainer.get("devices", 1)
     n_devices = devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else 1
-    n, decoder = data.window_len, model.decoder
+    burn_in, decoder = model.burn_in_len(data.burn_in), model.decoder
+    n = burn_in + data.window_len
+    n_last = data.window_len if data.labels_per_window is None else None
+    positions = data.labels_per_window or min(data.window_len, decoder.positions_out(n))
     return Contestant(
         parameters=sum(parameter.numel() for parameter in decoder.parameters()),
-        pairs=decoder.pair_count(n),
-        flops=3 * decoder.flops(n, data.labels_per_window),  # the backward pass takes twice the forward pass
-        positions=data.labels_per_window or decoder.positions_out(n),
-        window_len=n,
+        pairs=decoder.pair_count(n, n_last),
+        flops=3 * decoder.flops(n, positions, n_last),  # the backward pass takes twice the forward pass
+        positions=positions,
+        window_len=data.window_len,
         windows_per_step=data.batch_size * n_devices * trainer.get("accumulate_grad_batches", 1),
     )

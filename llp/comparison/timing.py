@@ -62,6 +62,7 @@ def training_step(
     class_path: str,
     arguments: dict[str, Any],
     batch_size: int,
+    burn_in: int,
     window_len: int,
     n_batches: int,
     accelerator: str,
@@ -73,7 +74,8 @@ def training_step(
         class_path: The model's class.
         arguments: Its arguments, `vocab_size` among them.
         batch_size: Windows in a batch.
-        window_len: Their length.
+        burn_in: Tokens before a window that are read without a loss.
+        window_len: A window's length.
         n_batches: Batches whose gradients are accumulated in the step.
         accelerator: Lightning's name of what it runs on.
         precision: Lightning's name of the precision.
@@ -84,11 +86,11 @@ def training_step(
     model.configure_model()
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=1e-4)
     decoder, optimizer = fabric.setup(model.decoder.train(), optimizer)
-    tokens = torch.randint(arguments["vocab_size"], (batch_size, window_len + 1), device=fabric.device)
+    tokens = torch.randint(arguments["vocab_size"], (batch_size, burn_in + window_len + 1), device=fabric.device)
 
     def step() -> None:
         for _ in range(n_batches):
-            fabric.backward(decoder(tokens[:, :-1], tokens[:, 1:]).mean / n_batches)
+            fabric.backward(decoder(tokens[:, :-1], tokens[:, burn_in + 1 :]).mean / n_batches)
         fabric.clip_gradients(decoder, optimizer, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()

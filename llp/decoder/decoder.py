@@ -7,7 +7,8 @@ materialized piece by piece.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from itertools import pairwise
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -183,9 +184,11 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(settings.dim)
         self.mlp = MLP(settings, output_std)
 
-    def forward(self, x: Tensor, rotations: Tensor, between: nn.Module | None = None) -> Tensor:
-        """(B, N, dim) -> (B, n_out, dim); `rotations` (N, D / 2) is a `rotary_table`; `between` precedes the MLP."""
-        n_out = self.positions_out(x.shape[1])
+    def forward(self, x: Tensor, rotations: Tensor, n_out: int, between: nn.Module | None = None) -> Tensor:
+        """(B, N, dim) -> (B, n_out, dim), the last ones.
+
+        `rotations` (N, D / 2) is the positions' `rotary_table`; `between` precedes the MLP.
+        """
         x = last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out)
         if between is not None:
             x = between(x)
@@ -224,9 +227,9 @@ class Block(nn.Module):
         """The number of positions that leave the attention if `n` enter."""
         return n if self.n_out is None else min(self.n_out, n)
 
-    def flops(self, n: int, n_mlp: int) -> int:
-        """FLOPs of the forward pass of one sequence: `n` positions enter the layer, `n_mlp` the MLP."""
-        attention, n_out = self.attention, self.positions_out(n)
+    def flops(self, n: int, n_out: int, n_mlp: int) -> int:
+        """FLOPs of a sequence's forward pass: `n` positions enter the layer, `n_out` query, `n_mlp` enter the MLP."""
+        attention = self.attention
         projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
         projections += n_out * attention.output.weight.numel()
         scores_and_values = int(2 * attention.pattern.pair_count(n_out, n) * attention.query.out_features)
@@ -272,6 +275,19 @@ class Compress(Linear):
     def flops(self, n: int, dim: int) -> int:
         """FLOPs of the forward pass of one sequence."""
         return 2 * self.out_features * max(0, n - self.latent_len) * dim
+
+
+class LayerLengths(NamedTuple):
+    """How many positions a layer computes."""
+
+    first: int
+    """The number of its first position, which rotary embedding counts from."""
+    n_in: int
+    """Positions that enter it."""
+    n_out: int
+    """Positions, the last ones, that query in its attention."""
+    n_mlp: int
+    """Positions that enter its MLP and leave the layer."""
 
 
 class Decoder(nn.Module):
@@ -329,19 +345,20 @@ class Decoder(nn.Module):
             (B, min(S, T)) targets, which are computed here so that a sharded head is used while its weights are
             gathered.
         """
-        x = self.embed(tokens)  # (B, N, dim)
+        x, n = self.embed(tokens), tokens.shape[1]  # (B, N, dim)
         # A history shorter than `compressed_len` becomes longer.
-        n_positions = tokens.shape[1] + (0 if self.compress is None else self.compress.out_features)
+        n_positions = n + (0 if self.compress is None else self.compress.out_features)
         rotations = rotary_table(n_positions, self.head_dim, self.rotary_base, like=x)
-        for layer, block in enumerate(self.layers):
-            # Each layer numbers the positions that it holds from 0.
-            arguments = x, rotations[: x.shape[1]], self.compress if layer == 0 else None
+        n_last = None if targets is None or places is not None else targets.shape[1]
+        for layer, lengths in enumerate(self._lengths(n, n_last)):
+            block, turns = self.layers[layer], rotations[lengths.first : lengths.first + x.shape[1]]
+            arguments = x, turns, lengths.n_out, self.compress if layer == 0 else None
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)  # (B, n_out, dim)
             else:
                 x = block(*arguments)  # (B, n_out, dim)
         if places is not None:
-            within = places - (tokens.shape[1] - x.shape[1])  # the T that are left
+            within = places - (n - x.shape[1])  # the T that are left
             x = x.take_along_dim(within.unsqueeze(2), dim=1)  # (B, S, dim)
         if targets is None:
             return self.head(self.final_norm(x))  # (B, T, vocab_size)
@@ -382,40 +399,59 @@ class Decoder(nn.Module):
         return torch.stack(tables).repeat_interleave(len(x) // len(tables), dim=0)  # (B, n, D / 2)
 
     def positions_out(self, n: int) -> int:
-        """T, the number of positions that leave the last block, and have a loss in training, for `n` tokens."""
-        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
-            n = block.positions_out(n)
-            if layer == 0 and self.compress is not None:
-                n = self.compress.n_out(n)
-        return n
+        """T, the number of positions that leave the last block, and can have a loss, for `n` tokens."""
+        return self._lengths(n)[-1].n_mlp
 
-    def pair_count(self, n: int) -> float:
+    def pair_count(self, n: int, n_last: int | None = None) -> float:
         """Query-key pairs of a head in all layers of one sequence of `n` tokens, without the masked ones.
 
-        It is the mean over the heads where these differ.
+        It is the mean over the heads where these differ. If only the last `n_last` positions have a loss, those are
+        counted that these need.
         """
-        total = 0.0
-        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
-            n_out = block.positions_out(n)
-            total += block.attention.pattern.pair_count(n_out, n)
-            n = self.compress.n_out(n_out) if layer == 0 and self.compress is not None else n_out
-        return total
+        layers = zip(cast(Iterable[Block], self.layers), self._lengths(n, n_last), strict=True)
+        return sum(block.attention.pattern.pair_count(lengths.n_out, lengths.n_in) for block, lengths in layers)
 
-    def flops(self, n: int, n_scored: int | None = None) -> int:
+    def flops(self, n: int, n_scored: int | None = None, n_last: int | None = None) -> int:
         """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
 
-        The head is counted at `n_scored` positions; None: at all T. Pairs that a mask hides are not counted, and
+        The head is counted at `n_scored` positions; None: at all T. The layers are counted at all positions, or, if
+        only the last `n_last` have a loss, at those that these need. Pairs that a mask hides are not counted, and
         dropout of the history is disregarded. Training takes three times as many.
         """
-        total = 0
-        for layer, block in enumerate(cast(Iterable[Block], self.layers)):
+        lengths = self._lengths(n, n_last)
+        total = self.head_flops(lengths[-1].n_mlp if n_scored is None else n_scored)
+        if self.compress is not None:
+            total += self.compress.flops(lengths[0].n_out, self.embed.embedding_dim)
+        for block, (_, n_in, n_out, n_mlp) in zip(cast(Iterable[Block], self.layers), lengths, strict=True):
+            total += block.flops(n_in, n_out, n_mlp)
+        return total
+
+    def _lengths(self, n: int, n_last: int | None = None) -> list["LayerLengths"]:
+        """What each layer has to compute for `n` tokens, if only the last `n_last` positions are wanted; None: all T.
+
+        A position that nothing wanted depends on leaves its layer no more: where the patterns forget, the layers form a
+        trapezoid. Latents and a compressed history are as they are.
+        """
+        blocks = list(cast(Iterable[Block], self.layers))
+        can_forget = self.compress is None and all(block.n_out is None for block in blocks)
+        if can_forget and n_last is not None and n_last < n:
+            # The first position that each layer lets out, from the last layer to the first, and one at least.
+            wanted = [n - max(1, n_last)]
+            for block in reversed(blocks[1:]):
+                wanted.append(block.attention.pattern.first_kept(wanted[-1]))
+            firsts = [0, *reversed(wanted)]
+            return [
+                LayerLengths(first, n - first, n - first_out, n - first_out) for first, first_out in pairwise(firsts)
+            ]
+        lengths: list[LayerLengths] = []
+        for layer, block in enumerate(blocks):
+            # Each layer numbers the positions that it holds from 0.
             n_out = n_mlp = block.positions_out(n)
             if layer == 0 and self.compress is not None:
-                total += self.compress.flops(n_out, self.embed.embedding_dim)
                 n_mlp = self.compress.n_out(n_out)
-            total += block.flops(n, n_mlp)
+            lengths.append(LayerLengths(0, n, n_out, n_mlp))
             n = n_mlp
-        return total + self.head_flops(n if n_scored is None else n_scored)
+        return lengths
 
     def head_flops(self, n: int) -> int:
         """FLOPs of the head on `n` positions."""

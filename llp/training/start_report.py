@@ -34,13 +34,15 @@ class StartReport(Callback):
 def start_report(trainer: Any, model: Any, folder: str | None) -> str:
     """The first screen, of a trainer that is about to train a `LanguageModel`; `folder` is the run's."""
     data = trainer.datamodule
-    n = data.window_len
-    scored = data.labels_per_window or model.decoder.positions_out(n)
+    burn_in, n_labels = model.burn_in_len(data.burn_in), data.labels_per_window
+    n = burn_in + data.window_len
+    scored = n_labels or min(data.window_len, model.decoder.positions_out(n))
     per_step = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches * scored
-    flops = 3 * model.decoder.flops(n, scored) / scored  # the backward pass takes twice the forward pass
+    # The backward pass takes twice the forward pass.
+    flops = 3 * model.decoder.flops(n, scored, data.window_len if n_labels is None else None) / scored
     rows = [
         ("settings", _settings(model)),
-        ("window", _window(model, n, data.labels_per_window)),
+        ("window", _window(model, data.window_len, burn_in, n_labels)),
         ("step", f"{_batch(trainer, data.batch_size)}: {per_step:,} trained tokens at {with_unit(flops, 'FLOP')} each; "
                  f"learning rate up to {model.hparams['learning_rate']:g}"),
         ("run", f"{_length(trainer, per_step)}; {_validation(trainer)}; seed {seed()}"),
@@ -74,13 +76,15 @@ def _settings(model: LightningModule) -> str:
     return f"{changed}; all else as in {class_path(type(model))}"
 
 
-def _window(model: Any, n: int, n_labels: int | None) -> str:
+def _window(model: Any, n: int, burn_in: int, n_labels: int | None) -> str:
     """What a training window of `n` tokens is to the model, with a loss at the last T, or at some labels among them."""
-    scored = model.decoder.positions_out(n)
-    context = int(model.context_lens(n)[n - scored :].max())
+    scored = min(n, model.decoder.positions_out(burn_in + n))
+    contexts = model.context_lens(burn_in + n)[burn_in + n - scored :]
     where = "each" if scored == n else f"the last {scored:,}"
     where = where if n_labels is None else _plural(n_labels, "label")
-    return f"{n:,} tokens, a loss at {where}, from a context of up to {context:,} tokens"
+    before = f" after {burn_in:,} that are read without one" if burn_in else ""
+    context = f"{int(contexts.min()):,} to {int(contexts.max()):,}" if burn_in else f"up to {int(contexts.max()):,}"
+    return f"{n:,} tokens, a loss at {where}{before}, from a context of {context} tokens"
 
 
 def _batch(trainer: Any, batch_size: int) -> str:

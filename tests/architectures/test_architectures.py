@@ -154,7 +154,7 @@ def test_history_knows_its_future_through_depth(name):
     """What makes these three different: latents read a history that has read on (in V2 within its segment)."""
     model = build(name, n_layers=2)
     x = torch.randn(1, 14, 16, dtype=torch.float64, requires_grad=True)
-    stream = model.decoder.layers[0](x, rotary_table(14, 8, 10000.0, like=x))
+    stream = model.decoder.layers[0](x, rotary_table(14, 8, 10000.0, like=x), 14)
     seen = torch.autograd.grad(stream[0, 0].square().sum(), x)[0][0].abs().amax(-1) > 0
     expected = {"SplitAttention": 3}.get(name, 9)  # its segment of 3, or the history of 14 - 5
     assert seen.nonzero().flatten().tolist() == list(range(expected))

@@ -19,7 +19,7 @@ STREAM = np.arange(100, 150)
 def training_loader(stride=7, window_len=7, batch_size=3, n_batches=5, rank=0, world_size=1, samples=0, seed=5):
     order = TrainingOrder(len(STREAM), stride, seed)
     counter = SampleCounter(samples)
-    return TrainingLoader(STREAM, order, counter, window_len, batch_size, n_batches, rank, world_size)
+    return TrainingLoader(STREAM, [0], order, counter, window_len, 0, batch_size, n_batches, rank, world_size)
 
 
 def test_training_windows_are_pieces_of_the_circle():
@@ -52,6 +52,27 @@ def test_ranks_take_the_samples_in_turn(world_size):
             taken += samples
             assert loader.counter.samples == first + 2 * world_size
     assert sorted(taken) == list(range(4, 4 + 5 * 2 * world_size))
+
+
+def test_burn_in_begins_with_the_document():
+    """Four tokens before each window of ten, of its own document alone: documents begin at 0, 3 and 24 of 50."""
+    order = TrainingOrder(len(STREAM), 10, seed=1, is_circle=False)
+    loader = TrainingLoader(STREAM, [0, 3, 24], order, SampleCounter(), 10, 4, 1, 5, 0, 1)
+    before = {}
+    for inputs, targets, *places in loader:
+        assert inputs.shape == (1, 14)
+        first = int(inputs[0, 0]) - 100
+        assert inputs[0].tolist() == [100 + (first + i) % 50 for i in range(14)]
+        start = int(targets[0, 0]) - 101
+        assert targets[0].tolist() == [100 + (start + i + 1) % 50 for i in range(10)]  # after the end its beginning
+        if places:
+            assert (inputs.gather(1, places[0]) - 100).tolist() == [[start + i for i in range(10)]]
+        else:
+            assert (inputs[0, 4:] - 100).tolist() == [start + i for i in range(10)]
+        before[start] = start - first
+    assert before == {0: 0, 10: 4, 20: 4, 30: 4, 40: 4}
+    near = TrainingLoader(STREAM, [0, 3, 24], order, SampleCounter(), 2, 4, 1, 5, 0, 1)
+    assert [near._n_before(start) for start in (2, 3, 4, 7, 23, 24, 27, 28, 49)] == [2, 0, 1, 4, 4, 0, 3, 4, 4]
 
 
 def test_time_for_batches_adds_up(monkeypatch):
@@ -158,7 +179,9 @@ TEXT = {
 @pytest.fixture
 def data(tmp_path):
     any_window = SimpleNamespace(
-        scoring_window=lambda n, window, stride: (window or n, stride or n), scores_as_one_pass=lambda *window: False
+        scoring_window=lambda n, window, stride: (window or n, stride or n),
+        scores_as_one_pass=lambda *window: False,
+        burn_in_len=lambda asked: asked,
     )
 
     def make(model=any_window, world_size=1, rank=0, max_steps=10, accumulated=1, **settings):

@@ -1,0 +1,226 @@
+"""Training in pieces: with burn-in, loss and gradient are those of one pass over each document, on one rank or two."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from helpers.corpus import Given
+from helpers.prepared import attach
+from helpers.small_models import build
+from llp.errors import SettingError
+
+N = 24  # a multiple of all segments here: the windows of an epoch have one phase
+FORMS = [  # of the architectures that forget: their reach is shorter than the text
+    ("LLP", {}),
+    ("LLP", {"look_back": 2}),
+    ("LLP", {"look_back": 0}),
+    ("LLP", {"rotary_first_layer_only": True, "tie_embeddings": True, "activation_checkpointing": True}),
+    ("SlidingWindow", {}),
+    ("ShiftedSegments", {}),
+]
+SIZE = {"vocab_size": 257}
+
+
+def text_of(n_tokens, seed=0):
+    """So many tokens, the start token among them, as text."""
+    letters = torch.randint(97, 123, (n_tokens - 1,), generator=torch.Generator().manual_seed(seed))
+    return bytes(letters.tolist()).decode()
+
+
+def prepared(tmp_path, model, lengths, batch_size=1, **settings):
+    """Data whose training text has documents of so many tokens."""
+    train = {f"document {number}": text_of(length, number) for number, length in enumerate(lengths)}
+    documents = {"train": train, "validation": {"v": "some"}, "test": {"t": "text"}}
+    settings = {"burn_in": "reach", "window_len": N, **settings}
+    data = Given(documents, cache_dir=str(tmp_path), batch_size=batch_size, **settings)
+    attach(data, model, max_steps=sum(lengths) // N // batch_size)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def gradients(loss, model):
+    return torch.autograd.grad(loss, list(model.decoder.parameters()))
+
+
+def in_pieces(model, data):
+    """Mean loss of the windows of an epoch, and its gradients."""
+    batches = [model.decoder(inputs, *scored) for inputs, *scored in data.train_dataloader()]
+    loss = torch.stack([losses.mean for losses in batches]).mean()
+    assert {losses.each.shape[1] for losses in batches} == {N}
+    return loss, gradients(loss, model)
+
+
+def in_one_pass(model, data):
+    """Mean loss of all positions, each document read from its beginning to its end, and its gradients."""
+    file = data.files["train"]
+    tokens = torch.from_numpy(file.tokens.astype("int64"))
+    following = tokens.roll(-1)  # the last token is followed by the first document's start
+    losses = []
+    for document in file.documents:
+        piece = slice(document.start, document.start + 1 + document.tokens)
+        losses.append(model.decoder(tokens[None, piece], following[None, piece]).mean * (1 + document.tokens))
+    loss = torch.stack(losses).sum() / len(tokens)
+    return loss, gradients(loss, model)
+
+
+def assert_equal(one, other):
+    for a, b in zip((one[0], *one[1]), (other[0], *other[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "settings"), FORMS)
+@pytest.mark.parametrize(("lengths", "batch_size"), [([8 * N], 1), ([3 * N, N, 4 * N], 2)])
+def test_pieces_train_as_one_pass_over_each_document(tmp_path, name, settings, lengths, batch_size):
+    """Documents begin where windows do here; a batch may hold their beginnings and windows with all of the burn-in."""
+    model = build(name, **SIZE, **settings).train()
+    data = prepared(tmp_path, model, lengths, batch_size)
+    assert_equal(in_pieces(model, data), in_one_pass(model, data))
+
+
+def test_a_model_with_dense_layers_needs_the_whole_text_before(tmp_path):
+    """Burn-in may be any number; as long as the text, nothing is missing."""
+    model = build("LLP", dense_every=2, **SIZE).train()
+    data = prepared(tmp_path, model, [3 * N], burn_in=2 * N - 4)
+    pieces, whole = in_pieces(model, data)[0], in_one_pass(model, data)[0]
+    assert abs(pieces - whole) > 1e-6
+    data = prepared(tmp_path, build("Transformer", **SIZE).train(), [3 * N, N], burn_in=2 * N)
+    model = data.trainer.lightning_module
+    assert_equal(in_pieces(model, data), in_one_pass(model, data))
+
+
+@pytest.mark.parametrize(("name", "missing"), [("LLP", 4), ("SlidingWindow", 1), ("ShiftedSegments", 6)])
+def test_less_than_the_reach_is_wrong(tmp_path, name, missing):
+    """By a segment, or by one position of a sliding window: the bound is tight."""
+    model = build(name, **SIZE).train()
+    data = prepared(tmp_path, model, [6 * N], burn_in=model.reach - missing)
+    pieces, whole = in_pieces(model, data), in_one_pass(model, data)
+    assert max((a - b).abs().max() for a, b in zip(pieces[1], whole[1], strict=True)) > 1e-6
+
+
+def test_burn_in_that_is_not_aligned_is_wrong_and_refused(tmp_path):
+    """Segments begin where the tokens that are read begin: one token less, and all of them lie elsewhere."""
+    model = build("LLP", **SIZE)
+    tokens, targets = torch.randint(257, (2, 1, 48))
+    whole = model.decoder(tokens, targets).each[:, 24:36]
+    same = model.decoder(tokens[:, 12:36], targets[:, 24:36]).each
+    torch.testing.assert_close(same, whole, rtol=1e-12, atol=1e-12)
+    shifted = model.decoder(tokens[:, 13:36], targets[:, 24:36]).each
+    assert (shifted - whole).abs().max() > 1e-3
+    with pytest.raises(SettingError, match=r"burn_in.*11.*multiple of segment_len = 4"):
+        prepared(tmp_path, model, [3 * N], burn_in=11)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "burn_in", "expected"),
+    [
+        ("LLP", {}, -4, "multiple of segment_len = 4"),
+        ("SlidingWindow", {}, -1, "0 or more"),
+        ("Transformer", {}, "reach", "depends on all tokens before its own; set it to a number"),
+        ("LLP", {"dense_every": 2}, "reach", "depends on all tokens before its own; set it to a number"),
+        ("LLP", {"share_key_value": True}, "reach", "rotated by their places in the window; set it to a number"),
+        ("PerceiverAR", {}, 4, "lengthen window_len"),
+        ("CompressedAttention", {"history_len": 30}, "reach", "lengthen window_len"),
+        ("SlidingWindow", {}, 4 * N, "window_len = 24 a window reads 120 tokens, and the training split has 72"),
+    ],
+)
+def test_refusals(tmp_path, name, settings, burn_in, expected):
+    with pytest.raises(SettingError, match=rf"^data\.init_args\.burn_in = {burn_in}: .*{expected}"):
+        prepared(tmp_path, build(name, **SIZE, **settings), [3 * N], burn_in=burn_in).train_dataloader()
+
+
+def test_an_epoch_goes_from_beginning_to_end_and_leaves_out_less_than_a_window(tmp_path):
+    """Now at the beginning and now at the end; no window goes on from the end to the beginning."""
+    data = prepared(tmp_path, build("LLP", **SIZE), [5 * N + 7])
+    order, offsets = data._training_order(), set()
+    for epoch in range(200):
+        starts = sorted(order.start(epoch * 5 + number) for number in range(5))
+        offsets.add(starts[0])
+        assert starts == [starts[0] + N * number for number in range(5)]
+    assert offsets == set(range(8))
+
+
+def test_counts_tell_what_was_computed(tmp_path):
+    """Trained positions are a window's, tokens that are read the burn-in's, too; FLOPs are those of the trapezoid."""
+    model = build("LLP", **SIZE).train()
+    data = prepared(tmp_path, model, [6 * N])
+    decoder, dim, m = model.decoder, 16, 4
+    reach, n_layers = 3 * m, 3
+    inputs, *scored = max(data.train_dataloader(), key=lambda batch: -len(batch))  # one with all of the burn-in
+    assert len(scored) == 1
+    assert inputs.shape == (1, reach + N)
+    entering = [N + (n_layers - layer) * m for layer in range(n_layers)]  # positions
+    leaving = [n - m for n in entering]
+    linear = sum(
+        2 * n_in * 2 * dim**2 + 2 * n_out * (2 + 8) * dim**2 for n_in, n_out in zip(entering, leaving, strict=True)
+    )
+    pairs = sum(n_out // m * (m * m + m * (m + 1) // 2) for n_out in leaving)
+    assert decoder.pair_count(reach + N, N) == pairs
+    assert decoder.flops(reach + N, N, N) == linear + 4 * dim * pairs + 2 * N * dim * 257
+    seen = []
+    for layer in decoder.layers:
+        layer.mlp.up.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    decoder(inputs, *scored)
+    assert seen == leaving
+
+
+PROGRAM = """
+import sys
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+import llp
+from helpers.corpus import Given
+from test_burn_in import N, SIZE, text_of
+
+class Keep(Callback):
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        grads = [parameter.grad for parameter in model.decoder.parameters()]
+        grads = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in grads]
+        if trainer.is_global_zero:
+            torch.save([model.step_loss, grads], out)
+
+strategy, cache, out = sys.argv[1:]
+torch.set_default_dtype(torch.float64)
+documents = {"train": {"one": text_of(8 * N)}, "validation": {"v": "some"}, "test": {"t": "text"}}
+data = Given(documents, cache_dir=cache, burn_in="reach", window_len=N, batch_size=2)
+strategies = {"ddp": "ddp", "fsdp2": ModelParallelStrategy(2, 1, process_group_backend="gloo")}
+torch.manual_seed(0)
+model = llp.LLP(257, dim=16, n_layers=3, n_heads=2, segment_len=4, schedule="halving")
+Trainer(
+    accelerator="cpu", devices=2, strategy=strategies[strategy], max_steps=1, accumulate_grad_batches=2,
+    limit_val_batches=0, logger=False, enable_checkpointing=False, use_distributed_sampler=False,
+    enable_progress_bar=False, enable_model_summary=False, callbacks=[Keep()],
+).fit(model, data)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_share_out_a_text(tmp_path, strategy):
+    """Pieces of one document on two ranks, accumulated: no rank asks the other for anything but the gradient's sum."""
+    program, out = tmp_path / "program.py", tmp_path / "gradients.pt"
+    program.write_text(PROGRAM)
+    here = os.path.dirname(__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    command = [sys.executable, str(program), strategy, str(tmp_path / "cache"), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = build_as_in_the_program()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    data = prepared(tmp_path, model, [8 * N])
+    assert_equal(torch.load(out), in_one_pass(model, data))
+
+
+def build_as_in_the_program():
+    import llp
+
+    model = llp.LLP(257, dim=16, n_layers=3, n_heads=2, segment_len=4, schedule="halving")
+    model.configure_model()
+    return model
