@@ -47,3 +47,21 @@ def test_inductor_compiles_it():
     before = metrics.generated_kernel_count
     torch.testing.assert_close(loss_and_gradients(compiled, tokens), loss_and_gradients(eager, tokens))
     assert metrics.generated_kernel_count > before
+
+
+@pytest.mark.parametrize("name", ["LLP", "SlidingWindow", "ShiftedSegments"])
+def test_layers_of_different_lengths_share_their_graphs(monkeypatch, name):
+    """With burn-in each layer lets out less than the one before: one graph for the first length, one for all others."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    compiled, eager = (build(name, n_layers=6, compile=compiles).train().decoder for compiles in (True, False))
+    eager.load_state_dict(compiled.state_dict())
+    tokens, targets = torch.randint(19, (2, 2, 60))
+
+    def loss_and_gradients(decoder):
+        loss = decoder(tokens, targets[:, -12:]).mean
+        return [loss, *torch.autograd.grad(loss, [*decoder.parameters()])]
+
+    torch.testing.assert_close(loss_and_gradients(compiled), loss_and_gradients(eager), rtol=1e-12, atol=1e-12)
+    assert counter.frame_count <= 3

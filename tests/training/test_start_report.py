@@ -134,3 +134,16 @@ def test_numbers_with_a_unit():
 def test_the_texts_of_a_block_stand_in_one_column():
     block = text_block("Title", [("one", "first\nsecond"), ("longer", "third")])
     assert block.splitlines() == ["Title", "  one     first", "          second", "  longer  third"]
+
+
+def test_burn_in(screen):
+    """Two layers of segments of 8: a reach of 16, so that no position has less context than 17 tokens."""
+    rows = screen("--data.init_args.burn_in", "reach")
+    assert rows["window"] == (
+        "32 tokens, a loss at each after 16 that are read without one, from a context of 17 to 24 tokens"
+    )
+    layers = [(48, 40), (40, 32)]  # positions that enter it and leave it
+    linear = sum(2 * n_in * 16 * 32 + 2 * n_out * (2 * 16 * 16 + 2 * 16 * 64) for n_in, n_out in layers)
+    pairs = sum(n_out // 8 * (64 + 36) for _, n_out in layers)
+    flops = 3 * (linear + 4 * 16 * pairs + 2 * 32 * 16 * 257) / 32
+    assert rows["step"].startswith(f"4 windows: 128 trained tokens at {flops / 1000:.3g} kFLOP each")
