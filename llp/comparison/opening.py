@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from llp.comparison.checks import Check, all_runs
 from llp.comparison.judgement import Judged, usable_floor
 from llp.comparison.markdown import BUDGETS, counted, image, number, probability, run_names, signed
-from llp.comparison.study import Study
+from llp.comparison.study import Failure, Study
 
 _FEW_DOCUMENTS = 10
 _SHOWN_FINDINGS = 5
@@ -51,15 +51,18 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
     )
     size, interval = number(abs(outcome.estimate)), outcome.interval
     if one.verdict == "tie":
-        floor = "" if one.floor is None else f", the noise floor is {number(one.floor)}"
-        return f"**{first} and {second} are a tie** {under}: they differ by {size} {unit}{floor} ({basis})."
+        return (
+            f"**{first} and {second} are a tie** {under}: they differ by {size} {unit}, the noise floor is "
+            f"{number(one.floor)} ({basis})."
+        )
     sure = "no interval from a single seed"
     if interval is not None:
         sure = f"95 % interval {signed(interval.low)} to {signed(interval.high)}, p {_equal(one.p)} after Holm"
+    found = f"{signed(outcome.estimate)} {unit} ({sure}; {basis})"
+    if one.verdict is None:
+        return f"**{first} against {second}** {under}: {found}; no verdict, since the noise floor is not known."
     if one.verdict == "undecided":
-        return (
-            f"**{first} against {second} is undecided** {under}: {signed(outcome.estimate)} {unit} ({sure}; {basis})."
-        )
+        return f"**{first} against {second} is undecided** {under}: {found}."
     return f"**{first} is {one.verdict} than {second}** by {size} {unit} {under} ({sure}; {basis})."
 
 
@@ -93,22 +96,33 @@ def _state(study: Study) -> list[str]:
             listed = ", ".join(f"{value} ({counted(n, 'run')})" for value, n in sorted(counts.items()))
             lines += ["", f"The runs come from several {kind}: {listed}."]
     if study.failed:
-        lines += ["", "Failed:", "", *(f"- `{run}`: {words}" for run, words in sorted(study.failed.items()))]
+        lines += ["", "Failed:", "", *(_failure_line(run, study.failed[run]) for run in sorted(study.failed))]
+    for arm, names in study.undecided.items():
+        failed = ", ".join(f"`{name}`" for name in names)
+        lines += ["", f"No learning rate can be chosen for {arm} before these have been tried again: {failed}."]
     if study.missing:
         names = [f"- `{run}`" for run in study.missing]
         lines += ["", "<details><summary>Missing</summary>", "", *names, "", "</details>"]
     return lines
 
 
+def _failure_line(run: str, failure: Failure) -> str:
+    """A failed run and its error, without what is said around it; all of it is in its log."""
+    lines = failure.last_words.splitlines() or ["it said nothing"]
+    words = next((line for line in lines if ": error: " in line), lines[-1])
+    return f"- `{run}` {'diverged' if failure.is_diverged else 'failed'}: {words}"
+
+
 def _check_lines(checks: Sequence[Check]) -> list[str]:
     lines = []
     for one in checks:
-        lines.append(f"- {'✗' if one.findings else '✓'} {one.title}")
+        mark = "✗" if one.findings else "✓" if one.unchecked is None else "?"
+        lines.append(f"- {mark} {one.title}{'' if one.unchecked is None else f': {one.unchecked}'}")
         lines += [f"  - {finding.text}{_under(finding.budget)}" for finding in one.findings[:_SHOWN_FINDINGS]]
         if len(one.findings) > _SHOWN_FINDINGS:
             lines.append(f"  - and {len(one.findings) - _SHOWN_FINDINGS} more")
-    if any(one.findings for one in checks):
-        lines += ["", "Contestants named here are not compared with others until that is mended."]
+    if any(finding.arms for one in checks for finding in one.findings):
+        lines += ["", "Contestants whose runs are named here are not compared with others until that is mended."]
     return lines
 
 

@@ -161,7 +161,7 @@ def reach(study: Study, drawn: Collection[str]) -> list[str]:
     ]
     lines = ["## How far back the models read", "", *images]
     if not images:
-        lines += ["Nothing is known yet of the loss by position or by distance.", ""]
+        lines += [_why_not_sliced(study), ""]
     rows = [row for arm in study.arms if (row := _recall_row(study, arm))]
     if rows:
         lines += [
@@ -171,6 +171,12 @@ def reach(study: Study, drawn: Collection[str]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _why_not_sliced(study: Study) -> str:
+    if any(record.test for records in study.finals.values() for record in records):
+        return "Not measured: the losses by position and by distance are left out with `slices: false`."
+    return "Nothing is known yet: no run at a chosen learning rate has been tested."
 
 
 def _recall_row(study: Study, arm: str) -> list[str]:
@@ -227,7 +233,7 @@ def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
 
 
 def _rate_cell(trial: Trial | None) -> str:
-    if trial is None or not trial.records:
+    if trial is None or not trial.is_done:
         return NOTHING
     loss = trial_loss(trial)
     return number(loss) if math.isfinite(loss) else "diverged"
