@@ -93,7 +93,8 @@ def reasons(checks: Sequence[Check], contrast: Contrast) -> list[str]:
 
 def all_runs(study: Study) -> list[Record]:
     """Every record of a study once, in the order of the runs' names."""
-    trials = (record for tried in study.trials.values() for trial in tried for record in trial.records)
+    tried = chain.from_iterable(study.trials.values())
+    trials = (record for trial in tried for record in [*trial.records, *trial.partial])
     ablations = (record for values in study.ablations.values() for _, records in values for record in records)
     everything = chain(chain.from_iterable(study.finals.values()), trials, study.noise, ablations)
     return sorted({(record.run, record.arm): record for record in everything}.values(), key=lambda r: (r.run, r.arm))

@@ -60,7 +60,7 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
         sure = f"95 % interval {signed(interval.low)} to {signed(interval.high)}, p {_equal(one.p)} after Holm"
     found = f"{signed(outcome.estimate)} {unit} ({sure}; {basis})"
     if one.verdict is None:
-        return f"**{first} against {second}** {under}: {found}; no verdict, since the noise floor is not known."
+        return f"**{first} against {second}** {under}: {found}; no verdict before the noise floor is known."
     if one.verdict == "undecided":
         return f"**{first} against {second} is undecided** {under}: {found}."
     return f"**{first} is {one.verdict} than {second}** by {size} {unit} {under} ({sure}; {basis})."
@@ -74,7 +74,9 @@ def _equal(p: float | None) -> str:
 def _floor_text(study: Study, unit: str) -> str:
     floor, n = usable_floor(study), len(study.seeds)
     if floor is None:
-        return "Noise floor: not known, since it takes two or more runs that differ by their seed alone."
+        return (
+            "Noise floor: not known yet; it takes two or more tested runs of one arm that differ by their seed alone."
+        )
     arm = study.noise[0].arm
     text = f"Noise floor: {floor.runs} runs of {arm} have a standard deviation of {number(floor.deviation, 5)} {unit}"
     if n:
@@ -89,7 +91,7 @@ def _state(study: Study) -> list[str]:
     runs = all_runs(study)
     what = "To continue" if study.missing or study.failed else "To repeat"
     done = f"{counted(len(runs), 'run')} done, {len(study.missing)} missing, {len(study.failed)} failed."
-    lines = [f"{done} {what}: `{study.command}`"]
+    lines = [f"{done}{_more(study)} {what}: `{study.command}`"]
     for kind, values in (("commits", [run.commit for run in runs]), ("devices", [run.device for run in runs])):
         counts = Counter(map(str, values))
         if len(counts) > 1:
@@ -104,6 +106,12 @@ def _state(study: Study) -> list[str]:
         names = [f"- `{run}`" for run in study.missing]
         lines += ["", "<details><summary>Missing</summary>", "", *names, "", "</details>"]
     return lines
+
+
+def _more(study: Study) -> str:
+    """That runs are still to be planned, where they wait for the choice of a learning rate."""
+    waiting = [arm for arm in study.arms if not all(trial.is_done for trial in study.trials.get(arm, []))]
+    return f" More will follow, once a learning rate is chosen for {', '.join(waiting)}." if waiting else ""
 
 
 def _failure_line(run: str, failure: Failure) -> str:

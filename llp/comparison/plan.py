@@ -263,7 +263,8 @@ class Plan:
         runs = list(self._trial(arm, rate))
         records = self._records_of(runs)
         is_diverged = self._is_diverged([run.name for run in runs])
-        return Trial(rate, records if len(records) == len(runs) else [], is_diverged)
+        is_whole = len(records) == len(runs)
+        return Trial(rate, records if is_whole else [], is_diverged, [] if is_whole else records)
 
     def _obstacles(self, arm: str) -> list[str]:
         """The failed trials without which no learning rate can be chosen for an arm."""

@@ -31,7 +31,7 @@ def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str)
         lines += [f"## Results at {BUDGETS[budget]}", ""]
         rows = [row for row in summary if row["budget"] == budget and row["seeds"]]
         if not rows:
-            lines += ["No finished runs yet.", ""]
+            lines += ["No run has been tested yet.", ""]
             continue
         lines += _budget_table(study, rows, unit)
         spread = "Spread: standard deviation over the seeds. Less is better; the best comes first."
@@ -176,7 +176,7 @@ def reach(study: Study, drawn: Collection[str]) -> list[str]:
 def _why_not_sliced(study: Study) -> str:
     if any(record.test for records in study.finals.values() for record in records):
         return "Not measured: the losses by position and by distance are left out with `slices: false`."
-    return "Nothing is known yet: no run at a chosen learning rate has been tested."
+    return "Nothing is known yet: no run has been tested."
 
 
 def _recall_row(study: Study, arm: str) -> list[str]:
@@ -210,8 +210,8 @@ def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
     rows = (_rate_row(study, arm, rates) for arm in study.arms)
     lines += table(["arm", *(f"{rate:g}" for rate in rates), "sensitivity", "runs"], rows)
     note = (
-        "Validation loss in nats per token, the mean over the seeds; the best one in bold, with `edge` if "
-        "none beyond was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss "
+        "Validation loss in nats per token, the mean over the seeds; once all are done the best one is in bold, with "
+        "`edge` if none beyond was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss "
         "(arXiv 2309.14322)."
     )
     return [*lines, "", note, ""]
@@ -219,7 +219,10 @@ def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
 
 def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
     trials = study.trials.get(arm, [])
-    best, summarized = best_trial(trials), sensitivity(trials)
+    # Of a part of the rates nothing can be said about the best one, and of a single rate nothing about the others.
+    is_complete = all(trial.is_done for trial in trials)
+    best = best_trial(trials) if is_complete else None
+    summarized = sensitivity(trials) if is_complete and len(trials) > 1 else None
     tried = {trial.learning_rate: trial for trial in trials}
     cells = []
     for rate in rates:
@@ -228,7 +231,7 @@ def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
             is_edge = len(trials) > 1 and rate in (trials[0].learning_rate, trials[-1].learning_rate)
             text = f"**{text}**{' edge' if is_edge else ''}"
         cells.append("" if rate not in tried else text)
-    runs = run_names([record for trial in trials for record in trial.records])
+    runs = run_names([record for trial in trials for record in [*trial.records, *trial.partial]])
     return [arm, *cells, number(summarized and summarized.mean), runs]
 
 

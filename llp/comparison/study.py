@@ -70,12 +70,15 @@ class Contrast(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A learning rate that was tried for an arm, and its runs: one a seed if all are done, else none."""
+    """A learning rate that is tried for an arm, and its runs."""
 
     learning_rate: float
     records: Sequence[Record]
+    """One a seed if all are done, else none."""
     is_diverged: bool = False
     """Whether the loss of a run was not finite any more, which ended it without a record."""
+    partial: Sequence[Record] = ()
+    """Those of a trial that lacks some of its seeds: nothing can be chosen by them."""
 
     @property
     def is_done(self) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from llp.comparison.checks import all_runs
 from llp.comparison.plan import Contestant, Plan, Timing, variants
 from llp.comparison.specification import Ablation, Specification, merged
 from llp.comparison.study import Failure, Record
@@ -142,6 +143,18 @@ def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_oth
     runner.loss = middle
     runner.all()
     assert runner.plan().chosen_rate("latent") == 0.003
+
+
+def test_of_a_trial_that_lacks_a_seed_there_are_the_others():
+    runner = Runner(replace(SPECIFICATION, learning_rate_seeds=[]), middle)
+    plan = runner.plan()
+    first = plan.runs()[0]
+    runner.records[first.name] = record_of(first, 1.0, is_tested=False)
+    study = runner.plan().study("")
+    trial = study.trials["dense"][0]
+    assert (trial.records, [one.run for one in trial.partial], trial.is_done) == ([], [first.name], False)
+    assert [one.run for one in all_runs(study)] == [first.name]
+    assert len(study.missing) == 11
 
 
 def test_a_test_that_failed_changes_no_choice():

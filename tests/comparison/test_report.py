@@ -127,7 +127,7 @@ def test_without_a_noise_floor_there_is_no_verdict():
     unsound = [made.noise[0], replace(made.noise[1], learning_rate=1e-3), made.noise[2]]
     for changed in (replace(made, noise=[]), replace(same, noise=made.noise[:1]), replace(made, noise=unsound)):
         text = compose(changed).text
-        assert text.count("no verdict, since the noise floor is not known") == 2
+        assert text.count("no verdict before the noise floor is known") == 2
         assert not any(
             f" {word}" in text[: text.index("Noise floor:")] for word in ("better", "worse", "tie", "undecided")
         )
@@ -268,8 +268,9 @@ def test_nothing_is_done_yet():
     report = compose(replace(made, seconds_per_step={}, timing={}, peak_memory={}, missing=["a", "b"]))
     text = report.text
     assert "0 runs done, 2 missing, 0 failed." in text
-    assert "No finished runs yet." in text
-    assert "Nothing is known yet: no run at a chosen learning rate has been tested." in text
+    assert "More will follow, once a learning rate is chosen for dense, window, llp." in text
+    assert "No run has been tested yet." in text
+    assert "Nothing is known yet: no run has been tested." in text
     assert "- ? No test loss is infinite: there is nothing to check yet" in text
     assert "✓" not in text
     assert report.runs == []
@@ -429,6 +430,19 @@ def test_the_learning_rates():
     assert "| llp | **2.5000** edge | 2.7000 | 2.8000 | 0.1667 |" in text
     text = compose(replace(made, trials={**made.trials, "llp": lost})).text
     assert f"| llp | 2.7000 | **2.5000** | diverged | {(0.2 + math.log(1000) - 2.5) / 3:.4f} |" in text
+
+
+def test_of_rates_that_are_not_all_done_none_is_the_best():
+    """The seeds of a trial that are done are listed, and decide nothing."""
+    begun = [*trials("llp", (2.5, 2.7), RATES[:2]), Trial(RATES[2], [], partial=[record("llp", 7, None, RATES[2])])]
+    made = study()
+    report = compose(replace(made, trials={**made.trials, "llp": begun}))
+    line = "| llp | 2.5000 | 2.7000 | - | - | `0.001-100-s100`; `0.003-100-s100`; `0.01-100-s7` |"
+    assert line in report.text
+    assert [row["use"] for row in report.runs if row["run"] == "llp-0.01-100-s7"] == ["rate"]
+    assert "once a learning rate is chosen for llp." in report.text
+    single = replace(made, trials={arm: trials(arm, (2.5,), RATES[1:2]) for arm in LEVELS})
+    assert "| llp | **2.5000** | - | `0.003-100-s100` |" in compose(single).text
 
 
 def test_an_ablation():
