@@ -16,7 +16,8 @@ def opening(
     study: Study, checks: Sequence[Check], named: Sequence[Judged], unit: str, drawn: Collection[str]
 ) -> list[str]:
     """Name, description, a sentence for each contrast that was named before the runs, noise floor, state and checks."""
-    lines = [f"# {study.name}", "", study.description, "", "## What was found", ""]
+    lines = [f"# {study.name}", "", study.description, "", "How to read this report: docs/comparison.md.", ""]
+    lines += ["## What was found", ""]
     lines += [f"- {sentence(study, one, unit)}" for one in named] or ["No contrast was named before the runs."]
     n_documents = min((one.outcome.documents for one in named if one.outcome is not None), default=None)
     if n_documents is not None and n_documents < _FEW_DOCUMENTS:
@@ -43,8 +44,9 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
         more = f" (and {len(one.reasons) - 1} more)" if len(one.reasons) > 1 else ""
         return f"**{first} and {second} can't be compared** {under}: {one.reasons[0]}{more}."
     if outcome is None:
-        done = (f"{arm} has {len(study.finals.get((arm, budget), []))}" for arm in (first, second))
-        return f"**{first} against {second}** {under}: not known yet; {' and '.join(done)} of {len(study.seeds)} runs."
+        first_has, second_has = (len(study.finals.get((arm, budget), [])) for arm in (first, second))
+        done = f"{first} has {first_has} and {second} has {second_has} of {len(study.seeds)} tested runs"
+        return f"**{first} against {second}** {under}: not known yet; {done}."
     of = f"{len(outcome.seeds)} of " if len(outcome.seeds) < len(study.seeds) else ""
     basis = (
         f"{of}{counted(max(len(study.seeds), len(outcome.seeds)), 'seed')}, {counted(outcome.documents, 'document')}"

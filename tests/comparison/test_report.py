@@ -252,7 +252,10 @@ def test_missing_runs_are_said():
     waits = "No learning rate can be chosen for window before these have been tried again: `window-0.003-100-s1`."
     assert waits in text
     assert "- `llp-0.003-100-s2`" in text
-    assert "**window against dense** at equal windows: not known yet; window has 0 and dense has 3 of 3 runs." in text
+    assert (
+        "**window against dense** at equal windows: not known yet; window has 0 and dense has 3 of 3 tested runs."
+        in text
+    )
     assert "2 of 3 seeds, 5 documents" in text
     assert "Not all runs are done of: window, llp." in text
 
