@@ -79,7 +79,7 @@ def check(study: Study) -> list[Check]:
 
 
 def _check(title: str, findings: list[Finding], is_possible: bool) -> Check:
-    return Check(title, findings, None if is_possible or findings else "there is nothing to check yet")
+    return Check(title, findings, None if is_possible or findings else "nothing to check")
 
 
 def reasons(checks: Sequence[Check], contrast: Contrast) -> list[str]:

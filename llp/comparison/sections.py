@@ -143,13 +143,16 @@ def _within(one: Judged) -> str:
     return NOTHING if one.floor is None else "yes" if one.is_below_the_floor else "no"
 
 
-def costs(drawn: Collection[str]) -> list[str]:
+def costs(study: Study, drawn: Collection[str]) -> list[str]:
     """The loss over FLOPs and seconds."""
     picture = image(drawn, "cost.png", "Validation loss over FLOPs and seconds")
     if not picture:
         return []
-    note = "Bands reach from the least to the greatest seed; hollow: where the runs at equal FLOPs or seconds ended."
-    return ["## Loss over cost", "", *picture, note, ""]
+    note = "Bands reach from the least to the greatest seed"
+    others = {budget for (_, budget), records in study.finals.items() if records} - {*study.budgets[:1]}
+    if others & {"flops", "seconds"}:
+        note += "; hollow: where the runs at equal FLOPs or seconds ended"
+    return ["## Loss over cost", "", *picture, f"{note}.", ""]
 
 
 def reach(study: Study, drawn: Collection[str]) -> list[str]:

@@ -176,7 +176,7 @@ def test_longer_runs_begin_with_the_windows_of_shorter_ones():
 def test_first_windows_that_older_records_lack_are_not_checked():
     """The records say so; what there is is checked all the same."""
     title, made = "unequal length", longer(study(noise=[]))
-    assert one(study(), title).unchecked == "there is nothing to check yet"
+    assert one(study(), title).unchecked == "nothing to check"
     for number, run in enumerate(made.finals["dense", "windows"]):
         hashes = {name: digest for name, digest in run.hashes.items() if not name.startswith("first")}
         made = with_final(made, "dense", number, hashes=hashes)
@@ -282,7 +282,7 @@ def test_a_rate_beyond_which_training_diverged_is_not_at_the_edge():
 def test_conditions_without_anything_to_check():
     """Before anything is done none of them holds; with a single rate there is no choice, and no edge."""
     nothing = study(finals={}, trials={}, noise=[])
-    assert {one.unchecked for one in check(nothing)} == {"there is nothing to check yet"}
+    assert {one.unchecked for one in check(nothing)} == {"nothing to check"}
     single = study(trials={arm: trials(arm, (2.5,), RATES[1:2]) for arm in LEVELS})
     unchecked = [one.title for one in check(single) if one.unchecked]
     assert [title.split(",")[0] for title in unchecked] == [

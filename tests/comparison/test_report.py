@@ -72,6 +72,8 @@ def test_all_pictures_are_shown():
     assert sorted(report.pictures) == sorted(["ablation-llp.segment_len.png", *PICTURES])
     for name in report.pictures:
         assert f"]({name})" in report.text
+    hollow = "hollow: where the runs at equal FLOPs or seconds ended"
+    assert (hollow in report.text, hollow in compose(study()).text) == (True, False)
 
 
 def test_identical_contestants_are_a_tie():
@@ -274,7 +276,7 @@ def test_nothing_is_done_yet():
     assert "More will follow, once a learning rate is chosen for dense, window, llp." in text
     assert "No run has been tested yet." in text
     assert "Nothing is known yet: no run has been tested." in text
-    assert "- ? No test loss is infinite: there is nothing to check yet" in text
+    assert "- ? No test loss is infinite: nothing to check" in text
     assert "✓" not in text
     assert report.runs == []
     assert {row["state"] for row in report.summary} == {"reference", "missing"}
