@@ -276,7 +276,8 @@ def test_a_rate_beyond_which_training_diverged_is_not_at_the_edge():
     assert len(one(with_trials("llp", tried), title).findings) == 1
     assert one(with_trials("llp", [*tried, Trial(RATES[2], [], is_diverged=True)]), title).findings == []
     # One that is still to be tried decides.
-    assert one(with_trials("llp", [*tried, Trial(RATES[2], [])]), title).findings == []
+    begun = [*trials("llp", (2.7, 2.8), RATES[:2]), Trial(RATES[2], [])]
+    assert one(with_trials("llp", begun), title).findings == []
 
 
 def test_conditions_without_anything_to_check():
