@@ -38,7 +38,7 @@ def test_runs_of_one_seed_share_windows_and_weights_and_others_do_not(run, work)
         "dense": ("--model", "llp.Transformer"),
         "compressed": ("--config", "compressed.yaml"),
         "seed": ("--seed_everything", 1),
-        "longer": ("--trainer.max_steps", 7),
+        "longer": ("--trainer.max_steps", 9),
         "wider": ("--model.init_args.dim", 32),
     }.items():
         if name == "compressed":
@@ -52,9 +52,13 @@ def test_runs_of_one_seed_share_windows_and_weights_and_others_do_not(run, work)
     assert same_windows == {"llp", "dense", "compressed", "wider"}
     same_weights = {name for name in found if found[name]["initial_weights"] == found["llp"]["initial_weights"]}
     assert same_weights == {"llp", "dense", "compressed", "longer"}
-    # Six steps of a batch of four windows, seven of the longer one.
+    # Six steps of a batch of four windows, nine of the longer one.
     first = [f"first_{n}_batches" for n in (1, 2, 4)]
     for name in ("longer", "wider"):
         assert [found[name][key] for key in first] == [found["llp"][key] for key in first]
     assert not {found["seed"][key] for key in first} & {found["llp"][key] for key in first}
-    assert not {key for key in found["longer"] if key.startswith("first")} - {*first}
+    assert found["longer"].keys() - found["llp"].keys() == {"first_8_batches"}
+    status, _, err = run("fit", "--name", "llp", "--ckpt_path", "last", "--trainer.max_steps", 9)
+    assert status == 0, err
+    resumed = json.loads((work / "lightning_logs/llp/run.json").read_text())["fingerprints"]
+    assert resumed == found["longer"]
