@@ -28,7 +28,7 @@ from llp.evaluation.text_losses import TokenLoss, text_losses
 from llp.generation import reading
 from llp.generation.continuation import continue_text
 from llp.training import checkpoints, optimization, settings
-from llp.training.fingerprints import chained_digest, weights_digest
+from llp.training.fingerprints import add_batch, weights_digest
 from llp.training.metrics import RunMetrics
 from llp.training.step_seed import StepSeed
 
@@ -135,7 +135,8 @@ class LanguageModel(LightningModule, ABC):
         self.initialized_from: dict[str, Any] | None = None
         """The checkpoint whose weights the run started from; None: it started from random ones."""
         self.fingerprints: dict[str, str] = {"initial_weights": "", "training_windows": ""}
-        """Digests of the weights that the run started from and of all batches that this process has trained on.
+        """Digests of the weights that the run started from, and of the batches that this process has trained on: of
+        all of them, and of the first 1, 2, 4, 8, ...
 
         The weights are those that all architectures of equal settings share: `CompressedAttention`'s map is left out.
         """
@@ -291,8 +292,8 @@ class LanguageModel(LightningModule, ABC):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer.training:  # here, where it is still in the memory of the CPU
-            before = self.fingerprints["training_windows"]
-            self.fingerprints["training_windows"] = chained_digest(before, batch)
+            before = self.trainer.global_step * self.trainer.accumulate_grad_batches + len(self.window_losses)
+            add_batch(self.fingerprints, batch, before + 1)
         return batch
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:

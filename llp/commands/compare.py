@@ -11,6 +11,7 @@ import torch
 from jsonargparse import Namespace
 
 from datamodules.language_data import LanguageDataModule
+from datamodules.prepared_folder import read_about
 from datamodules.text import TextDataModule
 from llp.commands.configurations import read_configuration
 from llp.commands.parser import Parser
@@ -132,11 +133,25 @@ class Comparison:
         self.keep_specification()
         data = next(iter(self.arms.values()))[1]
         data.prepare_data()  # once, not in every process
+        self._require_same_text(data)
         if "seconds" in self.specification.budgets and self.folder.timing() is None and only is None:
             self.time(workers)
         names = [run.name for run in self.plan().runs()]
         require(only is None or only in names, "run", only, f"it is none of the runs now: {', '.join(names)}")
         Workers(self.folder, self.plan, workers, _threads(workers), only).work()
+
+    def _require_same_text(self, data: Any) -> None:
+        """Refuse to go on with records of another text, or of another tokenizer; their runs count as done."""
+        if not isinstance(data, TextDataModule):
+            return
+        about, records = read_about(data.prepared_folder()), self.folder.records()
+        for name in ("data", "tokenizer"):
+            digest = about[f"{name}_fingerprint"]
+            done = [run.name for run in self.plan().runs() if run.name in records]
+            others = [run for run in done if records[run].hashes.get(name, digest) != digest]
+            what = f"{len(others)} of {len(done)} records are of another one, {', '.join(others[:3])} among them"
+            remedy = f"{what}; give back what they were made with, or another name to the comparison"
+            require(not others, f"fingerprint of the {name}", digest, remedy)
 
     def require_success(self, only: str | None) -> None:
         """Raise a `SettingError` if a run failed, so that whoever called knows it from the exit status."""

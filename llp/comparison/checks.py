@@ -1,6 +1,7 @@
 """Whether runs may be compared at all: what a comparison holds equal is read off its records, not taken on trust."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain
@@ -29,27 +30,56 @@ class Check(NamedTuple):
 
     title: str
     findings: list[Finding]
+    unchecked: str | None = None
+    """Why the records don't show whether it holds, or not of which; None: they show it."""
 
 
 def check(study: Study) -> list[Check]:
     """All conditions of a comparison, each with what contradicts it; where values differ, the rarer one is wrong."""
     runs = all_runs(study)
     tested = [record for record in runs if record.test is not None]
+    finals = _finals(study)
+    tried = [arm for arm in study.arms if any(trial.is_done for trial in study.trials.get(arm, []))]
+    chosen = [records for (arm, _), records in study.finals.items() if records and len(_grid(study, arm)) > 1]
+    others = [arm for (arm, budget), group in study.finals.items() if group and _allowed(study, budget)]
+    at_equal_windows = [group for (_, budget), group in study.finals.items() if group and budget == "windows"]
     return [
-        Check("All were scored with one window, one stride, one tokenizer, on one data set", _scoring(study, tested)),
-        Check("All were scored on the same documents, completely", _documents(study, tested)),
-        Check("No test loss is infinite", _infinite(tested)),
-        Check("The certificate of causality was passed by all", _certificate(tested)),
-        Check("Runs of one seed and length took the same training windows, other seeds others", _windows(study, runs)),
-        Check("All read the same training data and tokenizer", _data(study, runs)),
-        Check("Runs of one seed and size began with the same weights", _weights(study, runs)),
-        Check("All have the same number of parameters (V3's map apart)", _sizes(study)),
-        Check("All tried the same learning rates, more only where the best one lay at the edge", _grids(study)),
-        Check("The learning rate of each is the best one of those tried, on validation", _chosen(study)),
-        Check("All had the same schedule under equal windows", _schedules(study)),
-        Check("Each budget was kept within 1 %", _budgets(study)),
-        Check("The runs for the noise floor differ by their seed alone", _noise(study)),
+        _check(
+            "All were scored with one window, one stride, one tokenizer, on one data set",
+            _scoring(study, tested),
+            len(tested) > 1,
+        ),
+        _check("All were scored on the same documents, completely", _documents(study, tested), len(tested) > 1),
+        _check("No test loss is infinite", _infinite(tested), len(tested) > 0),
+        _check("The certificate of causality was passed by all", _certificate(tested), len(tested) > 0),
+        _check(
+            "Runs of one seed and length took the same training windows, other seeds others",
+            _windows(study, runs),
+            any(len(group) > 1 for group in _grouped(runs, _length)),
+        ),
+        _first_windows(study, runs),
+        _check("All read the same text with the same tokenizer", _data(study, runs), len(runs) > 1),
+        _check(
+            "Runs of one seed and size began with the same weights",
+            _weights(study, runs),
+            any(len(group) > 1 for group in _grouped(runs, _start)),
+        ),
+        _check("All have the same number of parameters (V3's map apart)", _sizes(study), len(_arms(finals)) > 1),
+        _check(
+            "All tried the same learning rates, more only where the best one lay at the edge",
+            _grids(study),
+            len(tried) > 1,
+        ),
+        _edges(study),
+        _check("The learning rate of each is the best one of those tried, on validation", _chosen(study), bool(chosen)),
+        _check("All had the same schedule under equal windows", _schedules(study), len(at_equal_windows) > 1),
+        _check("Each budget was kept within 1 %", _budgets(study), len(set(others)) > 1),
+        _check("The runs for the noise floor differ by their seed alone", _noise(study), len(study.noise) > 1),
     ]
+
+
+def _check(title: str, findings: list[Finding], is_possible: bool) -> Check:
+    return Check(title, findings, None if is_possible or findings else "nothing to check")
 
 
 def reasons(checks: Sequence[Check], contrast: Contrast) -> list[str]:
@@ -63,7 +93,8 @@ def reasons(checks: Sequence[Check], contrast: Contrast) -> list[str]:
 
 def all_runs(study: Study) -> list[Record]:
     """Every record of a study once, in the order of the runs' names."""
-    trials = (record for tried in study.trials.values() for trial in tried for record in trial.records)
+    tried = chain.from_iterable(study.trials.values())
+    trials = (record for trial in tried for record in [*trial.records, *trial.partial])
     ablations = (record for values in study.ablations.values() for _, records in values for record in records)
     everything = chain(chain.from_iterable(study.finals.values()), trials, study.noise, ablations)
     return sorted({(record.run, record.arm): record for record in everything}.values(), key=lambda r: (r.run, r.arm))
@@ -136,9 +167,14 @@ def _certificate(tested: Sequence[Record]) -> list[Finding]:
     return findings
 
 
+def _length(record: Record) -> Hashable:
+    """What runs have in common that take equally many windows of one kind."""
+    return record.windows, setting(record, "data", "window_len")
+
+
 def _windows(study: Study, runs: Sequence[Record]) -> list[Finding]:
     findings = []
-    for group in _grouped(runs, lambda record: (record.windows, setting(record, "data", "window_len"))):
+    for group in _grouped(runs, _length):
         taken: dict[str | None, int] = {}  # by the windows that most runs of a seed took: the first such seed
         for same_seed in _grouped(sorted(group, key=lambda record: record.seed), lambda record: record.seed):
             hashes = [(record, record.hashes.get("training_windows")) for record in same_seed]
@@ -152,6 +188,36 @@ def _windows(study: Study, runs: Sequence[Record]) -> list[Finding]:
     return findings
 
 
+def _first_windows(study: Study, runs: Sequence[Record]) -> Check:
+    """Runs of other lengths, under other budgets, are compared as far as both went."""
+    title = "Runs of one seed and unequal length took the same first training windows"
+    seeds = _grouped(runs, lambda record: (record.seed, setting(record, "data", "window_len")))
+    unequal = [group for group in seeds if len({record.windows for record in group}) > 1]
+    if not unequal:
+        return _check(title, [], is_possible=False)
+    lacking = sum(not _first_batches(record) for group in unequal for record in group)
+    n = sum(map(len, unequal))
+    unchecked = f"{lacking} of {n} runs have no digest of their first windows in their records" if lacking else None
+    return Check(title, [finding for group in unequal for finding in _first_odd(study, group)], unchecked)
+
+
+def _first_odd(study: Study, group: Sequence[Record]) -> list[Finding]:
+    """The runs of one seed that took other windows than most, each with the first of its digests that shows it."""
+    findings: dict[str, Finding] = {}
+    for n in sorted({n for record in group for n in _first_batches(record)}):
+        known = [(record, digest) for record in group if (digest := _first_batches(record).get(n))]
+        for record, _, _ in _odd(study, known):
+            text = f"within its first {n:,} batches other training windows than other runs of seed {record.seed}"
+            findings.setdefault(record.run, _finding(record, text))
+    return list(findings.values())
+
+
+def _first_batches(record: Record) -> dict[int, str]:
+    """The digests of a run's first batches, by how many they are."""
+    found = ((re.fullmatch(r"first_(\d+)_batches", name), digest) for name, digest in record.hashes.items())
+    return {int(match[1]): digest for match, digest in found if match}
+
+
 def _data(study: Study, runs: Sequence[Record]) -> list[Finding]:
     findings = []
     for name in ("data", "tokenizer"):
@@ -163,9 +229,14 @@ def _data(study: Study, runs: Sequence[Record]) -> list[Finding]:
 def _weights(study: Study, runs: Sequence[Record]) -> list[Finding]:
     return [
         _finding(record, f"other initial weights than other runs of seed {record.seed}")
-        for group in _grouped(runs, lambda record: (record.seed, size(record)))
+        for group in _grouped(runs, _start)
         for record, _, _ in _odd(study, ((record, record.hashes.get("initial_weights")) for record in group))
     ]
+
+
+def _start(record: Record) -> Hashable:
+    """What runs have in common that begin with the same weights."""
+    return record.seed, size(record)
 
 
 def size(record: Record) -> int:
@@ -219,6 +290,25 @@ def _unexplained(trials: Sequence[Trial], common: Sequence[float]) -> list[float
     return []
 
 
+def _grid(study: Study, arm: str) -> list[float]:
+    """The learning rates that were tried for an arm, those at which it diverged among them."""
+    return [trial.learning_rate for trial in study.trials.get(arm, []) if trial.is_done]
+
+
+def _edges(study: Study) -> Check:
+    """A best rate at the end of those tried may not be the best that there is: a warning, which forbids nothing."""
+    findings, title = [], "No chosen learning rate lies at the edge of those tried"
+    grids = {arm: study.trials.get(arm, []) for arm in study.arms}
+    complete = {arm: trials for arm, trials in grids.items() if len(trials) > 1 and all(t.is_done for t in trials)}
+    for arm, trials in complete.items():
+        best, rates = best_trial(trials), [trial.learning_rate for trial in trials]
+        if best is not None and best.learning_rate in (min(rates), max(rates)):
+            end = "lowest" if best.learning_rate == min(rates) else "highest"
+            text = f"{arm}: {best.learning_rate:g} is the {end} rate that was tried; one beyond it may be better"
+            findings.append(Finding(text, frozenset(), None))
+    return _check(title, findings, bool(complete))
+
+
 def _chosen(study: Study) -> list[Finding]:
     findings = []
     for (arm, budget), records in study.finals.items():
@@ -256,11 +346,16 @@ def spent(study: Study, record: Record, budget: str) -> float | None:
     return {"windows": record.windows, "positions": record.positions, "flops": record.flops}[budget]
 
 
+def _allowed(study: Study, budget: str) -> float | None:
+    """What the reference used of a budget; None: it isn't known yet."""
+    reference = study.finals.get((study.reference, budget))
+    return spent(study, reference[0], budget) if reference else None
+
+
 def _budgets(study: Study) -> list[Finding]:
     findings = []
     for (_, budget), records in study.finals.items():
-        reference = study.finals.get((study.reference, budget))
-        allowed = spent(study, reference[0], budget) if reference else None
+        allowed = _allowed(study, budget)
         for record in records:
             used = spent(study, record, budget)
             if allowed and used is not None and abs(used / allowed - 1) > _BUDGET_TOLERANCE:
@@ -285,6 +380,10 @@ def _noise(study: Study) -> list[Finding]:
     findings += _infinite([record for record in study.noise if record.test is not None])
     findings += [_finding(r, f"another run has seed {r.seed} too") for r in study.noise if r.seed in repeated]
     return [finding._replace(arms=frozenset()) for finding in findings]  # of no contrast, but of the noise floor
+
+
+def _arms(records: Iterable[Record]) -> set[str]:
+    return {record.arm for record in records}
 
 
 def _finals(study: Study) -> list[Record]:

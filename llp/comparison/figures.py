@@ -127,7 +127,7 @@ def _uses(study: Study) -> dict[str, list[str]]:
     """By run: what it is for."""
     uses: dict[str, list[str]] = {}
     groups = [(budget, records) for (_, budget), records in sorted(study.finals.items())]
-    groups += [("rate", trial.records) for trials in study.trials.values() for trial in trials]
+    groups += [("rate", [*t.records, *t.partial]) for trials in study.trials.values() for t in trials]
     groups += [("noise floor", list(study.noise))]
     groups += [(name, records) for name, values in study.ablations.items() for _, records in values]
     for use, records in groups:

@@ -12,7 +12,7 @@ import yaml
 
 from llp.comparison.plan import PlannedRun, Timing
 from llp.comparison.specification import Settings, Specification, merged
-from llp.comparison.study import Record
+from llp.comparison.study import Failure, Record
 from llp.errors import SettingError
 from llp.run_folder import whole_file
 
@@ -83,15 +83,15 @@ class ComparisonFolder:
 
     # Failures
 
-    def fail(self, name: str, status: int, last_words: str) -> None:
+    def fail(self, name: str, status: int, failure: Failure) -> None:
         """Remember that a run failed, so that it is left alone."""
         self.run(name).mkdir(parents=True, exist_ok=True)
-        _write_json(self.run(name) / "failed.json", {"exit_status": status, "last_words": last_words})
+        _write_json(self.run(name) / "failed.json", {"exit_status": status, **failure._asdict()})
 
-    def failed(self) -> dict[str, str]:
-        """The runs that failed, and their last words."""
+    def failed(self) -> dict[str, Failure]:
+        """The runs that failed."""
         paths = sorted(self.path.glob("lightning_logs/*/failed.json"))
-        return {path.parent.name: read_json(path)["last_words"] for path in paths}
+        return {path.parent.name: _failure(read_json(path)) for path in paths}
 
     def forget_failures(self) -> None:
         """Let the runs that failed be tried again."""
@@ -124,6 +124,10 @@ class ComparisonFolder:
         """Seconds of a step by arm; None: nothing was timed."""
         path = self.path / "timing.json"
         return Timing(**read_json(path)) if path.exists() else None
+
+
+def _failure(content: dict[str, Any]) -> Failure:
+    return Failure(content["last_words"], content.get("is_diverged", False))
 
 
 def _record(path: Path) -> Record:

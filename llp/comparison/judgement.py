@@ -21,7 +21,7 @@ class Judged(NamedTuple):
     p: float | None
     """After Holm's correction; None for what wasn't named before the runs, or has no interval."""
     verdict: Verdict | None
-    """None for what wasn't named before the runs, or has no outcome."""
+    """None for what wasn't named before the runs, has no outcome, or no noise floor to judge it by."""
 
     @property
     def is_below_the_floor(self) -> bool:
@@ -63,7 +63,7 @@ def primary(study: Study, judged: Mapping[Contrast, Judged]) -> list[Judged]:
     adjusted = holm({number: 1.0 if interval is None else interval.p for number, interval in enumerate(intervals)})
     p_values = [None if interval is None else adjusted[number] for number, interval in enumerate(intervals)]
     return [
-        one._replace(p=p, verdict=None if one.outcome is None else verdict(one.outcome, floor, p))
+        one._replace(p=p, verdict=verdict(one.outcome, floor, p) if one.outcome and floor else None)
         for one, p in zip(named, p_values, strict=True)
     ]
 

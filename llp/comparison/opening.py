@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from llp.comparison.checks import Check, all_runs
 from llp.comparison.judgement import Judged, usable_floor
 from llp.comparison.markdown import BUDGETS, counted, image, number, probability, run_names, signed
-from llp.comparison.study import Study
+from llp.comparison.study import Failure, Study
 
 _FEW_DOCUMENTS = 10
 _SHOWN_FINDINGS = 5
@@ -16,7 +16,8 @@ def opening(
     study: Study, checks: Sequence[Check], named: Sequence[Judged], unit: str, drawn: Collection[str]
 ) -> list[str]:
     """Name, description, a sentence for each contrast that was named before the runs, noise floor, state and checks."""
-    lines = [f"# {study.name}", "", study.description, "", "## What was found", ""]
+    lines = [f"# {study.name}", "", study.description, "", "How to read this report: docs/comparison.md.", ""]
+    lines += ["## What was found", ""]
     lines += [f"- {sentence(study, one, unit)}" for one in named] or ["No contrast was named before the runs."]
     n_documents = min((one.outcome.documents for one in named if one.outcome is not None), default=None)
     if n_documents is not None and n_documents < _FEW_DOCUMENTS:
@@ -43,23 +44,27 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
         more = f" (and {len(one.reasons) - 1} more)" if len(one.reasons) > 1 else ""
         return f"**{first} and {second} can't be compared** {under}: {one.reasons[0]}{more}."
     if outcome is None:
-        done = (f"{arm} has {len(study.finals.get((arm, budget), []))}" for arm in (first, second))
-        return f"**{first} against {second}** {under}: not known yet; {' and '.join(done)} of {len(study.seeds)} runs."
+        first_has, second_has = (len(study.finals.get((arm, budget), [])) for arm in (first, second))
+        done = f"{first} has {first_has} and {second} has {second_has} of {len(study.seeds)} tested runs"
+        return f"**{first} against {second}** {under}: not known yet; {done}."
     of = f"{len(outcome.seeds)} of " if len(outcome.seeds) < len(study.seeds) else ""
     basis = (
         f"{of}{counted(max(len(study.seeds), len(outcome.seeds)), 'seed')}, {counted(outcome.documents, 'document')}"
     )
     size, interval = number(abs(outcome.estimate)), outcome.interval
     if one.verdict == "tie":
-        floor = "" if one.floor is None else f", the noise floor is {number(one.floor)}"
-        return f"**{first} and {second} are a tie** {under}: they differ by {size} {unit}{floor} ({basis})."
+        return (
+            f"**{first} and {second} are a tie** {under}: they differ by {size} {unit}, the noise floor is "
+            f"{number(one.floor)} ({basis})."
+        )
     sure = "no interval from a single seed"
     if interval is not None:
         sure = f"95 % interval {signed(interval.low)} to {signed(interval.high)}, p {_equal(one.p)} after Holm"
+    found = f"{signed(outcome.estimate)} {unit} ({sure}; {basis})"
+    if one.verdict is None:
+        return f"**{first} against {second}** {under}: {found}; no verdict before the noise floor is known."
     if one.verdict == "undecided":
-        return (
-            f"**{first} against {second} is undecided** {under}: {signed(outcome.estimate)} {unit} ({sure}; {basis})."
-        )
+        return f"**{first} against {second} is undecided** {under}: {found}."
     return f"**{first} is {one.verdict} than {second}** by {size} {unit} {under} ({sure}; {basis})."
 
 
@@ -71,7 +76,9 @@ def _equal(p: float | None) -> str:
 def _floor_text(study: Study, unit: str) -> str:
     floor, n = usable_floor(study), len(study.seeds)
     if floor is None:
-        return "Noise floor: not known, since it takes two or more runs that differ by their seed alone."
+        return (
+            "Noise floor: not known yet; it takes two or more tested runs of one arm that differ by their seed alone."
+        )
     arm = study.noise[0].arm
     text = f"Noise floor: {floor.runs} runs of {arm} have a standard deviation of {number(floor.deviation, 5)} {unit}"
     if n:
@@ -86,29 +93,46 @@ def _state(study: Study) -> list[str]:
     runs = all_runs(study)
     what = "To continue" if study.missing or study.failed else "To repeat"
     done = f"{counted(len(runs), 'run')} done, {len(study.missing)} missing, {len(study.failed)} failed."
-    lines = [f"{done} {what}: `{study.command}`"]
+    lines = [f"{done}{_more(study)} {what}: `{study.command}`"]
     for kind, values in (("commits", [run.commit for run in runs]), ("devices", [run.device for run in runs])):
         counts = Counter(map(str, values))
         if len(counts) > 1:
             listed = ", ".join(f"{value} ({counted(n, 'run')})" for value, n in sorted(counts.items()))
             lines += ["", f"The runs come from several {kind}: {listed}."]
     if study.failed:
-        lines += ["", "Failed:", "", *(f"- `{run}`: {words}" for run, words in sorted(study.failed.items()))]
+        lines += ["", "Failed:", "", *(_failure_line(run, study.failed[run]) for run in sorted(study.failed))]
+    for arm, names in study.undecided.items():
+        failed = ", ".join(f"`{name}`" for name in names)
+        lines += ["", f"No learning rate can be chosen for {arm} before these have been tried again: {failed}."]
     if study.missing:
         names = [f"- `{run}`" for run in study.missing]
         lines += ["", "<details><summary>Missing</summary>", "", *names, "", "</details>"]
     return lines
 
 
+def _more(study: Study) -> str:
+    """That runs are still to be planned, where they wait for the choice of a learning rate."""
+    waiting = [arm for arm in study.arms if not all(trial.is_done for trial in study.trials.get(arm, []))]
+    return f" More will follow, once a learning rate is chosen for {', '.join(waiting)}." if waiting else ""
+
+
+def _failure_line(run: str, failure: Failure) -> str:
+    """A failed run and its error, without what is said around it; all of it is in its log."""
+    lines = failure.last_words.splitlines() or ["it said nothing"]
+    words = next((line for line in lines if ": error: " in line), lines[-1])
+    return f"- `{run}` {'diverged' if failure.is_diverged else 'failed'}: {words}"
+
+
 def _check_lines(checks: Sequence[Check]) -> list[str]:
     lines = []
     for one in checks:
-        lines.append(f"- {'✗' if one.findings else '✓'} {one.title}")
+        mark = "✗" if one.findings else "✓" if one.unchecked is None else "?"
+        lines.append(f"- {mark} {one.title}{'' if one.unchecked is None else f': {one.unchecked}'}")
         lines += [f"  - {finding.text}{_under(finding.budget)}" for finding in one.findings[:_SHOWN_FINDINGS]]
         if len(one.findings) > _SHOWN_FINDINGS:
             lines.append(f"  - and {len(one.findings) - _SHOWN_FINDINGS} more")
-    if any(one.findings for one in checks):
-        lines += ["", "Contestants named here are not compared with others until that is mended."]
+    if any(finding.arms for one in checks for finding in one.findings):
+        lines += ["", "Contestants whose runs are named here are not compared with others until that is mended."]
     return lines
 
 

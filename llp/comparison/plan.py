@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from llp.comparison.specification import Ablation, Budget, Settings, Specification, merged
-from llp.comparison.study import Contrast, Record, Study, Trial
+from llp.comparison.study import Contrast, Failure, Record, Study, Trial
 from llp.errors import require
 
 
@@ -61,13 +62,14 @@ class Plan:
     """The runs of a comparison, in the order in which they are to be carried out, and their places in its study.
 
     Learning rates are chosen by mean validation loss under the first budget, arm by arm; all other runs of an arm wait
-    for its choice. A trial that failed (its loss was no number, say) is not chosen.
+    for its choice. A trial that diverged is not chosen; one that failed in another way leaves its arm without a choice,
+    and stops no other arm.
 
     Args:
         specification: What is compared.
         contestants: By arm, those of ablations included (`variants`).
         records: The runs that are done, by name.
-        failed: The runs that failed, by name, and their last words.
+        failed: The runs that failed, by name.
         timing: Seconds of a step by arm, where they have been measured.
         choose_all: Instead of waiting for a choice, take the middle one of the rates: for a preview of all runs.
     """
@@ -77,7 +79,7 @@ class Plan:
         specification: Specification,
         contestants: Mapping[str, Contestant],
         records: Mapping[str, Record],
-        failed: Mapping[str, str],
+        failed: Mapping[str, Failure],
         timing: Timing | None = None,
         choose_all: bool = False,
     ) -> None:
@@ -192,7 +194,7 @@ class Plan:
         return rates
 
     def chosen_rate(self, arm: str) -> float | None:
-        """The learning rate with the least mean validation loss; None: not all have been tried."""
+        """The learning rate with the least mean validation loss; None: not all have been tried, or all diverged."""
         rates = self.rates(arm)
         if self.choose_all and any(self._loss(arm, rate) is None for rate in rates):
             return rates[len(rates) // 2]
@@ -206,31 +208,25 @@ class Plan:
         return rates[losses.index(min(known))]
 
     def _loss(self, arm: str, rate: float) -> float | None:
-        """Mean validation loss of a trial over its seeds; infinite if one failed, None if one is to be run."""
+        """Mean validation loss of a trial over its seeds; infinite if one diverged, None if it isn't known."""
         names = [run.name for run in self._trial(arm, rate)]
-        if any(name not in self.records and name not in self.failed for name in names):
-            return None
-        if any(name in self.failed for name in names):
+        if self._is_diverged(names):
             return math.inf
+        if any(name not in self.records for name in names):
+            return None
         # JSON has no number for a loss that is not finite.
         losses: list[float | None] = [self.records[name].validation_loss for name in names]
         return math.fsum(math.inf if loss is None else loss for loss in losses) / len(losses)
+
+    def _is_diverged(self, names: Sequence[str]) -> bool:
+        return any(name in self.failed and self.failed[name].is_diverged for name in names)
 
     # The study
 
     def study(self, command: str) -> Study:
         """The records in their places; `command` is what continues the comparison."""
-        spec = self.specification
+        spec, timing = self.specification, self.timing or Timing({}, {}, {})
         runs = self.runs()
-
-        def tested(planned: Iterator[PlannedRun]) -> list[Record]:
-            records = [self.records.get(run.name) for run in planned]
-            return [record for record in records if record is not None and record.test is not None]
-
-        finals: dict[tuple[str, str], list[Record]] = {
-            (arm, budget): tested(self._finals(arm, budget, spec.seeds)) for arm in spec.arms for budget in spec.budgets
-        }
-        timing = self.timing
         return Study(
             name=spec.name,
             description=spec.description,
@@ -239,30 +235,44 @@ class Plan:
             reference=spec.reference,
             budgets=spec.budgets,
             seeds=spec.seeds,
-            finals=finals,
-            trials={arm: self._tried(arm) for arm in spec.arms},
-            noise=tested(self._noise()),
+            finals={
+                (arm, budget): self._tested(self._finals(arm, budget, spec.seeds))
+                for arm in spec.arms
+                for budget in spec.budgets
+            },
+            trials={arm: [self._tried(arm, rate) for rate in self.rates(arm)] for arm in spec.arms},
+            noise=self._tested(self._noise()),
             primary=[Contrast(*contrast) for contrast in spec.primary],
-            ablations={name: self._ablated(name, tested) for name in spec.ablations},
-            seconds_per_step={} if timing is None else timing.seconds_per_step,
-            peak_memory={} if timing is None else timing.peak_memory,
-            timing={} if timing is None else timing.how,
+            ablations={name: self._ablated(name) for name in spec.ablations},
+            seconds_per_step=timing.seconds_per_step,
+            peak_memory=timing.peak_memory,
+            timing=timing.how,
             missing=[run.name for run in runs if not self.is_done(run) and run.name not in self.failed],
             failed={run.name: self.failed[run.name] for run in runs if run.name in self.failed},
+            undecided={arm: names for arm in spec.arms if (names := self._obstacles(arm))},
         )
 
-    def _tried(self, arm: str) -> list[Trial]:
-        return [Trial(rate, self._records_of(self._trial(arm, rate))) for rate in self.rates(arm)]
+    def _records_of(self, runs: Iterable[PlannedRun]) -> list[Record]:
+        """Those that there are."""
+        return [self.records[run.name] for run in runs if run.name in self.records]
 
-    def _records_of(self, trial: Iterator[PlannedRun]) -> list[Record]:
-        """Those of a trial that is done with all its seeds."""
-        records = [self.records.get(run.name) for run in trial]
-        found = [record for record in records if record is not None]
-        return found if len(found) == len(records) else []
+    def _tested(self, runs: Iterable[PlannedRun]) -> list[Record]:
+        return [record for record in self._records_of(runs) if record.test is not None]
 
-    def _ablated(
-        self, name: str, tested: Callable[[Iterator[PlannedRun]], list[Record]]
-    ) -> list[tuple[Any, list[Record]]]:
+    def _tried(self, arm: str, rate: float) -> Trial:
+        runs = list(self._trial(arm, rate))
+        records = self._records_of(runs)
+        is_diverged = self._is_diverged([run.name for run in runs])
+        is_whole = len(records) == len(runs)
+        return Trial(rate, records if is_whole else [], is_diverged, [] if is_whole else records)
+
+    def _obstacles(self, arm: str) -> list[str]:
+        """The failed trials without which no learning rate can be chosen for an arm."""
+        trials = [[run.name for run in self._trial(arm, rate)] for rate in self.rates(arm)]
+        needed = chain.from_iterable(names for names in trials if not self._is_diverged(names))
+        return [name for name in needed if name in self.failed and name not in self.records]
+
+    def _ablated(self, name: str) -> list[tuple[Any, list[Record]]]:
         """Each value of an ablation and its runs, the arm's own value among them where it is given."""
         spec = self.specification
         ablation, budget = spec.ablations[name], spec.budgets[0]
@@ -271,7 +281,7 @@ class Plan:
         if own is not None:
             arms[own] = ablation.arm
         order = sorted(arms) if all(isinstance(value, int | float) for value in arms) else list(arms)
-        return [(value, tested(self._finals(arms[value], budget, spec.seeds))) for value in order]
+        return [(value, self._tested(self._finals(arms[value], budget, spec.seeds))) for value in order]
 
 
 def portable(settings: Settings) -> Settings:

@@ -11,7 +11,6 @@ from llp.comparison.folder import ComparisonFolder, read_json
 from llp.comparison.plan import Contestant, PlannedRun, portable
 from llp.comparison.study import Record
 from llp.errors import require
-from llp.evaluation.provenance import git_commit, versions
 from llp.training import checkpoints
 from llp.training.fingerprints import weights_digest
 
@@ -57,10 +56,21 @@ def is_stage_done(place: Path, file: str, run: PlannedRun) -> bool:
 
 def progress(place: Path) -> int:
     """The optimizer steps that a run has taken, as of its latest validation."""
+    return int(_said(place).get("step", 0))
+
+
+def has_diverged(place: Path) -> bool:
+    """Whether a run says that a loss or gradient that was not finite has ended it."""
+    return _said(place).get("state") == "diverged"
+
+
+def _said(place: Path) -> dict[str, Any]:
+    """What a run says of itself; nothing if it hasn't begun."""
     try:
-        return int(json.loads((place / "run.json").read_text(encoding="utf-8"))["step"])
+        content: dict[str, Any] = json.loads((place / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return 0
+        return {}
+    return content
 
 
 def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, stages: dict[str, list[str]]) -> Record:
@@ -100,8 +110,9 @@ def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, st
             "final_weights": weights_digest(checkpoint["state_dict"].items()),
             **_text_hashes(checkpoint),
         },
-        commit=git_commit(),
-        versions=versions(),
+        # Of the process that trained; a run that an older version has trained doesn't say it.
+        commit=content.get("commit"),
+        versions=content.get("versions", {}),
         device=content["device"],
     )
 

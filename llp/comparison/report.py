@@ -60,7 +60,7 @@ def compose(study: Study) -> Report:
         *opening(study, checks, named, unit, drawn),
         *sections.budget_tables(study, rows, unit),
         *sections.contrast_tables(named, others, unit),
-        *sections.costs(drawn),
+        *sections.costs(study, drawn),
         *sections.reach(study, drawn),
         *sections.learning_rates(study, drawn),
         *sections.ablation_tables(study, checks, unit, drawn),

@@ -31,7 +31,7 @@ def budget_tables(study: Study, summary: Sequence[Mapping[str, Any]], unit: str)
         lines += [f"## Results at {BUDGETS[budget]}", ""]
         rows = [row for row in summary if row["budget"] == budget and row["seeds"]]
         if not rows:
-            lines += ["No finished runs yet.", ""]
+            lines += ["No run has been tested yet.", ""]
             continue
         lines += _budget_table(study, rows, unit)
         spread = "Spread: standard deviation over the seeds. Less is better; the best comes first."
@@ -143,13 +143,16 @@ def _within(one: Judged) -> str:
     return NOTHING if one.floor is None else "yes" if one.is_below_the_floor else "no"
 
 
-def costs(drawn: Collection[str]) -> list[str]:
+def costs(study: Study, drawn: Collection[str]) -> list[str]:
     """The loss over FLOPs and seconds."""
     picture = image(drawn, "cost.png", "Validation loss over FLOPs and seconds")
     if not picture:
         return []
-    note = "Bands reach from the least to the greatest seed; hollow: where the runs at equal FLOPs or seconds ended."
-    return ["## Loss over cost", "", *picture, note, ""]
+    note = "Bands reach from the least to the greatest seed"
+    others = {budget for (_, budget), records in study.finals.items() if records} - {*study.budgets[:1]}
+    if others & {"flops", "seconds"}:
+        note += "; hollow: where the runs at equal FLOPs or seconds ended"
+    return ["## Loss over cost", "", *picture, f"{note}.", ""]
 
 
 def reach(study: Study, drawn: Collection[str]) -> list[str]:
@@ -161,7 +164,7 @@ def reach(study: Study, drawn: Collection[str]) -> list[str]:
     ]
     lines = ["## How far back the models read", "", *images]
     if not images:
-        lines += ["Nothing is known yet of the loss by position or by distance.", ""]
+        lines += [_why_not_sliced(study), ""]
     rows = [row for arm in study.arms if (row := _recall_row(study, arm))]
     if rows:
         lines += [
@@ -171,6 +174,12 @@ def reach(study: Study, drawn: Collection[str]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _why_not_sliced(study: Study) -> str:
+    if any(record.test for records in study.finals.values() for record in records):
+        return "Not measured: the losses by position and by distance are left out with `slices: false`."
+    return "Nothing is known yet: no run has been tested."
 
 
 def _recall_row(study: Study, arm: str) -> list[str]:
@@ -204,8 +213,8 @@ def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
     rows = (_rate_row(study, arm, rates) for arm in study.arms)
     lines += table(["arm", *(f"{rate:g}" for rate in rates), "sensitivity", "runs"], rows)
     note = (
-        "Validation loss in nats per token, the mean over the seeds; the best one in bold, with `edge` if "
-        "none beyond was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss "
+        "Validation loss in nats per token, the mean over the seeds; once all are done the best one is in bold, with "
+        "`edge` if none beyond was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss "
         "(arXiv 2309.14322)."
     )
     return [*lines, "", note, ""]
@@ -213,7 +222,10 @@ def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
 
 def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
     trials = study.trials.get(arm, [])
-    best, summarized = best_trial(trials), sensitivity(trials)
+    # Of a part of the rates nothing can be said about the best one, and of a single rate nothing about the others.
+    is_complete = all(trial.is_done for trial in trials)
+    best = best_trial(trials) if is_complete else None
+    summarized = sensitivity(trials) if is_complete and len(trials) > 1 else None
     tried = {trial.learning_rate: trial for trial in trials}
     cells = []
     for rate in rates:
@@ -222,12 +234,12 @@ def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
             is_edge = len(trials) > 1 and rate in (trials[0].learning_rate, trials[-1].learning_rate)
             text = f"**{text}**{' edge' if is_edge else ''}"
         cells.append("" if rate not in tried else text)
-    runs = run_names([record for trial in trials for record in trial.records])
+    runs = run_names([record for trial in trials for record in [*trial.records, *trial.partial]])
     return [arm, *cells, number(summarized and summarized.mean), runs]
 
 
 def _rate_cell(trial: Trial | None) -> str:
-    if trial is None or not trial.records:
+    if trial is None or not trial.is_done:
         return NOTHING
     loss = trial_loss(trial)
     return number(loss) if math.isfinite(loss) else "diverged"

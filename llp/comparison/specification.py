@@ -81,6 +81,17 @@ class Specification:
     def __post_init__(self) -> None:
         plain = self.name.isprintable() and self.name not in ("", ".", "..") and "/" not in self.name
         require(plain, "name", repr(self.name), "it names a folder; choose one without slashes")
+        self._check_arms()
+        self._check_rates()
+        self._check_lists()
+        for setting, least in (("steps", 2), ("validations", 1), ("extensions", 0)):
+            require(getattr(self, setting) >= least, setting, getattr(self, setting), f"set it to {least} or more")
+        require(0 <= self.warmup < 1, "warmup", self.warmup, "it is a share of the steps: 0 or more, and below 1")
+        self._check_primary()
+        for name, ablation in self.ablations.items():
+            self._check_ablation(name, ablation)
+
+    def _check_arms(self) -> None:
         require(len(self.arms) > 0, "arms", self.arms, "name at least one")
         for arm, settings in self.arms.items():
             simple = arm.replace("_", "").isalnum()
@@ -90,19 +101,22 @@ class Specification:
             remedy = "an arm has class_path and init_args; what all have in common belongs to `shared`"
             require(not unknown, f"arms.{arm}", unknown, remedy)
         self._require_arm("reference", self.reference)
-        for setting, least in (("steps", 2), ("validations", 1), ("extensions", 0)):
-            require(getattr(self, setting) >= least, setting, getattr(self, setting), f"set it to {least} or more")
+
+    def _check_rates(self) -> None:
         rates = self.learning_rates
         rising = len(rates) > 0 and rates[0] > 0 and rates == sorted(set(rates))
         require(rising, "learning_rates", rates, "give positive rates, each once, in rising order")
         remedy = "two rates or more show in which steps to go on; set extensions to 0 for a single one"
         require(len(rates) > 1 or self.extensions == 0, "learning_rates", rates, remedy)
-        require(len(self.seeds) > 0, "seeds", self.seeds, "name at least one")
+
+    def _check_lists(self) -> None:
+        for setting in ("seeds", "budgets"):
+            require(len(getattr(self, setting)) > 0, setting, getattr(self, setting), "name at least one")
         for setting in ("seeds", "noise_seeds", "learning_rate_seeds", "budgets"):
             values = getattr(self, setting)
             require(len(set(values)) == len(values), setting, values, "name each once")
-        require(len(self.budgets) > 0, "budgets", self.budgets, "name at least one")
-        require(0 <= self.warmup < 1, "warmup", self.warmup, "it is a share of the steps: 0 or more, and below 1")
+
+    def _check_primary(self) -> None:
         for first, second, budget in self.primary:
             self._require_arm("primary", first)
             self._require_arm("primary", second)
@@ -110,11 +124,12 @@ class Specification:
             require(budget in self.budgets, "primary", budget, f"budgets = {self.budgets} does not hold it")
         pairs = [(frozenset(contrast[:2]), contrast[2]) for contrast in self.primary]
         require(len(set(pairs)) == len(pairs), "primary", self.primary, "name each pair of arms once a budget")
-        for name, ablation in self.ablations.items():
-            self._require_arm(f"ablations.{name}.arm", ablation.arm)
-            for setting, values in ablation.together.items():
-                remedy = f"give as many as values = {ablation.values}"
-                require(len(values) == len(ablation.values), f"ablations.{name}.together.{setting}", values, remedy)
+
+    def _check_ablation(self, name: str, ablation: Ablation) -> None:
+        self._require_arm(f"ablations.{name}.arm", ablation.arm)
+        for setting, values in ablation.together.items():
+            remedy = f"give as many as values = {ablation.values}"
+            require(len(values) == len(ablation.values), f"ablations.{name}.together.{setting}", values, remedy)
 
     def _require_arm(self, setting: str, arm: str) -> None:
         require(arm in self.arms, setting, arm, f"it is none of the arms: {', '.join(self.arms)}")

@@ -248,22 +248,21 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     return adjusted
 
 
-def verdict(outcome: Difference, floor: NoiseFloor | None, p: float | None) -> Verdict:
+def verdict(outcome: Difference, floor: NoiseFloor, p: float | None) -> Verdict:
     """What a difference says about the first of the two contestants.
 
     - `tie`: its absolute value is at most the noise floor, `NoiseFloor.smallest` for the seeds of this difference.
-      Without a noise floor: it is exactly 0.
     - `undecided`: it is above the noise floor, but the interval that counts includes 0, or p is above 5 %, or there is
       no interval, with a single seed.
     - `better`, `worse`: it is neither, and less or greater than 0; the figures are losses.
 
     Args:
         outcome: The difference.
-        floor: None: it wasn't measured.
+        floor: Without one there is no verdict.
         p: After Holm's correction.
     """
     n, interval = len(outcome.seeds), outcome.interval
-    if abs(outcome.estimate) <= (0.0 if floor is None else floor.smallest(n, n)):
+    if abs(outcome.estimate) <= floor.smallest(n, n):
         return "tie"
     if interval is None or p is None or p > ALPHA or interval.low <= 0 <= interval.high:
         return "undecided"
@@ -287,11 +286,13 @@ def final_loss(record: Record) -> float:
 
 def trial_loss(trial: Trial) -> float:
     """The mean validation loss over the seeds of a trial that is done; infinite if one of them diverged."""
+    if trial.is_diverged:
+        return math.inf
     return math.fsum(map(final_loss, trial.records)) / len(trial.records)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The one with the least mean validation loss, of those that are done; the lowest rate of equals."""
+    """The one with the least mean validation loss, of those that have records; the lowest rate of equals."""
     return min((trial for trial in trials if trial.records), key=trial_loss, default=None)
 
 
@@ -302,15 +303,19 @@ def sensitivity(trials: Sequence[Trial]) -> Sensitivity | None:
     in nats per token; V is the size of the vocabulary, and ln V the loss at the start, when all tokens are equally
     likely. 0: the rate doesn't matter. Where a run's settings don't say V, nothing is capped.
     """
-    best, losses = best_trial(trials), []
+    best = best_trial(trials)
     if best is None:
         return None
-    for trial in trials:
-        if trial.records:
-            size = vocabulary(trial.records[0])
-            start = math.inf if size is None else math.log(size)
-            losses.append(math.fsum(min(final_loss(record), start) for record in trial.records) / len(trial.records))
+    size = vocabulary(best.records[0])
+    start = math.inf if size is None else math.log(size)
+    losses = [_capped_loss(trial, start) for trial in trials if trial.is_done]
     return Sensitivity(math.fsum(losses) / len(losses) - min(losses), len(losses))
+
+
+def _capped_loss(trial: Trial, start: float) -> float:
+    """The mean over the seeds of a trial that is done, each at most `start`, as which a diverged one counts."""
+    losses = [final_loss(record) for record in trial.records] or [math.inf]
+    return math.fsum(min(loss, start) for loss in losses) / len(losses)
 
 
 def vocabulary(record: Record) -> int | None:

@@ -38,8 +38,10 @@ class Record:
     slices: dict[str, Any] | None
     """`slices.json` as `llp predict` wrote it: loss by position and on recall tokens by distance."""
     hashes: dict[str, str]
-    """`initial_weights` (all but V3's map), `training_windows`, `data`, `tokenizer` and `final_weights`."""
+    """`initial_weights` (all but V3's map), `training_windows`, `first_<k>_batches` of them for k = 1, 2, 4, ...,
+    `data` (the text of all splits), `tokenizer` and `final_weights`."""
     commit: str | None
+    """Of the source that trained it, as of the run's last start; None: not known."""
     versions: dict[str, str]
     device: str
 
@@ -68,10 +70,28 @@ class Contrast(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A learning rate that was tried for an arm, and its runs: one a seed if all are done, else none."""
+    """A learning rate that is tried for an arm, and its runs."""
 
     learning_rate: float
     records: Sequence[Record]
+    """One a seed if all are done, else none."""
+    is_diverged: bool = False
+    """Whether the loss of a run was not finite any more, which ended it without a record."""
+    partial: Sequence[Record] = ()
+    """Those of a trial that lacks some of its seeds: nothing can be chosen by them."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is known what the rate comes to."""
+        return self.is_diverged or len(self.records) > 0
+
+
+class Failure(NamedTuple):
+    """How a run failed."""
+
+    last_words: str
+    is_diverged: bool
+    """Whether the loss or the gradient was not finite; else it was something that says nothing about its settings."""
 
 
 @dataclass(frozen=True)
@@ -108,5 +128,7 @@ class Study:
     """How that pass was made: `device`, `threads`, `rounds`; empty if there was none."""
     missing: Sequence[str]
     """Runs that are planned and not done."""
-    failed: Mapping[str, str]
-    """Runs that failed, and their last words."""
+    failed: Mapping[str, Failure]
+    """Runs that failed, by name."""
+    undecided: Mapping[str, Sequence[str]]
+    """Arms for which no learning rate can be chosen, since these trials failed, and not by diverging."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from llp.comparison import recording
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Plan, PlannedRun
+from llp.comparison.study import Failure
 from llp.errors import SettingError
 
 _POLL_S = 0.5
@@ -91,7 +92,7 @@ class Workers:
         try:
             return self._advance(run)
         except (SettingError, ValueError, LookupError) as error:
-            self.folder.fail(run.name, 1, str(error))
+            self.folder.fail(run.name, 1, Failure(str(error), is_diverged=False))
             return True
 
     def _advance(self, run: PlannedRun) -> bool:
@@ -142,7 +143,8 @@ class Workers:
         if is_signal and self._starts[key] < _MOST_STARTS:
             return  # it goes on from its last checkpoint
         words = self._last_words(run.name)
-        self.folder.fail(run.name, status, words)
+        is_diverged = active.stage == "run.json" and recording.has_diverged(self.folder.run(run.name))
+        self.folder.fail(run.name, status, Failure(words, is_diverged))
         bar.write(f"{run.name} failed (status {status}): {words.splitlines()[-1] if words else 'it said nothing'}")
 
     def _last_words(self, name: str) -> str:

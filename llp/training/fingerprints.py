@@ -34,6 +34,23 @@ def chained_digest(before: str, batch: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
+def add_batch(fingerprints: dict[str, str], batch: Iterable[Tensor], number: int) -> None:
+    """Bring the digests of a run's batches up to date, in place.
+
+    `training_windows` is that of all batches so far; `first_<k>_batches` stays as it was after k batches, for k = 1, 2,
+    4, 8, ..., so that runs of unequal length can be compared as far as both went.
+
+    Args:
+        fingerprints: By name.
+        batch: The next one.
+        number: How many they are with this one.
+    """
+    digest = chained_digest(fingerprints["training_windows"], batch)
+    fingerprints["training_windows"] = digest
+    if number.bit_count() == 1:
+        fingerprints[f"first_{number}_batches"] = digest
+
+
 def _bytes(tensor: Tensor) -> Any:
     """The memory of a tensor, which `hashlib` reads."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

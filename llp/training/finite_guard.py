@@ -12,6 +12,10 @@ from llp.errors import SettingError, require
 from llp.training.metrics import log_step
 
 
+class NotFiniteError(SettingError):
+    """A loss or gradient that is not finite: the run has diverged."""
+
+
 class FiniteGuard(Callback):
     """Ends a run before an optimizer step whose loss or gradient is not finite; logs the gradient's norm.
 
@@ -47,7 +51,7 @@ class FiniteGuard(Callback):
             optimizer.zero_grad()  # without gradients the step changes nothing
         log_step(trainer, {"grad_norm": norm, "skipped_steps": self.skipped_steps}, trainer.global_step + 1)
 
-    def _error(self, trainer: Any, model: Any, loss: Tensor, norm: Tensor) -> SettingError:
+    def _error(self, trainer: Any, model: Any, loss: Tensor, norm: Tensor) -> NotFiniteError:
         """Names the step's windows whose own loss is not finite, or all of them if only the gradient is not."""
         losses = torch.cat(model.window_losses)  # this rank's, in the order of its batches
         ranks = model.all_gather(losses).view(trainer.world_size, trainer.accumulate_grad_batches, -1)
@@ -61,7 +65,7 @@ class FiniteGuard(Callback):
             f"{norm.item()}. Windows of this step:{shown}{more}\n"
             "Lower learning_rate, look at that text, or set guard.max_skipped_steps to skip such steps."
         )
-        return SettingError("guard.max_skipped_steps", self.max_skipped_steps, remedy)
+        return NotFiniteError("guard.max_skipped_steps", self.max_skipped_steps, remedy)
 
 
 def gradient_norm(module: LightningModule) -> Tensor:

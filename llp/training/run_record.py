@@ -12,9 +12,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from llp.run_folder import whole_file
 from llp.training import checkpoints, settings
+from llp.training.finite_guard import NotFiniteError
 from llp.training.interruption import Stopped
 from llp.training.metrics import run_metrics
 from llp.training.run_length import total_steps
+from llp.training.software import git_commit, versions
 from llp.training.start_report import device_name
 from llp.training.validation_lines import ValidationLines
 
@@ -23,19 +25,21 @@ class RunRecord(Callback):
     """Keeps `run.json`: how far a run is, what it took, and the figures of its validations.
 
     Written where training starts and ends, and after each validation; whole or not at all. `state` in it is `running`,
-    `finished`, `stopped` (by a signal) or `failed`; that of a process that was killed stays `running`. It needs a
-    `LanguageModel`, and `ValidationLines` before it for the figures.
+    `finished`, `stopped` (by a signal), `diverged` (ended by `FiniteGuard`) or `failed`; that of a process that was
+    killed stays `running`. It needs a `LanguageModel`, and `ValidationLines` before it for the figures.
     """
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._total_steps: int | None = None
+        self._software: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # on every rank: it is broadcast
         self._total_steps = total_steps(trainer)
         if folder is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._path = Path(folder) / "run.json"
+            self._software = {"commit": git_commit(), "versions": versions()}
         self._write(trainer, pl_module, "running")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +51,7 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         with suppress(OSError):  # it may be what has ended the run
-            self._write(trainer, pl_module, "stopped" if isinstance(exception, Stopped) else "failed")
+            self._write(trainer, pl_module, _state(exception))
 
     def _write(self, trainer: Any, model: Any, state: str) -> None:
         if self._path is None:
@@ -68,10 +72,18 @@ class RunRecord(Callback):
             "best_validation": _finite(validations.best),
             "validations": [_finite(figures) for figures in validations.curve],
             "fingerprints": model.fingerprints,
+            **self._software,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path, keeps_older=False) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _state(exception: BaseException) -> str:
+    """What ended a run."""
+    if isinstance(exception, Stopped):
+        return "stopped"
+    return "diverged" if isinstance(exception, NotFiniteError) else "failed"
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, Any] | None:

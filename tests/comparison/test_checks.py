@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from helpers.comparison import LEVELS, RATES, Losses, finals, label_rows, record, study, text_rows, trials
 from llp.comparison.checks import all_runs, check, reasons
+from llp.comparison.folder import ComparisonFolder
 from llp.comparison.study import Contrast, Trial
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
 
 LLP, WINDOW = Contrast("llp", "dense", "windows"), Contrast("window", "dense", "windows")
 
@@ -145,6 +149,52 @@ def test_windows_of_another_number_are_others():
     assert findings(replace(made, finals={**made.finals, ("llp", "flops"): longer})) == []
 
 
+def longer(made, **changes):
+    """The study with LLP's runs under a second budget, of twice the length."""
+    runs = finals(Losses(LEVELS), "llp", range(3), steps=200)
+    runs[0] = replace(runs[0], hashes={**runs[0].hashes, **changes})
+    return replace(made, finals={**made.finals, ("llp", "flops"): runs})
+
+
+def one(changed, words):
+    (found,) = [one for one in check(changed) if words in one.title]
+    return found
+
+
+def test_longer_runs_begin_with_the_windows_of_shorter_ones():
+    """As far as both went: 64 of 100 and 200 batches."""
+    title = "unequal length"
+    assert one(longer(study()), title)[1:] == ([], None)
+    changed = longer(study(), first_64_batches="others", first_128_batches="others")
+    (finding,) = one(changed, title).findings
+    words = "within its first 64 batches other training windows than other runs of seed 0"
+    assert finding.text == f"llp-0.003-200-s0: {words}"
+    assert finding.arms == {"llp"}
+    assert one(longer(study(), first_128_batches="beyond"), title).findings == []  # which no other run has
+
+
+def test_first_windows_that_older_records_lack_are_not_checked():
+    """The records say so; what there is is checked all the same."""
+    title, made = "unequal length", longer(study(noise=[]))
+    assert one(study(), title).unchecked == "nothing to check"
+    for number, run in enumerate(made.finals["dense", "windows"]):
+        hashes = {name: digest for name, digest in run.hashes.items() if not name.startswith("first")}
+        made = with_final(made, "dense", number, hashes=hashes)
+    lacking = "3 of 12 runs have no digest of their first windows in their records"
+    assert one(made, title)[1:] == ([], lacking)
+    changed = with_hash(made, "window", 0, first_1_batches="others")
+    assert len(one(changed, title).findings) == 1
+
+
+@pytest.mark.parametrize("folder", sorted(RESULTS.glob("*/records")), ids=lambda folder: folder.parent.name)
+def test_committed_records_can_be_read_and_checked(folder, tmp_path):
+    (tmp_path / "comparisons").symlink_to(RESULTS)
+    records = list(ComparisonFolder(tmp_path, folder.parent.name).records().values())
+    assert len(records) == len(list(folder.iterdir())) > 0
+    made = study({"dense": 1.0}, noise=[], trials={}, finals={("dense", "windows"): records})
+    assert not one(made, "same text").findings
+
+
 def test_other_data_and_weights():
     assert_affects_llp_alone(with_hash(study(), "llp", 1, data="other"), "data is other")
     assert_affects_llp_alone(with_hash(study(), "llp", 1, tokenizer="other"), "tokenizer is other")
@@ -208,6 +258,39 @@ def test_trials_that_are_not_done_explain_nothing_and_accuse_nobody():
 def test_a_learning_rate_that_was_not_the_best():
     diverged = with_trials("llp", trials("llp", (2.7, math.nan, 2.8)))
     assert_affects_llp_alone(diverged, "learning rate 0.003, the best one tried is 0.001")
+
+
+def test_a_best_rate_at_the_edge_is_said_and_forbids_nothing():
+    title = "at the edge of those tried"
+    assert one(study(), title)[1:] == ([], None)
+    for losses, words in (((2.5, 2.7, 2.8), "0.001 is the lowest"), ((2.8, 2.7, 2.5), "0.01 is the highest")):
+        changed = with_trials("llp", trials("llp", losses))
+        (finding,) = one(changed, title).findings
+        assert finding.text == f"llp: {words} rate that was tried; one beyond it may be better"
+        assert finding.text not in reasons(check(changed), LLP)
+
+
+def test_a_rate_beyond_which_training_diverged_is_not_at_the_edge():
+    title = "at the edge of those tried"
+    tried = trials("llp", (2.8, 2.7), RATES[:2])
+    assert len(one(with_trials("llp", tried), title).findings) == 1
+    assert one(with_trials("llp", [*tried, Trial(RATES[2], [], is_diverged=True)]), title).findings == []
+    # One that is still to be tried decides.
+    begun = [*trials("llp", (2.7, 2.8), RATES[:2]), Trial(RATES[2], [])]
+    assert one(with_trials("llp", begun), title).findings == []
+
+
+def test_conditions_without_anything_to_check():
+    """Before anything is done none of them holds; with a single rate there is no choice, and no edge."""
+    nothing = study(finals={}, trials={}, noise=[])
+    assert {one.unchecked for one in check(nothing)} == {"nothing to check"}
+    single = study(trials={arm: trials(arm, (2.5,), RATES[1:2]) for arm in LEVELS})
+    unchecked = [one.title for one in check(single) if one.unchecked]
+    assert [title.split(",")[0] for title in unchecked] == [
+        "Runs of one seed and unequal length took the same first training windows",
+        "No chosen learning rate lies at the edge of those tried",
+        "The learning rate of each is the best one of those tried",
+    ]
 
 
 def test_schedules():

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llp.comparison import recording
+from llp.comparison.folder import ComparisonFolder
+from llp.comparison.study import Failure
+
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 
 
@@ -145,6 +149,67 @@ def test_a_record_that_is_lost_is_made_again_without_training(finished, compare_
     path.unlink()
     compare_here()
     assert files(folder) == before
+
+
+def test_the_commit_is_that_of_the_training(finished, compare_here):
+    """Not of the process that records the run."""
+    folder, _ = finished
+    (path,) = folder.glob("lightning_logs/comparisons/tiny/records/*.json")
+    trained, content = folder / f"lightning_logs/comparisons/tiny/lightning_logs/{path.stem}/run.json", path.read_text()
+    said = trained.read_text()
+    assert json.loads(content)["commit"] == json.loads(said)["commit"]
+    trained.write_text(json.dumps({**json.loads(said), "commit": "another", "versions": {"torch": "1.0"}}))
+    path.unlink()
+    compare_here()
+    record = json.loads(path.read_text())
+    assert (record["commit"], record["versions"]) == ("another", {"torch": "1.0"})
+    without = {name: value for name, value in json.loads(said).items() if name not in ("commit", "versions")}
+    trained.write_text(json.dumps(without))  # as an older version has left it
+    path.unlink()
+    compare_here()
+    assert json.loads(path.read_text())["commit"] is None
+    trained.write_text(said)
+    path.write_text(content)
+
+
+@pytest.mark.parametrize("part", ["data", "tokenizer"])
+def test_records_of_another_text_are_not_mixed_with_new_ones(finished, run, monkeypatch, part):
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    before = files(folder)
+    (path,) = folder.glob("lightning_logs/comparisons/tiny/records/*.json")
+    content = json.loads(path.read_text())
+    other = {**content, "hashes": {**content["hashes"], part: "of another text"}}
+    path.write_text(json.dumps(other))
+    status, _, err = run("compare", "spec.yaml")
+    path.write_bytes(before[path])
+    assert (status, "Traceback" in err) == (1, False)
+    assert (
+        f"fingerprint of the {part} = {content['hashes'][part]}: 1 of 1 records are of another one, {path.stem}" in err
+    )
+    assert files(folder) == before
+
+
+def test_another_text_under_the_same_path_does_not_count_as_done(finished, run, work):
+    shutil.copytree(finished[0] / "lightning_logs", work / "lightning_logs")
+    specification(work)
+    (work / "text.txt").write_text("".join(f"another line {n} has {n * n}\n" for n in range(2000)))
+    status, _, err = run("compare", "spec.yaml")
+    assert status == 1
+    assert "fingerprint of the data = " in err
+    assert "1 of 1 records are of another one" in err
+
+
+def test_a_run_that_diverges_and_one_that_fails_are_told_apart(work):
+    """What a process leaves behind decides; a signal or a full memory is no divergence."""
+    folder, place = ComparisonFolder(work, "x"), work / "comparisons/x/lightning_logs"
+    for name, state in (("a", "diverged"), ("b", "failed"), ("c", "running")):
+        (place / name).mkdir(parents=True)
+        (place / name / "run.json").write_text(json.dumps({"state": state, "step": 3}))
+    assert [recording.has_diverged(place / name) for name in "abcd"] == [True, False, False, False]
+    folder.fail("a", 1, Failure("words", is_diverged=True))
+    folder.fail("b", 1, Failure("others", is_diverged=False))
+    assert folder.failed() == {"a": Failure("words", True), "b": Failure("others", False)}
 
 
 def test_a_damaged_file_fails_its_run_and_stops_no_other(finished, compare_here):

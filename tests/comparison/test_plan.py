@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from llp.comparison.checks import all_runs
 from llp.comparison.plan import Contestant, Plan, Timing, variants
 from llp.comparison.specification import Ablation, Specification, merged
-from llp.comparison.study import Record
+from llp.comparison.study import Failure, Record
 from llp.errors import SettingError
 
 DENSE, LATENT = {"class_path": "llp.Transformer"}, {"class_path": "llp.PerceiverAR", "init_args": {"latent_len": 25}}
@@ -38,6 +39,9 @@ def record_of(run, loss, is_tested):
     )  # fmt: skip
 
 
+BROKEN = -1.0  # a loss that stands for a failure
+
+
 class Runner:
     """Carries out what a plan asks for, with validation losses that are a function of arm and learning rate."""
 
@@ -56,7 +60,9 @@ class Runner:
                 done.append((run.arm, run.learning_rate, run.seed, run.steps, run.is_tested))
                 loss = self.loss(run.arm, run.learning_rate)
                 if loss == math.inf:
-                    self.failed[run.name] = "the loss was no number"
+                    self.failed[run.name] = Failure("the loss was no number", is_diverged=True)
+                elif loss == BROKEN:
+                    self.failed[run.name] = Failure("the disk was full", is_diverged=False)
                 else:
                     self.records[run.name] = record_of(run, loss, run.is_tested)
         return done
@@ -111,7 +117,7 @@ def test_a_rate_is_chosen_by_the_mean_over_its_seeds():
     assert [len(trial.records) for trial in runner.plan().study("").trials["dense"]] == [2, 2, 2]
 
 
-def test_a_trial_that_failed_is_not_chosen_and_stops_no_other():
+def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
     runner = Runner(SPECIFICATION, lambda arm, rate: math.inf if rate == 0.009 else 1 / rate)
     runner.all()
     plan = runner.plan()
@@ -120,6 +126,47 @@ def test_a_trial_that_failed_is_not_chosen_and_stops_no_other():
     study = plan.study("")
     assert (len(study.failed), study.missing) == (2, [])
     assert [len(trial.records) for trial in study.trials["dense"]] == [1, 1, 0]
+    assert [trial.is_diverged for trial in study.trials["dense"]] == [False, False, True]
+    assert study.undecided == {}
+
+
+def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_other():
+    runner = Runner(SPECIFICATION, lambda arm, rate: BROKEN if (arm, rate) == ("latent", 0.009) else middle(arm, rate))
+    runner.all()
+    study = runner.plan().study("")
+    assert [runner.plan().chosen_rate(arm) for arm in ("dense", "latent")] == [0.003, None]
+    assert [len(study.finals[arm, "windows"]) for arm in ("dense", "latent")] == [2, 0]
+    assert [len(trial.records) for trial in study.trials["latent"]] == [1, 1, 0]
+    (failed,) = study.failed
+    assert study.undecided == {"latent": [failed]}
+    runner.failed.clear()  # and tried again
+    runner.loss = middle
+    runner.all()
+    assert runner.plan().chosen_rate("latent") == 0.003
+
+
+def test_of_a_trial_that_lacks_a_seed_there_are_the_others():
+    runner = Runner(replace(SPECIFICATION, learning_rate_seeds=[]), middle)
+    plan = runner.plan()
+    first = plan.runs()[0]
+    runner.records[first.name] = record_of(first, 1.0, is_tested=False)
+    study = runner.plan().study("")
+    trial = study.trials["dense"][0]
+    assert (trial.records, [one.run for one in trial.partial], trial.is_done) == ([], [first.name], False)
+    assert [one.run for one in all_runs(study)] == [first.name]
+    assert len(study.missing) == 11
+
+
+def test_a_test_that_failed_changes_no_choice():
+    """Its run has been trained, and is a trial, too."""
+    runner = Runner(SPECIFICATION, middle)
+    runner.round()
+    (chosen,) = [name for name, one in runner.records.items() if (one.arm, one.learning_rate) == ("dense", 0.003)]
+    runner.failed[chosen] = Failure("the test failed", is_diverged=False)
+    runner.all()
+    study = runner.plan().study("")
+    assert runner.plan().chosen_rate("dense") == 0.003
+    assert ([one.seed for one in study.finals["dense", "windows"]], study.undecided) == ([1], {})
 
 
 def test_a_loss_that_is_no_number_is_not_chosen():

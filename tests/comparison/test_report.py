@@ -25,7 +25,7 @@ from llp.comparison.checks import check
 from llp.comparison.judgement import exploratory, judge_all, primary
 from llp.comparison.markdown import number
 from llp.comparison.report import compose, write_report
-from llp.comparison.study import Contrast, Study, Trial
+from llp.comparison.study import Contrast, Failure, Study, Trial
 
 PICTURES = ["contrasts.png", "cost.png", "position.png", "recall.png", "learning_rates.png"]
 
@@ -72,6 +72,8 @@ def test_all_pictures_are_shown():
     assert sorted(report.pictures) == sorted(["ablation-llp.segment_len.png", *PICTURES])
     for name in report.pictures:
         assert f"]({name})" in report.text
+    hollow = "hollow: where the runs at equal FLOPs or seconds ended"
+    assert (hollow in report.text, hollow in compose(study()).text) == (True, False)
 
 
 def test_identical_contestants_are_a_tie():
@@ -119,6 +121,29 @@ def test_a_small_difference_is_undecided_above_the_floor_and_a_tie_below_it():
     assert "**llp and dense are a tie** at equal windows: " in compose(noisy).text
 
 
+def test_without_a_noise_floor_there_is_no_verdict():
+    """Neither of a large difference nor of none; nor where the runs for it differ by more than their seed."""
+    made = study()
+    twins = [replace(run, arm="llp", run=run.run.replace("dense", "llp")) for run in made.finals["dense", "windows"]]
+    same = replace(made, finals={**made.finals, ("llp", "windows"): twins})
+    unsound = [made.noise[0], replace(made.noise[1], learning_rate=1e-3), made.noise[2]]
+    for changed in (replace(made, noise=[]), replace(same, noise=made.noise[:1]), replace(made, noise=unsound)):
+        text = compose(changed).text
+        assert text.count("no verdict before the noise floor is known") == 2
+        assert not any(
+            f" {word}" in text[: text.index("Noise floor:")] for word in ("better", "worse", "tie", "undecided")
+        )
+        assert [one.verdict for one in judged(changed)[0]] == [None, None]
+
+
+def test_losses_that_were_not_sliced_are_not_said_to_be_missing():
+    made = study()
+    unsliced = {key: [replace(run, slices=None) for run in group] for key, group in made.finals.items()}
+    text = compose(replace(made, finals=unsliced)).text
+    assert "Not measured: the losses by position and by distance are left out with `slices: false`." in text
+    assert "Nothing is known yet" not in text
+
+
 def test_the_noise_floor_is_said():
     made = study(noise=[record("dense", seed, [level] * 5) for seed, level in enumerate((1.9, 1.91, 1.92))])
     floor = 4.302653 * 0.01 * math.sqrt(2 / 3)  # t(0.975; 2)
@@ -140,7 +165,7 @@ def test_what_may_not_be_compared_is_not():
     reason = "llp-0.003-100-s0: other training windows than other runs of seed 0"
     assert f"- **llp and dense can't be compared** at equal windows: {reason}" in text
     assert "- ✗ Runs of one seed and length took the same training windows, other seeds others\n  - " + reason in text
-    assert "- ✓ All read the same training data and tokenizer" in text
+    assert "- ✓ All read the same text with the same tokenizer" in text
     assert "| llp - dense | equal windows | - | - | - | - | - | - | - | not comparable |" in text
     assert "- **window is worse than dense**" in text
     states = {row["arm"]: (row["state"], row["difference"] is not None) for row in report.summary}
@@ -210,16 +235,29 @@ def test_every_run_has_its_commands():
 
 
 def test_missing_runs_are_said():
-    made = study(missing=["llp-0.003-100-s2"], failed={"window-0.003-100-s1": "out of memory"})
+    words = "llp fit: error: guard.max_skipped_steps = 0: the loss is nan. Windows:\n  sample 3\nLower learning_rate."
+    failed = {
+        "window-0.003-100-s1": Failure("Traceback\nout of memory", False),
+        "llp-0.01-100-s0": Failure(words, True),
+    }
+    undecided = {"window": ["window-0.003-100-s1"]}
+    made = study(missing=["llp-0.003-100-s2"], failed=failed, undecided=undecided)
     partial = {
         ("dense", "windows"): made.finals["dense", "windows"],
         ("llp", "windows"): made.finals["llp", "windows"][:2],
     }
     text = compose(replace(made, finals=partial)).text
-    assert "1 missing, 1 failed. To continue: `llp compare synthetic.yaml`" in text
-    assert "- `window-0.003-100-s1`: out of memory" in text
+    assert "1 missing, 2 failed. To continue: `llp compare synthetic.yaml`" in text
+    assert "- `window-0.003-100-s1` failed: out of memory\n" in text
+    diverged = "llp fit: error: guard.max_skipped_steps = 0: the loss is nan. Windows:"
+    assert f"- `llp-0.01-100-s0` diverged: {diverged}\n" in text
+    waits = "No learning rate can be chosen for window before these have been tried again: `window-0.003-100-s1`."
+    assert waits in text
     assert "- `llp-0.003-100-s2`" in text
-    assert "**window against dense** at equal windows: not known yet; window has 0 and dense has 3 of 3 runs." in text
+    assert (
+        "**window against dense** at equal windows: not known yet; window has 0 and dense has 3 of 3 tested runs."
+        in text
+    )
     assert "2 of 3 seeds, 5 documents" in text
     assert "Not all runs are done of: window, llp." in text
 
@@ -235,15 +273,18 @@ def test_nothing_is_done_yet():
     report = compose(replace(made, seconds_per_step={}, timing={}, peak_memory={}, missing=["a", "b"]))
     text = report.text
     assert "0 runs done, 2 missing, 0 failed." in text
-    assert "No finished runs yet." in text
-    assert "Nothing is known yet of the loss by position or by distance." in text
+    assert "More will follow, once a learning rate is chosen for dense, window, llp." in text
+    assert "No run has been tested yet." in text
+    assert "Nothing is known yet: no run has been tested." in text
+    assert "- ? No test loss is infinite: nothing to check" in text
+    assert "✓" not in text
     assert report.runs == []
     assert {row["state"] for row in report.summary} == {"reference", "missing"}
     assert report.pictures == {}
 
 
 def test_a_study_without_anything():
-    nothing = Study("empty", "", "llp compare", [], "", [], [], {}, {}, [], [], {}, {}, {}, {}, [], {})
+    nothing = Study("empty", "", "llp compare", [], "", [], [], {}, {}, [], [], {}, {}, {}, {}, [], {}, {})
     assert "No contrast was named before the runs." in compose(nothing).text
 
 
@@ -263,7 +304,7 @@ def test_a_task_with_labels():
         ("dense", "windows"): [task("dense", seed, 0.1 + 0.001 * seed, (1.0, 0.9)) for seed in range(3)],
         ("llp", "windows"): [task("llp", seed, 0.3 + 0.001 * seed, (1.0, 0.2 + 0.1 * seed)) for seed in range(3)],
     }
-    made = study({"dense": 1.0, "llp": 1.0}, finals=own, noise=[])
+    made = study({"dense": 1.0, "llp": 1.0}, finals=own, noise=own["dense", "windows"])
     text = compose(made).text
     assert "**llp is worse than dense** by 0.2000 nats per label at equal windows" in text
     assert "counts as a single document" in text
@@ -382,6 +423,7 @@ def test_the_learning_rates():
     made = study()
     made = replace(made, trials={**made.trials, "window": trials("window", (2.7, 2.5, math.nan))})
     edge = trials("llp", (2.5, 2.7, 2.8))
+    lost = [*trials("llp", (2.7, 2.5), RATES[:2]), Trial(RATES[2], [], is_diverged=True)]
     (axes,) = pictures.loss_over_rates(made).axes
     rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(3e-3, pytest.approx(2.5))] * 3
@@ -391,6 +433,21 @@ def test_the_learning_rates():
     assert "| dense | 2.7000 | **2.5000** | 2.8000 | 0.1667 |" in text
     assert f"| window | 2.7000 | **2.5000** | diverged | {(0.2 + math.log(1000) - 2.5) / 3:.4f} |" in text
     assert "| llp | **2.5000** edge | 2.7000 | 2.8000 | 0.1667 |" in text
+    text = compose(replace(made, trials={**made.trials, "llp": lost})).text
+    assert f"| llp | 2.7000 | **2.5000** | diverged | {(0.2 + math.log(1000) - 2.5) / 3:.4f} |" in text
+
+
+def test_of_rates_that_are_not_all_done_none_is_the_best():
+    """The seeds of a trial that are done are listed, and decide nothing."""
+    begun = [*trials("llp", (2.5, 2.7), RATES[:2]), Trial(RATES[2], [], partial=[record("llp", 7, None, RATES[2])])]
+    made = study()
+    report = compose(replace(made, trials={**made.trials, "llp": begun}))
+    line = "| llp | 2.5000 | 2.7000 | - | - | `0.001-100-s100`; `0.003-100-s100`; `0.01-100-s7` |"
+    assert line in report.text
+    assert [row["use"] for row in report.runs if row["run"] == "llp-0.01-100-s7"] == ["rate"]
+    assert "once a learning rate is chosen for llp." in report.text
+    single = replace(made, trials={arm: trials(arm, (2.5,), RATES[1:2]) for arm in LEVELS})
+    assert "| llp | **2.5000** | - | `0.003-100-s100` |" in compose(single).text
 
 
 def test_an_ablation():

@@ -112,7 +112,7 @@ def test_one_seed_has_no_interval_and_none_in_common_no_difference():
     losses = Losses({"a": 2.0, "b": 2.5})
     outcome = difference(finals(losses, "b", [0]), finals(losses, "a", [0, 1]))
     assert (outcome.interval, outcome.method) == (None, None)
-    assert verdict(outcome, None, None) == "undecided"
+    assert verdict(outcome, NoiseFloor(0.01, 5), None) == "undecided"
     assert difference(finals(losses, "b", [2]), finals(losses, "a", [0, 1])) is None
 
 
@@ -154,12 +154,12 @@ def test_the_noise_floor_by_hand():
     assert noise_floor([flat[0], record("a", 7)]) is None
 
 
-def test_identical_contestants_are_a_tie_with_or_without_a_noise_floor():
+def test_identical_contestants_are_a_tie():
     first = finals(Losses({"a": 2.0}), "a", range(3))
     second = [record("b", run.seed, test=run.test) for run in first]
     outcome = difference(second, first)
     assert (outcome.estimate, outcome.interval.p) == (0.0, 1.0)
-    assert [verdict(outcome, floor, 1.0) for floor in (None, NoiseFloor(0.01, 5))] == ["tie", "tie"]
+    assert [verdict(outcome, NoiseFloor(deviation, 5), 1.0) for deviation in (0.0, 0.01)] == ["tie", "tie"]
 
 
 @pytest.mark.parametrize(("worse_by", "expected"), [(0.02, "worse"), (-0.02, "better")])
@@ -198,6 +198,7 @@ def test_learning_rate_sensitivity_by_hand():
     """Losses 2.7, 2.5, and one that is capped at ln 1000 = 6.9078."""
     tried = trials("a", (2.7, 2.5, math.nan))
     assert sensitivity(tried) == pytest.approx(((0.2 + 0 + math.log(1000) - 2.5) / 3, 3))
+    assert sensitivity([*tried[:2], Trial(1e-2, [], is_diverged=True)]) == sensitivity(tried)
     assert sensitivity([*tried[:2], Trial(1e-2, [])]) == pytest.approx((0.1, 2))
     assert sensitivity([Trial(1e-2, [])]) is None
     assert best_trial(tried).learning_rate == 3e-3

@@ -150,6 +150,7 @@ def record(
         hashes={
             "initial_weights": f"weights of seed {seed}",
             "training_windows": f"{steps * BATCH} windows of seed {seed}",
+            **{f"first_{2**k}_batches": f"{2**k} batches of seed {seed}" for k in range(steps.bit_length())},
             "data": "data",
             "tokenizer": "tokenizer",
             "final_weights": f"{name}-s{seed}",
@@ -193,5 +194,6 @@ def study(levels: Mapping[str, float] = LEVELS, seeds: Sequence[int] = (0, 1, 2)
         timing={"device": "cpu", "threads": 2, "rounds": 5},
         missing=[],
         failed={},
+        undecided={},
     )
     return replace(made, **changes)

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from functools import reduce
 
 import torch
 
-from llp.training.fingerprints import chained_digest, weights_digest
+from llp.training.fingerprints import add_batch, chained_digest, weights_digest
 
 
 def test_digests_by_hand():
@@ -19,6 +20,17 @@ def test_digests_by_hand():
     assert weights_digest([("b", torch.ones(2)), ("a", torch.ones(1))]) != expected
 
 
+def test_the_first_batches_have_digests_of_their_own():
+    """At each power of two, whatever comes after them."""
+    batches = [(torch.tensor([number]),) for number in range(7)]
+    fingerprints = {"training_windows": ""}
+    for number, batch in enumerate(batches, 1):
+        add_batch(fingerprints, batch, number)
+    assert fingerprints.keys() == {"training_windows", "first_1_batches", "first_2_batches", "first_4_batches"}
+    for n, name in ((1, "first_1_batches"), (4, "first_4_batches"), (7, "training_windows")):
+        assert fingerprints[name] == reduce(chained_digest, batches[:n], "")
+
+
 def test_runs_of_one_seed_share_windows_and_weights_and_others_do_not(run, work):
     found = {}
     for name, flags in {
@@ -26,7 +38,7 @@ def test_runs_of_one_seed_share_windows_and_weights_and_others_do_not(run, work)
         "dense": ("--model", "llp.Transformer"),
         "compressed": ("--config", "compressed.yaml"),
         "seed": ("--seed_everything", 1),
-        "longer": ("--trainer.max_steps", 7),
+        "longer": ("--trainer.max_steps", 9),
         "wider": ("--model.init_args.dim", 32),
     }.items():
         if name == "compressed":
@@ -40,3 +52,13 @@ def test_runs_of_one_seed_share_windows_and_weights_and_others_do_not(run, work)
     assert same_windows == {"llp", "dense", "compressed", "wider"}
     same_weights = {name for name in found if found[name]["initial_weights"] == found["llp"]["initial_weights"]}
     assert same_weights == {"llp", "dense", "compressed", "longer"}
+    # Six steps of a batch of four windows, nine of the longer one.
+    first = [f"first_{n}_batches" for n in (1, 2, 4)]
+    for name in ("longer", "wider"):
+        assert [found[name][key] for key in first] == [found["llp"][key] for key in first]
+    assert not {found["seed"][key] for key in first} & {found["llp"][key] for key in first}
+    assert found["longer"].keys() - found["llp"].keys() == {"first_8_batches"}
+    status, _, err = run("fit", "--name", "llp", "--ckpt_path", "last", "--trainer.max_steps", 9)
+    assert status == 0, err
+    resumed = json.loads((work / "lightning_logs/llp/run.json").read_text())["fingerprints"]
+    assert resumed == found["longer"]

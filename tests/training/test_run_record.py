@@ -1,12 +1,15 @@
 """What a run says of itself in `run.json`, while it trains, when it ends, and over a resume."""
 
 import json
+import math
 import signal
 
 import pytest
+import torch
 
 import llp
 from helpers.runs import curves
+from llp.training.software import git_commit
 
 
 def record(folder):
@@ -59,6 +62,24 @@ def test_a_run_that_is_stopped_fails_and_ends_says_so(run, work, monkeypatch):
     assert finished["training_seconds"] > stopped["training_seconds"]  # they add up over a resume
     assert seen == [(number, "running") for number in (0, 1, 2, 3, 4, 5, 5)]
     assert [path.name for path in folder.glob("*run*")] == ["run.json"]
+
+
+def test_only_a_loss_that_is_not_finite_is_divergence(run, work, monkeypatch):
+    step = llp.LLP.training_step
+
+    def spoilt(self, batch, batch_idx):
+        outputs = step(self, batch, batch_idx)
+        return {**outputs, "loss": outputs["loss"] * math.nan}
+
+    monkeypatch.setattr(llp.LLP, "training_step", spoilt)
+    assert run("fit", "--config", "tiny.yaml", "--name", "run")[0] == 1
+    assert record(work / "lightning_logs/run")["state"] == "diverged"
+
+
+def test_it_says_which_software_trained(trained):
+    content = record(trained)
+    assert content["commit"] == git_commit()
+    assert content["versions"]["torch"] == torch.__version__
 
 
 def test_a_validation_of_a_part_is_marked(run, work):
