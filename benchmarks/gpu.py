@@ -17,6 +17,10 @@ from typing import Any
 
 HANGS_S = 150
 """How long a contestant may take beyond what its unit is expected to take before its process is stopped."""
+WHOLE = "(all)"
+"""The name of a unit's row where it is about all of its contestants."""
+GRACE_S = 15
+"""How long after the time is over what was begun in time may go on."""
 
 
 def main() -> int:
@@ -57,21 +61,29 @@ def watch(options: argparse.Namespace, log: Path, deadline: float) -> str | None
     """Run a process that measures, to its end; returns what went wrong with it, or None."""
     command = [sys.executable, __file__, "--worker", "--deadline", str(deadline), "--out", str(options.out)]
     command += ["--device", options.device, *(["--parts", *options.parts] if options.parts else [])]
+    n_before = len(entries(log))
     process = subprocess.Popen(command)
     try:
         while process.poll() is None:
             time.sleep(0.2)
-            at = unfinished(log)
-            if at is not None and time.time() > at["time"] + at["expected_s"] + HANGS_S:
-                return f"no result after {time.time() - at['time']:.0f} s"
+            if (at := unfinished(entries(log)[n_before:])) is not None and (trouble := too_long(at, deadline)):
+                return trouble
     finally:
         process.kill()
         process.wait()
     if process.returncode == 0:
         return None
-    if unfinished(log) is None:
+    if len(entries(log)) == n_before:
         raise SystemExit(process.returncode)  # before it measured anything: its own message says why
     return f"its process ended with {process.returncode}"
+
+
+def too_long(at: dict[str, Any], deadline: float) -> str | None:
+    """Why a contestant has to be stopped; None: it has time."""
+    now = time.time()
+    if now > max(deadline, at["time"]) + GRACE_S:
+        return "the time was over"
+    return f"no result after {now - at['time']:.0f} s" if now > at["time"] + at["expected_s"] + HANGS_S else None
 
 
 def entries(log: Path) -> list[dict[str, Any]]:
@@ -85,19 +97,26 @@ def entries(log: Path) -> list[dict[str, Any]]:
     return found
 
 
-def unfinished(log: Path) -> dict[str, Any] | None:
-    """The contestant that the process is, or was, at."""
-    found = entries(log)
-    return found[-1] if found and found[-1].get("event") == "started" else None
+def unfinished(found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What a process is, or was, at: a contestant, or between contestants their unit as a whole; None: nothing."""
+    whole = at = None
+    for entry in found:
+        if entry.get("event") == "finished":
+            whole = at = None
+        elif entry.get("event") == "started":
+            at = entry
+            whole = entry if entry["name"] == WHOLE else whole
+        elif at is not None and entry["name"] == at["name"]:
+            at = whole
+    return at
 
 
 def blame(log: Path, trouble: str) -> None:
     """Write down as failed what the process was at, so that the next one leaves it out."""
-    at = unfinished(log)
-    assert at is not None
-    row = {key: value for key, value in at.items() if key not in ("event", "time", "expected_s")}
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({**row, "status": "failed", "why": trouble}) + "\n")
+    if (at := unfinished(entries(log))) is not None:
+        row = {key: value for key, value in at.items() if key not in ("event", "time", "expected_s")}
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**row, "status": "failed", "why": trouble}) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import llp
@@ -106,11 +107,22 @@ def step_profile(record: Record, sizes: Sizes, device: torch.device, model: str,
     averages = record.attempt("profile", profiled)
     if averages is None:
         return
-    which = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    total = sum(getattr(entry, which) for entry in averages)
-    for entry in sorted(averages, key=lambda entry: -getattr(entry, which))[:12]:
-        us = getattr(entry, which)
-        record.row(entry.key[:100], ms=us / 1e3, share_of_step=us / max(total, 1e-9), calls=entry.count)
+    averages = [entry for entry in averages if not entry.is_user_annotation]
+    on_device = [entry for entry in averages if entry.device_type == DeviceType.CUDA]
+    operators = [entry for entry in averages if entry.device_type == DeviceType.CPU]
+    if device.type == "cpu":
+        _most(record, "operator", operators, lambda entry: entry.self_cpu_time_total, operators)
+    else:  # kernels, and the same time by the operator that launched them
+        _most(record, "kernel", on_device, lambda entry: entry.self_device_time_total, on_device)
+        _most(record, "operator", operators, lambda entry: entry.self_device_time_total, on_device)
+
+
+def _most(record: Record, kind: str, entries: list[Any], time_us: Callable[[Any], float], whole: list[Any]) -> None:
+    """Rows of what takes most of the time."""
+    total_us = max(1e-9, sum(time_us(entry) for entry in whole))
+    for entry in sorted(entries, key=time_us, reverse=True)[:10]:
+        figures = {"ms": time_us(entry) / 1e3, "share_of_step": time_us(entry) / total_us, "calls": entry.count}
+        record.row(f"{kind}: {entry.key[:100]}", **figures)
 
 
 def step_speed(record: Record, sizes: Sizes, device: torch.device, model: str, compiled: str = "") -> None:

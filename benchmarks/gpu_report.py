@@ -19,6 +19,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ms": ("ms", "{:,.3f}".format),
     "tokens_per_s": ("tokens/s", "{:,.0f}".format),
     "tflops": ("TFLOP/s", "{:,.1f}".format),
+    "matrix_tflops": ("matrix product's", "{:,.1f}".format),
     "share_of_matrix_rate": ("of matrix rate", "{:.1%}".format),
     "share_of_nominal": ("of nominal peak", "{:.1%}".format),
     "share_of_reading_rate": ("of reading rate", "{:.1%}".format),

@@ -11,7 +11,7 @@ import torch
 
 import gpu_attention
 import gpu_models
-from gpu import entries
+from gpu import WHOLE, entries
 from gpu_record import Record, recover
 from gpu_sizes import Sizes, sizes_for
 
@@ -104,9 +104,9 @@ def measure(options: argparse.Namespace, log: Path) -> None:
         left = options.deadline - time.time()
         if left < (unit.expected_s if device.type == "cuda" else 0):
             why = f"{max(0.0, left):.0f} s were left, and it was expected to take {unit.expected_s:.0f}"
-            record.write({**labels, "name": "(all)", "status": "skipped", "why": why})
+            record.write({**labels, "name": WHOLE, "status": "skipped", "why": why})
             continue
-        record.attempt("(all)", partial(unit.run, record))
+        record.attempt(WHOLE, partial(unit.run, record))
         recover()
         record.write({"event": "finished", "part": unit.part, "unit": unit.name})
 
