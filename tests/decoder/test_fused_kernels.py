@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llp.decoder import fused_kernels, patterns
 from llp.decoder.fused_kernels import CUDNN, FLASH, KERNELS, takes_flash
-from llp.decoder.merged_attention import can_merge, merged_attention, tail_parts
+from llp.decoder.merged_attention import can_merge, merged_attention, segment_parts, tail_parts
 from llp.decoder.patterns import causal_attention, segment_pair_attention
 
 SEED, OFFSET = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
@@ -88,6 +88,7 @@ def cudnn_backward(grad, query, key, value, output, lse, seed, offset, bias, *mo
     cum_q, cum_k, max_q, max_k, dropout_p, is_causal = more
     assert (bias, cum_q, cum_k, max_q, max_k, dropout_p) == (None, None, None, query.shape[2], key.shape[2], 0.0)
     assert seed.shape == offset.shape == ()
+    assert lse.shape == (*query.shape[:3], 1)
     return gradients(grad, query, key, value, output, lse.squeeze(-1), is_causal, False, scale)
 
 
@@ -211,6 +212,15 @@ def test_compiled_tails_with_dropout_are_the_flash_operators_lower_right_form(mo
     assert "aten._scaled_dot_product_flash_attention.default" in forward
     assert "aten._scaled_dot_product_flash_attention_backward.default" in backward
     assert not any("tril" in name or "ones" in name for name in forward + backward)
+
+
+def test_elsewhere_than_on_the_cpu_pairs_come_all_at_once():
+    segments = torch.empty(80, 1, 2, 4)
+    assert segment_parts(segments.to("meta"), segments.to("meta"), batch=2, look_back=1)[1:] == [
+        ((0, 1, 39), (0, 0, 39), False),
+        ((0, 41, 39), (0, 40, 39), False),
+    ]
+    assert len(segment_parts(segments, segments, batch=2, look_back=1)) == 1 + 2 * 3  # 16, 16 and 7
 
 
 def on_cuda(dtype, head_dim=64):
