@@ -130,7 +130,7 @@ class Attention(nn.Module):
         if self.rotary:
             key = rotate(key, rotations)
         if self.key_value_norm is not None:
-            key = self.key_value_norm(key)
+            key = self.key_value_norm(key).type_as(key)  # on CUDA autocast leaves it in float32
         return key, key if self.share_key_value else self.split_heads(value)
 
     def split_heads(self, x: Tensor) -> Tensor:

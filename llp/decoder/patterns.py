@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from llp.decoder.merged_attention import MergedAttention, can_merge, segment_parts, tail_parts
+from llp.decoder.fused_kernels import lower_right_flash, takes_flash
+from llp.decoder.merged_attention import can_merge, merged_attention, segment_parts, tail_parts
 from llp.decoder.windowed_attention import WindowedAttention, band_mask
 
 Attend = Callable[..., Tensor]
@@ -31,8 +32,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
     if n_queries == 1:  # nothing is masked
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    if takes_flash(query):
+        return lower_right_flash(query, key, value, dropout_p)
     if can_merge(query, dropout_p):
-        return MergedAttention.apply(query, key, value, tail_parts)
+        return merged_attention(query, key, value, tail_parts)
     if torch.compiler.is_compiling():  # which can't trace `causal_lower_right`
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
     else:
@@ -78,7 +81,7 @@ def _merged_segments(query: Tensor, key: Tensor, value: Tensor, segment_len: int
     batch = query.shape[0]
     # (B, H, S M, D) -> (B S, H, M, D)
     query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    output = MergedAttention.apply(query, key, value, segment_parts, batch, look_back)  # (B S, H, M, D)
+    output = merged_attention(query, key, value, segment_parts, batch, look_back)  # (B S, H, M, D)
     return output.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
 
@@ -145,7 +148,8 @@ def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: 
         key, value = _without_first(max(0, key.shape[2] - n_queries - n_before), key, value)
     if key.shape[2] <= window:
         return causal_attention(query, key, value, dropout_p)
-    if can_merge(query, dropout_p) and not torch.compiler.is_compiling():  # which would unroll its loop over blocks
+    loops = query.device.type == "cpu" and not torch.compiler.is_compiling()  # which would unroll its loop over blocks
+    if loops and can_merge(query, dropout_p):
         return WindowedAttention.apply(query, key, value, window)
     padding = -(key.shape[2] - n_before) % window
     query, key, value = _aligned(query, key, value, padding)

@@ -196,3 +196,14 @@ def test_history_dropout_leaves_out_an_exact_share_in_training_only():
 def test_compression_refuses_a_longer_input():
     with pytest.raises(SettingError, match=r"tokens = 19: history_len \+ latent_len = 18"):
         build("CompressedAttention")(torch.zeros(1, 19, dtype=torch.long))
+
+
+def test_normalized_keys_keep_their_type():
+    """As on CUDA, where autocast computes norms in float32: query, key and value must have one type."""
+    attention = build("PerceiverAR", share_key_value=True, key_value_norm=True).decoder.layers[0].attention.bfloat16()
+    attention.key_value_norm = torch.nn.Sequential(attention.key_value_norm.float())
+    attention.key_value_norm.register_forward_pre_hook(lambda module, inputs: inputs[0].float())
+    x = torch.randn(1, 4, attention.query.in_features, dtype=torch.bfloat16)
+    key, value = attention.keys_and_values(x, torch.ones(4, attention.query.in_features // attention.n_heads // 2) + 0j)
+    assert key.dtype == value.dtype == torch.bfloat16
+    assert key is value

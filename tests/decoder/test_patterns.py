@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llp.decoder import merged_attention, patterns, windowed_attention
+from llp.decoder.fused_kernels import CPU, KERNELS
 from llp.decoder.merged_attention import can_merge
 from llp.decoder.patterns import (
     causal_attention,
@@ -193,11 +194,12 @@ def test_the_fast_path_is_the_readable_one(monkeypatch, case):
     n_queries, n, attend, n_calls = FAST_PATHS[case]
     inputs = draw(2, 3, n_queries, 8), draw(2, 3, n, 8) + 1, draw(2, 3, n, 8) - 1
     calls = []
-    forward = merged_attention.fused_forward
-    for module in (merged_attention, windowed_attention):
-        monkeypatch.setattr(
-            module, "fused_forward", lambda *args, **more: (calls.append(None), forward(*args, **more))[1]
-        )
+
+    def counted(forward):
+        return lambda *args, **more: (calls.append(None), forward(*args, **more))[1]
+
+    monkeypatch.setattr(windowed_attention, "fused_forward", counted(windowed_attention.fused_forward))
+    monkeypatch.setitem(KERNELS, "cpu", CPU._replace(forward=counted(CPU.forward)))
     fast = differentiated(attend, *inputs)
     assert len(calls) == n_calls
     monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: False)

@@ -1,0 +1,147 @@
+"""torch's fused attention operators that return the log-sum-exps of the scores, so that outputs can be merged.
+
+`scaled_dot_product_attention` calls the same ones, but keeps the log-sum-exps to itself. Where there are fewer queries
+than keys, the causal form is upper-left on the CPU and in cuDNN, and lower-right in CUDA's flash operator.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+class FusedKernel(NamedTuple):
+    """An operator and its gradient, without dropout; lengths and head widths are those of its arguments."""
+
+    forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
+    """Maps query (B, H, Q, D), key and value (B, H, N, D), whether they form a causal square, and the scale of the
+    scores (None: 1 / sqrt(D)) to output (B, H, Q, D), log-sum-exps (B, H, Q), and what else `backward` takes."""
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    """Maps the output's gradient, query, key, value, output, log-sum-exps, causality, scale and that to gradients."""
+    takes: Callable[[Tensor], bool]
+    """Whether it can compute with this query."""
+    head_dim_multiple: int = 1
+    """Of which number the head width must be a multiple."""
+
+
+def _cpu_forward(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, scale=scale)
+    return output, lse, ()
+
+
+def _cpu_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = grad, query, key, value, output, lse, 0.0, is_causal
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, scale=scale)
+
+
+def _flash_forward(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    returned = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
+    return returned[0], returned[1], tuple(returned[6:8])
+
+
+def _flash_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float | None,
+    seed: Tensor,
+    offset: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = None, None, query.shape[2], key.shape[2]  # nothing is packed, so that there are no cumulative ones
+    arguments = grad, query, key, value, output, lse, *lengths, 0.0, is_causal, seed, offset
+    return aten._scaled_dot_product_flash_attention_backward(*arguments, scale=scale)
+
+
+def _cudnn_forward(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    returned = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, is_causal, scale=scale)
+    return returned[0], returned[1].view(query.shape[:3]), tuple(returned[6:8])  # its log-sum-exps are (B, H, Q, 1)
+
+
+def _cudnn_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float | None,
+    seed: Tensor,
+    offset: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = None, None, query.shape[2], key.shape[2]
+    arguments = grad, query, key, value, output, lse.unsqueeze(-1), seed, offset, None, *lengths, 0.0, is_causal
+    return aten._scaled_dot_product_cudnn_attention_backward(*arguments, scale=scale)
+
+
+def takes_flash(query: Tensor) -> bool:
+    """Whether CUDA's flash operator can compute with this query."""
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] <= 256
+        and _flash_is_available()
+    )
+
+
+@torch.compiler.assume_constant_result  # a compiler can't trace these questions
+def _flash_is_available() -> bool:
+    """Whether torch was built with it for an NVIDIA device that has it, and nobody has switched it off."""
+    return (
+        torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.backends.cuda.flash_sdp_enabled()
+        and torch.cuda.get_device_capability() >= (8, 0)
+    )
+
+
+def _takes_cudnn(query: Tensor) -> bool:
+    """What else cuDNN can't compute, it refuses with an error."""
+    return query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16)
+
+
+CPU = FusedKernel(_cpu_forward, _cpu_backward, takes=lambda query: True)
+FLASH = FusedKernel(_flash_forward, _flash_backward, takes_flash, head_dim_multiple=8)
+CUDNN = FusedKernel(_cudnn_forward, _cudnn_backward, _takes_cudnn, head_dim_multiple=8)
+"""Not chosen by itself: whether it is the faster one, `benchmarks/gpu.py` measures."""
+
+KERNELS = {"cpu": CPU, "cuda": FLASH}
+"""The one that is used, by device type."""
+
+
+def lower_right_flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    """Lower-right causal attention by CUDA's flash operator: what `causal_lower_right` calls, but can be traced."""
+    head_dim = query.shape[-1]
+    query, key, value = (with_head_dim_multiple(x, FLASH.head_dim_multiple) for x in (query, key, value))
+    scale = head_dim**-0.5
+    output = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal=True, scale=scale)[0]
+    return output[..., :head_dim]
+
+
+def with_head_dim_multiple(x: Tensor, multiple: int) -> Tensor:
+    """(B, H, N, D), with zeros after the features to the next multiple: they change neither scores nor outputs."""
+    padding = -x.shape[-1] % multiple
+    return F.pad(x, (0, padding)) if padding else x
