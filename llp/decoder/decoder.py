@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
+from llp.decoder.few_rows import are_few, few_rows_linear
 from llp.decoder.loss import Losses, linear_cross_entropy
 from llp.decoder.memory import LayerMemory, Memory
 from llp.decoder.patterns import LayerPattern, drop_history
@@ -59,6 +60,11 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         return None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if are_few(input):
+            return few_rows_linear(input, self.weight, self.bias)
+        return super().forward(input)
 
 
 class Embedding(nn.Embedding):
