@@ -24,6 +24,9 @@ LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
         ({"top_p": 0.4}, [1, 0, 0, 0]),
         ({"top_p": 0.5001}, [5 / 8, 0, 3 / 8, 0]),
         ({"top_k": 100}, [0.5, 0.1, 0.3, 0.1]),
+        ({"top_k": 3}, [5 / 9, 1 / 9, 3 / 9, 0]),  # of equally likely tokens the first ones
+        ({"top_p": 0.85}, [5 / 9, 1 / 9, 3 / 9, 0]),
+        ({"top_k": 3, "top_p": 0.85, "temperature": 0.5}, [25 / 34, 0, 9 / 34, 0]),
     ],
     ids=str,
 )
