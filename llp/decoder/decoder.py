@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
+from llp.decoder.few_rows import are_few, few_rows_linear
 from llp.decoder.loss import Losses, linear_cross_entropy
 from llp.decoder.memory import LayerMemory, Memory
 from llp.decoder.patterns import LayerPattern, drop_history
@@ -60,6 +61,11 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         return None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if are_few(input):
+            return few_rows_linear(input, self.weight, self.bias)
+        return super().forward(input)
 
 
 class Embedding(nn.Embedding):
@@ -143,13 +149,11 @@ def _with_memories(
     """Each memory's sequences attend to what it keeps and to their own positions: (B, H, n_out, D)."""
     if len(memories) == 1:
         return pattern.attend(query, *memories[0].extend(key, value))
-    size, attended = len(query) // len(memories), []
-    for number, memory in enumerate(memories):
-        rows = slice(number * size, (number + 1) * size)
-        own_key = key[rows]
-        own_value = own_key if value is key else value[rows]
-        attended.append(pattern.attend(query[rows], *memory.extend(own_key, own_value)))
-    return torch.cat(attended)
+    sizes = [memory.batch_size for memory in memories]
+    keys = key.split(sizes)
+    values = keys if value is key else value.split(sizes)
+    parts = zip(query.split(sizes), keys, values, memories, strict=True)
+    return torch.cat([pattern.attend(own, *memory.extend(key, value)) for own, key, value, memory in parts])
 
 
 class MLP(nn.Module):
@@ -386,17 +390,20 @@ class Decoder(nn.Module):
             of_layer = [memory.layers[layer] for memory in memories]
             starts = (x.shape[1], *(one.n_seen for one in of_layer))
             if starts not in turns:  # most layers are at the same place
-                turns[starts] = self._rotations(x, starts[1:])
+                turns[starts] = self._rotations(x, of_layer)
             x = block.extend(x, turns[starts], of_layer, n_latents, self.compress if layer == 0 else None)
         x = last_positions(x, min(n if n_logits is None else n_logits, x.shape[1]))
         return self.head(self.final_norm(x))
 
-    def _rotations(self, x: Tensor, starts: Sequence[int]) -> Tensor:
-        """The rotary table of the positions of `x` (B, n, dim), from `starts` on, one for an equal share of B each."""
-        tables = [rotary_table(x.shape[1], self.head_dim, self.rotary_base, x, start) for start in starts]
+    def _rotations(self, x: Tensor, memories: Sequence[LayerMemory]) -> Tensor:
+        """The rotary table of the positions of `x` (B, n, dim), which follow those that the memories have seen."""
+        n, starts = x.shape[1], {memory.n_seen for memory in memories}
+        tables = {start: rotary_table(n, self.head_dim, self.rotary_base, x, start) for start in starts}
         if len(tables) == 1:
-            return tables[0]  # (n, D / 2)
-        return torch.stack(tables).repeat_interleave(len(x) // len(tables), dim=0)  # (B, n, D / 2)
+            return tables[memories[0].n_seen]  # (n, D / 2)
+        return torch.cat(
+            [tables[memory.n_seen].expand(memory.batch_size, -1, -1) for memory in memories]
+        )  # (B, n, D / 2)
 
     def positions_out(self, n: int) -> int:
         """T, the number of positions that leave the last block, and can have a loss, for `n` tokens."""

@@ -19,10 +19,11 @@ class LayerMemory:
 
     Args:
         first_kept: Maps a number of positions N to the first one that queries from position N on can see.
+        batch_size: B, sequences that are read side by side.
     """
 
-    def __init__(self, first_kept: Callable[[int], int]) -> None:
-        self.first_kept = first_kept
+    def __init__(self, first_kept: Callable[[int], int], batch_size: int = 1) -> None:
+        self.first_kept, self.batch_size = first_kept, batch_size
         self.n_seen = 0
         """How many positions the layer has held since the memory began."""
         self._base = 0  # the position at the front of the buffers
@@ -40,6 +41,8 @@ class LayerMemory:
         """
         added = [key] if value is key else [key, value]
         first, end = self.first_kept(self.n_seen), self.n_seen + key.shape[2]
+        if self.first_kept(end) > self.n_seen:
+            return self._start_anew(added, first, end)
         if not self._buffers or end - self._base > self._buffers[0].shape[2]:
             self._make_room(added, first, end)
         for buffer, tensor in zip(self._buffers, added, strict=True):
@@ -47,6 +50,22 @@ class LayerMemory:
         self.n_seen = end
         views = [buffer[:, :, first - self._base : end - self._base] for buffer in self._buffers]
         return views[0], views[-1]
+
+    def _start_anew(self, added: Sequence[Tensor], first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keep the last of the added positions alone, so that the buffers are no longer for a long piece of text."""
+        seen = added
+        if first < self.n_seen:
+            kept = [buffer[:, :, first - self._base : self.n_seen - self._base] for buffer in self._buffers]
+            seen = [torch.cat(parts, dim=2) for parts in zip(kept, added, strict=True)]
+        self._base = self.first_kept(end)
+        self._buffers = [tensor[:, :, self._base - self.n_seen :].clone() for tensor in added]
+        self.n_seen = end
+        return seen[0], seen[-1]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with the sequences of these numbers; see `Memory.select`."""
+        self.batch_size = len(rows)
+        self._buffers = [buffer[rows] for buffer in self._buffers]
 
     def _make_room(self, added: Sequence[Tensor], first: int, end: int) -> None:
         """Put what is still needed at the front of the buffers; make them longer if that leaves too little room."""
@@ -81,20 +100,37 @@ class Memory:
         self.place: tuple[int, int] | None = None
         """Where the window of `layers` begins, and where its first latent stands; None: nothing was computed."""
         self.layers: list[LayerMemory] = []
-        self._tokens: Tensor | None = None  # of the window, where it can move
+        self._tokens: Tensor | None = None  # of the window, where it can move: the first `_n_tokens` of a buffer
+        self._n_tokens = 0
 
     def clear(self, place: tuple[int, int]) -> None:
         """Forget the layers: a new window begins."""
-        self.place, self.layers = place, [LayerMemory(pattern.first_kept) for pattern in self.patterns]
+        self.place, self.layers = place, [LayerMemory(pattern.first_kept, self.batch_size) for pattern in self.patterns]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with the sequences of these numbers, counted from 0, in this order; one may come several times."""
+        self.batch_size = len(rows)
+        if self._tokens is not None:
+            self._tokens = self._tokens[rows]
+        for layer in self.layers:
+            layer.select(rows)
 
     def remember(self, tokens: Tensor) -> None:
         """Count tokens (B, n) as read, and keep them as long as a window can hold them."""
         self.n_read += tokens.shape[1]
-        if self.window is not None:
-            so_far = tokens if self._tokens is None else torch.cat((self._tokens, tokens), dim=1)
-            self._tokens = so_far[:, -self.window[0] :]
+        if self.window is None:
+            return
+        n = self._n_tokens + tokens.shape[1]
+        if self._tokens is not None and n <= self._tokens.shape[1]:
+            self._tokens[:, self._n_tokens : n] = tokens
+        else:
+            kept = [] if self._tokens is None else [self._tokens[:, : self._n_tokens]]
+            last = torch.cat((*kept, tokens), dim=1)[:, -self.window[0] :]
+            n = last.shape[1]
+            self._tokens = torch.cat((last, last.new_empty(len(last), self.window[0])), dim=1)
+        self._n_tokens = n
 
     def tokens_from(self, start: int) -> Tensor:
         """The tokens (B, n) that were read from a position on, which the window holds."""
         assert self._tokens is not None
-        return self._tokens[:, self._tokens.shape[1] - (self.n_read - start) :]
+        return self._tokens[:, self._n_tokens - (self.n_read - start) : self._n_tokens]

@@ -5,7 +5,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from llp.decoder.memory import Memory
 from llp.errors import require
 from llp.generation.reading import extend_each
 from llp.generation.sampling import Sampling
@@ -146,11 +148,7 @@ def generate(
         end_token: A text ends before this one; None: after `n_tokens`.
         ended: Numbers of texts that draw no more; whoever reads the tokens may add to it.
     """
-    memories = [model.new_memory(1, window) for _ in prompts]
-    logits = {
-        number: model.extend(torch.tensor([prompt], device=model.device), memory, n_logits=1)[0][0, -1]
-        for number, (prompt, memory) in enumerate(zip(prompts, memories, strict=True))
-    }  # (vocab_size,) each
+    groups, logits = _read(model, prompts, window)
     for step in range(n_tokens):
         drawn = {number: samplings[number].draw(row) for number, row in logits.items()}
         drawn = {number: token for number, token in drawn.items() if token != end_token}
@@ -158,9 +156,45 @@ def generate(
         drawn = {number: token for number, token in drawn.items() if number not in ended}
         if not drawn or step == n_tokens - 1:
             return
-        tokens = torch.tensor([[token] for token in drawn.values()], device=model.device)  # (B, 1)
-        rows = extend_each(model, tokens, [memories[number] for number in drawn])  # (B, vocab_size)
-        logits = dict(zip(drawn, rows, strict=True))
+        groups = [group for group in groups if group.keep(drawn)]
+        numbers = [number for group in groups for number in group.numbers]
+        tokens = torch.tensor([[drawn[number]] for number in numbers], device=model.device)  # (B, 1)
+        rows = extend_each(model, tokens, [group.memory for group in groups])  # (B, vocab_size)
+        logits = dict(zip(numbers, rows, strict=True))
+
+
+class _Group:
+    """The texts with one prompt: they are always at the same place, and share a memory."""
+
+    def __init__(self, memory: Memory, numbers: list[int]) -> None:
+        self.memory, self.numbers = memory, numbers
+        if len(numbers) > 1:
+            memory.select([0] * len(numbers))  # each goes on from the prompt, which was read once
+
+    def keep(self, numbers: Container[int]) -> bool:
+        """Go on with those texts that are among the numbers; returns whether there is any."""
+        rows = [row for row, number in enumerate(self.numbers) if number in numbers]
+        if len(rows) < len(self.numbers):
+            self.memory.select(rows)
+            self.numbers = [self.numbers[row] for row in rows]
+        return bool(rows)
+
+
+def _read(
+    model: Any, prompts: Sequence[Sequence[int]], window: tuple[int, int]
+) -> tuple[list[_Group], dict[int, Tensor]]:
+    """Read each prompt once; returns the groups of texts, and the logits (vocab_size,) of each text's next token."""
+    numbers: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        numbers.setdefault(tuple(prompt), []).append(number)
+    groups: list[_Group] = []
+    logits: dict[int, Tensor] = {}
+    for prompt, own in numbers.items():
+        memory = model.new_memory(1, window)
+        row = model.extend(torch.tensor([prompt], device=model.device), memory, n_logits=1)[0][0, -1]
+        groups.append(_Group(memory, own))
+        logits |= dict.fromkeys(own, row)
+    return groups, logits
 
 
 class TextStream:

@@ -13,6 +13,8 @@ from torch import Tensor
 from llp.decoder.memory import Memory
 from llp.evaluation.scoring_windows import window_start
 
+_PIECE_LEN = 4096  # positions at a time of a window without end, so that memory doesn't grow with a long text
+
 
 @torch.inference_mode()
 def extend(model: Any, tokens: Tensor, memory: Memory, n_logits: int | None) -> Tensor:
@@ -34,22 +36,24 @@ def extend_each(model: Any, tokens: Tensor, memories: Sequence[Memory]) -> Tenso
     Args:
         model: A `LanguageModel`.
         tokens: (B, 1) int64, one for each text.
-        memories: Those of the texts, of batch size 1; they take the tokens in.
+        memories: They share out the texts among them, and take the tokens in.
 
     Returns:
         Logits of the token after each, (B, vocab_size).
     """
-    logits: list[Tensor] = [tokens] * len(memories)
+    of_memories = tokens.split([memory.batch_size for memory in memories])  # (b, 1) each
+    logits: list[Tensor] = [*of_memories]
     moving = [memory.place != _window_at(model, memory)[0] for memory in memories]
     for number in (number for number, moves in enumerate(moving) if moves):
-        logits[number] = extend(model, tokens[number : number + 1], memories[number], 1)[0, -1]
+        logits[number] = extend(model, of_memories[number], memories[number], 1)[:, -1]  # (b, vocab_size)
     staying = [number for number, moves in enumerate(moving) if not moves]
     if staying:
-        rows = model.decoder.extend(tokens[staying], [memories[number] for number in staying])  # (b, 1, vocab_size)
-        for number, row in zip(staying, rows[:, -1], strict=True):
-            memories[number].remember(tokens[number : number + 1])
-            logits[number] = row
-    return torch.stack(logits)
+        together = torch.cat([of_memories[number] for number in staying])
+        rows = model.decoder.extend(together, [memories[number] for number in staying])[:, -1]
+        for number, own in zip(staying, rows.split([len(of_memories[number]) for number in staying]), strict=True):
+            memories[number].remember(of_memories[number])
+            logits[number] = own
+    return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
 def _extend_window(model: Any, piece: Tensor, memory: Memory, place: tuple[int, int], n_logits: int) -> Tensor:
@@ -65,10 +69,10 @@ def _extend_window(model: Any, piece: Tensor, memory: Memory, place: tuple[int, 
 
 
 def _window_at(model: Any, memory: Memory) -> tuple[tuple[int, int], int]:
-    """Start and first latent of the window that predicts from the next position; how many positions it has left."""
+    """Start and first latent of the window that predicts from the next position; how many positions to read in it."""
     position = memory.n_read
     if memory.window is None:
-        return (0, 0), model.room_without_window(position)
+        return (0, 0), min(model.room_without_window(position), _PIECE_LEN)
     window_len, stride = memory.window
     stop = (position // stride + 1) * stride
     start = window_start(position, window_len, stride)

@@ -1,5 +1,6 @@
 """How the next token is drawn."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,14 +31,32 @@ class Sampling:
         """Logits (vocab_size,) -> the probabilities (vocab_size,) that the next token is drawn from."""
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
-        ordered, order = (logits / self.temperature).sort(descending=True)
-        shares = ordered.softmax(-1)
-        if not shares.isfinite().all():  # a diverged model has no most likely token
+        shares = (logits / self.temperature).softmax(-1)
+        if not shares.sum().isfinite():  # a diverged model has no most likely token
             return torch.full_like(shares, 1 / len(shares))
-        kept = shares.cumsum(-1) - shares < self.top_p  # always the most likely token
-        kept[self.top_k if self.top_k is not None else len(kept) :] = False
-        return torch.zeros_like(shares).scatter(0, order, shares * kept / (shares * kept).sum())
+        kept = shares * self._kept(shares)
+        return kept / kept.sum()
+
+    def _kept(self, shares: Tensor) -> Tensor:
+        """Which tokens can be drawn, given the probabilities of all: (vocab_size,) booleans."""
+        if self.top_k is None and self.top_p == 1:
+            return torch.ones_like(shares, dtype=torch.bool)
+        # A token that is drawn from is as likely as those behind it or more, which have 1 - top_p together: the others
+        # need no order. NumPy sorts without the places, in a third of torch's time.
+        likely = shares[shares > (1 - self.top_p) / len(shares)]
+        ordered = torch.from_numpy(np.sort(likely.numpy())).flip(0)
+        before = ordered.cumsum(0, dtype=torch.float64) - ordered  # of the more likely ones; 0 for the most likely
+        n = min(int((before < self.top_p).sum()), self.top_k or len(shares))
+        least = ordered[n - 1]
+        kept = shares > least
+        kept[(shares == least).nonzero()[: n - int(kept.sum())]] = True  # of equally likely tokens the first ones
+        return kept
 
     def draw(self, logits: Tensor) -> int:
-        """Draw a token from logits (vocab_size,), on the CPU, so that every device and rank draws the same."""
-        return int(torch.multinomial(self.probabilities(logits.float().cpu()), 1, generator=self.generator))
+        """Draw a token from logits (vocab_size,), on the CPU, so that every device and rank draws the same.
+
+        One random number is used for each, so that the next ones don't depend on rounding.
+        """
+        up_to = self.probabilities(logits.float().cpu()).double().cumsum(-1)
+        place = torch.rand((), dtype=torch.float64, generator=self.generator) * up_to[-1]
+        return int(torch.searchsorted(up_to, place, right=True))

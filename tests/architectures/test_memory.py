@@ -9,6 +9,7 @@ import torch
 from helpers.small_models import FORMS, LATENT, OWN_SETTINGS, build
 from llp.decoder.memory import LayerMemory
 from llp.errors import SettingError
+from llp.generation import reading
 from llp.generation.reading import extend_each
 
 OPTIONS = [{}, {"share_key_value": True}, {"tie_embeddings": True}, {"rotary_first_layer_only": True}]
@@ -94,6 +95,53 @@ def test_texts_at_different_places_side_by_side(name, form):
         got = extend_each(model, tokens, memories)
         expected = torch.stack([logits[n + step] for logits, n in zip(alone, lengths, strict=True)])
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
+def test_some_sequences_of_a_memory_go_on_and_one_goes_on_twice(name, form):
+    model = build(name, **form)
+    window = (12, 6 if name == "ShiftedSegments" else 4)
+    texts = draw(3, 30)
+    memory = model.new_memory(3, window)
+    model.extend(texts[:, :10], memory)
+    memory.select([2, 0, 2])
+    texts = torch.cat((texts[[2, 0, 2], :10], draw(3, 20)), dim=1)
+    other = model.new_memory(1, window)
+    model.extend(texts[:1, :5], other)
+    alone = in_pieces(model, texts, model.new_memory(3, window))
+    for step in range(18):
+        tokens = torch.cat((texts[:, 10 + step], texts[:1, 5 + step]))[:, None]
+        got = extend_each(model, tokens, [memory, other])
+        expected = torch.cat((alone[:, 10 + step], alone[:1, 5 + step]))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
+@pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
+def test_a_long_piece_is_read_in_parts(name, form, options, monkeypatch):
+    monkeypatch.setattr(reading, "_PIECE_LEN", 7)
+    model = build(name, **form, **options)
+    tokens, n_read = draw(2, 5 if name in LATENT else 41), []
+    whole = model(tokens)
+    extend = model.decoder.extend
+    model.decoder.extend = lambda tokens, *rest: n_read.append(tokens.shape[1]) or extend(tokens, *rest)
+    memory = model.new_memory(2)
+    torch.testing.assert_close(model.extend(tokens, memory)[0], whole, rtol=0, atol=1e-12)
+    assert max(n_read) <= 7
+    torch.testing.assert_close(model.extend(tokens, model.new_memory(2), 9)[0], whole[:, -9:], rtol=0, atol=1e-12)
+
+
+def test_what_is_kept_of_a_long_piece_is_no_more_than_of_a_short_one():
+    """Segments of 4: two of them, of which queries may still see the first."""
+    memory = LayerMemory(lambda n: max(0, n // 4 - 1) * 4)
+    positions = torch.arange(2000.0).view(1, 1, -1, 1)
+    memory.extend(positions[:, :, :3], -positions[:, :, :3])
+    keys, values = memory.extend(positions[:, :, 3:1999], -positions[:, :, 3:1999])
+    assert torch.equal(keys, positions[:, :, :1999])
+    assert torch.equal(values, -keys)
+    assert sum(buffer.untyped_storage().nbytes() // buffer.element_size() for buffer in memory._buffers) <= 4 * 8
+    keys, _ = memory.extend(positions[:, :, 1999:], -positions[:, :, 1999:])
+    assert torch.equal(keys, positions[:, :, 1992:])
 
 
 def test_logits_of_the_last_tokens_alone():

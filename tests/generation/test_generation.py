@@ -24,6 +24,9 @@ LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
         ({"top_p": 0.4}, [1, 0, 0, 0]),
         ({"top_p": 0.5001}, [5 / 8, 0, 3 / 8, 0]),
         ({"top_k": 100}, [0.5, 0.1, 0.3, 0.1]),
+        ({"top_k": 3}, [5 / 9, 1 / 9, 3 / 9, 0]),  # of equally likely tokens the first ones
+        ({"top_p": 0.85}, [5 / 9, 1 / 9, 3 / 9, 0]),
+        ({"top_k": 3, "top_p": 0.85, "temperature": 0.5}, [25 / 34, 0, 9 / 34, 0]),
     ],
     ids=str,
 )
@@ -91,6 +94,23 @@ def test_a_text_is_the_same_alone_and_beside_others(name):
         together[number].append(token)
     assert together == alone
     assert len({*map(tuple, alone)}) == 3
+
+
+@pytest.mark.parametrize("name", ["LLP", "Transformer", "CompressedAttention"])
+def test_texts_with_one_prompt_are_the_same_alone_and_together(name):
+    """They end at different places, so that the memory that they share loses one after the other."""
+    model = build(name)
+    window, prompts = model.scoring_window(13), [[1, 2, 3], [1, 4], [1, 2, 3], [1, 2, 3], [1, 4]]
+
+    def texts(prompts, numbers):
+        drawn, samplings = [[] for _ in prompts], [Sampling(seed=number) for number in numbers]
+        for number, token in generate(model, prompts, 40, window, samplings, 3):
+            drawn[number].append(token)
+        return drawn
+
+    alone = [texts([prompt], [number])[0] for number, prompt in enumerate(prompts)]
+    assert texts(prompts, range(5)) == alone
+    assert len({*map(len, alone)}) >= 3
 
 
 def test_a_text_ends_before_the_end_token_and_others_go_on():

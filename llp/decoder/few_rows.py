@@ -1,0 +1,33 @@
+"""A linear map of a few rows, as in generation, where reading the weights takes the time.
+
+The BLAS library that comes with torch multiplies a matrix by one vector at half the speed at which it multiplies it by
+two, if these are the columns on the right and not long; and several rows by a large matrix faster in pieces.
+Measurements: benchmarks/README.md.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_ROWS = 16
+_MOST_COLUMNS, _LONGEST_COLUMN = 3, 1024  # beyond these, rows aren't faster as columns
+_PIECE_LEN = 1024
+
+
+def are_few(x: Tensor) -> bool:
+    """Whether `few_rows_linear` is for `x`: one position each of a few sequences, on a CPU, without gradients."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.ndim != 3:
+        return False
+    is_plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return is_plain and x.shape[1] == 1 and x.shape[0] <= MOST_ROWS
+
+
+def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `torch.nn.functional.linear` computes: (B, 1, I) -> (B, 1, O)."""
+    n = x.shape[0]
+    if n <= _MOST_COLUMNS and x.shape[2] <= _LONGEST_COLUMN:
+        rows = x[:, 0] if n > 1 else x[0].expand(2, -1).contiguous()  # a second column costs less than it saves
+        product = (weight @ rows.T).T[:n].unsqueeze(1).contiguous()
+    else:
+        product = torch.cat([F.linear(x, piece) for piece in weight.split(_PIECE_LEN)], dim=2)
+    return product if bias is None else product.add_(bias)
