@@ -285,9 +285,13 @@ class Plan:
 
 
 def portable(settings: Settings) -> Settings:
-    """A configuration without what is particular to a machine: where the text and its tokens lie."""
+    """A configuration without what is particular to a machine: where the text and its tokens lie.
+
+    No burn-in is left out, too: the runs in results/ that are older than the setting keep their names.
+    """
     data = settings.get("data", {})
-    arguments = {key: value for key, value in data.get("init_args", {}).items() if key not in ("path", "cache_dir")}
+    left_out = ["path", "cache_dir"] + (["burn_in"] if data.get("init_args", {}).get("burn_in") == 0 else [])
+    arguments = {key: value for key, value in data.get("init_args", {}).items() if key not in left_out}
     return {**settings, "data": {**data, "init_args": arguments}}
 
 

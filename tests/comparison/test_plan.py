@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from llp.comparison.checks import all_runs
-from llp.comparison.plan import Contestant, Plan, Timing, variants
+from llp.comparison.plan import Contestant, Plan, PlannedRun, Timing, variants
 from llp.comparison.specification import Ablation, Specification, merged
 from llp.comparison.study import Failure, Record
 from llp.errors import SettingError
@@ -282,3 +284,17 @@ def test_configurations_are_merged_like_those_of_fit():
 def test_what_a_specification_refuses(change, message):
     with pytest.raises(SettingError, match=message):
         replace(SPECIFICATION, **change)
+
+
+def test_the_committed_runs_keep_their_names():
+    """Their records are found again, whatever settings the data modules have got since."""
+    folder = Path(__file__).parents[2] / "results/cpu"
+    files = sorted((folder / "records").glob("*.json"))
+    assert len(files) >= 48
+    for file in files[::8]:
+        settings = yaml.safe_load((folder / "configs" / f"{file.stem}.yaml").read_text())
+        settings["data"]["init_args"]["burn_in"] = 0
+        del settings["trainer"]["default_root_dir"]
+        arm, _, seed = file.stem.split("-")
+        run = PlannedRun(arm, int(seed[1:]), 0.0, 0, settings, False)
+        assert run.name == file.stem
