@@ -37,7 +37,7 @@ def test_a_step_trains_on_all_of_its_batches(monkeypatch):
 
     monkeypatch.setattr(timing, "import_class", lambda path: building)
     arguments = {"vocab_size": 19, "dim": 16, "n_layers": 2, "n_heads": 2, "segment_len": 4}
-    step = training_step("llp.LLP", arguments, 2, 8, 3, "cpu", "32-true")
+    step = training_step("llp.LLP", arguments, 2, 0, 8, 3, "cpu", "32-true")
     weights = built[0].decoder.head.weight
     before = weights.detach().clone()
     weights.register_hook(lambda grad: backward.append(grad.shape))
