@@ -193,7 +193,7 @@ class ScoringLoader:
         """Of the tokens that stand at these places among all scored ones: document, place in it, and the token."""
         documents = np.searchsorted(self._tokens_before, places, side="right") - 1
         within = places - self._tokens_before[documents]
-        starts = np.array([document.start for document in self.documents])
+        starts = np.array(self.file.starts)
         return documents, within, self.file.tokens[starts[documents] + 1 + within].astype(np.int64)
 
     @cached_property

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from abc import abstractmethod
-from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -206,7 +205,7 @@ class TextDataModule(LanguageDataModule):
         require(n_read < n_tokens, "data.init_args.burn_in", self.burn_in, remedy)
         return TrainingLoader(
             file.tokens,
-            [document.start for document in file.documents],
+            file.starts,
             order,
             self.counter,
             self.window_len,
@@ -230,11 +229,10 @@ class TextDataModule(LanguageDataModule):
     def sample_places(self, n_samples: int) -> list[str]:
         """Where the last samples taken lie in the training text, in the order of their numbers."""
         file, order = self.files["train"], self._training_order()
-        starts = [document.start for document in file.documents]
         places = []
         for sample in range(self.counter.samples - n_samples, self.counter.samples):
             start = order.start(sample)
-            document = file.documents[bisect_right(starts, start) - 1]
+            document = file.document_at(start)
             within = start - document.start
             places.append(f"sample {sample:,}: {self.window_len:,} tokens from token {within:,} of {document.name}")
         return places

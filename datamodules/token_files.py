@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,15 @@ class TokenFile:
         if length == 0 or not self.path.is_file() or self.path.stat().st_size != length * dtype.itemsize:
             raise unusable(self.path, "is missing, damaged or cut short")
         self.tokens: np.ndarray = np.memmap(self.path, dtype=dtype, mode="r", shape=(length,))
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where the documents begin, in ascending order."""
+        return [document.start for document in self.documents]
+
+    def document_at(self, place: int) -> Document:
+        """The document that holds the token at a place, which may be its start token."""
+        return self.documents[bisect_right(self.starts, place) - 1]
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """How often each token occurs in the text: (vocab_size,). The documents' start tokens are not counted."""

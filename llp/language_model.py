@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
-from llp.decoder.decoder import Compress, Decoder, DecoderSettings
+from llp.decoder.block import DecoderSettings
+from llp.decoder.decoder import Compress, Decoder
 from llp.decoder.memory import Memory
 from llp.decoder.patterns import LayerPattern
 from llp.errors import require

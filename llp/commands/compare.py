@@ -145,9 +145,9 @@ class Comparison:
         if not isinstance(data, TextDataModule):
             return
         about, records = read_about(data.prepared_folder()), self.folder.records()
+        done = [run.name for run in self.plan().runs() if run.name in records]
         for name in ("data", "tokenizer"):
             digest = about[f"{name}_fingerprint"]
-            done = [run.name for run in self.plan().runs() if run.name in records]
             others = [run for run in done if records[run].hashes.get(name, digest) != digest]
             what = f"{len(others)} of {len(done)} records are of another one, {', '.join(others[:3])} among them"
             remedy = f"{what}; give back what they were made with, or another name to the comparison"

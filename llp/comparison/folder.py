@@ -91,7 +91,8 @@ class ComparisonFolder:
     def failed(self) -> dict[str, Failure]:
         """The runs that failed."""
         paths = sorted(self.path.glob("lightning_logs/*/failed.json"))
-        return {path.parent.name: _failure(read_json(path)) for path in paths}
+        contents = {path.parent.name: read_json(path) for path in paths}
+        return {name: Failure(content["last_words"], content["is_diverged"]) for name, content in contents.items()}
 
     def forget_failures(self) -> None:
         """Let the runs that failed be tried again."""
@@ -124,10 +125,6 @@ class ComparisonFolder:
         """Seconds of a step by arm; None: nothing was timed."""
         path = self.path / "timing.json"
         return Timing(**read_json(path)) if path.exists() else None
-
-
-def _failure(content: dict[str, Any]) -> Failure:
-    return Failure(content["last_words"], content.get("is_diverged", False))
 
 
 def _record(path: Path) -> Record:

@@ -38,6 +38,13 @@ class Timing:
     how: Mapping[str, Any]
 
 
+_UNCHANGED = {"burn_in": 0}
+"""Settings of data modules that are younger than runs in results/, with the value that leaves those as they were.
+
+They are no part of a run's name, so that its record is found again.
+"""
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A run, and whether it is tested; one that only helps to choose a learning rate is not."""
@@ -285,13 +292,13 @@ class Plan:
 
 
 def portable(settings: Settings) -> Settings:
-    """A configuration without what is particular to a machine: where the text and its tokens lie.
-
-    No burn-in is left out, too: the runs in results/ that are older than the setting keep their names.
-    """
+    """A configuration without what is particular to a machine: where the text and its tokens lie."""
     data = settings.get("data", {})
-    left_out = ["path", "cache_dir"] + (["burn_in"] if data.get("init_args", {}).get("burn_in") == 0 else [])
-    arguments = {key: value for key, value in data.get("init_args", {}).items() if key not in left_out}
+    arguments = {
+        key: value
+        for key, value in data.get("init_args", {}).items()
+        if key not in ("path", "cache_dir") and (key, value) not in _UNCHANGED.items()
+    }
     return {**settings, "data": {**data, "init_args": arguments}}
 
 

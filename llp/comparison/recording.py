@@ -110,9 +110,8 @@ def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, st
             "final_weights": weights_digest(checkpoint["state_dict"].items()),
             **_text_hashes(checkpoint),
         },
-        # Of the process that trained; a run that an older version has trained doesn't say it.
-        commit=content.get("commit"),
-        versions=content.get("versions", {}),
+        commit=content["commit"],  # of the process that trained
+        versions=content["versions"],
         device=content["device"],
     )
 

@@ -103,7 +103,7 @@ DOCUMENTS = [
 def scoring_loader(window_len=16, stride=4, batch_size=3, rank=0, world_size=1):
     tokens = np.arange(200, 230, dtype=np.uint16)
     batches = scoring_batches([document.tokens for document in DOCUMENTS], window_len, stride, batch_size)
-    file = SimpleNamespace(tokens=tokens, documents=DOCUMENTS)
+    file = SimpleNamespace(tokens=tokens, documents=DOCUMENTS, starts=[0, 21, 22])
     protocol = {"window_len": window_len, "stride": stride}
     share = share_of_rank(batches, rank, world_size)
     return ScoringLoader(file, share, "test", protocol, lambda split: [f"unigram of {split}"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llp.decoder.decoder import Linear
+from llp.decoder.block import Linear
 from llp.decoder.few_rows import MOST_ROWS, are_few, few_rows_linear
 
 
@@ -36,7 +36,7 @@ def test_it_stands_in_only_where_nothing_else_changes():
 
 def test_a_layer_uses_it(monkeypatch):
     calls = []
-    monkeypatch.setattr("llp.decoder.decoder.few_rows_linear", lambda *inputs: calls.append(inputs) or inputs[0])
+    monkeypatch.setattr("llp.decoder.block.few_rows_linear", lambda *inputs: calls.append(inputs) or inputs[0])
     layer = Linear(4, 4, std=None)
     with torch.no_grad():
         layer(torch.zeros(2, 1, 4))

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import llp
 from helpers.corpus import Given
 from helpers.prepared import attach
 from helpers.small_models import build
@@ -211,16 +212,9 @@ def test_two_processes_share_out_a_text(tmp_path, strategy):
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     try:
-        model = build_as_in_the_program()
+        model = llp.LLP(257, dim=16, n_layers=3, n_heads=2, segment_len=4, schedule="halving")
+        model.configure_model()
     finally:
         torch.set_default_dtype(torch.float32)
     data = prepared(tmp_path, model, [8 * N])
     assert_equal(torch.load(out), in_one_pass(model, data))
-
-
-def build_as_in_the_program():
-    import llp
-
-    model = llp.LLP(257, dim=16, n_layers=3, n_heads=2, segment_len=4, schedule="halving")
-    model.configure_model()
-    return model

@@ -10,7 +10,8 @@ import torch
 import llp
 from helpers.runs import EPOCHS, assert_same_run, curves
 from helpers.signal_handlers import handlers_restored
-from llp.decoder.decoder import Block, Decoder
+from llp.decoder.block import Block
+from llp.decoder.decoder import Decoder
 from llp.evaluation.scoring import Score
 from llp.language_model import LanguageModel
 from llp.training.interruption import LISTENER, Stopped

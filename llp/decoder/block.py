@@ -1,0 +1,236 @@
+"""One layer of the decoder: attention around a pattern, and an MLP; plain modules, no training.
+
+Shapes: B batch, N positions that enter, H heads, D head width.
+Every module with parameters of its own implements `reset_parameters`, so that a model built on the meta device can be
+materialized piece by piece.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llp.decoder.few_rows import are_few, few_rows_linear
+from llp.decoder.memory import LayerMemory
+from llp.decoder.patterns import LayerPattern, drop_history
+from llp.decoder.rotary import rotate
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """The size and the options of a decoder; `LanguageModel` documents each of them."""
+
+    vocab_size: int
+    dim: int
+    n_heads: int
+    mlp_ratio: int
+    dropout: float
+    rotary_base: float
+    tie_embeddings: bool
+    share_key_value: bool
+    key_value_norm: bool
+    rotary_first_layer_only: bool
+    initialization: Literal["normal", "torch"]
+    activation_checkpointing: bool
+    compile: bool
+
+    def std(self, scale: float = 1.0) -> float | None:
+        """Standard deviation of the initial weights; None: torch's own initialization."""
+        return 0.02 * scale if self.initialization == "normal" else None
+
+
+class Linear(nn.Linear):
+    """A linear map with weights drawn from N(0, `std`²) and zero biases; `std` None: torch's own initialization."""
+
+    def __init__(self, in_features: int, out_features: int, std: float | None, bias: bool = True) -> None:
+        self.std = std
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        if self.std is None:
+            return super().reset_parameters()
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        return None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if are_few(input):
+            return few_rows_linear(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+class Embedding(nn.Embedding):
+    """A token embedding drawn from N(0, `std`²); `std` None: torch's own initialization."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, std: float | None) -> None:
+        self.std = std
+        super().__init__(num_embeddings, embedding_dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=1.0 if self.std is None else self.std)
+
+
+class Attention(nn.Module):
+    """Projections and rotary embedding around an attention pattern.
+
+    Args:
+        settings: The decoder's settings.
+        pattern: The layer's attention pattern.
+        rotary: Whether this layer rotates its queries and keys.
+        output_std: Standard deviation of the output projection's initial weights.
+    """
+
+    def __init__(
+        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
+    ) -> None:
+        super().__init__()
+        dim, std = settings.dim, settings.std()
+        self.n_heads, self.dropout = settings.n_heads, settings.dropout
+        self.pattern, self.rotary, self.share_key_value = pattern, rotary, settings.share_key_value
+        self.query = Linear(dim, dim, std, bias=False)
+        self.key_value = Linear(dim, dim if settings.share_key_value else 2 * dim, std, bias=False)
+        self.key_value_norm = nn.LayerNorm(dim // settings.n_heads) if settings.key_value_norm else None
+        self.output = Linear(dim, dim, output_std)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotations: Tensor,
+        n_out: int,
+        memories: Sequence[LayerMemory] = (),
+        pattern: LayerPattern | None = None,
+    ) -> Tensor:
+        """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim).
+
+        With memories, which share out the sequences among them, also to what these keep of the positions before, with a
+        pattern in place of the layer's own.
+        """
+        n_history = x.shape[1] - n_out
+        query = self.split_heads(self.query(last_positions(x, n_out)))  # (B, n_out, H, D)
+        key, value = self.keys_and_values(x, rotations)  # (B, N, H, D) each
+        if self.rotary:
+            query = rotate(query, rotations[..., n_history:, :])
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, N, D)
+        if self.training and self.pattern.history_dropout:
+            key, value = drop_history(key, value, n_history, self.pattern.history_dropout)
+        if pattern is None:
+            attended = self.pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        else:
+            attended = _with_memories(pattern, query, key, value, memories)  # (B, H, n_out, D)
+        return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
+
+    def keys_and_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions, (B, N, H, D) each; if shared, one rotated and normalized tensor."""
+        projected = self.key_value(x)
+        key, value = (projected, projected) if self.share_key_value else projected.chunk(2, dim=-1)
+        key = self.split_heads(key)
+        if self.rotary:
+            key = rotate(key, rotations)
+        if self.key_value_norm is not None:
+            key = self.key_value_norm(key).type_as(key)  # on CUDA autocast leaves it in float32
+        return key, key if self.share_key_value else self.split_heads(value)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1))  # (B, N, H D) -> (B, N, H, D)
+
+
+def _with_memories(
+    pattern: LayerPattern, query: Tensor, key: Tensor, value: Tensor, memories: Sequence[LayerMemory]
+) -> Tensor:
+    """Each memory's sequences attend to what it keeps and to their own positions: (B, H, n_out, D)."""
+    if len(memories) == 1:
+        return pattern.attend(query, *memories[0].extend(key, value))
+    sizes = [memory.batch_size for memory in memories]
+    keys = key.split(sizes)
+    values = keys if value is key else value.split(sizes)
+    parts = zip(query.split(sizes), keys, values, memories, strict=True)
+    return torch.cat([pattern.attend(own, *memory.extend(key, value)) for own, key, value, memory in parts])
+
+
+class MLP(nn.Module):
+    """dim -> mlp_ratio dim -> dim with exact (erf) GELU; dropout before the second map."""
+
+    def __init__(self, settings: DecoderSettings, output_std: float | None) -> None:
+        super().__init__()
+        self.dropout = settings.dropout
+        self.up = Linear(settings.dim, settings.mlp_ratio * settings.dim, settings.std())
+        self.down = Linear(settings.mlp_ratio * settings.dim, settings.dim, output_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, N, dim)."""
+        return self.down(F.dropout(F.gelu(self.up(x)), self.dropout, self.training))
+
+
+def last_positions(x: Tensor, n: int) -> Tensor:
+    """The last `n` positions of (B, N, dim); `x` itself if these are all, to spare the backward pass a copy."""
+    return x if n == x.shape[1] else x[:, x.shape[1] - n :]
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention and MLP, each added to the residual stream."""
+
+    def __init__(
+        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
+    ) -> None:
+        super().__init__()
+        self.n_out = pattern.n_out
+        self.attention_norm = nn.LayerNorm(settings.dim)
+        self.attention = Attention(settings, pattern, rotary, output_std)
+        self.mlp_norm = nn.LayerNorm(settings.dim)
+        self.mlp = MLP(settings, output_std)
+
+    def forward(self, x: Tensor, rotations: Tensor, n_out: int, between: nn.Module | None = None) -> Tensor:
+        """(B, N, dim) -> (B, n_out, dim), the last ones.
+
+        `rotations` (N, D / 2) is the positions' `rotary_table`; `between` precedes the MLP.
+        """
+        x = last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out)
+        if between is not None:
+            x = between(x)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def extend(
+        self,
+        x: Tensor,
+        rotations: Tensor,
+        memories: Sequence[LayerMemory],
+        n_latents: int | None,
+        between: nn.Module | None = None,
+    ) -> Tensor:
+        """What `forward` computes, where `memories` keep what it needs of the positions before.
+
+        Args:
+            x: (B, n, dim), the next positions.
+            rotations: (n, D / 2), or (B, n, D / 2): those of these positions.
+            memories: They share out the sequences, and take the positions in.
+            n_latents: How many of the positions are latents; None: as many as the layer has, or all if they are fewer.
+            between: Precedes the MLP.
+
+        Returns:
+            (B, n_out, dim), the positions that leave the layer.
+        """
+        own = self.attention.pattern
+        pattern = own if n_latents is None else own.with_latents(n_latents)
+        n_out = x.shape[1] if pattern.n_out is None else min(pattern.n_out, x.shape[1])
+        attended = self.attention(self.attention_norm(x), rotations, n_out, memories, pattern)
+        x = last_positions(x, n_out) + attended
+        if between is not None:
+            x = between(x, n_latents)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def positions_out(self, n: int) -> int:
+        """The number of positions that leave the attention if `n` enter."""
+        return n if self.n_out is None else min(self.n_out, n)
+
+    def flops(self, n: int, n_out: int, n_mlp: int) -> int:
+        """FLOPs of a sequence's forward pass: `n` positions enter the layer, `n_out` query, `n_mlp` enter the MLP."""
+        attention = self.attention
+        projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
+        projections += n_out * attention.output.weight.numel()
+        scores_and_values = int(2 * attention.pattern.pair_count(n_out, n) * attention.query.out_features)
+        mlp = n_mlp * (self.mlp.up.weight.numel() + self.mlp.down.weight.numel())
+        return 2 * (projections + scores_and_values + mlp)
