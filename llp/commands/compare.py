@@ -26,6 +26,7 @@ from llp.comparison.workers import Workers
 from llp.errors import require
 from llp.language_model import LanguageModel
 from llp.training.throughput import matrix_rate
+from llp.training.training_window import training_window
 
 _SCRIPT = Path("configs/slurm/compare.sbatch")
 _UTILIZATION = 0.3  # of the matrix rate, which --plan counts with before anything has been timed
@@ -226,15 +227,12 @@ def _contestant(specification: Specification, model: Any, data: Any) -> Contesta
     trainer = specification.shared.get("trainer", {})
     devices = trainer.get("devices", 1)
     n_devices = devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else 1
-    burn_in, decoder = model.burn_in_len(data.burn_in), model.decoder
-    n = burn_in + data.window_len
-    n_last = data.window_len if data.labels_per_window is None else None
-    positions = data.labels_per_window or min(data.window_len, decoder.positions_out(n))
+    window, decoder = training_window(model, data), model.decoder
     return Contestant(
         parameters=sum(parameter.numel() for parameter in decoder.parameters()),
-        pairs=decoder.pair_count(n, n_last),
-        flops=3 * decoder.flops(n, positions, n_last),  # the backward pass takes twice the forward pass
-        positions=positions,
-        window_len=data.window_len,
+        pairs=decoder.pair_count(window.n_read, window.n_last),
+        flops=window.flops(decoder),
+        positions=window.n_trained,
+        window_len=window.length,
         windows_per_step=data.batch_size * n_devices * trainer.get("accumulate_grad_batches", 1),
     )

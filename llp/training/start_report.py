@@ -20,6 +20,7 @@ from llp.training.run_length import total_steps
 from llp.training.settings import seed
 from llp.training.text_block import text_block, with_unit
 from llp.training.throughput import compute_dtype, peak_rate
+from llp.training.training_window import TrainingWindow, training_window
 
 
 class StartReport(Callback):
@@ -34,15 +35,12 @@ class StartReport(Callback):
 def start_report(trainer: Any, model: Any, folder: str | None) -> str:
     """The first screen, of a trainer that is about to train a `LanguageModel`; `folder` is the run's."""
     data = trainer.datamodule
-    burn_in, n_labels = model.burn_in_len(data.burn_in), data.labels_per_window
-    n = burn_in + data.window_len
-    scored = n_labels or min(data.window_len, model.decoder.positions_out(n))
-    per_step = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches * scored
-    # The backward pass takes twice the forward pass.
-    flops = 3 * model.decoder.flops(n, scored, data.window_len if n_labels is None else None) / scored
+    window = training_window(model, data)
+    per_step = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches * window.n_trained
+    flops = window.flops(model.decoder) / window.n_trained
     rows = [
         ("settings", _settings(model)),
-        ("window", _window(model, data.window_len, burn_in, n_labels)),
+        ("window", _window(model, window)),
         ("step", f"{_batch(trainer, data.batch_size)}: {per_step:,} trained tokens at {with_unit(flops, 'FLOP')} each; "
                  f"learning rate up to {model.hparams['learning_rate']:g}"),
         ("run", f"{_length(trainer, per_step)}; {_validation(trainer)}; seed {seed()}"),
@@ -76,12 +74,13 @@ def _settings(model: LightningModule) -> str:
     return f"{changed}; all else as in {class_path(type(model))}"
 
 
-def _window(model: Any, n: int, burn_in: int, n_labels: int | None) -> str:
-    """What a training window of `n` tokens is to the model, with a loss at the last T, or at some labels among them."""
-    scored = min(n, model.decoder.positions_out(burn_in + n))
-    contexts = model.context_lens(burn_in + n)[burn_in + n - scored :]
-    where = "each" if scored == n else f"the last {scored:,}"
-    where = where if n_labels is None else _plural(n_labels, "label")
+def _window(model: Any, window: TrainingWindow) -> str:
+    """What a training window is to the model: where it has a loss, and from how much context."""
+    burn_in, n, n_trained, has_labels = window
+    n_out = min(n, model.decoder.positions_out(window.n_read))
+    contexts = model.context_lens(window.n_read)[window.n_read - n_out :]
+    where = "each" if n_trained == n else f"the last {n_trained:,}"
+    where = _plural(n_trained, "label") if has_labels else where
     before = f" after {burn_in:,} that are read without one" if burn_in else ""
     context = f"{int(contexts.min()):,} to {int(contexts.max()):,}" if burn_in else f"up to {int(contexts.max()):,}"
     return f"{n:,} tokens, a loss at {where}{before}, from a context of {context} tokens"
