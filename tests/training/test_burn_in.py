@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from helpers.corpus import Given
 from helpers.prepared import attach
 from helpers.small_models import build
 from llp.errors import SettingError
+from llp.language_model import LanguageModel
 
 N = 24  # a multiple of all segments here: the windows of an epoch have one phase
 FORMS = [  # of the architectures that forget: their reach is shorter than the text
@@ -144,7 +146,7 @@ def test_an_epoch_goes_from_beginning_to_end_and_leaves_out_less_than_a_window(t
     assert offsets == set(range(8))
 
 
-def test_counts_tell_what_was_computed(tmp_path):
+def test_counts_tell_what_was_computed(tmp_path, monkeypatch):
     """Trained positions are a window's, tokens that are read the burn-in's, too; FLOPs are those of the trapezoid."""
     model = build("LLP", **SIZE).train()
     data = prepared(tmp_path, model, [6 * N])
@@ -161,6 +163,11 @@ def test_counts_tell_what_was_computed(tmp_path):
     pairs = sum(n_out // m * (m * m + m * (m + 1) // 2) for n_out in leaving)
     assert decoder.pair_count(reach + N, N) == pairs
     assert decoder.flops(reach + N, N, N) == linear + 4 * dim * pairs + 2 * N * dim * 257
+    trainer = SimpleNamespace(fit_loop=SimpleNamespace(_should_accumulate=lambda: True))
+    monkeypatch.setattr(LanguageModel, "trainer", trainer)
+    step = model.training_step((inputs, *scored), 0)
+    counts = {"trained_tokens": N, "input_tokens": reach + N, "flops": 3 * decoder.flops(reach + N, N, N)}
+    assert {name: step[name] for name in counts} == counts
     seen = []
     for layer in decoder.layers:
         layer.mlp.up.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
