@@ -35,8 +35,8 @@ class TextDataModule(LanguageDataModule):
         window_len: n, the positions of a training window, which reads n + 1 tokens.
         train_stride: Tokens between the starts of training windows; a window's length unless given.
         burn_in: b, tokens before a training window that are read and have no loss, none of them from before the
-            document in which the window starts. With `reach` they are all that the model can depend on: a window then
-            trains as in one pass over the whole document, and an epoch is one pass over the whole text.
+            document in which the window starts. With `reach` they are all that the model can depend on: a window
+            inside of a document then trains as in one pass over all of it. An epoch goes through the text once.
         batch_size: Training windows in a batch of one device.
         scoring_window_len: Positions of a scoring window; the architecture's own choice unless given.
         scoring_stride: Positions that a scoring window scores; the architecture's own choice unless given.
