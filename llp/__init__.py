@@ -5,7 +5,7 @@ An architecture of your own needs no entry here: its class path is enough (`my_m
 """
 
 import os
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # (benchmarks/README.md). torch reads this at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-__version__ = metadata.version("llp")
+__version__ = "0.1.0"
 
 _HOMES = {
     "CompressedAttention": "llp.architectures.compressed_attention",
