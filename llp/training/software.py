@@ -5,7 +5,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import llp
+from llp.version import __version__
 
 _PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
 
@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "sentencepiece", 
 def versions() -> dict[str, str]:
     """Those of Python, of the running source of `llp`, and of the packages that figures depend on."""
     installed = {name: metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "llp": llp.__version__, **installed}
+    return {"python": platform.python_version(), "llp": __version__, **installed}
 
 
 def git_commit() -> str | None:
