@@ -14,12 +14,12 @@ def load(path: str | Path) -> LanguageModel:
         path: A run's folder, whose `best.ckpt` is taken, or else its newest whole checkpoint; or a checkpoint.
 
     Raises:
-        SettingError: If there is none, or it can't be read, or is sharded.
+        SettingError: If there is none, or it can't be read, or is sharded, or is of no architecture.
     """
     path = chosen_checkpoint(Path(path))
     checkpoints.require_one_file(path)
     checkpoint = checkpoints.read(path)
-    cls = checkpoints.import_class(checkpoint["architecture"])
+    cls = checkpoints.import_class(checkpoint["architecture"], LanguageModel)
     model: LanguageModel = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     model.loaded_from = str(path)
     return model

@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
-from llp.errors import SettingError
+from llp.errors import SettingError, require
 from llp.training.settings import batch_of, current
+from llp.training.sharded_checkpoint import check_shards
 
 
 def class_path(cls: type) -> str:
@@ -23,18 +24,21 @@ def class_path(cls: type) -> str:
     return f"{home or cls.__module__}.{cls.__qualname__}"
 
 
-def import_class(path: str) -> Any:
+def import_class(path: str, base: type = object) -> Any:
     """The class at a path that `class_path` returned.
 
     Raises:
-        SettingError: If it can't be imported.
+        SettingError: If it can't be imported, or is no class derived from `base`.
     """
     module, _, name = path.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         remedy = f"the checkpoint needs this class, which can't be imported ({error}); add its folder to PYTHONPATH"
         raise SettingError("class_path", path, remedy) from error
+    is_one = isinstance(cls, type) and issubclass(cls, base)
+    require(is_one, "class_path", path, f"it is no {base.__name__}; give a checkpoint that `llp fit` has written")
+    return cls
 
 
 def stored_tokenizer(data: Any) -> dict[str, Any] | None:
@@ -59,10 +63,12 @@ def restored_tokenizer(stored: dict[str, Any]) -> Any:
     """The tokenizer that `stored_tokenizer` described.
 
     Raises:
-        SettingError: If its class can't be imported.
+        SettingError: If its class can't be imported, or is no tokenizer.
     """
-    data = stored["data"].numpy().tobytes()
-    return import_class(stored["class_path"]).restored(data, stored["settings"])
+    cls, data = import_class(stored["class_path"]), stored["data"].numpy().tobytes()
+    remedy = "it is no tokenizer; give a checkpoint that `llp fit` has written"
+    require(hasattr(cls, "restored"), "class_path", stored["class_path"], remedy)
+    return cls.restored(data, stored["settings"])
 
 
 def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +107,8 @@ def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimiz
 def read(path: str | Path) -> dict[str, Any]:
     """Open a checkpoint without reading its weights into memory; a sharded one without weights and optimizer states.
 
+    Nothing that the file holds is executed, nor by torch and Lightning when they load it afterwards (`SECURITY.md`).
+
     Raises:
         SettingError: If there is no such file, or it is truncated, or is not a checkpoint of this project.
     """
@@ -109,12 +117,16 @@ def read(path: str | Path) -> dict[str, Any]:
         raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
     try:
         checkpoint = _load(path)
+        if path.is_dir():
+            check_shards(path)
     except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
         remedy = f"the file is truncated or is not a checkpoint ({str(error).splitlines()[0]}); {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy) from error
     expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
     expected |= set() if path.is_dir() else {"state_dict"}
-    if not isinstance(checkpoint, dict) or not expected <= checkpoint.keys():
+    is_ours = isinstance(checkpoint, dict) and expected <= checkpoint.keys()
+    # Lightning would have a function of the file's choice build the model.
+    if not is_ours or "_instantiator" in (checkpoint["hyper_parameters"] or {}):
         remedy = f"the file was not written by `llp fit`; {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy)
     return checkpoint
