@@ -75,6 +75,21 @@ def test_no_command_executes_what_a_file_holds(run, work, name):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("place", ["--config", "--ckpt_path"])
+def test_no_tag_in_a_configuration_is_executed(run, work, place):
+    """In a file of its own or inside of a checkpoint."""
+    mark = work / "mark"
+    config, path = f"model: !!python/object/apply:os.mkdir [{mark}]\n", work / "foreign"
+    if place == "--config":
+        path.write_text(config)
+    else:
+        torch.save({**WHOLE, "state_dict": {}, "config": config}, path)
+    status, _, err = run("test", place, path)
+    assert status != 0
+    assert "python/object/apply" in err
+    assert not mark.exists()
+
+
 def test_torchs_own_metadata_is_opened(tmp_path):
     folder = sharded(tmp_path / "last.ckpt")
     check_shards(folder)
