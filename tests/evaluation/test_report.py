@@ -398,7 +398,7 @@ class Reported:
             )
 
         monkeypatch.setattr(
-            "llp.evaluation.report.model_protocol", lambda model, path: {"model": "m", "checkpoint": path}
+            "llp.evaluation.report.model_protocol", lambda model, path, precision: {"model": "m", "checkpoint": path}
         )
         monkeypatch.setattr(
             "llp.evaluation.report.format_table",
