@@ -158,7 +158,7 @@ def _settings(asked: dict[str, Any]) -> dict[str, Any]:
     given = normalize_gen_kwargs(asked)
     return {
         "max_tokens": given["max_gen_toks"],
-        "temperature": given["temperature"] if given["do_sample"] else 0.0,
+        "temperature": given.get("temperature", 1.0) if given["do_sample"] else 0.0,
         "top_k": given.get("top_k") or None,
         "top_p": given.get("top_p", 1.0),
         "stop": [text for text in given["until"] if text],
