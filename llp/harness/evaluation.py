@@ -2,7 +2,9 @@
 
 import logging
 import math
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,8 @@ def evaluate_tasks(
     harness_model = HarnessModel(model, batch_size)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     loaded = load_tasks(names, write_documents, include_path, n_shots)
-    results: Any = evaluate(harness_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
+    with redirect_stdout(sys.stderr):  # the harness prints what it is at
+        results: Any = evaluate(harness_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
     return [_row(name, results, loaded["tasks"].get(name)) for name in results["results"]]
 
 
