@@ -413,6 +413,7 @@ class Reported:
             val_dataloaders=loader("validation"),
             callbacks=[object(), certificate],
             ckpt_path=ckpt_path,
+            precision="32-true",
             log_dir=None,
             default_root_dir=str(folder),
             limit_test_batches=0.0,
