@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lm_eval.evaluator import evaluate
 
 from llp.errors import require
@@ -56,7 +57,8 @@ def evaluate_tasks(
     loaded = load_tasks(names, write_documents, include_path, n_shots)
     with redirect_stdout(sys.stderr):  # the harness prints what it is at
         results: Any = evaluate(harness_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
-    return [_row(name, results, loaded["tasks"].get(name)) for name in results["results"]]
+    rows = [_row(name, results, loaded["tasks"].get(name)) for name in results["results"]]
+    return [row for row in rows if row["figures"]]  # a group may have none of its own
 
 
 def _row(name: str, results: dict[str, Any], task: Any) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def _row(name: str, results: dict[str, Any], task: Any) -> dict[str, Any]:
         "task": name,
         "version": results["versions"].get(name),
         "n_shots": results["n-shot"].get(name),
-        "examples": found["sample_len"],
+        "examples": found.get("sample_len"),
         "figures": _figures(found),
     }
     if task is None:
@@ -84,11 +86,15 @@ def _figures(found: dict[str, Any]) -> list[dict[str, Any]]:
         metric, comma, kept = key.partition(",")
         if comma and not metric.endswith("_stderr"):
             error = found.get(f"{metric}_stderr,{kept}")
-            has_error = isinstance(error, float) and math.isfinite(error)
             figures.append(
-                {"metric": metric, "filter": kept, "value": value, "standard_error": error if has_error else None}
+                {"metric": metric, "filter": kept, "value": _number(value), "standard_error": _number(error)}
             )
     return figures
+
+
+def _number(value: Any) -> float | None:
+    """A figure; None: it has none, in whichever way the harness says so."""
+    return float(value) if isinstance(value, int | float | np.number) else None
 
 
 def _sizes(task: Any) -> dict[str, float]:
@@ -126,7 +132,7 @@ def format_results(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> str:
             first = [row["task"], name, *(_shown(row[key]) for key in ("version", "n_shots", "examples"))]
             rest = ["", name, "", "", ""]
             error = figure["standard_error"]
-            value = "" if figure["value"] is None else readable(float(figure["value"]))
+            value = "" if figure["value"] is None else readable(figure["value"])
             table.append([*(rest if number else first), value, "" if error is None else f"± {readable(error)}"])
     lines = aligned(table, n_left=2)
     lines.insert(1, "-" * max(map(len, lines)))

@@ -121,7 +121,7 @@ class HarnessModel(LM):
             wanted = targets[:, first : first + n].to(self.device)
             is_there = torch.arange(first, first + wanted.shape[1]) < n_tokens.unsqueeze(1)  # (B, n)
             log_p = logits.double().log_softmax(-1).gather(2, wanted.unsqueeze(2)).squeeze(2).cpu()
-            logs += (log_p * is_there).sum(dim=1)
+            logs += log_p.masked_fill(~is_there, 0).sum(dim=1)
             hits &= ((logits.argmax(-1) == wanted).cpu() | ~is_there).all(dim=1)
         return zip(logs.tolist(), hits.tolist(), strict=True)
 

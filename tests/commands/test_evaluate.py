@@ -124,6 +124,12 @@ def test_the_likely_choice_is_chosen(choices):
     rows = evaluate_tasks(model, "right,wrong", None, include_path=str(choices))
     assert [(row["task"], row["version"], row["examples"]) for row in rows] == [("right", 3, 4), ("wrong", 3, 4)]
     assert [row["figures"][0]["value"] for row in rows] == [1.0, 0.0]
+    (choices / "both.yaml").write_text("group: both\ntask: [right, wrong]\naggregate_metric_list: [{metric: acc}]\n")
+    (choices / "same.yaml").write_text("group: same\ntask: [right, wrong]\n")
+    rows = evaluate_tasks(model, "both", None, include_path=str(choices), limit=3)
+    found = {row["task"]: (row["examples"], row["figures"][0]["value"]) for row in rows}
+    assert found == {"both": (6, 0.5), "right": (3, 1.0), "wrong": (3, 0.0)}
+    assert {row["task"] for row in evaluate_tasks(model, "same", None, include_path=str(choices))} == {"right", "wrong"}
     by_file = evaluate_tasks(model, str(choices / "right.yaml"), None, limit=1)
     assert [(row["task"], row["examples"]) for row in by_file] == [("right", 1)]
 
@@ -162,6 +168,9 @@ def test_what_cannot_be_evaluated_is_one_message(run, trained, choices, monkeypa
     refused("tasks = far: its data come from the network (", "--tasks", "far", "--include_path", choices)
     (choices / "bad.yaml").write_text(LOCAL.format(name="bad", file="x") + "no_such_setting: 1\n")
     refused("tasks = bad: it can't be loaded (TypeError: ", "--tasks", "bad", "--include_path", choices)
+    (choices / "void.yaml").write_text(LOCAL.format(name="void", file=choices / "void.jsonl"))
+    (choices / "void.jsonl").write_text("")
+    refused("tasks = void: ", "--tasks", "void", "--include_path", choices)
     (choices / "code.yaml").write_text(LOCAL.format(name="code", file=choices / "right.jsonl") + "unsafe_code: true\n")
     refused("tasks = code: it runs what the model writes as a program", "--tasks", "code", "--include_path", choices)
     monkeypatch.setattr("llp.commands.evaluate.find_spec", lambda name: None)
