@@ -16,10 +16,10 @@ from datamodules.preparation import Preparation, token_dtype
 from datamodules.prepared_folder import check_file, read_about, unusable
 from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
-from datamodules.windows import TrainingOrder, in_one_pass, scoring_batches, share_of_rank
+from datamodules.windows import TrainingOrder, share_of_rank
 from llp.errors import require
+from llp.evaluation.scoring_windows import JOINED, in_one_pass, scoring_batches
 
-_JOINED = 8  # windows that are scored along with another in one pass: 9 + 1 strides are computed for 9, not 18
 _FORMAT = 3  # of the prepared folder; another one makes every cache anew
 
 
@@ -276,7 +276,7 @@ class TextDataModule(LanguageDataModule):
         model: Any = trainer.lightning_module
         if model.scores_as_one_pass(window_len, stride):
             # Joined alike whatever a batch holds, so that figures don't depend on it in their last digits.
-            longest = window_len + _JOINED * stride
+            longest = window_len + JOINED * stride
             scored = in_one_pass(scored, longest, self.batch_size * self.window_len)
         share = share_of_rank(scored, trainer.global_rank, trainer.world_size)
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
+from io import StringIO
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -278,7 +279,8 @@ class LanguageModel(LightningModule, ABC):
         """
         remedy = "the model has no tokenizer; load one that was trained on text with llp.load"
         require(self.tokenizer is not None, "tokenizer", None, remedy)
-        encoded = self.tokenizer.encode(text.splitlines(keepends=True)).tolist()
+        lines = list(StringIO(text, newline="\n"))  # as the data reads them: no other character ends a line
+        encoded = self.tokenizer.encode(lines).tolist()
         return torch.tensor([[self.start_token, *encoded]], device=self.device)
 
     def token_losses(self, text: str) -> list[TokenLoss]:
