@@ -24,7 +24,7 @@ class FastTokenizer(NamedTuple):
     """The name of the file that llp reads its own tokenizer from."""
     files: dict[str, dict[str, Any]]
     """What transformers reads, by the file's name; empty: there is no fast tokenizer that is exact."""
-    token_ids: dict[str, int]
+    token_ids: dict[str, int | None]
     """The tokens that begin, end and fill a text, by the names that they have in a configuration."""
     words: str
     """What the user is told of it."""
@@ -42,7 +42,9 @@ def fast_tokenizer(own: Any, start_token: int) -> FastTokenizer:
         start_token: The token that a document begins with.
     """
     own_file = "llp_tokenizer.json" if own.file_name == "tokenizer.json" else own.file_name
-    token_ids = {"bos_token_id": start_token, "eos_token_id": start_token, "pad_token_id": start_token}
+    # Where a token that begins texts would fill them, too, `generate` would take it for padding.
+    token_ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id"), start_token)
+    token_ids["pad_token_id"] = None
     try:
         spec, special, padding = _spec(own, start_token)
         n_texts = _try(own, spec, start_token)
@@ -183,7 +185,7 @@ def _library(spec: dict[str, Any]) -> Any:
     try:
         from tokenizers import Tokenizer  # an extra
     except ImportError as error:
-        remedy = 'it needs the packages safetensors and tokenizers: pip install "llp[export]"'
+        remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
         raise SettingError("llp export", "tokenizer.json", remedy) from error
     return Tokenizer.from_str(json.dumps(spec))
 

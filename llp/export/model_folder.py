@@ -73,7 +73,7 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     (folder / "modeling_llp.py").write_text(modeling_source(), encoding="utf-8")
     shutil.copymode(folder / "modeling_llp.py", folder / exported_folder.WEIGHTS)  # its writer lets the owner alone read
     n_parameters = sum(weight.numel() for weight in stored.values())
-    card = model_card(ckpt_path, model, checkpoint, record, n_parameters, tokenizer, output.name)
+    card = model_card(ckpt_path, model, checkpoint, record, n_parameters, tokenizer)
     (folder / "README.md").write_text(card, encoding="utf-8")
     _write_json(folder / EXPORT_RECORD, record)
     said = f"Written to {output}: {n_parameters:,} parameters in {dtype}"
@@ -151,7 +151,7 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
     try:
         from safetensors.torch import save_file  # an extra
     except ImportError as error:
-        remedy = 'it needs the packages safetensors and tokenizers: pip install "llp[export]"'
+        remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
         raise SettingError("llp export", path.name, remedy) from error
     save_file(weights, path, metadata={"format": "pt"})
 

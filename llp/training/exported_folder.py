@@ -88,7 +88,7 @@ def _weights(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     try:
         from safetensors import safe_open  # an extra
     except ImportError as error:
-        remedy = 'it needs the package safetensors: pip install "llp[export]"'
+        remedy = 'it needs the package safetensors: pip install "long-lora-perceiver[export]"'
         raise SettingError("ckpt_path", path.parent, remedy) from error
     try:
         with safe_open(path, framework="pt") as file:
