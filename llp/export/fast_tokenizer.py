@@ -70,7 +70,9 @@ def _spec(own: Any, start_token: int) -> tuple[dict[str, Any], str | None, str |
     """The content of `tokenizer.json`, the start token's name where it is a special one, and a token to fill with."""
     if isinstance(own, Bytes):
         vocab = {_byte_name(byte): byte for byte in range(256)} | {"<s>": own.start_token}
-        return _byte_fallback(vocab, [], {"<s>": True}, "<s>"), "<s>", None
+        special = start_token == own.start_token
+        start = "<s>" if special else _byte_name(start_token)
+        return _byte_fallback(vocab, [], {"<s>": True}, start), start if special else None, None
     if isinstance(own, SentencePiece):
         return _sentence_piece_spec(own, start_token)
     if isinstance(own, HuggingFaceTokenizer):

@@ -53,7 +53,7 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
 
 
 def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
-    shards = folder / ".weights"
+    shards = folder / "weights.pt"
     checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else checkpoints.read(ckpt_path)
     model = checkpoints.import_class(checkpoint["architecture"])(**checkpoint["hyper_parameters"])
     parts = _parts(model, checkpoint)

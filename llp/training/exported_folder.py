@@ -104,8 +104,9 @@ def _weights(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    content = _bytes(path)
     try:
-        return dict(json.loads(_bytes(path)))
+        return dict(json.loads(content))
     except ValueError as error:
         raise SettingError("ckpt_path", path, f"it is damaged; {_AGAIN}") from error
 

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from pydoc_data import topics
 
 import lightning
 import torch
 
-from datamodules.tokenizers import Bytes
+from datamodules.tokenizers import Bytes, SentencePiece
 from helpers import small_models
 from llp.training import checkpoints
 
@@ -26,10 +27,12 @@ class Data:
 
 def small(name: str, **settings):
     """A small model in float32 on bytes."""
-    return small_models.build(name, vocab_size=257, **settings).float()
+    return small_models.build(name, **{"vocab_size": 257, **settings}).float()
 
 
-def save(path: Path, model, tokenizer=None, window_len: int = 16, start_token=None) -> Path:
+def save(
+    path: Path, model, tokenizer=None, window_len: int = 16, start_token=None, scoring_window_len=None
+) -> Path:
     """Write the checkpoint that `llp fit` would write of this model; returns its path."""
     data = Data(tokenizer or Bytes(), start_token)
     checkpoint = {
@@ -44,13 +47,21 @@ def save(path: Path, model, tokenizer=None, window_len: int = 16, start_token=No
         "global_step": 3,
         "seed": 0,
         "datamodule_hyper_parameters": {
-            "window_len": window_len, "scoring_window_len": None, "scoring_stride": None
+            "window_len": window_len, "scoring_window_len": scoring_window_len, "scoring_stride": None
         },
         "pytorch-lightning_version": lightning.__version__,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, path)
     return path
+
+
+def trained_tokenizer(folder: Path, **settings) -> SentencePiece:
+    """A small SentencePiece model of Python's own documentation."""
+    lines = topics.topics["assignment"].splitlines(keepends=True)
+    tokenizer = SentencePiece(**{"vocab_size": 500, **settings})
+    tokenizer.train(lines, folder)
+    return tokenizer
 
 
 def elsewhere(folder: Path, jobs: list[dict]) -> list[dict]:
