@@ -18,7 +18,8 @@ def run(options: list[str]) -> None:
     parser.add_argument("--output", type=str | None, help="The new folder; export/ in the run's folder unless given.")
     parser.add_argument("--dtype", type=str, default="float32", help=f"Of the numbers: {', '.join(DTYPES)}.")
     arguments = parser.parse_args(named_checkpoint("export", options))
-    require(arguments.ckpt_path is not None, "ckpt_path", None, "`llp export` needs a trained model; name its checkpoint")
+    remedy = "`llp export` needs a trained model; name its checkpoint"
+    require(arguments.ckpt_path is not None, "ckpt_path", None, remedy)
     path = chosen_checkpoint(Path(arguments.ckpt_path))
     output = run_folder(path) / "export" if arguments.output is None else Path(arguments.output).expanduser()
     print(write_folder(path, output, arguments.dtype))

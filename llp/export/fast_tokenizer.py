@@ -30,7 +30,7 @@ class FastTokenizer(NamedTuple):
     """What the user is told of it."""
 
 
-class _Difference(Exception):
+class _NotExactError(Exception):
     """A fast tokenizer would not be exact; says why."""
 
 
@@ -48,7 +48,7 @@ def fast_tokenizer(own: Any, start_token: int) -> FastTokenizer:
     try:
         spec, special, padding = _spec(own, start_token)
         n_texts = _try(own, spec, start_token)
-    except _Difference as difference:
+    except _NotExactError as difference:
         why = f"No tokenizer.json: {difference}. {own_file} is what llp reads; give other programs tokens"
         return FastTokenizer(own_file, {}, token_ids, why)
     names = {"bos_token": special, "eos_token": special, "pad_token": padding or special}
@@ -77,15 +77,16 @@ def _spec(own: Any, start_token: int) -> tuple[dict[str, Any], str | None, str |
         return _sentence_piece_spec(own, start_token)
     if isinstance(own, HuggingFaceTokenizer):
         return _given_spec(own, start_token)
-    raise _Difference(f"{type(own).__name__} has no form that transformers reads")
+    raise _NotExactError(f"{type(own).__name__} has no form that transformers reads")
 
 
 def _sentence_piece_spec(own: SentencePiece, start_token: int) -> tuple[dict[str, Any], str | None, str | None]:
     from sentencepiece import sentencepiece_model_pb2  # its protobuf takes a while, and only this needs it
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(own.serialized())
+    proto: Any = sentencepiece_model_pb2
+    model = proto.ModelProto.FromString(own.serialized())
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
-        raise _Difference("a unigram model breaks ties in ways that transformers does not; only BPE is exact there")
+        raise _NotExactError("a unigram model breaks ties in ways that transformers does not; only BPE is exact there")
     pieces = [(_text(piece.piece) if piece.type != _BYTE else piece.piece, piece.type) for piece in model.pieces]
     vocab = {text: number for number, (text, _) in enumerate(pieces)}
     added = {text: kind != _OWN_SYMBOL for text, kind in pieces if kind in (_UNKNOWN, _CONTROL, _OWN_SYMBOL)}
@@ -102,9 +103,7 @@ def merges(scores: dict[str, float]) -> list[list[str]]:
     return [[left, right] for left, right in pairs if left in scores and right in scores]
 
 
-def _byte_fallback(
-    vocab: dict[str, int], pairs: list[list[str]], added: dict[str, bool], start: str
-) -> dict[str, Any]:
+def _byte_fallback(vocab: dict[str, int], pairs: list[list[str]], added: dict[str, bool], start: str) -> dict[str, Any]:
     """A BPE model with bytes for unknown characters, which changes nothing in a text.
 
     Args:
@@ -175,10 +174,10 @@ def _try(own: Any, spec: dict[str, Any], start_token: int) -> int:
 
     other = first_difference(whole, lambda text: fast.encode(text).ids, texts)
     if other is not None:
-        raise _Difference(f"it would give {other!r} other tokens than llp's own tokenizer does")
+        raise _NotExactError(f"it would give {other!r} other tokens than llp's own tokenizer does")
     lost = next((text for text in texts if fast.decode(whole(text)[1:], skip_special_tokens=False) != text), None)
     if lost is not None:
-        raise _Difference(f"it would not give {lost!r} back")
+        raise _NotExactError(f"it would not give {lost!r} back")
     return len(texts)
 
 

@@ -49,15 +49,16 @@ take the folder as they take a checkpoint, and execute nothing that is in it.
 - It is a language model as it was trained: it follows no instructions, and nothing was filtered out of what it says.
 - There is no cache: each new token is computed from its whole window, so `generate` is slower than `llp generate`.
 - There is no padding: a batch must hold texts of equal length; a mask that hides positions is refused.
-- A text is scored in windows of {window_len:,} tokens that move on by {stride:,}, as `llp test` does; a document begins with the
-  start token{start}.
+- A text is scored in windows of {window_len:,} tokens that move on by {stride:,}, as `llp test` does; a document begins
+  with the start token{start}.
 - {tokenizer}.
 
 ## Citation
 
 ```bibtex
 @article{{mahmood2024enhanced,
-  title = {{Enhanced Computationally Efficient Long LoRA Inspired Perceiver Architectures for Auto-Regressive Language Modeling}},
+  title = {{Enhanced Computationally Efficient Long LoRA Inspired Perceiver Architectures for Auto-Regressive Language
+           Modeling}},
   author = {{Mahmood, Kaleel and Huang, Shaoyi}},
   journal = {{arXiv preprint arXiv:2412.06106}},
   year = {{2024}}
@@ -82,8 +83,9 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 logits = model(torch.tensor([[1, 2, 3]])).logits  # of the token after each"""
 
 _PROTOCOL = """\
-`llp test` scored {tokens:,} tokens of the {split} split of {data}, each once, in windows of {window_len:,} tokens, stride \
-{stride:,}{context}. Words counted: {words:,}, {word_count}; bytes: {bytes:,}. The sums are in float64, of weights in float32{certified}.
+`llp test` scored {tokens:,} tokens of the {split} split of {data}, each once, in windows of {window_len:,} tokens,
+stride {stride:,}{context}. Words counted: {words:,}, {word_count}; bytes: {bytes:,}.
+The precision was {precision}{certified}.
 
 Perplexity per token depends on the tokenizer; per word and bits per byte can be compared, if the same words and bytes
 of the same text are counted. The task `wikitext` of the evaluation harness scores another form of its text and counts
@@ -179,5 +181,5 @@ def _figures(report: dict[str, Any], data: str) -> str:
     return f"{table}\n\n" + _PROTOCOL.format(
         tokens=row["tokens"], split=row["split"], data=data, window_len=protocol["window_len"],
         stride=protocol["stride"], context=context, words=row["words"], word_count=protocol["word_count"],
-        bytes=row["bytes"], certified=certified,
+        bytes=row["bytes"], precision=protocol["precision"], certified=certified,
     )  # fmt: skip

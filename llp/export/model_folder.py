@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,6 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     generation = {"do_sample": False, "use_cache": False, **tokens}
     _write_json(folder / "generation_config.json", generation)
     (folder / "modeling_llp.py").write_text(modeling_source(), encoding="utf-8")
-    shutil.copymode(folder / "modeling_llp.py", folder / exported_folder.WEIGHTS)  # its writer lets the owner alone read
     n_parameters = sum(weight.numel() for weight in stored.values())
     card = model_card(ckpt_path, model, checkpoint, record, n_parameters, tokenizer)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -153,7 +151,8 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
     except ImportError as error:
         remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
         raise SettingError("llp export", path.name, remedy) from error
-    save_file(weights, path, metadata={"format": "pt"})
+    save_file(weights, path, metadata={"format": "pt"})  # lets nobody but the owner read it
+    path.chmod(0o644)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -59,10 +59,17 @@ def tokenizer_jobs(folder):
     (folder / "pieces").mkdir()
     pieces = exported.trained_tokenizer(folder / "pieces")
     newline = int(pieces.encode(["\n"])[0])
-    made = {"bytes": (Bytes(), None), "pieces": (pieces, None), "newline": (pieces, newline), "given": (given(folder), None)}
+    made = {
+        "bytes": (Bytes(), None),
+        "pieces": (pieces, None),
+        "newline": (pieces, newline),
+        "given": (given(folder), None),
+    }
     jobs, ours = [], {}
     for name, (tokenizer, start) in made.items():
         model = small_models.build("LLP", vocab_size=tokenizer.vocab_size).float()
+        if tokenizer is pieces:  # bytes that are no characters are shown in other ways there
+            model.decoder.head.bias.data[[pieces._processor.is_byte(token) for token in range(500)]] = -1e4
         path = exported.save(folder / name / "a.ckpt", model, tokenizer, start_token=start)
         write_folder(path, folder / name / "export")
         texts = [*HARD_TEXTS, *list(trial_texts(tokenizer.decode, tokenizer.vocab_size, seed=1))[-1000::5]]
@@ -81,8 +88,9 @@ def given(folder):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet,
-                                  show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(["a text\n\nof lines\n\nand lines\n\n"] * 9, trainer)
     assert tokenizer.token_to_id("ĊĊ") is not None
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -107,7 +115,8 @@ def changed_jobs(folder):
         path = exported.save(folder / change.__name__ / "a.ckpt", exported.small("LLP"))
         write_folder(path, path.with_name("export"))
         change(path.with_name("export"))
-        jobs, ours = [*jobs, {"kind": "refused", "folder": str(path.with_name("export"))}], {**ours, change.__name__: None}
+        jobs += [{"kind": "refused", "folder": str(path.with_name("export"))}]
+        ours[change.__name__] = None
     return jobs, ours
 
 

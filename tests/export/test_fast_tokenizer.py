@@ -73,7 +73,7 @@ def test_a_tokenizer_of_ones_own_is_said():
 
     made = fast_tokenizer.fast_tokenizer(object.__new__(Own), 0)
     assert made.files == {}
-    assert made.words.startswith("No tokenizer.json: Own has no form that transformers reads. own.txt is what llp reads")
+    assert made.words.startswith("No tokenizer.json: Own has no form that transformers reads. own.txt is what llp ")
 
 
 def test_trial_texts_are_the_same_each_time():

@@ -30,9 +30,7 @@ def small(name: str, **settings):
     return small_models.build(name, **{"vocab_size": 257, **settings}).float()
 
 
-def save(
-    path: Path, model, tokenizer=None, window_len: int = 16, start_token=None, scoring_window_len=None
-) -> Path:
+def save(path: Path, model, tokenizer=None, window_len: int = 16, start_token=None, scoring_window_len=None) -> Path:
     """Write the checkpoint that `llp fit` would write of this model; returns its path."""
     data = Data(tokenizer or Bytes(), start_token)
     checkpoint = {
