@@ -70,8 +70,6 @@ def read(folder: Path) -> dict[str, Any]:
         **record,
         "state_dict": _weights(folder / WEIGHTS, record["tensors"]),
         "callbacks": {} if record["metrics"]["tokens"] is None else {"RunMetrics": record["metrics"]},
-        "loops": {},
-        "epoch": 0,
     }
 
 
