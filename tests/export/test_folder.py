@@ -33,7 +33,7 @@ def folder(saved):
     return saved.with_name("export")
 
 
-def test_export_and_back(run, trained):
+def test_export_and_back(run, trained, caplog):
     """The figures of an exported folder are those of its checkpoint, in its card and in its own report."""
     best = trained / "checkpoints/best.ckpt"
     assert run("test", "--ckpt_path", trained)[0] == 0
@@ -63,10 +63,10 @@ def test_export_and_back(run, trained):
     weights = load_file("out/model.safetensors")
     weights["decoder.final_norm.weight"] += 1
     save_file(weights, "out/model.safetensors", {"format": "pt"})
-    status, out, err = run("test", "--ckpt_path", "out")
+    status, out, _ = run("test", "--ckpt_path", "out")
     assert status == 0
     assert "WEIGHTS CHANGED" in out
-    assert "WEIGHTS CHANGED" in err
+    assert "WEIGHTS CHANGED" in caplog.text
     changed = json.loads(Path("out/test.json").read_text())
     assert changed["protocol"]["exported"]["weights_changed"]
     assert changed["rows"] != again["rows"]
