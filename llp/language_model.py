@@ -29,7 +29,7 @@ from llp.evaluation.scoring_labels import LabelScore
 from llp.evaluation.text_losses import TokenLoss, text_losses
 from llp.generation import reading
 from llp.generation.continuation import continue_text
-from llp.training import checkpoints, optimization, settings
+from llp.training import checkpoints, exported_folder, optimization, settings
 from llp.training.fingerprints import add_batch, weights_digest
 from llp.training.metrics import RunMetrics
 from llp.training.step_seed import StepSeed
@@ -142,6 +142,8 @@ class LanguageModel(LightningModule, ABC):
 
         The weights are those that all architectures of equal settings share: `CompressedAttention`'s map is left out.
         """
+        self.exported: dict[str, Any] | None = None
+        """Of a model from an exported folder: where that comes from, and whether its weights were changed since."""
         self.loaded_from: str | None = None
         """The path of the checkpoint that `llp.load` read the model from."""
         self.run_config: str | None = None
@@ -447,6 +449,9 @@ class LanguageModel(LightningModule, ABC):
         self.history = checkpoint["settings_history"]
         self.initialized_from = checkpoint["initialized_from"]
         self.fingerprints = checkpoint["fingerprints"]
+        self.exported = exported_folder.outcome(checkpoint)
+        if self.exported is not None and self.exported["weights_changed"]:
+            rank_zero_info(exported_folder.CHANGED)
         if self._trainer is None:  # `load_from_checkpoint`
             self._stand_alone(checkpoint)
             return

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llp.errors import SettingError
 from llp.language_model import LanguageModel
+from llp.run_folder import is_exported
 from llp.training import checkpoints
 
 
@@ -11,7 +12,8 @@ def load(path: str | Path) -> LanguageModel:
     """A trained model in evaluation mode on the CPU, with its tokenizer; it needs nothing but the checkpoint.
 
     Args:
-        path: A run's folder, whose `best.ckpt` is taken, or else its newest whole checkpoint; or a checkpoint.
+        path: A run's folder, whose `best.ckpt` is taken, or else its newest whole checkpoint; or a checkpoint; or a
+            folder that `llp export` wrote.
 
     Raises:
         SettingError: If there is none, or it can't be read, or is sharded, or is of no architecture.
@@ -20,7 +22,14 @@ def load(path: str | Path) -> LanguageModel:
     checkpoints.require_one_file(path)
     checkpoint = checkpoints.read(path)
     cls = checkpoints.import_class(checkpoint["architecture"], LanguageModel)
-    model: LanguageModel = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    model: LanguageModel
+    if is_exported(path):
+        model = cls(**checkpoint["hyper_parameters"])
+        model.configure_model()
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+    else:
+        model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     model.loaded_from = str(path)
     return model
 

@@ -12,9 +12,22 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
+EXPORT_RECORD = "llp.json"
+"""The file by which a folder that `llp export` wrote is known."""
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether `llp export` wrote this folder."""
+    return (Path(path) / EXPORT_RECORD).is_file()
+
 
 def run_folder(path: str | Path) -> Path:
-    """The folder of the run that wrote a checkpoint: the one above `checkpoints/`, else the checkpoint's own."""
+    """The folder of the run that wrote a checkpoint: the one above `checkpoints/`, else the checkpoint's own.
+
+    An exported folder stands for itself.
+    """
+    if is_exported(path):
+        return Path(path).resolve()
     parent = Path(path).resolve().parent
     return parent.parent if parent.name == "checkpoints" else parent
 

@@ -21,7 +21,7 @@ from llp.training import checkpoints
 
 def run(options: list[str]) -> None:
     """Carry out tasks, print their figures and write them into the run's folder."""
-    remedy = 'it needs the harness: pip install "llp[evaluate]"'
+    remedy = 'it needs the harness: pip install "long-lora-perceiver[evaluate]"'
     require(find_spec("lm_eval") is not None, "llp evaluate", "lm_eval", remedy)
     from llp.harness.evaluation import evaluate_tasks, format_results, harness_protocol  # an extra; takes seconds
 

@@ -112,6 +112,15 @@ COMMANDS = {
         "Train the tokenizer and encode the text, on a login node, say; fit does the same where it has not been done.",
         {"--config FILE": "a configuration; only its data counts", "--data CLASS": "a benchmark"},
     ),
+    "export": Command(
+        "Write a trained model as a folder that transformers opens without llp; see docs/export.md.",
+        {
+            **_TRAINED,
+            "--output DIR": "the new folder; export/ in the run's folder unless given",
+            "--dtype NAME": "of the numbers: float32, bfloat16 or float16",
+            "--name NAME": "the run in lightning_logs/",
+        },
+    ),
     "consolidate": Command("Make one file of a sharded checkpoint.", {"FOLDER": "the checkpoint"}),
     "completion": Command(
         'Print a completion script for a shell: eval "$(llp completion bash)"', {"SHELL": "bash, zsh or tcsh"}

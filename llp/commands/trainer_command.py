@@ -13,13 +13,13 @@ from datamodules.language_data import LanguageDataModule
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser, keep_integers
 from llp.commands.stored_tokenizer import with_stored_tokenizer
-from llp.errors import require
+from llp.errors import SettingError, require
 from llp.evaluation.certificate import Certificate
 from llp.evaluation.report import TestReport
 from llp.evaluation.token_losses import TokenLosses
 from llp.generation.sample_text import SampleText
 from llp.language_model import LanguageModel
-from llp.run_folder import run_folder
+from llp.run_folder import is_exported, run_folder
 from llp.training import checkpoints
 from llp.training.final_hyperparameters import FinalHyperparameters
 from llp.training.finite_guard import FiniteGuard
@@ -122,6 +122,8 @@ class TrainerCommand(LightningCLI):
         require(path is not None or self.name == "fit", "ckpt_path", None, remedy)
         self.resumed_run = None if path is None else run_folder(path)
         self.checkpoint = None if path is None else checkpoints.read(path)
+        remedy = f"an exported folder holds no optimizer's state; start a new run from it with --init_from {path}"
+        require(self.name != "fit" or path is None or not is_exported(path), "ckpt_path", path, remedy)
         self.resumed_step = 0 if self.checkpoint is None else self.checkpoint["global_step"]
 
     def instantiate_classes(self) -> None:
@@ -159,6 +161,9 @@ class TrainerCommand(LightningCLI):
             checkpoints.check_fits(self.checkpoint, self.model)
             if not isinstance(strategy, ModelParallelStrategy):
                 checkpoints.require_one_file(self._get(self.config, "ckpt_path"))
+            elif is_exported(self._get(self.config, "ckpt_path")):
+                remedy = "an exported folder is read by one process; leave the strategy out"
+                raise SettingError("trainer.strategy", type(strategy).__name__, remedy)
         if isinstance(strategy, ModelParallelStrategy) and strategy._data_parallel_size == "auto":
             # Lightning's "auto" is the number of nodes: all processes of a node would read the same text.
             strategy._data_parallel_size, strategy._tensor_parallel_size = self.trainer.world_size, 1

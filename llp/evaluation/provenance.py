@@ -15,6 +15,7 @@ def model_protocol(model: Any, ckpt_path: str | Path | None, precision: str) -> 
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "checkpoint": None if ckpt_path is None else str(ckpt_path),
         "checkpoint_sha256": None if ckpt_path is None else checkpoints.sha256(ckpt_path),
+        **({} if model.exported is None else {"exported": model.exported}),
         **model.trained,
         "settings_history": model.history,
         "initialized_from": model.initialized_from,

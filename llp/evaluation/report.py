@@ -15,6 +15,7 @@ from llp.evaluation.scoring import figures
 from llp.evaluation.scoring_labels import LabelScore
 from llp.evaluation.tables import Report, format_table, write_csv, write_json
 from llp.run_folder import run_folder
+from llp.training.exported_folder import CHANGED
 
 
 class TestReport(Callback):
@@ -55,6 +56,8 @@ class TestReport(Callback):
         path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, **content})
         table = write_csv(folder / f"{loader.split}.csv", rows)
         print(text)
+        if model.exported is not None and model.exported["weights_changed"]:
+            print(CHANGED)
         print(f"Written to {path} and {table}")
 
 

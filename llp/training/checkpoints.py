@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
 from llp.errors import SettingError, require
+from llp.run_folder import is_exported
+from llp.training import exported_folder
 from llp.training.settings import batch_of, current
 from llp.training.sharded_checkpoint import check_shards
 
@@ -107,12 +109,15 @@ def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimiz
 def read(path: str | Path) -> dict[str, Any]:
     """Open a checkpoint without reading its weights into memory; a sharded one without weights and optimizer states.
 
-    Nothing that the file holds is executed, nor by torch and Lightning when they load it afterwards (`SECURITY.md`).
+    Nothing that the file holds is executed, nor by torch and Lightning when they load it afterwards (`SECURITY.md`). An
+    exported folder is a checkpoint, too, without optimizer states.
 
     Raises:
         SettingError: If there is no such file, or it is truncated, or is not a checkpoint of this project.
     """
     path = Path(path)
+    if is_exported(path):
+        return exported_folder.read(path)
     if not path.exists():
         raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
     try:
@@ -157,7 +162,7 @@ def newest_first(folder: Path) -> Iterator[Path]:
 
 def require_one_file(path: str | Path) -> None:
     """Raise a `SettingError` if a checkpoint is sharded, where a single file is needed."""
-    if Path(path).is_dir():
+    if Path(path).is_dir() and not is_exported(path):
         remedy = f"it is sharded; make one file of it with `llp consolidate {path}`"
         raise SettingError("ckpt_path", path, remedy)
 
@@ -211,8 +216,12 @@ def twin(hparams: dict[str, Any], model: LightningModule) -> LightningModule:
 
 
 def sha256(path: str | Path) -> str:
-    """Hash of a checkpoint: of its file, or of all files in a sharded checkpoint's folder, ordered by name."""
+    """Hash of a checkpoint: of its file, or of all files in a sharded checkpoint's folder, ordered by name.
+
+    Of an exported folder it is that of the weights' file.
+    """
     path = Path(path)
+    path = path / exported_folder.WEIGHTS if is_exported(path) else path
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         with file.open("rb") as stream:

@@ -1,12 +1,13 @@
 """One file out of a sharded checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from llp.errors import SettingError
-from llp.run_folder import publish, unfinished
+from llp.run_folder import is_exported, publish, unfinished
 from llp.training.checkpoints import read
 
 
@@ -16,16 +17,21 @@ def consolidate(folder: Path) -> Path:
     Raises:
         SettingError: If there is no such checkpoint.
     """
-    if not folder.is_dir():
+    if not folder.is_dir() or is_exported(folder):
         raise SettingError("FOLDER", folder, "there is no such folder; give that of a sharded checkpoint")
-    checkpoint = read(folder)
     path = folder.with_name(f"{folder.stem}-consolidated{folder.suffix}")
     shards = unfinished(path.with_suffix(".weights"))
+    torch.save(merged(folder, shards), unfinished(path))
+    publish(path)
+    shards.unlink()
+    return path
+
+
+def merged(folder: Path, shards: Path) -> dict[str, Any]:
+    """The content of a sharded checkpoint, as that of a single file; its tensors are mapped from the file `shards`."""
+    checkpoint = read(folder)
     dcp_to_torch_save(folder, shards)
     weights = torch.load(shards, weights_only=True, mmap=True)
     checkpoint["state_dict"] = weights["state_dict"]
     checkpoint["optimizer_states"] = [value for key, value in sorted(weights.items()) if key.startswith("optimizer_")]
-    torch.save(checkpoint, unfinished(path))
-    publish(path)
-    shards.unlink()
-    return path
+    return checkpoint

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llp.errors import require
-from llp.run_folder import discard, link, naming, publish, tidy, unfinished
+from llp.run_folder import discard, is_exported, link, naming, publish, tidy, unfinished
 from llp.training import checkpoints
 from llp.training.interruption import LISTENER, Stopped
 from llp.training.metrics import StepOutput
@@ -177,6 +177,10 @@ class StreamedCheckpointIO(TorchCheckpointIO):
     Lightning's own holds a second copy of the file's content in memory and goes through the temporary folder, where a
     killed process leaves it behind. `RunCheckpoint` makes sure that a file is on disk and appears only when complete.
     """
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read an exported folder, too."""
+        return checkpoints.read(path) if is_exported(path) else super().load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

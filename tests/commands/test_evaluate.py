@@ -174,4 +174,4 @@ def test_what_cannot_be_evaluated_is_one_message(run, trained, choices, monkeypa
     (choices / "code.yaml").write_text(LOCAL.format(name="code", file=choices / "right.jsonl") + "unsafe_code: true\n")
     refused("tasks = code: it runs what the model writes as a program", "--tasks", "code", "--include_path", choices)
     monkeypatch.setattr("llp.commands.evaluate.find_spec", lambda name: None)
-    refused('lm_eval: it needs the harness: pip install "llp[evaluate]"', "--tasks", "last_word")
+    refused('lm_eval: it needs the harness: pip install "long-lora-perceiver[evaluate]"', "--tasks", "last_word")

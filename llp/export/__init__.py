@@ -1,0 +1,1 @@
+"""A trained model as a folder that other tools open: transformers, and what is built on it."""

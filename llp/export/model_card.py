@@ -1,0 +1,185 @@
+"""The model card of an exported folder: what the model is, its figures and their protocol, how to load and cite it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import llp
+from llp.export.fast_tokenizer import FastTokenizer
+from llp.run_folder import run_folder
+from llp.training import checkpoints
+
+_METRICS = {
+    "loss": "loss in nats",
+    "perplexity": "perplexity per token",
+    "word_perplexity": "perplexity per word",
+    "bits_per_byte": "bits per byte",
+    "accuracy": "accuracy",
+}
+
+_CARD = """\
+---
+{front}---
+# {name}
+
+{what}
+
+## Use
+
+```sh
+pip install torch transformers
+```
+
+```python
+{code}
+```
+
+`trust_remote_code=True` runs `modeling_llp.py` of this folder, which is llp's own decoder in one file: read it first.
+With `pip install "long-lora-perceiver[export]"`, `llp generate --ckpt_path FOLDER` and `llp test --ckpt_path FOLDER`
+take the folder as they take a checkpoint, and execute nothing that is in it.
+
+## Figures
+
+{figures}
+
+## What it is not
+
+- It is a language model as it was trained: it follows no instructions, and nothing was filtered out of what it says.
+- There is no cache: each new token is computed from its whole window, so `generate` is slower than `llp generate`.
+- There is no padding: a batch must hold texts of equal length; a mask that hides positions is refused.
+- A text is scored in windows of {window_len:,} tokens that move on by {stride:,}, as `llp test` does; a document begins
+  with the start token{start}.
+- {tokenizer}.
+
+## Citation
+
+```bibtex
+@article{{mahmood2024enhanced,
+  title = {{Enhanced Computationally Efficient Long LoRA Inspired Perceiver Architectures for Auto-Regressive Language
+           Modeling}},
+  author = {{Mahmood, Kaleel and Huang, Shaoyi}},
+  journal = {{arXiv preprint arXiv:2412.06106}},
+  year = {{2024}}
+}}
+```
+"""
+
+_CODE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+tokens = tokenizer("The history of", return_tensors="pt")
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0], skip_special_tokens=True))
+nats = model(**tokens, labels=tokens["input_ids"]).loss  # per token, after the start token"""
+
+_CODE_OF_TOKENS = """\
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+logits = model(torch.tensor([[1, 2, 3]])).logits  # of the token after each"""
+
+_PROTOCOL = """\
+`llp test` scored {tokens:,} tokens of the {split} split of {data}, each once, in windows of {window_len:,} tokens,
+stride {stride:,}{context}. Words counted: {words:,}, {word_count}; bytes: {bytes:,}.
+The precision was {precision}{certified}.
+
+Perplexity per token depends on the tokenizer; per word and bits per byte can be compared, if the same words and bytes
+of the same text are counted. The task `wikitext` of the evaluation harness scores another form of its text and counts
+other words: its figures can't stand beside these."""
+
+
+def model_card(
+    ckpt_path: Path, model: Any, checkpoint: dict[str, Any], record: dict[str, Any], n_parameters: int,
+    tokenizer: FastTokenizer | None,
+) -> str:  # fmt: skip
+    """The content of `README.md`, with the figures of `test.json` in the run's folder if they are of this checkpoint.
+
+    Args:
+        ckpt_path: The checkpoint.
+        model: Of its class and settings; its weights are not needed.
+        checkpoint: Its content.
+        record: What the folder keeps of it.
+        n_parameters: Number of weights.
+        tokenizer: What the folder has of its tokenizer; None: it has none.
+    """
+    name, report = run_folder(ckpt_path).name, _report(ckpt_path, record)
+    data = "its data" if checkpoint["config"] is None else _data_name(checkpoint["config"])
+    trained = checkpoints.training_record(checkpoint)
+    n_tokens = "" if trained["trained_tokens"] is None else f", {trained['trained_tokens']:,} tokens,"
+    dtype = record["exported"]["dtype"]
+    what = (
+        f"A language model of the architecture `{type(model).__name__}` of "
+        f"[long-lora-perceiver](https://arxiv.org/abs/2412.06106) {llp.__version__}, with {n_parameters:,} parameters "
+        f"in {dtype}, trained for {trained['step']:,} steps{n_tokens} on {data}."
+    )
+    fast = tokenizer is not None and len(tokenizer.files) > 0
+    return _CARD.format(
+        front=yaml.safe_dump(_front(name, data, report), sort_keys=False, allow_unicode=True),
+        name=name,
+        what=what,
+        code=_CODE if fast else _CODE_OF_TOKENS,
+        figures=_figures(report, data) if report else "None of this checkpoint: `llp test` had not scored it.",
+        window_len=record["model"]["window_len"],
+        stride=record["model"]["stride"],
+        start=", which the tokenizer puts there" if fast else "",
+        tokenizer="It has no tokenizer: it was not trained on text" if tokenizer is None else tokenizer.words,
+    )
+
+
+def _report(ckpt_path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole test of this very checkpoint in its run's folder; None: there is none."""
+    path = run_folder(ckpt_path) / "test.json"
+    if not path.is_file():
+        return None
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    protocol = report["protocol"]
+    is_its = protocol["checkpoint_sha256"] == record["exported"]["checkpoint_sha256"] and protocol["complete"]
+    return report if is_its else None
+
+
+def _data_name(config: str) -> str:
+    return str(yaml.safe_load(config)["data"]["class_path"]).rpartition(".")[2]
+
+
+def _front(name: str, data: str, report: dict[str, Any] | None) -> dict[str, Any]:
+    """What the Hub reads."""
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["long-lora-perceiver", "llp", "custom_code"],
+    }
+    if report is None:
+        return front
+    row = report["rows"][0]
+    metrics = [
+        {"type": metric, "value": row[metric], "name": words}
+        for metric, words in _METRICS.items()
+        if row.get(metric) is not None
+    ]
+    result = {
+        "task": {"type": "text-generation", "name": "Language modeling"},
+        "dataset": {"type": data, "name": data, "split": row["split"]},
+        "metrics": metrics,
+    }
+    return {**front, "model-index": [{"name": name, "results": [result]}]}
+
+
+def _figures(report: dict[str, Any], data: str) -> str:
+    row, protocol = report["rows"][0], report["protocol"]
+    lines = ["| figure | value |", "| --- | ---: |"]
+    lines += [f"| {words} | {row[metric]:,.4f} |" for metric, words in _METRICS.items() if row.get(metric) is not None]
+    table = "\n".join(lines)
+    if "words" not in row:  # of a task
+        return f"{table}\n\n`llp test` scored {row['labels']:,} labels of the {row['split']} split of {data}."
+    context = f"; a token was predicted from {protocol['context_mean']:,.1f} tokens on average"
+    is_certified = protocol.get("certificate", {}).get("causal")
+    certified = ", and the model was certified to read no token that it predicts" if is_certified else ""
+    return f"{table}\n\n" + _PROTOCOL.format(
+        tokens=row["tokens"], split=row["split"], data=data, window_len=protocol["window_len"],
+        stride=protocol["stride"], context=context, words=row["words"], word_count=protocol["word_count"],
+        bytes=row["bytes"], precision=protocol["precision"], certified=certified,
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""The whole folder of an exported model: weights, configuration, code, tokenizer and card."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llp.errors import SettingError, require
+from llp.export.fast_tokenizer import FastTokenizer, fast_tokenizer
+from llp.export.layers import described, digest
+from llp.export.model_card import model_card
+from llp.export.modeling_file import modeling_source
+from llp.run_folder import EXPORT_RECORD, discard, is_exported, publish, unfinished
+from llp.training import checkpoints, exported_folder
+from llp.training.consolidation import merged
+from llp.training.fingerprints import weights_digest
+
+DTYPES = ("float32", "bfloat16", "float16")
+_UNKNOWN = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+
+def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
+    """Write a checkpoint as a folder that transformers opens, whole or not at all; returns what to tell the user.
+
+    Args:
+        ckpt_path: A checkpoint, which may be sharded.
+        output: The folder, which must not be there yet.
+        dtype: Of the numbers, one of `DTYPES`.
+
+    Raises:
+        SettingError: If a value can't be used, or the model has a layer whose attention can't be exported.
+    """
+    require(dtype in DTYPES, "dtype", dtype, f"choose {', '.join(DTYPES)}")
+    require(not output.exists(), "output", output, "it is there already; remove it, or name another with --output")
+    require(output.parent.is_dir(), "output", output, f"there is no folder {output.parent}; create it")
+    remedy = "this folder was exported already; name the checkpoint of a run"
+    require(not is_exported(ckpt_path), "ckpt_path", ckpt_path, remedy)
+    discard(output)  # what a killed process left
+    folder = unfinished(output)
+    folder.mkdir()
+    try:
+        said = _write(ckpt_path, folder, output, dtype)
+        publish(output)
+    except BaseException:
+        discard(output)
+        raise
+    return said
+
+
+def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
+    shards = folder / "weights.pt"
+    checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else checkpoints.read(ckpt_path)
+    model = checkpoints.import_class(checkpoint["architecture"])(**checkpoint["hyper_parameters"])
+    parts = _parts(model, checkpoint)
+    weights = _weights(checkpoint, model, ckpt_path, dtype)
+    origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": checkpoints.sha256(ckpt_path), "dtype": dtype}
+    record = exported_folder.record_of(checkpoint, origin, parts)
+    record["weights_sha256"] = weights_digest(weights.items())
+    stored = exported_folder.stored_weights(weights, model.settings.tie_embeddings)
+    record["tensors"] = {name: list(weight.shape) for name, weight in stored.items()}
+    tokenizer = _write_tokenizer(folder, checkpoint, record)
+    _save(stored, folder / exported_folder.WEIGHTS)
+    shards.unlink(missing_ok=True)
+    tokens = _UNKNOWN if tokenizer is None else tokenizer.token_ids
+    _write_json(folder / exported_folder.CONFIG, _config(model, parts, dtype, tokens))
+    generation = {"do_sample": False, "use_cache": False, **tokens}
+    _write_json(folder / "generation_config.json", generation)
+    (folder / "modeling_llp.py").write_text(modeling_source(), encoding="utf-8")
+    n_parameters = sum(weight.numel() for weight in stored.values())
+    card = model_card(ckpt_path, model, checkpoint, record, n_parameters, tokenizer)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_json(folder / EXPORT_RECORD, record)
+    said = f"Written to {output}: {n_parameters:,} parameters in {dtype}"
+    return said if tokenizer is None else f"{said}\n{tokenizer.words}"
+
+
+def _parts(model: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What makes the model what it is, as plain values."""
+    settings = replace(model.settings, dropout=0.0, activation_checkpointing=False, compile=False)
+    compress = model.compression()
+    lengths = checkpoint.get("datamodule_hyper_parameters", {})
+    asked = lengths.get("window_len"), lengths.get("scoring_window_len"), lengths.get("scoring_stride")
+    require(asked[0] is not None, "ckpt_path", "(its data)", "it does not say in which windows it was trained")
+    window_len, stride = model.scoring_window(*asked)
+    return {
+        "settings": asdict(settings),
+        "patterns": [described(model.layer_pattern(layer)) for layer in range(model.n_layers)],
+        "compress": None
+        if compress is None
+        else {
+            "history_len": compress.in_features,
+            "compressed_len": compress.out_features,
+            "latent_len": compress.latent_len,
+        },
+        "window_len": window_len,
+        "stride": stride,
+    }
+
+
+def _weights(checkpoint: dict[str, Any], model: Any, path: Path, dtype: str) -> dict[str, Tensor]:
+    """The checkpoint's weights by name, as numbers of the given type; those that are so already are not copied."""
+    weights, shapes = checkpoint["state_dict"], checkpoints.shapes(checkpoint["hyper_parameters"], model)
+    for name in [*shapes, *(name for name in weights if name not in shapes)]:
+        ours, theirs = shapes.get(name), getattr(weights.get(name), "shape", None)
+        remedy = f"its weights are not those of its model: {name} is {theirs} there, and {ours} in the model"
+        require(ours == theirs, "ckpt_path", path, remedy)
+    cast: dict[int, Tensor] = {}  # a tied weight stays one
+    for weight in weights.values():
+        cast.setdefault(weight.data_ptr(), weight.to(getattr(torch, dtype)).contiguous())
+    return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
+
+
+def _config(model: Any, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
+    """The content of `config.json`."""
+    return {
+        "model_type": "llp",
+        "architectures": ["LLPForCausalLM"],
+        "auto_map": {"AutoConfig": "modeling_llp.LLPConfig", "AutoModelForCausalLM": "modeling_llp.LLPForCausalLM"},
+        **parts,
+        "digest": digest(parts),
+        "tie_word_embeddings": model.settings.tie_embeddings,
+        "use_cache": False,
+        "dtype": dtype,
+        **tokens,
+    }
+
+
+def _write_tokenizer(folder: Path, checkpoint: dict[str, Any], record: dict[str, Any]) -> FastTokenizer | None:
+    """Write the tokenizer as llp reads it, and as a fast tokenizer if that is exact; None: the model has none."""
+    stored, record["files"] = checkpoint["tokenizer"], {}
+    if stored is None:
+        return None
+    own = checkpoints.restored_tokenizer(stored)
+    tokenizer = fast_tokenizer(own, stored["start_token"])
+    record["tokenizer"]["file"] = tokenizer.own_file
+    (folder / tokenizer.own_file).write_bytes(own.serialized())
+    for name, content in tokenizer.files.items():
+        _write_json(folder / name, content)
+    for name in [tokenizer.own_file, *tokenizer.files]:
+        record["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return tokenizer
+
+
+def _save(weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        from safetensors.torch import save_file  # an extra
+    except ImportError as error:
+        remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
+        raise SettingError("llp export", path.name, remedy) from error
+    save_file(weights, path, metadata={"format": "pt"})  # lets nobody but the owner read it
+    path.chmod(0o644)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

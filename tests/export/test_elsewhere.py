@@ -1,0 +1,178 @@
+"""An exported folder, opened by transformers in a process without llp, is the model that was exported."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from datamodules.tokenizers import Bytes, HuggingFaceTokenizer
+from helpers import exported, small_models
+from llp import loading
+from llp.evaluation.scoring_windows import scoring_windows
+from llp.export.hard_texts import HARD_TEXTS, trial_texts
+from llp.export.model_folder import write_folder
+from llp.generation.continuation import continue_text, generate
+from llp.generation.sampling import Sampling
+
+pytest.importorskip("transformers")
+
+N, N_NEW = 42, 45  # each beyond the windows of all models
+FORMS = {
+    **{f"{name}-{settings}": (name, settings) for name, settings in small_models.FORMS},
+    "tied": ("LLP", {"tie_embeddings": True}),
+    "shared": ("LLP", {"share_key_value": True, "key_value_norm": True}),
+    "first rotary": ("DoubleAttention", {"rotary_first_layer_only": True, "dropout": 0.3}),
+}
+TOKENIZERS = ("bytes", "pieces", "newline", "given")
+PROMPTS = ["The left", "a", "", "Ü 😀\n x"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Of each form, tokenizer and change: what llp loads, and what transformers made of the folder, in one process."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    jobs, ours = model_jobs(folder)
+    for more_jobs, more_ours in (tokenizer_jobs(folder), changed_jobs(folder)):
+        jobs, ours = [*jobs, *more_jobs], ours | more_ours
+    theirs = exported.elsewhere(folder, jobs)
+    return {name: (own, result) for (name, own), result in zip(ours.items(), theirs, strict=True)}
+
+
+def model_jobs(folder):
+    tokens = torch.randint(0, 256, (2, N), generator=torch.Generator().manual_seed(0))
+    tokens[:, 0] = 256
+    jobs, ours = [], {}
+    for name, (architecture, settings) in FORMS.items():
+        shorter = 24 if settings.get("look_back", 0) > 1 else None  # else N tokens would be one window
+        path = exported.save(
+            folder / name / "a.ckpt", exported.small(architecture, **settings), scoring_window_len=shorter
+        )
+        write_folder(path, folder / name / "export")
+        jobs += [{"kind": "model", "folder": str(path.with_name("export")), "tokens": tokens.tolist(), "n_new": N_NEW}]
+        ours[name] = loading.load(path), tokens
+    return jobs, ours
+
+
+def tokenizer_jobs(folder):
+    """Of each tokenizer its tokens, and the continuations by a model that has it."""
+    (folder / "pieces").mkdir()
+    pieces = exported.trained_tokenizer(folder / "pieces")
+    newline = int(pieces.encode(["\n"])[0])
+    made = {
+        "bytes": (Bytes(), None),
+        "pieces": (pieces, None),
+        "newline": (pieces, newline),
+        "given": (given(folder), None),
+    }
+    jobs, ours = [], {}
+    for name, (tokenizer, start) in made.items():
+        model = small_models.build("LLP", vocab_size=tokenizer.vocab_size).float()
+        if tokenizer is pieces:  # bytes that are no characters are shown in other ways there
+            model.decoder.head.bias.data[[pieces._processor.is_byte(token) for token in range(500)]] = -1e4
+        path = exported.save(folder / name / "a.ckpt", model, tokenizer, start_token=start)
+        write_folder(path, folder / name / "export")
+        texts = [*HARD_TEXTS, *list(trial_texts(tokenizer.decode, tokenizer.vocab_size, seed=1))[-1000::5]]
+        where = {"folder": str(path.with_name("export"))}
+        jobs += [{"kind": "tokens", **where, "texts": texts, "skip": name != "newline"}]
+        jobs += [{"kind": "pipeline", **where, "prompts": PROMPTS, "n_new": N_NEW}]
+        loaded = loading.load(path)
+        ours |= {f"{name} tokens": (loaded, texts), f"{name} pipeline": loaded}
+    return jobs, ours
+
+
+def given(folder):
+    """A byte-level tokenizer.json with a token of two line ends."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["a text\n\nof lines\n\nand lines\n\n"] * 9, trainer)
+    assert tokenizer.token_to_id("ĊĊ") is not None
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return HuggingFaceTokenizer(str(folder))
+
+
+def changed_jobs(folder):
+    """Folders that are no longer what was exported."""
+
+    def rename_tensor(export):
+        weights = load_file(export / "model.safetensors")
+        weights["decoder.final_norm.gain"] = weights.pop("decoder.final_norm.weight")
+        save_file(weights, export / "model.safetensors", {"format": "pt"})
+
+    def change_argument(export):
+        config = json.loads((export / "config.json").read_text())
+        config["patterns"][1]["arguments"]["segment_len"] = 5
+        (export / "config.json").write_text(json.dumps(config))
+
+    jobs, ours = [], {}
+    for change in (rename_tensor, change_argument):
+        path = exported.save(folder / change.__name__ / "a.ckpt", exported.small("LLP"))
+        write_folder(path, path.with_name("export"))
+        change(path.with_name("export"))
+        jobs += [{"kind": "refused", "folder": str(path.with_name("export"))}]
+        ours[change.__name__] = None
+    return jobs, ours
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_logits_are_equal_bit_for_bit(results, name):
+    (model, tokens), result = results[name]
+    with torch.no_grad():
+        windows = [
+            model.decoder(tokens[:, window.start : window.stop])[:, -window.n_scored :]
+            for window in scoring_windows(0, N, *model.text_window)
+        ]
+    assert len(windows) > 1
+    logits = torch.cat(windows, dim=1)
+    assert torch.equal(result["logits"], logits)
+    assert torch.equal(result["last"], logits[:, -3:])
+    nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert torch.equal(result["loss"], nats)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_greedy_continuation_is_llps(results, name):
+    (model, tokens), result = results[name]
+    prompts = [row[:3].tolist() for row in tokens]
+    assert model.text_window[0] < 3 + N_NEW
+    drawn = [*prompts]
+    for number, token in generate(model, prompts, N_NEW, model.text_window, [Sampling(0)] * 2):
+        drawn[number] = [*drawn[number], token]
+    assert result["drawn"] == drawn
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_loading_leaves_nothing_out(results, name):
+    _, result = results[name]
+    assert not any(result["info"].values()), result["info"]
+    assert result["mode"] == (False, "torch.float32")
+    assert result["tied"] == (name == "tied")
+    assert "attention_mask hides positions" in result["padded"]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_are_llps(results, name):
+    (model, texts), result = results[f"{name} tokens"]
+    assert result["tokens"] == [model.tokens(text)[0].tolist() for text in texts]
+    start = "\n" if name == "newline" else ""  # which is a token like any other
+    assert result["texts"] == [start + text for text in texts]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pipeline_continues_as_llp_does(results, name):
+    model, result = results[f"{name} pipeline"]
+    ours = ["".join(continue_text(model, prompt, N_NEW, temperature=0)) for prompt in PROMPTS]
+    assert [text.removesuffix("\n") for text in result["texts"]] == [text.removesuffix("\n") for text in ours]
+    assert any(map(len, ours))
+    assert result["together"] != ""
+
+
+def test_a_changed_folder_is_refused(results):
+    assert "decoder.final_norm.weight" in results["rename_tensor"][1]
+    assert "in config.json was changed since the export" in results["change_argument"][1]

@@ -1,0 +1,231 @@
+"""What `llp export` writes, and what llp itself makes of it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint as distributed_checkpoint
+
+from helpers import exported
+from helpers.refusals import assert_one_message
+from llp import loading
+from llp.decoder.patterns import LayerPattern
+from llp.errors import SettingError
+from llp.export import model_folder, modeling_file
+from llp.export.model_folder import write_folder
+from llp.language_model import LanguageModel
+
+TOKENS = torch.arange(30)[None]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return exported.save(tmp_path / "a.ckpt", exported.small("LLP"))
+
+
+@pytest.fixture
+def folder(saved):
+    write_folder(saved, saved.with_name("export"))
+    return saved.with_name("export")
+
+
+def test_export_and_back(run, trained, caplog):
+    """The figures of an exported folder are those of its checkpoint, in its card and in its own report."""
+    best = trained / "checkpoints/best.ckpt"
+    assert run("test", "--ckpt_path", trained)[0] == 0
+    report = (trained / "test.json").read_text()
+    status, out, _ = run("export", "--ckpt_path", trained, "--output", "out")
+    assert status == 0
+    assert "tokenizer.json gives the tokens of llp's own tokenizer" in out
+    status, out, _ = run("test", "--ckpt_path", "out")
+    assert status == 0
+    assert "WEIGHTS CHANGED" not in out
+    again = json.loads(Path("out/test.json").read_text())
+    assert again["rows"] == json.loads(report)["rows"]
+    assert again["protocol"]["exported"]["checkpoint_sha256"] == json.loads(report)["protocol"]["checkpoint_sha256"]
+    assert not again["protocol"]["exported"]["weights_changed"]
+    assert (trained / "test.json").read_text() == report
+    check_card(Path("out/README.md").read_text(), json.loads(report))
+    ours, theirs = (run("generate", "--ckpt_path", path, "--prompt", "the cat", "--seed", 3) for path in (best, "out"))
+    assert theirs[:2] == ours[:2]
+
+    assert_one_message(run("export", "--ckpt_path", trained, "--output", "out"), "output = out: it is there already")
+    assert_one_message(run("export", "--ckpt_path", "out", "--output", "b"), "this folder was exported already")
+    assert_one_message(run("fit", "--ckpt_path", "out"), "start a new run from it with --init_from out")
+    assert_one_message(run("consolidate", "out"), "there is no such folder; give that of a sharded checkpoint")
+    status, _, err = run("fit", "--config", "tiny.yaml", "--init_from", "out", "--trainer.max_steps", 1)
+    assert status == 0, err
+
+    weights = load_file("out/model.safetensors")
+    weights["decoder.final_norm.weight"] += 1
+    save_file(weights, "out/model.safetensors", {"format": "pt"})
+    status, out, _ = run("test", "--ckpt_path", "out")
+    assert status == 0
+    assert "WEIGHTS CHANGED" in out
+    assert "WEIGHTS CHANGED" in caplog.text
+    changed = json.loads(Path("out/test.json").read_text())
+    assert changed["protocol"]["exported"]["weights_changed"]
+    assert changed["rows"] != again["rows"]
+
+
+def check_card(card, report):
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "transformers"
+    (result,) = front["model-index"][0]["results"]
+    assert result["dataset"] == {"type": "WikiText103", "name": "WikiText103", "split": "test"}
+    row = report["rows"][0]
+    figures = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert figures == {name: row[name] for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte")}
+    assert f"| perplexity per word | {row['word_perplexity']:,.4f} |" in card
+    assert f"Words counted: {row['words']:,}, {report['protocol']['word_count']}" in card
+    assert "certified to read no token that it predicts" in card
+
+
+def test_card_has_no_figures_of_another_checkpoint(run, trained):
+    assert run("test", "--ckpt_path", trained / "checkpoints/best.ckpt")[0] == 0
+    report = json.loads((trained / "test.json").read_text())
+    report["protocol"]["checkpoint_sha256"] = "0" * 64
+    (trained / "test.json").write_text(json.dumps(report))
+    assert run("export", "--ckpt_path", trained)[0] == 0
+    card = (trained / "export/README.md").read_text()
+    assert "None of this checkpoint" in card
+    assert "model-index" not in yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.mark.parametrize("form", [("LLP", {"tie_embeddings": True}), ("CompressedAttention", {})], ids=str)
+def test_loads_as_its_checkpoint_does(tmp_path, form):
+    path = exported.save(tmp_path / "a.ckpt", exported.small(form[0], **form[1]))
+    write_folder(path, tmp_path / "export")
+    ours, theirs = loading.load(path), loading.load(tmp_path / "export")
+    with torch.no_grad():
+        assert torch.equal(theirs(TOKENS[:, :16]), ours(TOKENS[:, :16]))
+    assert theirs.text_window == ours.text_window
+    assert theirs.trained == ours.trained
+    assert dict(theirs.hparams) == dict(ours.hparams)
+    assert theirs.exported == {**theirs.exported, "weights_changed": False}
+    assert ("decoder.head.weight" in load_file(tmp_path / "export/model.safetensors")) == (form[0] != "LLP")
+
+
+def test_numbers_of_another_type(saved):
+    write_folder(saved, saved.with_name("half"), "bfloat16")
+    ours, theirs = loading.load(saved), loading.load(saved.with_name("half"))
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], weight.bfloat16().float()), name
+    config = json.loads(saved.with_name("half").joinpath("config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert not theirs.exported["weights_changed"]
+    with pytest.raises(SettingError, match=r"^dtype = int8: choose float32, bfloat16, float16$"):
+        write_folder(saved, saved.with_name("eighth"), "int8")
+
+
+def test_sharded_checkpoint(saved, folder):
+    checkpoint = torch.load(saved)
+    weights = checkpoint.pop("state_dict")
+    sharded = saved.with_name("sharded.ckpt")
+    distributed_checkpoint.save({"state_dict": weights}, checkpoint_id=sharded)
+    torch.save(checkpoint, sharded / "meta.pt")
+    write_folder(sharded, saved.with_name("whole"))
+    for name in ("model.safetensors", "config.json"):
+        assert saved.with_name("whole").joinpath(name).read_bytes() == (folder / name).read_bytes()
+    assert {path.name for path in saved.with_name("whole").iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def rename_tensor(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["decoder.norm.weight"] = weights.pop("decoder.final_norm.weight")
+    save_file(weights, folder / "model.safetensors")
+
+
+def cut_weights(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1])
+
+
+def change_argument(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["patterns"][2]["arguments"]["segment_len"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_tokenizer(folder):
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["model"]["vocab"]["<0x61>"], spec["model"]["vocab"]["<0x62>"] = 98, 97
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+
+
+CHANGES = {
+    rename_tensor: r"decoder\.final_norm\.weight is None there, and \[16\] in the model",
+    cut_weights: r"model\.safetensors: can't be read",
+    change_argument: r"config\.json: patterns: changed since the export",
+    change_tokenizer: r"tokenizer\.json: missing, or changed since the export",
+    lambda folder: (folder / "config.json").unlink(): r"config\.json: missing",
+    lambda folder: (folder / "llp.json").write_text("{"): r"llp\.json: it is damaged",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_folder_is_refused(folder, change):
+    change(folder)
+    with pytest.raises(SettingError, match=CHANGES[change]):
+        loading.load(folder)
+
+
+def strange(query, key, value, dropout_p=0.0):
+    return value
+
+
+class Foreign(LanguageModel):
+    def layer_pattern(self, layer):
+        return LayerPattern(strange)
+
+
+def test_foreign_attention_is_refused_by_name(tmp_path):
+    model = Foreign(vocab_size=257, dim=8, n_heads=2, n_layers=1)
+    model.configure_model()
+    path = exported.save(tmp_path / "a.ckpt", model)
+    with pytest.raises(SettingError, match=r"^attend = strange: only these can be exported.* causal_attention, "):
+        write_folder(path, tmp_path / "export")
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_function_of_a_known_name_is_not_that_function(tmp_path, monkeypatch):
+    monkeypatch.setattr(strange, "__name__", "causal_attention")
+    model = Foreign(vocab_size=257, dim=8, n_heads=2, n_layers=1)
+    model.configure_model()
+    with pytest.raises(SettingError, match=r"^attend = causal_attention: only these can be exported"):
+        write_folder(exported.save(tmp_path / "a.ckpt", model), tmp_path / "export")
+
+
+def test_whole_or_not_at_all(saved, monkeypatch):
+    def fail():
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(model_folder, "modeling_source", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_folder(saved, saved.with_name("export"))
+    assert [*saved.parent.iterdir()] == [saved]
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
+def test_a_missing_package_is_named(saved, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.torch", None)
+    with pytest.raises(SettingError, match=r'pip install "long-lora-perceiver\[export\]"'):
+        write_folder(saved, saved.with_name("export"))
+
+
+def test_the_code_needs_nothing_of_llp():
+    source = modeling_file.modeling_source()
+    imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
+    assert {"torch", "transformers"} < imported
+    assert imported - {"torch", "transformers"} <= set(sys.stdlib_module_names)
+
+
+def test_two_meanings_of_a_name_are_noticed(monkeypatch):
+    files = [modeling_file._File(name, [], [], ["same"], "") for name in ("a", "b")]
+    with pytest.raises(AssertionError, match="same is both a and b"):
+        modeling_file._check_names(files)

@@ -1,0 +1,72 @@
+"""Checkpoints without training, and what became of them elsewhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data import topics
+
+import lightning
+import torch
+
+from datamodules.tokenizers import Bytes, SentencePiece
+from helpers import small_models
+from llp.training import checkpoints
+
+SCRIPT = Path(__file__).with_name("elsewhere.py")
+
+
+class Data:
+    """What a checkpoint stores of its data."""
+
+    def __init__(self, tokenizer, start_token=None) -> None:
+        self.tokenizer = tokenizer
+        self.start_token = lambda: tokenizer.start_token if start_token is None else start_token
+
+
+def small(name: str, **settings):
+    """A small model in float32 on bytes."""
+    return small_models.build(name, **{"vocab_size": 257, **settings}).float()
+
+
+def save(path: Path, model, tokenizer=None, window_len: int = 16, start_token=None, scoring_window_len=None) -> Path:
+    """Write the checkpoint that `llp fit` would write of this model; returns its path."""
+    data = Data(tokenizer or Bytes(), start_token)
+    checkpoint = {
+        "architecture": checkpoints.class_path(type(model)),
+        "hyper_parameters": dict(model.hparams),
+        "state_dict": model.state_dict(),
+        "settings_history": [{"step": 1, "settings": {"batch_size": 2, "window_len": window_len}}],
+        "tokenizer": checkpoints.stored_tokenizer(data),
+        "config": None,
+        "initialized_from": None,
+        "fingerprints": {},
+        "global_step": 3,
+        "seed": 0,
+        "datamodule_hyper_parameters": {
+            "window_len": window_len, "scoring_window_len": scoring_window_len, "scoring_stride": None
+        },
+        "pytorch-lightning_version": lightning.__version__,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(checkpoint, path)
+    return path
+
+
+def trained_tokenizer(folder: Path, **settings) -> SentencePiece:
+    """A small SentencePiece model of Python's own documentation."""
+    lines = topics.topics["assignment"].splitlines(keepends=True)
+    tokenizer = SentencePiece(**{"vocab_size": 500, **settings})
+    tokenizer.train(lines, folder)
+    return tokenizer
+
+
+def elsewhere(folder: Path, jobs: list[dict]) -> list[dict]:
+    """Do jobs with transformers, in a process that has neither llp nor Lightning; returns what came of each."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": ""}
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "results.pt")
