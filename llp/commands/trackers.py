@@ -157,6 +157,10 @@ def _open(logger: Namespace, remedy: str) -> Logger:
     cls = class_of(logger)
     if issubclass(cls, WandbLogger):  # which else takes the parser's None for "never go on with a run"
         logger = _with(logger, "resume", "allow")
+    if issubclass(cls, CometLogger) and logger.init_args.get("online") is False:
+        os.environ["COMET_START_ONLINE"] = "false"  # Lightning's own argument for it stores nothing at all (#21617)
+        logger = logger.clone()
+        logger.init_args.online = None
     parser = Parser(prog="llp fit")
     parser.add_argument("--logger", type=Logger)
     try:

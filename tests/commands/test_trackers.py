@@ -59,3 +59,133 @@ def test_a_run_with_a_tracker_is_the_run_without_it(run, work):
     for tag, values in logged.items():
         assert values == [(step, pytest.approx(value, rel=1e-6)) for step, value in of_run[tag]], tag
     assert tracker.hyperparameters["segment_len"] == 8
+
+
+def test_a_resumed_run_goes_on_in_its_tracker_and_no_test_opens_one(run, work):
+    assert run(*FIT, "--name", "run", *logger(label="own"))[0] == 0
+    status, _, err = run("fit", "--name", "run", "--ckpt_path", "last", "--trainer.max_steps", 4)
+    assert status == 0, err
+    assert [tracker.run for tracker in Recorder.all] == ["own-1", "own-1"]
+    assert [step for step, _ in by_tag(Recorder.all[1].figures)["train/loss"]] == [3]
+    status, _, err = run("fit", "--name", "other", "--ckpt_path", "lightning_logs/run", "--trainer.max_steps", 5)
+    assert status == 0, err
+    assert (Recorder.all[2].run, Recorder.all[2].title) == ("own-3", "other")
+
+    for subcommand in ("test", "validate", "predict"):
+        status, _, err = run(subcommand, "--ckpt_path", "lightning_logs/run", *logger(label="of a file"))
+        assert status == 0, err
+    assert len(Recorder.all) == 3
+    status, _, err = run("test", "--ckpt_path", "lightning_logs/run", "--trainer.logger", RECORDER)
+    assert status == 0, err
+    report = json.loads((work / "lightning_logs/run/test.json").read_text())
+    logged = by_tag(Recorder.all[3].figures)
+    assert logged["test/loss"] == [(4, pytest.approx(report["rows"][0]["loss"]))]
+    assert {path.name for path in (work / "lightning_logs").iterdir()} == {"run", "other"}
+
+
+def test_a_tracker_that_fails_ends_no_run(run, work):
+    with pytest.warns(UserWarning, match="Recorder gets no more figures; training goes on"):
+        status, _, err = run(*FIT, "--name", "run", *logger(fails_in="log_metrics"))
+    assert status == 0, err
+    (tracker,) = Recorder.all
+    assert tracker.calls == ["open", "log_hyperparams", "save", "log_metrics"]  # then it is left alone
+    assert [step for step, _ in curves(work / "lightning_logs/run")["val/loss"]] == [1, 2]
+    record = json.loads((work / "lightning_logs/run/run.json").read_text())
+    assert (record["state"], record["step"]) == ("finished", 3)
+    assert (work / "lightning_logs/run/checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("method", ["log_metrics", "save", "finalize: failed"])
+def test_every_method_of_a_tracker_may_fail(method):
+    tracker = Recorder(fails_in=method)
+    trackers.Spectator(tracker)
+
+    def log():
+        tracker.log_metrics({"loss": 1.0}, 0)
+        tracker.save()
+        tracker.finalize("failed")
+
+    with pytest.warns(UserWarning, match="Recorder has failed in .*: the network is gone"):
+        log()
+    assert tracker.calls == ["log_metrics", "save", "finalize: failed"][: len(tracker.calls)]
+    assert tracker.calls[-1] == method
+
+
+def test_figures_come_after_hyperparameters_that_were_refused():
+    tracker = Recorder(fails_in="log_hyperparams")
+    trackers.Spectator(tracker)
+    with pytest.warns(UserWarning, match="Recorder has failed in log_hyperparams"):
+        tracker.log_hyperparams({"dim": 16})
+    tracker.log_metrics({"loss": 1.0}, 0)
+    assert tracker.figures == [(0, {"loss": 1.0})]
+
+
+def test_a_tracker_that_can_not_be_opened_is_one_message_before_any_work(run, work):
+    message = "trainer.logger = Recorder: it can't be opened: the network is gone; mend this, or train without it: --tr"
+    assert_one_message(run(*FIT, "--name", "run", *logger(fails_in="open")), message)
+    assert not list((work / "lightning_logs").glob("run/*"))
+    assert {path.name for path in work.iterdir()} == {"tiny.yaml", "wikitext", "lightning_logs"}  # no text was prepared
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [("WandbLogger", "wandb", "wandb"), ("MLFlowLogger", "mlflow", "mlflow"), ("CometLogger", "comet_ml", "comet-ml")],
+)
+def test_a_missing_package_is_one_message_with_the_command(run, work, monkeypatch, name, module, package):
+    monkeypatch.setattr(trackers, "find_spec", lambda wanted: None if wanted == module else object())
+    outcome = run(*FIT, "--name", "run", "--trainer.logger", name)
+    assert_one_message(
+        outcome, f"trainer.logger = {name}: the package {package} is not installed; run: pip install {package}"
+    )
+    assert {path.name for path in work.iterdir()} == {"tiny.yaml", "wikitext"}
+
+
+def test_a_run_that_is_refused_opens_no_tracker(run, work):
+    outcome = run(*FIT, "--name", "run", *logger(), "--model.init_args.segment_len", 64)
+    assert_one_message(outcome, "segment_len = 64")
+    (work / "lightning_logs/run").mkdir(parents=True)
+    (work / "lightning_logs/run/hparams.yaml").write_text("{}")
+    assert_one_message(run(*FIT, "--name", "run", *logger()), "lightning_logs/run holds a run already")
+    assert Recorder.all == []
+
+
+def test_several_loggers_and_a_tensorboard_of_the_user_s(run, work):
+    """CSV's table lies in the run's folder, with the figures of TensorBoard, and what a callback logs."""
+    own = "lightning.pytorch.loggers."
+    loggers = [
+        {"class_path": RECORDER},
+        {"class_path": own + "CSVLogger", "init_args": {"save_dir": "."}},
+        {"class_path": own + "TensorBoardLogger", "init_args": {"save_dir": ".", "default_hp_metric": False}},
+    ]
+    trainer = {"logger": loggers, "callbacks": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    (work / "loggers.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
+    status, _, err = run(*FIT, "--name", "run", "--config", "loggers.yaml")
+    assert status == 0, err
+    folder = work / "lightning_logs/run"
+    assert {path.name for path in (work / "lightning_logs").iterdir()} == {"run"}
+    assert len(list(folder.glob("*tfevents*"))) == 1
+    of_run = curves(folder)
+    assert by_tag(table(folder / "metrics.csv")).keys() == {tag for tag in of_run if not tag.startswith("final/")}
+    for tag, values in by_tag(table(folder / "metrics.csv")).items():
+        assert values == [(step, pytest.approx(value, rel=1e-6)) for step, value in of_run[tag]], tag
+    assert by_tag(Recorder.all[0].figures).keys() == by_tag(table(folder / "metrics.csv")).keys()
+    assert any("lr-" in tag for tag in of_run)
+
+    # A resumed run keeps the table so far; the configuration names the loggers without what they are anyway.
+    before = (folder / "metrics.csv").read_bytes()
+    status, _, err = run("fit", "--name", "run", "--ckpt_path", "last", "--trainer.max_steps", 4)
+    assert status == 0, err
+    assert "Previous log files" not in err
+    assert (folder / "metrics-1.csv").read_bytes() == before
+    assert [step for step, _ in by_tag(table(folder / "metrics.csv"))["train/loss"]] == [3]
+    kept = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]
+    assert [one["init_args"] for one in kept] == [
+        {}, {"save_dir": "."}, {"save_dir": ".", "default_hp_metric": False}
+    ]  # fmt: skip
+
+
+def table(path):
+    """The rows of a table of figures: (step, figures) each."""
+    with path.open(newline="") as stream:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(stream)]
+    return [(row.pop("step"), row) for row in rows]
