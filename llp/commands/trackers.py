@@ -1,7 +1,7 @@
 """The loggers that a configuration names beside the run's TensorBoard: Weights & Biases, MLflow, Comet, CSV, others.
 
-They are built last, on one process, when nothing else can refuse the run, so that a run that doesn't start leaves no
-trace in them.
+They are opened on one process, after all checks of the settings and before the text is read: what they refuse or wait
+for comes before any long work.
 """
 
 import inspect
