@@ -7,6 +7,7 @@ for comes before any long work.
 import inspect
 import json
 import os
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from lightning.pytorch.loggers import (
     WandbLogger,
 )
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from llp.commands.parser import Parser
 from llp.errors import SettingError, require
@@ -164,10 +166,12 @@ def _open(logger: Namespace, remedy: str) -> Logger:
     parser = Parser(prog="llp fit")
     parser.add_argument("--logger", type=Logger)
     try:
-        built: Any = parser.instantiate(Namespace(logger=logger)).logger
-        if isinstance(built, CSVLogger):
-            keep_older(Path(built.log_dir) / "metrics.csv")  # Lightning would remove it
-        _ = built.experiment
+        with isolate_rng(include_cuda=False):
+            random.seed()  # Comet draws the name of an archive, which the run's seed would draw again for the next one
+            built: Any = parser.instantiate(Namespace(logger=logger)).logger
+            if isinstance(built, CSVLogger):
+                keep_older(Path(built.log_dir) / "metrics.csv")  # Lightning would remove it
+            _ = built.experiment
     except Exception as error:
         cause = " ".join(str(error).split())
         go_on = f"mend this{remedy}, or train without it: --trainer.logger true"
