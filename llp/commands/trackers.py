@@ -137,21 +137,29 @@ def open_trackers(loggers: Iterable[Namespace], folder: Path) -> list[Logger]:
     path, opened, records = folder / _FILE, [], []
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     for logger in loggers:
-        known, record = _known(logger), {"class": logger.class_path}
-        before = next((one for one in earlier if one["class"] == logger.class_path), None)
-        if known is not None and before is not None:
+        known, remedy = _known(logger), ""
+        before = next((record for record in earlier if record["class"] == logger.class_path), None)
+        if known is not None and known.run is not None and before is not None:
             earlier.remove(before)
-            logger = _with(logger, str(known.run), before["run"])
-        remedy = "" if before is None else f", or remove {os.path.relpath(path)} to open another run there"
-        built = _open(named(logger, folder.name), remedy)
+            logger = _with(logger, known.run, before["run"])
+            remedy = f", or remove {os.path.relpath(path)} to open another run there"
+        built = _open(_in_place(logger, folder), remedy)
         opened.append(built)
         if known is not None and known.run is not None:
-            records.append({**record, "run": str(built.version)})
-            folder.mkdir(parents=True, exist_ok=True)
+            records.append({"class": logger.class_path, "run": str(built.version)})
             with whole_file(path, keeps_older=False) as temporary:
-                temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps([*records, *earlier], indent=1) + "\n", encoding="utf-8")
         Spectator(built)
     return opened
+
+
+def _in_place(logger: Namespace, folder: Path) -> Namespace:
+    """A configured logger with the run's name; a CSVLogger without a place of its own writes into the run's folder."""
+    cls, own = class_of(logger), logger.init_args
+    if issubclass(cls, CSVLogger) and (own.save_dir, own.name, own.version) == (".", "lightning_logs", None):
+        logger = logger.clone()
+        logger.init_args.save_dir, logger.init_args.name = str(folder.parent.parent), folder.parent.name
+    return named(logger, folder.name)
 
 
 def _open(logger: Namespace, remedy: str) -> Logger:
@@ -173,7 +181,7 @@ def _open(logger: Namespace, remedy: str) -> Logger:
                 keep_older(Path(built.log_dir) / "metrics.csv")  # Lightning would remove it
             _ = built.experiment
     except Exception as error:
-        cause = " ".join(str(error).split())
+        cause = " ".join(str(error).split()).rstrip(".")
         go_on = f"mend this{remedy}, or train without it: --trainer.logger true"
         raise SettingError("trainer.logger", cls.__name__, f"it can't be opened: {cause}; {go_on}") from error
     return built

@@ -4,7 +4,9 @@ import csv
 import json
 
 import pytest
+import torch
 import yaml
+from jsonargparse import Namespace
 
 from helpers.recorder import Recorder
 from helpers.refusals import assert_one_message
@@ -71,6 +73,10 @@ def test_a_resumed_run_goes_on_in_its_tracker_and_no_test_opens_one(run, work):
     assert status == 0, err
     assert (Recorder.all[2].run, Recorder.all[2].title) == ("own-3", "other")
 
+    best = work / "lightning_logs/run/checkpoints/best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["config"] = checkpoint["config"].replace(RECORDER, "gone.Recorder")  # it isn't installed here
+    torch.save(checkpoint, best)
     for subcommand in ("test", "validate", "predict"):
         status, _, err = run(subcommand, "--ckpt_path", "lightning_logs/run", *logger(label="of a file"))
         assert status == 0, err
@@ -150,37 +156,51 @@ def test_a_run_that_is_refused_opens_no_tracker(run, work):
     assert Recorder.all == []
 
 
-def test_several_loggers_and_a_tensorboard_of_the_user_s(run, work):
-    """CSV's table lies in the run's folder, with the figures of TensorBoard, and what a callback logs."""
-    own = "lightning.pytorch.loggers."
-    loggers = [
-        {"class_path": RECORDER},
-        {"class_path": own + "CSVLogger", "init_args": {"save_dir": "."}},
-        {"class_path": own + "TensorBoardLogger", "init_args": {"save_dir": ".", "default_hp_metric": False}},
-    ]
-    trainer = {"logger": loggers, "callbacks": "lightning.pytorch.callbacks.LearningRateMonitor"}
+def test_several_loggers_of_which_csv_s_lies_in_the_run_s_folder(run, work):
+    """Its table has the figures of TensorBoard, and what a callback logs; a resumed run keeps that of before."""
+    csv_logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
+    trainer = {"logger": [{"class_path": RECORDER}, csv_logger], "default_root_dir": "elsewhere"}
+    trainer["callbacks"] = "lightning.pytorch.callbacks.LearningRateMonitor"
     (work / "loggers.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
     status, _, err = run(*FIT, "--name", "run", "--config", "loggers.yaml")
     assert status == 0, err
-    folder = work / "lightning_logs/run"
-    assert {path.name for path in (work / "lightning_logs").iterdir()} == {"run"}
-    assert len(list(folder.glob("*tfevents*"))) == 1
-    of_run = curves(folder)
-    assert by_tag(table(folder / "metrics.csv")).keys() == {tag for tag in of_run if not tag.startswith("final/")}
-    for tag, values in by_tag(table(folder / "metrics.csv")).items():
-        assert values == [(step, pytest.approx(value, rel=1e-6)) for step, value in of_run[tag]], tag
-    assert by_tag(Recorder.all[0].figures).keys() == by_tag(table(folder / "metrics.csv")).keys()
+    folder = work / "elsewhere/lightning_logs/run"
+    of_run, tabulated = curves(folder), by_tag(table(folder / "metrics.csv"))
+    assert tabulated.keys() == {tag for tag in of_run if not tag.startswith("final/")}
     assert any("lr-" in tag for tag in of_run)
+    for tag, values in tabulated.items():
+        assert values == [(step, pytest.approx(value, rel=1e-6)) for step, value in of_run[tag]], tag
+    assert by_tag(Recorder.all[0].figures).keys() == tabulated.keys()
 
-    # A resumed run keeps the table so far; the configuration names the loggers without what they are anyway.
     before = (folder / "metrics.csv").read_bytes()
-    status, _, err = run("fit", "--name", "run", "--ckpt_path", "last", "--trainer.max_steps", 4)
+    status, _, err = run("fit", "--ckpt_path", folder, "--trainer.max_steps", 4)
     assert status == 0, err
     assert "Previous log files" not in err
     assert (folder / "metrics-1.csv").read_bytes() == before
     assert [step for step, _ in by_tag(table(folder / "metrics.csv"))["train/loss"]] == [3]
+    assert not (work / "lightning_logs").exists()
     kept = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]
-    assert [one["init_args"] for one in kept[:2]] == [{}, {"save_dir": "."}]
+    assert [one["init_args"] for one in kept] == [{}, {"save_dir": "."}]  # without what they are anyway
+
+
+def test_a_tensorboard_of_the_user_s_is_the_run_s(run, work):
+    own = ("--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "own")
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *own, "--trainer.max_steps", 1)
+    assert status == 0, err
+    assert (work / "own/lightning_logs/run/checkpoints/last.ckpt").is_file()
+    assert len(list(work.rglob("*tfevents*"))) == 1
+
+
+def test_a_tracker_that_is_left_out_once_is_gone_on_with_later(tmp_path):
+    def names_of(*labels):
+        init_args = [Namespace(label=label, title=None, run=None, fails_in="") for label in labels]
+        loggers = [Namespace(class_path=RECORDER, init_args=one) for one in init_args]
+        return [(tracker.run, tracker.title) for tracker in trackers.open_trackers(loggers, tmp_path)]
+
+    name = tmp_path.name
+    assert names_of("a", "b") == [("a-1", name), ("b-2", name)]
+    assert names_of("a") == [("a-1", name)]
+    assert names_of("a", "b") == [("a-1", name), ("b-2", name)]
 
 
 def table(path):
