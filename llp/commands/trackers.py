@@ -199,19 +199,17 @@ class Spectator:
         for method in ("log_metrics", "log_graph", "save", "after_save_checkpoint", "finalize"):
             setattr(logger, method, partial(self._call, getattr(logger, method)))
         # MLflow, for one, refuses another value of a parameter on a resume, and takes figures all the same.
-        setattr(logger, "log_hyperparams", partial(self._try, logger.log_hyperparams))  # noqa: B010
+        setattr(logger, "log_hyperparams", partial(self._try, "doesn't take these settings", logger.log_hyperparams))  # noqa: B010
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        if not self.is_lost:
-            self.is_lost = not self._try(method, *args, **kwargs)
-            if self.is_lost:
-                rank_zero_warn(f"{self.name} gets no more figures; training goes on, and its folder has them all")
+        lost = "has failed and gets no more figures; training goes on, and the run's folder has them all"
+        self.is_lost = self.is_lost or not self._try(lost, method, *args, **kwargs)
 
-    def _try(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-        """Call a method; whether it went well."""
+    def _try(self, otherwise: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Call a method, and say what comes of it if it fails; whether it went well."""
         try:
             method(*args, **kwargs)
         except Exception as error:
-            rank_zero_warn(f"{self.name} has failed in {method.__name__}: {' '.join(str(error).split())}")
+            rank_zero_warn(f"{self.name} {otherwise}: {' '.join(str(error).split())}")
             return False
         return True
