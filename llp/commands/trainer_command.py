@@ -1,5 +1,6 @@
 """What the subcommands share that hand a model and its data to Lightning's Trainer."""
 
+import re
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, Trainer
@@ -50,6 +51,7 @@ class TrainerCommand(LightningCLI):
             options = ["--help"]
         else:
             options = with_run_defaults(self.name, named_checkpoint(self.name, options))
+        self.is_logger_named = any(re.match(r"--trainer\.logger\b", option) for option in options)
         super().__init__(
             LanguageModel,
             LanguageDataModule,
@@ -130,6 +132,7 @@ class TrainerCommand(LightningCLI):
         """Build what is configured; the tokenizer is the checkpoint's, unless another one is named."""
         config = self.config.clone()
         config[self.name] = with_stored_tokenizer(config[self.name], self.checkpoint)
+        config[self.name].trainer.logger = self.logger_at_once(config[self.name].trainer.logger)
         self.config_init = self.parser.instantiate(config)
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         self.trainer = self.instantiate_trainer()
@@ -145,6 +148,13 @@ class TrainerCommand(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
             raise MisconfigurationException(f"trainer: {error}") from error
+
+    def logger_at_once(self, loggers: Any) -> Any:
+        """What the Trainer is built with, of the configured loggers: here those that a flag names.
+
+        The others are for training: no test opens a run in a tracker.
+        """
+        return loggers if self.is_logger_named else None
 
     def default_logger(self) -> Any:
         """The logger where the configuration names none; False: nothing is logged."""
