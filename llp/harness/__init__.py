@@ -1,1 +1,1 @@
-"""EleutherAI's lm-evaluation-harness on this project's scoring windows. It needs the extra `long-lora-perceiver[evaluate]`."""
+"""EleutherAI's lm-evaluation-harness on this project's scoring windows; needs the extra `evaluate`."""
