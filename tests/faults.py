@@ -3,7 +3,7 @@
 Each injection starts from the same small run and ends in one of the outcomes of the table that is printed. Not part of
 the default tests, since 500 of them take a quarter of an hour of one core:
 
-    python tests/faults.py [--seed 0] [--injections 500] [--kinds "bit flip" truncation] [--workers 1]
+    python tests/faults.py [--seed 0] [--injections 500] [--kinds bit-flip truncation] [--workers 1]
 """
 
 import argparse

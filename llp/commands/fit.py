@@ -14,6 +14,7 @@ from llp.commands.messages import users_error
 from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
+from llp.digests import with_digest_line
 from llp.errors import SettingError, require
 from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
@@ -146,7 +147,8 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self._folder / self.config_filename) as temporary:
-            self.parser.save(self.config, temporary, skip_unset=False, multifile=False)
+            text = self.parser.dump(self.config, skip_unset=False)
+            temporary.write_text(with_digest_line(text), encoding="utf-8")
 
 
 def settings_of_run(config: Namespace) -> Namespace:

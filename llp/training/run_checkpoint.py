@@ -133,6 +133,9 @@ class RunCheckpoint(ModelCheckpoint):
                     logger.save()  # what was logged up to this step is on disk before the checkpoint is
                 super()._save_checkpoint(trainer, str(unfinished(path)))
                 self._last_checkpoint_saved = filepath
+                if unfinished(path).is_dir():
+                    checkpoints.write_digests(unfinished(path), trainer.global_rank)
+                    trainer.strategy.barrier("digests")
                 if trainer.is_global_zero:
                     publish(path)
                     if self.save_top_k > 1 and filepath == self.best_model_path:

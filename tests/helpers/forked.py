@@ -3,6 +3,7 @@
 The process that forks must stay alone: no thread, no training, no file of a run open.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -44,7 +45,7 @@ class Forked:
     """`llp` with some arguments, begun in a fork.
 
     Args:
-        folder: Where it runs; what it says goes to a file beside it.
+        folder: Where it runs; what it says goes to files beside the folder, which may be a disk that is full.
         arguments: Those of `llp`.
         prepare: Called in the fork before `llp` is.
         rank: Of several processes of one run, and their number and port; None: it is alone.
@@ -57,8 +58,8 @@ class Forked:
         prepare: Callable[[], None] = lambda: None,
         rank: tuple[int, int, int] | None = None,
     ) -> None:
-        number = len([*folder.glob(".*.said")])
-        self._said = [folder / f".{number}.{stream}.said" for stream in ("out", "err")]
+        number = len([*folder.parent.glob(f"{folder.name}.*.out")])
+        self._said = [folder.with_name(f"{folder.name}.{number}.{stream}") for stream in ("out", "err")]
         for path in self._said:
             path.touch()  # another one that starts now has another number
         self.pid = os.fork()
@@ -94,9 +95,10 @@ class Forked:
             traceback.print_exc()
             status = 1
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            with contextlib.suppress(BaseException):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)  # whatever happens: nothing of the process that forked may go on in this one
 
     def send(self, signum: int) -> None:
         """Send it a signal, if it is still there."""

@@ -35,7 +35,6 @@ CONFIGURATION = {
     "data": {
         "class_path": "datamodules.TextFiles",
         "init_args": {
-            "path": "text",
             "cache_dir": "cache",
             "tokenizer": {"class_path": "datamodules.SentencePiece", "init_args": {"vocab_size": 280}},
             "window_len": 32,
@@ -58,7 +57,6 @@ SPECIFICATION = {
     "name": "tiny",
     "shared": {
         "model": {"init_args": {"dim": 8, "n_layers": 1, "n_heads": 1}},
-        "data": CONFIGURATION["data"],
         "trainer": {"accelerator": "cpu", "devices": 1, "limit_val_batches": 2, "enable_progress_bar": False},
         "sample": {"sample_tokens": 0},
     },
@@ -79,6 +77,8 @@ SPECIFICATION = {
 class Undisturbed:
     """What every injection starts from, and what must come of it.
 
+    The text has one place for all: a prepared folder is named after it.
+
     Args:
         root: A folder for it.
         parts: What is made beside the run of one process: `pair`, `sharded`, `comparison`.
@@ -94,7 +94,7 @@ class Undisturbed:
         self.whole = root / "whole"
         """Where the run has gone on to its end."""
         self._write_plain()
-        shutil.copytree(self.plain, self.cut)
+        shutil.copytree(self.plain, self.cut, ignore=shutil.ignore_patterns("text"))
         _expect(llp_in(self.cut, "prepare", "--config", "tiny.yaml"))
         self.prepared = self.cut / "cache"
         started = time.monotonic()
@@ -126,8 +126,12 @@ class Undisturbed:
         for split, n_lines in (("train", 200), ("validation", 20), ("test", 25)):
             lines = [" ".join(rng.choices(words, k=8)) + "\n" for _ in range(n_lines)]
             (self.plain / f"text/{split}.txt").write_text("".join(lines), encoding="utf-8")
-        sharded = {**CONFIGURATION, "trainer": {**CONFIGURATION["trainer"], "devices": 2, "strategy": FSDP2}}
-        for name, content in (("tiny", CONFIGURATION), ("sharded", sharded), ("comparison", SPECIFICATION)):
+        data = CONFIGURATION["data"]
+        data = {**data, "init_args": {**data["init_args"], "path": str(self.plain / "text")}}
+        tiny = {**CONFIGURATION, "data": data}
+        sharded = {**tiny, "trainer": {**CONFIGURATION["trainer"], "devices": 2, "strategy": FSDP2}}
+        comparison = {**SPECIFICATION, "shared": {**SPECIFICATION["shared"], "data": data}}
+        for name, content in (("tiny", tiny), ("sharded", sharded), ("comparison", comparison)):
             (self.plain / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
     def _make_sharded(self) -> None:
