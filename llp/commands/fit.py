@@ -19,6 +19,7 @@ from llp.errors import SettingError, require
 from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
 from llp.training.memory import check_memory
+from llp.training.run_checkpoint import complete_last
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
@@ -112,6 +113,9 @@ class FitCommand(TrainerCommand):
     def fit(self, **kwargs: Any) -> None:
         if self.trainer.max_steps == self.resumed_step:
             rank_zero_info(f"Nothing is left to do: all {self.resumed_step:,} steps of trainer.max_steps are trained")
+            if self.trainer.is_global_zero and self.resumed_run is not None:
+                with locked(self.resumed_run):
+                    complete_last(Path(self._get(self.config, "ckpt_path")))
             return
         if not self.trainer.is_global_zero:
             self.trainer.fit(**kwargs)

@@ -118,7 +118,7 @@ def read(path: str | Path) -> dict[str, Any]:
         checkpoint = _load(path)
     except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        remedy = f"it is damaged, truncated or not a checkpoint ({reason}); {_another_than(path)}"
+        remedy = f"it is damaged or is not a checkpoint ({reason}); {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy) from error
     expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
     expected |= set() if path.is_dir() else {"state_dict"}
@@ -139,10 +139,9 @@ def require_whole(path: Path) -> None:
         stat = path.stat()
         _check_archive(path, stat.st_size, stat.st_mtime_ns)
         return
-    digests = [*path.glob(f"*{_DIGEST}")]  # none: of a version that wrote none
-    covered = {digest.with_suffix("") for digest in digests}
-    if digests and covered | {*digests} != {*path.iterdir()}:
-        raise ValueError("a file of it, or its digest, is missing")
+    covered = {digest.with_suffix("") for digest in path.glob(f"*{_DIGEST}")}
+    if covered and not {*path.glob("*.distcp"), path / ".metadata", path / "meta.pt"} <= covered:
+        raise ValueError("the digest of one of its files is missing")
     for file in covered:
         stat = file.stat()
         if _sha256_once(file, stat.st_size, stat.st_mtime_ns) != file.with_name(file.name + _DIGEST).read_text():

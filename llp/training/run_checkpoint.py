@@ -1,6 +1,7 @@
 """The checkpoints of a run: the newest and the best, written whole or not at all, even when a signal ends the run."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,17 @@ class RunCheckpoint(ModelCheckpoint):
 
 def _is_at_end(trainer: Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
+
+
+def complete_last(path: Path) -> None:
+    """Make the checkpoint of a run's last step its `last.ckpt`, unless that is one: a kill came between the two."""
+    last, step = path.with_name("last.ckpt"), checkpoints.read(path)["global_step"]
+    whole = {other: checkpoints.read(other)["global_step"] for other in checkpoints.newest_first(path.parent)}
+    if path.parent.name != "checkpoints" or whole.get(last) == step:
+        return
+    discard(last)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, unfinished(last))
+    publish(last)
 
 
 def how_to_go_on(path: str) -> str:

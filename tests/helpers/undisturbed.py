@@ -13,13 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import yaml
 
 from helpers.forked import Forked, Outcome, llp_in, pair
-from helpers.runs import assert_same_run
+from helpers.runs import assert_same_checkpoint, curves
 from llp.comparison import workers
 from llp.training.run_checkpoint import RunCheckpoint
 
+STEPS = 12
 RUN = Path("lightning_logs/run")
 COMPARISON = Path("lightning_logs/comparisons/tiny")
 SHARDED = Path("lightning_logs/sharded")
@@ -42,7 +44,7 @@ CONFIGURATION = {
         },
     },
     "trainer": {
-        **{"accelerator": "cpu", "devices": 1, "max_steps": 12, "val_check_interval": 4, "log_every_n_steps": 1},
+        **{"accelerator": "cpu", "devices": 1, "max_steps": STEPS, "val_check_interval": 4, "log_every_n_steps": 1},
         **{"limit_val_batches": 4, "enable_progress_bar": False, "enable_model_summary": False},
     },
     "checkpoint": {"every_n_train_steps": 2},
@@ -60,7 +62,10 @@ SPECIFICATION = {
         "trainer": {"accelerator": "cpu", "devices": 1, "limit_val_batches": 2, "enable_progress_bar": False},
         "sample": {"sample_tokens": 0},
     },
-    "arms": {"dense": {"class_path": "llp.Transformer"}, "llp": {"class_path": "llp.LLP", "init_args": {"segment_len": 8}}},
+    "arms": {
+        "dense": {"class_path": "llp.Transformer"},
+        "llp": {"class_path": "llp.LLP", "init_args": {"segment_len": 8}},
+    },
     "reference": "dense",
     "steps": 4,
     "validations": 2,
@@ -195,10 +200,15 @@ def report_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / COMPARISON).glob("report.*"))}
 
 
-def is_same_run(whole: Path, run: Path) -> str | None:
-    """What differs between a run and the undisturbed one; None: nothing."""
+def difference(whole: Path, run: Path, left_out: str | None = None) -> str | None:
+    """What differs between a run and the undisturbed one; None: nothing. Curves whose tags begin so are left out."""
     try:
-        assert_same_run(whole, run)
+        one, other = (
+            {tag: curve for tag, curve in curves(folder).items() if left_out is None or not tag.startswith(left_out)}
+            for folder in (whole, run)
+        )
+        np.testing.assert_equal(one, other)
+        assert_same_checkpoint(whole, run)
     except AssertionError as error:
         return str(error).strip() or "different"
     return None
