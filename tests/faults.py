@@ -4,6 +4,7 @@ Each injection starts from the same small run and ends in one of the outcomes of
 the default tests, since 500 of them take a quarter of an hour of one core:
 
     python tests/faults.py [--seed 0] [--injections 500] [--kinds bit-flip truncation] [--workers 1]
+    python tests/faults.py --numbers 34 153     # these again
 """
 
 import argparse
@@ -21,10 +22,10 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch  # noqa: E402
+import torch
 
-from helpers.faults import KINDS, Injection, inject, kind_of, may_mount, table  # noqa: E402
-from helpers.undisturbed import Undisturbed  # noqa: E402
+from helpers.faults import KINDS, Injection, inject, kind_of, may_mount, table
+from helpers.undisturbed import Undisturbed
 
 
 def main() -> int:
@@ -32,22 +33,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Inject faults, and say what came of them.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--injections", type=int, default=500)
-    parser.add_argument("--first", type=int, default=0, help="the number of the first one")
+    parser.add_argument("--numbers", type=int, nargs="+", help="these alone, to repeat what has failed")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--workers", type=int, default=1, help="how many at a time")
+    parser.add_argument("--quick", action="store_true", help="runs of one process alone, and no comparison")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run replaces what came after its checkpoint
     gc.freeze()  # what forks share stays shared
-    available = {"pair": True, "mount": may_mount()}
-    kinds = [kind for kind in options.kinds if available.get(KINDS[kind].needs or "pair")]
+    parts = () if options.quick else PARTS
+    available = {None: True, "pair": "pair" in parts, "mount": may_mount()}
+    kinds = [kind for kind in options.kinds if available[KINDS[kind].needs]]
     for kind in set(options.kinds) - set(kinds):
-        print(f"left out: {kind}, since no file system may be mounted here", flush=True)
-    numbers = range(options.first, options.first + options.injections)
+        print(f"left out: {kind}, which needs {KINDS[kind].needs}", flush=True)
+    numbers = options.numbers or range(options.injections)
     chosen = [number for number in numbers if kind_of(options.seed, number) in kinds]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
-        undisturbed = Undisturbed(Path(temporary))
+        undisturbed = Undisturbed(Path(temporary), parts)
         injections = _inject_all(undisturbed, options.seed, chosen, options.workers)
     for one in injections:
         if one.is_failure:

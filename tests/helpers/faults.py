@@ -6,7 +6,6 @@ An injection is a function of its random numbers alone; only when a signal arriv
 import contextlib
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -33,14 +32,14 @@ from helpers.undisturbed import (
     STEPS,
     Undisturbed,
     compare_by_forks,
+    difference,
     fit_pair,
     fit_sharded,
     generate_from,
-    difference,
     report_of,
     rows_of_test,
     runs_of,
-    test_of,
+    scoring_of,
 )
 from llp.training import checkpoints
 
@@ -223,7 +222,7 @@ def kill_pair(scene: Scene) -> str:
     for rank in victims:
         processes[rank].send(signal.SIGKILL)
     if not (scene.folder / run / "run.json").exists():
-        # Before training the other one waits for its first contact as long as torch does; what has started both ends it.
+        # Before training the other one waits for contact as long as torch does; what has started both ends it.
         processes[0].wait(20)
         processes[1].wait(20)
         for process in processes:
@@ -363,8 +362,8 @@ WRITTEN = {
     "index of documents": Written(_PREPARE, ".jsonl", 3, ("cache_dir",)),
     "tokenizer": Written(_PREPARE, "tokenizer.model", 1, ("cache_dir",)),
     "about.json": Written(_PREPARE, "about.json", 1, ("cache_dir",)),
-    "test.json": Written((*test_of(RUN),), "test.json", 1, ("test.json",)),
-    "test.csv": Written((*test_of(RUN),), "test.csv", 1, ("test.csv",)),
+    "test.json": Written((*scoring_of(RUN),), "test.json", 1, ("test.json",)),
+    "test.csv": Written((*scoring_of(RUN),), "test.csv", 1, ("test.csv",)),
     "comparison's record": Written(_COMPARE, "records/", 1, ("comparisons/tiny",)),
     "comparison's report": Written(_COMPARE, "report.md", 1, ("comparisons/tiny",)),
 }
@@ -531,7 +530,7 @@ def read_best(scene: Scene, path: Path) -> str:
 
 
 def _tested_or_generated(scene: Scene, path: Path, command: str, is_best: bool = False) -> str:
-    outcome = scene.llp(*(test_of(RUN) if command == "test" else generate_from(RUN)))
+    outcome = scene.llp(*(scoring_of(RUN) if command == "test" else generate_from(RUN)))
     if outcome.status != 0:
         scene.refused(outcome, path.name)
         return REFUSED
@@ -572,7 +571,7 @@ def read_cache(scene: Scene, path: Path) -> str:
     """A file of the prepared folder: trained on, and tested; after the remedy all is as it was."""
     folder = path.parent
     command = scene.rng.choice(["fit", "test", "prepare"])
-    arguments = {"fit": [*FIT, "--ckpt_path", "last"], "test": test_of(RUN), "prepare": [*_PREPARE]}[command]
+    arguments = {"fit": [*FIT, "--ckpt_path", "last"], "test": scoring_of(RUN), "prepare": [*_PREPARE]}[command]
     outcome = scene.llp(*arguments)
     is_refused = outcome.status != 0
     if is_refused:
@@ -700,7 +699,7 @@ def clock(scene: Scene) -> str:
         jump = lambda: _jump(number, 3600 * hours)  # noqa: E731
     command = scene.rng.choice(["last", "auto", "test"])
     if command == "test":
-        scene.finished(scene.llp(*test_of(RUN), prepare=jump))
+        scene.finished(scene.llp(*scoring_of(RUN), prepare=jump))
         scene.same_test()
         return SAME
     started = time.monotonic()
@@ -758,7 +757,7 @@ def versions(scene: Scene) -> str:
         scene.fault = f"a version with format {other} of the cache beside this one, at once"
         if scene.rng.random() < 0.5:
             shutil.rmtree(folder)
-        both = [Forked(scene.folder, _PREPARE, lambda: _set_format(other)), Forked(scene.folder, test_of(RUN))]
+        both = [Forked(scene.folder, _PREPARE, lambda: _set_format(other)), Forked(scene.folder, scoring_of(RUN))]
         for process in both:
             scene.finished(process.outcome())
         scene.same_test()
@@ -780,7 +779,7 @@ def versions(scene: Scene) -> str:
 
 
 def _reads_on(scene: Scene) -> str:
-    scene.finished(scene.llp(*test_of(RUN)))
+    scene.finished(scene.llp(*scoring_of(RUN)))
     scene.same_test()
     return SAME
 

@@ -21,6 +21,7 @@ from helpers.runs import assert_same_checkpoint, curves
 from llp.comparison import workers
 from llp.training.run_checkpoint import RunCheckpoint
 
+PARTS = ("pair", "sharded", "comparison")
 STEPS = 12
 RUN = Path("lightning_logs/run")
 COMPARISON = Path("lightning_logs/comparisons/tiny")
@@ -86,10 +87,10 @@ class Undisturbed:
 
     Args:
         root: A folder for it.
-        parts: What is made beside the run of one process: `pair`, `sharded`, `comparison`.
+        parts: What is made beside the run of one process.
     """
 
-    def __init__(self, root: Path, parts: Sequence[str] = ("pair", "sharded", "comparison")) -> None:
+    def __init__(self, root: Path, parts: Sequence[str] = PARTS) -> None:
         self.root, self.parts = root, parts
         self.has_comparison = "comparison" in parts
         self.plain = root / "plain"
@@ -150,7 +151,7 @@ class Undisturbed:
         """The figures of a test, and a text, of one of the run's checkpoints."""
         for path in (self.cut / RUN).glob("test*"):
             path.unlink()
-        _expect(llp_in(self.cut, *test_of(RUN, checkpoint)))
+        _expect(llp_in(self.cut, *scoring_of(RUN, checkpoint)))
         outcome = llp_in(self.cut, *generate_from(RUN, checkpoint))
         _expect(outcome)
         return rows_of_test(self.cut / RUN), outcome.out
@@ -169,7 +170,7 @@ def fit_sharded() -> list[str]:
     return ["fit", "--config", "sharded.yaml", "--name", SHARDED.name]
 
 
-def test_of(run: Path, checkpoint: str = "last") -> list[str]:
+def scoring_of(run: Path, checkpoint: str = "last") -> list[str]:
     return ["test", "--ckpt_path", str(run / f"checkpoints/{checkpoint}.ckpt")]
 
 
