@@ -25,7 +25,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from helpers.faults import KINDS, Injection, inject, kind_of, may_mount, table
-from helpers.undisturbed import Undisturbed
+from helpers.undisturbed import PARTS, Undisturbed
 
 
 def main() -> int:

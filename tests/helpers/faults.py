@@ -60,7 +60,7 @@ BROKEN = "error of the campaign itself"
 FAILURES = (WRONG, LOST, TRACEBACK, HANG, UNCLEAR, BROKEN)
 
 
-class Failed(Exception):
+class OutcomeError(Exception):
     """A fault has had a consequence that it may not have: which, and what shows it."""
 
     def __init__(self, kind: str, evidence: object) -> None:
@@ -86,21 +86,21 @@ class Scene:
     def judged(self, outcome: Outcome) -> Outcome:
         """An outcome that is no failure by itself."""
         if outcome.status is None:
-            raise Failed(HANG, outcome.said[-2000:])
+            raise OutcomeError(HANG, outcome.said[-2000:])
         if "Traceback" in outcome.said:
-            raise Failed(TRACEBACK, outcome.said[-3000:])
+            raise OutcomeError(TRACEBACK, outcome.said[-3000:])
         return outcome
 
     def finished(self, outcome: Outcome) -> None:
         """Require that a process came to its end."""
         if self.judged(outcome).status != 0:
-            raise Failed(UNCLEAR, f"it should have gone on: {outcome.said[-2000:]}")
+            raise OutcomeError(UNCLEAR, f"it should have gone on: {outcome.said[-2000:]}")
 
     def refused(self, outcome: Outcome, *names: str) -> None:
         """Require one message that names one of these files or folders."""
         lines = [line for line in self.judged(outcome).err.splitlines() if "error: " in line]
         if outcome.status != 1 or len(lines) != 1 or not any(name in lines[0] for name in names):
-            raise Failed(UNCLEAR, f"status {outcome.status}, wanted one of {names}: {outcome.said[-2000:]}")
+            raise OutcomeError(UNCLEAR, f"status {outcome.status}, wanted one of {names}: {outcome.said[-2000:]}")
 
     # What must come of it
 
@@ -116,11 +116,11 @@ class Scene:
         left_out = "final/" if saved == STEPS else left_out
         found = difference(self.undisturbed.whole / run, self.folder / run, left_out)
         if found is not None:
-            raise Failed(WRONG, found[:2000])
+            raise OutcomeError(WRONG, found[:2000])
 
     def same(self, what: str, found: object, expected: object) -> None:
         if found != expected:
-            raise Failed(WRONG, f"{what}: {str(found)[:1000]} in place of {str(expected)[:1000]}")
+            raise OutcomeError(WRONG, f"{what}: {str(found)[:1000]} in place of {str(expected)[:1000]}")
 
     def same_test(self) -> None:
         self.same("test", rows_of_test(self.folder / RUN), self.undisturbed.test_rows)
@@ -131,7 +131,7 @@ class Scene:
             for path in folder.iterdir():
                 other = self.folder / "cache" / folder.name / path.name
                 if not other.is_file() or other.read_bytes() != path.read_bytes():
-                    raise Failed(WRONG, f"{other} is not what is prepared where nothing happens")
+                    raise OutcomeError(WRONG, f"{other} is not what is prepared where nothing happens")
 
     def saved_step(self, run: Path = RUN) -> int:
         """The step of the newest whole checkpoint; 0: there is none."""
@@ -144,7 +144,7 @@ class Scene:
         """Require that a checkpoint of this step or a later one is there; returns the step that is."""
         now = self.saved_step(run)
         if now < step:
-            raise Failed(LOST, f"step {step}, then {now}")
+            raise OutcomeError(LOST, f"step {step}, then {now}")
         return now
 
 
@@ -187,7 +187,7 @@ def _a_moment(scene: Scene) -> tuple[Callable[[], None], float]:
 def _no_leftovers(run: Path) -> None:
     left = [*(run / "checkpoints").glob(".*")]
     if left:
-        raise Failed(LOST, f"left behind: {left}")
+        raise OutcomeError(LOST, f"left behind: {left}")
 
 
 def at_file(act: Callable[[int], object], *patterns: str) -> None:
@@ -286,7 +286,7 @@ def stall(scene: Scene) -> str:
     end = time.monotonic() + LIMIT_S
     while not all(mark.exists() for mark in marks):
         if time.monotonic() > end:
-            raise Failed(HANG, "a rank never came to its step")
+            raise OutcomeError(HANG, "a rank never came to its step")
         time.sleep(0.1)
     scene.fault = f"rank {' and '.join(map(str, stopped))} stopped at step {step} for longer than stall.timeout_s"
     outcome = EQUAL
@@ -308,7 +308,7 @@ def stall(scene: Scene) -> str:
         outcome = REFUSED
     found = _without_stall(scene, run)
     if found is not None:
-        raise Failed(WRONG, found[:2000])
+        raise OutcomeError(WRONG, found[:2000])
     return outcome
 
 
@@ -598,11 +598,11 @@ def read_record(scene: Scene, path: Path) -> str:
     rows, said = runs_of(scene.folder)
     expected = scene.undisturbed.runs[0]
     if "Traceback" in said:
-        raise Failed(TRACEBACK, said[-2000:])
+        raise OutcomeError(TRACEBACK, said[-2000:])
     if rows == expected:
         return SAME
     if f"Damaged: run/{path.name}" not in said:
-        raise Failed(WRONG if rows else UNCLEAR, said[-2000:])
+        raise OutcomeError(WRONG if rows else UNCLEAR, said[-2000:])
     # What the damaged file says is left out: nothing in its place, or what another file says.
     left_out = {"": None, "unknown": "state", "not started": "state", path.name: "damaged"}
     whole = {row["run"]: row for row in expected}
@@ -611,7 +611,7 @@ def read_record(scene: Scene, path: Path) -> str:
             value = row[name]
             is_left_out = row["run"] == "run" and value in left_out and left_out[value] in (None, name)
             if value != whole[row["run"]][name] and not is_left_out:
-                raise Failed(WRONG, f"{name} = {value} in place of {whole[row['run']][name]}")
+                raise OutcomeError(WRONG, f"{name} = {value} in place of {whole[row['run']][name]}")
     return MARKED
 
 
@@ -709,7 +709,7 @@ def clock(scene: Scene) -> str:
     seconds = json.loads((scene.folder / RUN / "run.json").read_text())["training_seconds"]
     limit = scene.undisturbed.cut_seconds + time.monotonic() - started
     if not 0 < seconds < limit:
-        raise Failed(WRONG, f"training_seconds = {seconds}, of {limit} at most")
+        raise OutcomeError(WRONG, f"training_seconds = {seconds}, of {limit} at most")
     return EQUAL
 
 
@@ -744,7 +744,7 @@ def shared_cache(scene: Scene) -> str:
             scene.finished(outcome)
     scene.same_cache()
     if len([*(scene.folder / "cache").iterdir()]) != 1:
-        raise Failed(WRONG, f"in the cache: {[*(scene.folder / 'cache').iterdir()]}")
+        raise OutcomeError(WRONG, f"in the cache: {[*(scene.folder / 'cache').iterdir()]}")
     scene.same_run()
     return SAME
 
@@ -851,7 +851,7 @@ def inject(undisturbed: Undisturbed, seed: int, number: int, kind: str | None = 
         _set(scene, KINDS[kind].start)
         try:
             outcome, evidence = KINDS[kind].inject(scene), ""
-        except Failed as failed:
+        except OutcomeError as failed:
             outcome, evidence = failed.kind, str(failed)
         except Exception:
             outcome, evidence = BROKEN, traceback.format_exc()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers import faults
-from helpers.faults import Failed, Injection, Scene
+from helpers.faults import Injection, OutcomeError, Scene
 from helpers.forked import Outcome
 
 CAMPAIGN = Path(__file__).parent.parent / "faults.py"
@@ -46,18 +46,18 @@ def test_what_counts_as_one_message(scene, outcome, kind):
     if kind is None:
         scene.refused(outcome, "last.ckpt")
         return
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(OutcomeError) as caught:
         scene.refused(outcome, "last.ckpt")
     assert caught.value.kind == kind
 
 
 def test_another_figure_and_a_lost_checkpoint_are_failures(scene):
     scene.same("test", [1.0], [1.0])
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(OutcomeError) as caught:
         scene.same("test", [1.0], [1.5])
     assert caught.value.kind == faults.WRONG
     assert scene.kept(0) == 0
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(OutcomeError) as caught:
         scene.kept(4)  # there is none
     assert caught.value.kind == faults.LOST
 
