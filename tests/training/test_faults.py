@@ -17,7 +17,7 @@ CAMPAIGN = Path(__file__).parent.parent / "faults.py"
 
 def test_no_fault_has_a_consequence_that_it_may_not_have():
     """Some of each kind that takes one process alone; all of them, and many more: `python tests/faults.py`."""
-    command = [sys.executable, str(CAMPAIGN), "--quick", "--seed", "1", "--injections", "16"]
+    command = [sys.executable, str(CAMPAIGN), "--quick", "--seed", "1", "--injections", "30"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert " failures" in done.stdout
