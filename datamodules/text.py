@@ -40,8 +40,8 @@ class TextDataModule(LanguageDataModule):
         batch_size: Training windows in a batch of one device.
         scoring_window_len: Positions of a scoring window; the architecture's own choice unless given.
         scoring_stride: Positions that a scoring window scores; the architecture's own choice unless given.
-        check_training_tokens: Whether the training tokens are compared with their digest before a run, which reads the
-            whole file. Those of a split that is scored always are.
+        check_training_tokens: Whether the training tokens are compared with their digest before a run, too, which
+            reads the whole file: a second or less a gigabyte. Those of a split that is scored always are.
         seed: Seed of the order of training windows. On the command line it is `seed_everything`.
 
     Raises:
@@ -65,7 +65,7 @@ class TextDataModule(LanguageDataModule):
         batch_size: int = 8,
         scoring_window_len: int | None = None,
         scoring_stride: int | None = None,
-        check_training_tokens: bool = False,
+        check_training_tokens: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(window_len, batch_size, seed)

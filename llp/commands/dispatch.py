@@ -32,7 +32,7 @@ def run(subcommand: str, options: list[str]) -> int:
             raise users from None
         if users is not None:
             print(f"llp {subcommand}: error: {in_words(users)}", file=sys.stderr)
-        elif not is_rank_zero() and is_lost_contact(error):
+        elif is_lost_contact(error):
             rank = rank_zero_only.rank  # type: ignore[attr-defined]
             cause = str(error).partition("\n")[0]
             print(f"llp {subcommand}: rank {rank} has lost the others: {cause}", file=sys.stderr)

@@ -15,10 +15,12 @@ from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trackers import configured, is_tensorboard, named, open_trackers, require_packages, without_defaults
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
+from llp.digests import with_digest_line
 from llp.errors import SettingError, require
 from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
 from llp.training.memory import check_memory
+from llp.training.run_checkpoint import complete_last
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
@@ -135,6 +137,9 @@ class FitCommand(TrainerCommand):
     def fit(self, **kwargs: Any) -> None:
         if self.trainer.max_steps == self.resumed_step:
             rank_zero_info(f"Nothing is left to do: all {self.resumed_step:,} steps of trainer.max_steps are trained")
+            if self.trainer.is_global_zero and self.resumed_run is not None:
+                with locked(self.resumed_run):
+                    complete_last(Path(self._get(self.config, "ckpt_path")))
             return
         if not self.trainer.is_global_zero:
             self.trainer.fit(**kwargs)
@@ -171,7 +176,8 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self._folder / self.config_filename) as temporary:
-            self.parser.save(self.config, temporary, skip_unset=False, multifile=False)
+            text = self.parser.dump(self.config, skip_unset=False)
+            temporary.write_text(with_digest_line(text), encoding="utf-8")
 
 
 def settings_of_run(config: Namespace) -> Namespace:

@@ -1,6 +1,7 @@
 """The checkpoints of a run: the newest and the best, written whole or not at all, even when a signal ends the run."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,9 @@ class RunCheckpoint(ModelCheckpoint):
                     logger.save()  # what was logged up to this step is on disk before the checkpoint is
                 super()._save_checkpoint(trainer, str(unfinished(path)))
                 self._last_checkpoint_saved = filepath
+                if unfinished(path).is_dir():
+                    checkpoints.write_digests(unfinished(path), trainer.global_rank)
+                    trainer.strategy.barrier("digests")
                 if trainer.is_global_zero:
                     publish(path)
                     if self.save_top_k > 1 and filepath == self.best_model_path:
@@ -156,6 +160,17 @@ class RunCheckpoint(ModelCheckpoint):
 
 def _is_at_end(trainer: Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
+
+
+def complete_last(path: Path) -> None:
+    """Make the checkpoint of a run's last step its `last.ckpt`, unless that is one: a kill came between the two."""
+    last, step = path.with_name("last.ckpt"), checkpoints.read(path)["global_step"]
+    whole = {other: checkpoints.read(other)["global_step"] for other in checkpoints.newest_first(path.parent)}
+    if path.parent.name != "checkpoints" or whole.get(last) == step:
+        return
+    discard(last)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, unfinished(last))
+    publish(last)
 
 
 def how_to_go_on(path: str) -> str:

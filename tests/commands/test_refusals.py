@@ -109,7 +109,7 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
         ),
         (("--ckpt_path", good, "--model.init_args.n_heads", "4"), "n_heads = 4: the checkpoint has 2"),
         (("--config", work / "tiny.yaml"), "ckpt_path = None: `llp test` needs a trained model"),
-        (("--ckpt_path", work), f"ckpt_path = {work}: the file is truncated or is not a checkpoint"),
+        (("--ckpt_path", work), f"ckpt_path = {work}: it is damaged or is not a checkpoint"),
     ]
     shared = ("--ckpt_path", good, "--model.init_args.share_key_value", "true")
     cases.append((shared, "model.init_args.share_key_value = True: the checkpoint has False"))
@@ -119,10 +119,10 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
     cut.write_bytes(good.read_bytes()[:-500])
     torch.save({"state_dict": {}}, foreign)
     cases += [
-        (("--ckpt_path", truncated), f"ckpt_path = {truncated}: the file is truncated or is not a checkpoint"),
+        (("--ckpt_path", truncated), f"ckpt_path = {truncated}: it is damaged or is not a checkpoint"),
         (("--ckpt_path", cut), f"the newest whole one beside it is {trained / 'checkpoints/last.ckpt'}"),
         (("--ckpt_path", foreign), f"ckpt_path = {foreign}: the file was not written by `llp fit`"),
-        (("--ckpt_path", work / "tiny.yaml"), "the file is truncated or is not a checkpoint"),
+        (("--ckpt_path", work / "tiny.yaml"), "it is damaged or is not a checkpoint"),
     ]
     for arguments, message in cases:
         status, out, err = run("test", *arguments)

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.refusals import assert_one_message
 from helpers.signal_handlers import handlers_restored
+from llp.language_model import LanguageModel
 from llp.training.interruption import Listener, Stopped
 
 
@@ -25,6 +26,17 @@ def test_a_name_may_have_spaces_and_any_letters(run, work):
     status, _, err = run("fit", "--config", "tiny.yaml", "--name", "größer 🙂", "--trainer.max_steps", 1)
     assert status == 0, err
     assert run("test", "--ckpt_path", "lightning_logs/größer 🙂", "--trainer.limit_test_batches", 1)[0] == 0
+
+
+def test_where_the_other_processes_are_gone_that_is_said_on_rank_0_too(run, work, monkeypatch):
+    def lost(self, *_):
+        raise RuntimeError("[gloo/pair.cc:537] Read error [127.0.0.1]:29101: Connection reset by peer. And so on.")
+
+    monkeypatch.setattr(LanguageModel, "training_step", lost)
+    status, out, err = run("fit", "--config", "tiny.yaml", "--name", "run")
+    assert status == 1
+    assert "llp fit: rank 0 has lost the others: [gloo/pair.cc:537] Read error" in err
+    assert "Traceback" not in out + err
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(run, work):
@@ -117,6 +129,7 @@ def test_a_run_under_nohup_goes_on(monkeypatch):
 
 HUNG_UP = """
 import os, sys, time
+from llp.language_model import LanguageModel
 from llp.training.interruption import LISTENER
 LISTENER.listen()
 LISTENER.deferring = True

@@ -16,6 +16,7 @@ import yaml
 from llp.comparison import recording
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.study import Failure
+from llp.digests import checked_json, json_with_digest
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 
@@ -158,7 +159,7 @@ def test_the_commit_is_that_of_the_training(finished, compare_here):
     trained, content = folder / f"lightning_logs/comparisons/tiny/lightning_logs/{path.stem}/run.json", path.read_text()
     said = trained.read_text()
     assert json.loads(content)["commit"] == json.loads(said)["commit"]
-    trained.write_text(json.dumps({**json.loads(said), "commit": "another", "versions": {"torch": "1.0"}}))
+    trained.write_text(json_with_digest({**checked_json(said), "commit": "another", "versions": {"torch": "1.0"}}))
     path.unlink()
     compare_here()
     record = json.loads(path.read_text())
@@ -173,9 +174,9 @@ def test_records_of_another_text_are_not_mixed_with_new_ones(finished, run, monk
     monkeypatch.chdir(folder)
     before = files(folder)
     (path,) = folder.glob("lightning_logs/comparisons/tiny/records/*.json")
-    content = json.loads(path.read_text())
+    content = checked_json(path.read_text())
     other = {**content, "hashes": {**content["hashes"], part: "of another text"}}
-    path.write_text(json.dumps(other))
+    path.write_text(json_with_digest(other))
     status, _, err = run("compare", "spec.yaml")
     path.write_bytes(before[path])
     assert (status, "Traceback" in err) == (1, False)
@@ -216,7 +217,7 @@ def test_a_damaged_file_fails_its_run_and_stops_no_other(finished, compare_here)
     test.write_text(content[:100])
     compare_here()
     failed = json.loads((test.parent / "failed.json").read_text())
-    assert "test.json: it can't be read" in failed["last_words"]
+    assert "test.json: it is missing or damaged" in failed["last_words"]
     test.write_text(content)
     (test.parent / "failed.json").unlink()
     compare_here()
