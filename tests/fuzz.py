@@ -33,6 +33,10 @@ from helpers.random_settings import MODELS, Configuration, configurations, small
 from helpers.trials import Outcome, try_llp, warm_up
 
 
+MOST_SHRINKS = 60
+"""How many smaller examples are tried for a failure."""
+
+
 class Wrong(AssertionError):
     """An outcome that no user may see."""
 
@@ -65,7 +69,7 @@ def campaign(
     tally, remaining, round_number = Tally(), n_examples, 0
     while remaining > 0:
         target: str | None = None
-        smallest = ""
+        smallest, n_shrinks = "", 0
 
         @seed(first_seed * 1000 + round_number)
         @settings(
@@ -78,10 +82,10 @@ def campaign(
         )
         @given(examples)
         def examine(example: Any) -> None:
-            nonlocal target, smallest, remaining
+            nonlocal target, smallest, n_shrinks, remaining
             if target is None:
                 remaining -= 1
-            elif remaining < 0:
+            elif (n_shrinks := n_shrinks + 1) > MOST_SHRINKS:
                 return
             outcome = try_one(example)
             if target is None:
@@ -141,8 +145,9 @@ def workplace() -> Iterator[Path]:
         tokens.train_from_iterator(lines, trainer)
         tokens.save(str(root / "tokenizer.json"))
         (root / "comparison.yaml").write_text(yaml.safe_dump(COMPARISON))
-        warm_up(Configuration(small("llp.LLP", "datamodules.TextFiles"), ["--name=run"], {}).write(root), root)
-        (root / "lightning_logs/run").rename(root / "run")
+        usual = Configuration(small("llp.LLP", "datamodules.TextFiles"), ["--name=run"], {})
+        warm_up(usual.write(root / "trial"), root / "trial")
+        (root / "trial/lightning_logs/run").rename(root / "run")
         yield root
 
 
@@ -167,11 +172,12 @@ COMPARISON = {
 
 
 def empty_trial(root: Path) -> Path:
-    """The folder of a trial, with the small configuration alone."""
+    """The folder of a trial, with small configurations and a trained run."""
     folder = root / "trial"
     shutil.rmtree(folder)
     folder.mkdir()
     Configuration(small("llp.LLP", "datamodules.TextFiles"), [], {}).write(folder)
+    shutil.copytree(root / "run", folder / "run")
     (folder / "pg19.yaml").write_text(yaml.safe_dump(small("llp.LLP", "datamodules.PG19")))
     return folder
 

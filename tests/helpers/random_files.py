@@ -56,7 +56,7 @@ CHECKPOINT = [
     ["generate", "--max_tokens", "3", "--ckpt_path", "x.ckpt"],
     ["consolidate", "x.ckpt"],
 ]
-GENERATE = ["generate", "--ckpt_path", "../run", "--max_tokens", "2", "--prompts"]
+GENERATE = ["generate", "--ckpt_path", "run", "--max_tokens", "2", "--prompts"]
 HUGGING_FACE = "datamodules.HuggingFaceTokenizer"
 OPENED: dict[str, tuple[str, str, list[list[str]]]] = {
     "text": ("../text.txt", "text/one.txt", [[*TEXT, "text"]]),
@@ -72,7 +72,7 @@ OPENED: dict[str, tuple[str, str, list[list[str]]]] = {
         "tokenizer.json",
         [[*TOKENIZER, HUGGING_FACE, "--data.init_args.tokenizer.init_args.file=tokenizer.json"]],
     ),
-    "checkpoint": ("../run/checkpoints/last.ckpt", "x.ckpt", CHECKPOINT),
+    "checkpoint": ("run/checkpoints/last.ckpt", "x.ckpt", CHECKPOINT),
     "prompts.txt": ("../text.txt", "prompts.txt", [[*GENERATE, "prompts.txt"]]),
     "prompts.jsonl": ("../prompts.jsonl", "prompts.jsonl", [[*GENERATE, "prompts.jsonl"]]),
     "comparison": ("../comparison.yaml", "x.yaml", [["compare", "x.yaml", "--plan"]]),

@@ -8,15 +8,15 @@ from llp.commands.help import COMMANDS
 
 VALID: dict[str, list[str]] = {
     "fit": ["--config", "configuration.yaml", "--name", "other"],
-    "validate": ["--ckpt_path", "../run"],
-    "test": ["--ckpt_path", "../run"],
-    "predict": ["--ckpt_path", "../run"],
-    "generate": ["--ckpt_path", "../run", "--prompt", "the cat", "--max_tokens", "3"],
-    "context": ["--ckpt_path", "../run", "--n_blocks", "2", "--block_len", "8", "--max_context", "16"],
+    "validate": ["--ckpt_path", "run"],
+    "test": ["--ckpt_path", "run"],
+    "predict": ["--ckpt_path", "run"],
+    "generate": ["--ckpt_path", "run", "--prompt", "the cat", "--max_tokens", "3"],
+    "context": ["--ckpt_path", "run", "--n_blocks", "2", "--block_len", "8", "--max_context", "16"],
     "runs": [".."],
     "compare": ["../comparison.yaml", "--plan"],
     "prepare": ["--config", "configuration.yaml"],
-    "consolidate": ["../run/checkpoints/last.ckpt"],
+    "consolidate": ["run/checkpoints/last.ckpt"],
     "completion": ["bash"],
 }
 """For each subcommand words that it takes, though not always to the end."""
@@ -29,7 +29,7 @@ _SETTINGS = [
 ]  # fmt: skip
 _VALUES = [
     "", " ", "0", "-1", "1", "1e3", "nan", "inf", "null", "true", "x", "{}", "[]", "{", "[1", "a: b", "--", "-", "=",
-    "1 2", "ä", "\udcff", "nowhere", "..", "../run", "99999999999999999999", "../text.txt", "llp.LLP", "a" * 5000, "cpu",
+    "1 2", "ä", "\udcff", "nowhere", "..", "run", "99999999999999999999", "../text.txt", "llp.LLP", "a" * 5000, "cpu",
 ]  # fmt: skip
 
 

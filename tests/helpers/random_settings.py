@@ -57,6 +57,7 @@ USUAL: dict[str, list[Any]] = {
     "accelerator": ["cpu", "auto", "gpu", "tpu", "mps", "cuda", "abacus"],
     "strategy": ["auto", "ddp", "fsdp", "ddp_spawn", "deepspeed", "fsdp2", "single_device"],
     "gradient_clip_algorithm": ["norm", "value", "other"], "profiler": ["simple", "advanced", "pytorch", "xla", None],
+    "logger": [None, True], "callbacks": [None], "plugins": [None],
     "monitor": ["val/loss", "val/perplexity", "val/bits_per_byte", "train/loss", "loss"], "mode": ["min", "max", "x"],
     "name": ["run", None, "Läufe 1", "a/b", "..", ""], "default_root_dir": [None, "runs", "", "configuration.yaml"],
     "cache_dir": ["cache", "~/.cache/llp", "", "configuration.yaml"], "text_key": ["text", "body", ""],
@@ -89,8 +90,8 @@ SECTIONS = (
     "init_from", "config",
 )  # fmt: skip
 """Sections as a whole, and names that are not, or should not be, there."""
-LEFT_OUT = {"callbacks": [None], "logger": [None, True], "plugins": [None]}
-"""Settings of the Trainer for code of others' own, which may raise what it likes."""
+CLASSES = ("accelerator", "strategy", "profiler", "logger", "callbacks", "plugins")
+"""Settings of the Trainer that take a class of Lightning's, too."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,10 @@ def _settings(parser: Any, prefix: str) -> Iterable[Setting]:
 def usual(setting: Setting) -> st.SearchStrategy[Any]:
     """Values that a person could give."""
     last = setting.name.rpartition(".")[2]
+    if last in CLASSES:
+        return st.sampled_from(USUAL[last]) | of_type(setting.type, setting.default)
     if last in USUAL:
         return st.sampled_from(USUAL[last])
-    if last in LEFT_OUT:
-        return st.sampled_from(LEFT_OUT[last])
     return of_type(setting.type, setting.default)
 
 

@@ -122,7 +122,7 @@ def try_llp(arguments: list[str], folder: Path, watched: Path | None = None, cpu
 def warm_up(arguments: list[str], folder: Path) -> None:
     """Run `llp` in this process, so that its children find loaded and built what a first run loads and builds."""
     before = dict(os.environ), Path.cwd(), sys.argv
-    with handlers_restored(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    with handlers_restored(), redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
         os.chdir(folder)
         try:
             status = _run_llp(arguments)
@@ -131,7 +131,7 @@ def warm_up(arguments: list[str], folder: Path) -> None:
             os.environ.update(before[0])
             os.chdir(before[1])
             sys.argv = before[2]
-    assert status == 0, "the small configuration itself doesn't run"
+    assert status == 0, err.getvalue()
     gc.collect()
     gc.freeze()  # else each child's collector goes through all of it, and copies the memory
 
