@@ -32,12 +32,11 @@ from helpers.random_flags import command_lines
 from helpers.random_settings import MODELS, Configuration, configurations, small
 from helpers.trials import Outcome, try_llp, warm_up
 
-
-MOST_SHRINKS = 60
+MOST_SHRINKS = 25
 """How many smaller examples are tried for a failure."""
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """An outcome that no user may see."""
 
 
@@ -95,13 +94,14 @@ def campaign(
             if outcome.kind.startswith("wrong") and outcome.kind not in tally.failures:
                 if target is None:
                     target = outcome.kind
+                    print(f"\n{target}\n{describe(example)}\n{outcome.err[-1500:]}\nmade smaller:", flush=True)
                 if outcome.kind == target:
                     smallest = f"{describe(example)}\n{outcome.err[-3000:]}{''.join(outcome.left)}"
-                    raise Wrong(target)
+                    raise WrongError(target)
 
         try:
             examine()
-        except (Wrong, Flaky):  # the latter: it does not come each time
+        except (WrongError, Flaky):  # the latter: it does not come each time
             assert target is not None
             tally.failures[target] = smallest
             print(f"\n{target}\n{smallest}\n", flush=True)
@@ -153,7 +153,9 @@ def workplace() -> Iterator[Path]:
 
 COMPARISON = {
     "name": "small",
-    "shared": {key: value for key, value in small("llp.LLP", "datamodules.TextFiles").items() if key in ("data", "trainer")},
+    "shared": {
+        key: value for key, value in small("llp.LLP", "datamodules.TextFiles").items() if key in ("data", "trainer")
+    },
     "arms": {
         "dense": {"class_path": "llp.Transformer", "init_args": MODELS["llp.Transformer"]},
         "llp": {"class_path": "llp.LLP", "init_args": MODELS["llp.LLP"]},
@@ -182,49 +184,49 @@ def empty_trial(root: Path) -> Path:
     return folder
 
 
-def fuzz_configurations(n_examples: int, first_seed: int) -> Tally:
+def fuzz_configurations(root: Path, n_examples: int, first_seed: int) -> Tally:
     """Random configurations of `llp fit`."""
-    with workplace() as root:
 
-        def describe(configuration: Configuration) -> str:
-            command = shlex.join(["llp", *configuration.write(empty_trial(root))])
-            return f"{command}\n{(root / 'trial/configuration.yaml').read_text()}"
+    def describe(configuration: Configuration) -> str:
+        command = shlex.join(["llp", *configuration.write(empty_trial(root))])
+        return f"{command}\n{(root / 'trial/configuration.yaml').read_text()}"
 
-        def try_one(configuration: Configuration) -> Outcome:
-            return try_llp(configuration.write(empty_trial(root)), root / "trial", root)
+    def try_one(configuration: Configuration) -> Outcome:
+        outcome = try_llp(configuration.write(empty_trial(root)), root / "trial", root)
+        if outcome.status == 0 and outcome.steps == 0:
+            outcome.fault = "it ended well, and nothing was trained"
+        return outcome
 
-        return campaign(configurations(), try_one, lambda one: list(one.changed), describe, n_examples, first_seed)
+    return campaign(configurations(), try_one, lambda one: list(one.changed), describe, n_examples, first_seed)
 
 
-def fuzz_flags(n_examples: int, first_seed: int) -> Tally:
+def fuzz_flags(root: Path, n_examples: int, first_seed: int) -> Tally:
     """Random words behind every subcommand."""
-    with workplace() as root:
-        return campaign(
-            command_lines(),
-            lambda line: try_llp(line.words, empty_trial(root), root),
-            lambda line: line.changes,
-            lambda line: shlex.join(["llp", *line.words]),
-            n_examples,
-            first_seed,
-        )
+    return campaign(
+        command_lines(),
+        lambda line: try_llp(line.words, empty_trial(root), root),
+        lambda line: line.changes,
+        lambda line: shlex.join(["llp", *line.words]),
+        n_examples,
+        first_seed,
+    )
 
 
-def fuzz_files(n_examples: int, first_seed: int) -> Tally:
+def fuzz_files(root: Path, n_examples: int, first_seed: int) -> Tally:
     """Random and damaged files of every kind that is opened."""
-    with workplace() as root:
 
-        def try_one(file: File) -> Outcome:
-            outcome = try_llp(file.write(empty_trial(root)), root / "trial", root)
-            if (root / "executed").exists():
-                (root / "executed").unlink()
-                outcome.left = ["code in a file was executed"]
-            return outcome
+    def try_one(file: File) -> Outcome:
+        outcome = try_llp(file.write(empty_trial(root)), root / "trial", root)
+        if (root / "executed").exists():
+            (root / "executed").unlink()
+            outcome.fault = "code in a file was executed"
+        return outcome
 
-        def describe(file: File) -> str:
-            return f"{shlex.join(['llp', *file.words])}\n{file.name}: {file.content[:2000]!r}"
+    def describe(file: File) -> str:
+        return f"{shlex.join(['llp', *file.words])}\n{file.name}: {file.content[:2000]!r}"
 
-        empty_trial(root)
-        return campaign(files(root / "trial"), try_one, lambda file: [file.what], describe, n_examples, first_seed)
+    empty_trial(root)
+    return campaign(files(root / "trial"), try_one, lambda file: [file.what], describe, n_examples, first_seed)
 
 
 FUZZERS = {"configurations": fuzz_configurations, "flags": fuzz_flags, "files": fuzz_files}
@@ -238,9 +240,7 @@ def report(tally: Tally) -> str:
     lines += ["", f"{'setting':60}     ran refused  others   wrong"]
     for name, kinds in sorted(tally.by_setting.items()):
         wrong = sum(number for kind, number in kinds.items() if kind.startswith("wrong"))
-        lines.append(
-            f"{name:60}{kinds['ran']:8}{kinds['refused']:8}{kinds['starts others']:8}{wrong:8}"
-        )
+        lines.append(f"{name:60}{kinds['ran']:8}{kinds['refused']:8}{kinds['starts others']:8}{wrong:8}")
     return "\n".join(lines)
 
 
@@ -250,7 +250,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    tally = FUZZERS[options.what](options.examples, options.seed)
+    with workplace() as root:
+        tally = FUZZERS[options.what](root, options.examples, options.seed)
     print(report(tally))
     raise SystemExit(1 if tally.failures else 0)
 

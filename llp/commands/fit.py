@@ -17,7 +17,7 @@ from llp.commands.trainer_settings import check_length, check_trainer_settings, 
 from llp.errors import SettingError, require
 from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
-from llp.training.memory import check_memory
+from llp.training.memory import check_batch, check_memory
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
@@ -91,6 +91,7 @@ class FitCommand(TrainerCommand):
         if self.initial_weights is not None:
             self.initial_weights.check_fits(self.model)
         check_memory(self.model, self.trainer)
+        check_batch(self.datamodule)
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder that holds another run."""

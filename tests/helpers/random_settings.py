@@ -7,6 +7,7 @@ type, or no person, expects.
 import json
 import types
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -19,10 +20,8 @@ from jsonargparse._typehints import get_all_subclass_paths
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
-from datamodules.tokenizers import Tokenizer
 from helpers.small_models import OWN_SETTINGS
 from llp.commands.fit import FitCommand
-from llp.language_model import LanguageModel
 
 _TEXT = {"tokenizer": "datamodules.Bytes", "window_len": 32, "batch_size": 2}
 _TASK = {"window_len": 32, "label_len": 4, "vocab_size": 64, "batch_size": 2, "n_validation": 4, "n_test": 4}
@@ -76,10 +75,11 @@ PATHS = {
 """Never null, which would be the Hub."""
 ODD = [
     0, -1, 1, 2**31, 2**63, 10**9, 10**12, 10**30, -(2**63), 1.5, -0.5, 1e308, float("nan"), float("inf"),
-    float("-inf"), None, True, False, "", " ", "x", "true", "null", "nan", "1e3", "0x10", "1_000", "ä\u0000"[:1],
+    float("-inf"), None, True, False, "", " ", "x", "true", "null", "nan", "1e3", "0x10", "1_000", "ä",
     "{", "a: b", "- 1", "\udcff", [], {}, [1, 2], [None], [[]], {"a": 1}, "llp.LLP", "datamodules.Bytes", "os.system",
     "nowhere.Class", "builtins.print", "lightning.Trainer", {"class_path": "nowhere.Class"}, {"class_path": None},
-    {"class_path": "llp.LLP", "init_args": []}, {"class_path": "builtins.dict", "init_args": {"a": 1}}, {"init_args": 5},
+    {"class_path": "llp.LLP", "init_args": []}, {"class_path": "builtins.dict", "init_args": {"a": 1}},
+    {"init_args": 5},
 ]  # fmt: skip
 """What no type, or no person, expects; also what a type allows and a machine can't hold."""
 SECTIONS = (
@@ -141,10 +141,8 @@ def general_settings() -> list[Setting]:
             found.extend(_settings(fit, ""))
             raise StopIteration
 
-    try:
+    with suppress(StopIteration):
         Schema([])
-    except StopIteration:
-        pass
     files = {"config", "model", "data", "ckpt_path", "init_from"}
     return [setting for setting in found if setting.name not in files]
 
@@ -231,7 +229,7 @@ def odd(setting: Setting) -> st.SearchStrategy[Any]:
     last = setting.name.rpartition(".")[2]
     values = ODD
     if last == "num_nodes":
-        values = [value for value in ODD if not (isinstance(value, int | float | str) and value not in (0, -1, "x", ""))]
+        values = [0, -1, "x", "", None, [], {}, [1, 2]]
     if last == "path":
         values = [value for value in ODD if value is not None and value != "null"]
     if last == "compile":
@@ -291,7 +289,3 @@ def _as_flag(value: Any) -> str:
     if isinstance(value, float):
         return {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}.get(str(value), str(value))
     return value if isinstance(value, str) else json.dumps(value)
-
-
-assert issubclass(import_object("llp.LLP"), LanguageModel)
-assert issubclass(import_object("datamodules.Bytes"), Tokenizer)

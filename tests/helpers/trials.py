@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -32,8 +32,8 @@ from llp.language_model import LanguageModel
 
 MEMORY = 4 << 30
 """Bytes of address space of a child: what allocates more is refused them, as on a small machine."""
-CPU_S, WALL_S = 20, 120
-"""Seconds of a child: of a core, and by the clock."""
+CPU_S, STILL_S = 20, 60
+"""Seconds of a child: of a core in all, and by the clock without using any."""
 STEPS, BATCHES = 3, 60
 """A child that has done more optimizer steps, or more batches in all, has shown that it runs, and ends."""
 ENOUGH, STARTS_OTHERS = 77, 78
@@ -46,7 +46,7 @@ class Outcome:
     """What came of a command line.
 
     `status` is negative for a signal; `steps` are the optimizer steps done, `left` the files that appeared or changed
-    outside of the working folder.
+    outside of the working folder; `fault` is what else is wrong, as the one who tries it finds.
     """
 
     status: int
@@ -56,12 +56,15 @@ class Outcome:
     is_too_slow: bool
     left: list[str]
     seconds: float
+    fault: str = ""
 
     @property
     def kind(self) -> str:
         """`ran`, `refused`, `starts others`, or what is wrong with it, in words that are equal for equal causes."""
+        if self.fault:
+            return f"wrong: {self.fault}"
         if self.is_too_slow or self.status == -signal.SIGXCPU:
-            return f"wrong: no end, within {CPU_S} s of a core or {WALL_S} s"
+            return f"wrong: no end, within {CPU_S} s of a core, or {STILL_S} s without using any"
         if self.status < 0:
             return f"wrong: {signal.Signals(-self.status).name}"
         text = self.out + self.err
@@ -146,14 +149,17 @@ def _files(watched: Path, but: Path) -> set[tuple[Path, tuple[int, int]]]:
 
 
 def _wait(child: int) -> tuple[int, bool]:
-    """Exit status of a child, negative for a signal, and whether it had to be ended; no process of its group is left."""
+    """Exit status of a child, negative for a signal, and whether it had to be ended. None of its processes is left."""
     descriptor = os.pidfd_open(child)
-    ready, _, _ = select.select([descriptor], [], [], WALL_S)
+    used, since, ready = [""], time.monotonic(), []
+    while not ready and time.monotonic() - since < STILL_S:
+        ready, _, _ = select.select([descriptor], [], [], 2)
+        stat = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        if stat[0] == "R" or stat[11:13] != used:  # it waits for a core, or has had one
+            used, since = stat[11:13], time.monotonic()
     os.close(descriptor)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), not ready
 
 
@@ -168,7 +174,7 @@ def _be_child(work: Callable[[], int], folder: Path, steps: mmap.mmap, cpu_s: in
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         _move_logs()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(signum, signal.SIG_DFL)
@@ -234,6 +240,6 @@ def _bound_work(steps: mmap.mmap) -> None:
         os._exit(STARTS_OTHERS)
 
     register_optimizer_step_post_hook(count_step)
-    for name in ("training_step", "validation_step"):
+    for name in ("training_step", "validation_step", "extend"):
         setattr(LanguageModel, name, counted(getattr(LanguageModel, name)))
     _SubprocessScriptLauncher._call_children_scripts = start_no_others
