@@ -45,9 +45,8 @@ class FitCommand(TrainerCommand):
 
     def before_instantiate_classes(self) -> None:
         """Refuse settings of the Trainer with which nothing would be trained, too."""
-        settings = self._get(self.config, "trainer")
-        require(settings is not None, "trainer", None, "leave the section out, or give it settings")
-        check_trainer_settings(settings)
+        self.require_sections()
+        check_trainer_settings(self._get(self.config, "trainer"))
         name = self._get(self.config, "name")
         remedy = "it is the name of a folder in lightning_logs; choose one without slashes and control characters"
         is_one = name is None or (name.isprintable() and name == os.path.basename(name) and name not in (".", ".."))

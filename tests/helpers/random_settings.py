@@ -24,7 +24,7 @@ from helpers.small_models import OWN_SETTINGS
 from llp.commands.fit import FitCommand
 
 _TEXT = {"tokenizer": "datamodules.Bytes", "window_len": 32, "batch_size": 2}
-_TASK = {"window_len": 32, "label_len": 4, "vocab_size": 64, "batch_size": 2, "n_validation": 4, "n_test": 4}
+_TASK = {"window_len": 32, "label_len": 8, "vocab_size": 64, "batch_size": 2, "n_validation": 4, "n_test": 4}
 DATA: dict[str, dict[str, Any]] = {
     "datamodules.TextFiles": {"path": "../text", **_TEXT},
     "datamodules.WikiText103": {"path": "../wikitext", **_TEXT},
@@ -37,7 +37,13 @@ DATA: dict[str, dict[str, Any]] = {
 """Every data module with settings for a small model. The last two have long texts, encoded once for all trials."""
 MODELS: dict[str, dict[str, Any]] = {
     f"llp.{name}": {"dim": 16, "n_layers": 2, "n_heads": 2, "warmup_steps": 1, **own}
-    for name, own in OWN_SETTINGS.items()
+    for name, own in {
+        **OWN_SETTINGS,
+        "PerceiverAR": {"latent_len": 8},
+        "DoubleAttention": {"latent_len": 8},
+        "SplitAttention": {"latent_len": 8, "segment_len": 4},
+        "CompressedAttention": {"latent_len": 8, "history_len": 24, "compressed_len": 4},
+    }.items()
 }
 TRAINER = {"accelerator": "cpu", "devices": 1, "max_steps": 1, "enable_progress_bar": False}
 
@@ -45,9 +51,9 @@ USUAL: dict[str, list[Any]] = {
     # Sizes: any others of the type would be as good, and take longer.
     "dim": [16, 8, 32, 24], "n_layers": [2, 1, 3], "n_heads": [2, 1, 4], "mlp_ratio": [4, 1, 2],
     "segment_len": [4, 8, 16], "look_back": [1, 0, 2], "dense_every": [None, 1, 2], "window": [8, 1, 32, 500],
-    "latent_len": [5, 1, 16], "history_len": [13, 8, 40], "compressed_len": [4, 1, 8], "n_pairs": [4, 1, 2],
+    "latent_len": [8, 1, 16], "history_len": [24, 8, 40], "compressed_len": [4, 1, 8], "n_pairs": [4, 1, 2],
     "window_len": [32, 16, 33, 64], "train_stride": [None, 1, 16, 40], "burn_in": [0, 8, 16, "reach"],
-    "scoring_window_len": [None, 32, 16, 64], "scoring_stride": [None, 4, 16, 1], "label_len": [None, 4, 5, 32],
+    "scoring_window_len": [None, 32, 16, 64], "scoring_stride": [None, 4, 16, 1], "label_len": [8, None, 5, 32],
     "n_validation": [4, 1, 10], "n_test": [4, 1, 10], "sample_lines": [500000, 10, 1], "batch_size": [2, 1, 3, 8],
     "sample_tokens": [0, 1, 8], "prompt_tokens": [32, 0, 4], "timeout_s": [1800.0, 1.0, 0.5],
     "devices": [1, "auto", "1", [0]], "num_nodes": [1, "1"], "max_steps": [1, 2, 3, -1], "max_epochs": [1, None, 2, -1],
