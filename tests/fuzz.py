@@ -105,6 +105,8 @@ def campaign(
             assert target is not None
             tally.failures[target] = smallest
             print(f"\n{target}\n{smallest}\n", flush=True)
+        except KeyboardInterrupt:  # so far, then
+            break
         else:
             break
         round_number += 1

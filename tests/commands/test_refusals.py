@@ -52,7 +52,7 @@ def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
         (("--data.init_args.batch_size", "1000000000000"), "1000000000000, 32: the tokens of a batch alone need"),
         (("--trainer.max_steps", str(2**63)), f"trainer.max_steps = {2**63}: with accumulate_grad_batches = 1 these"),
         (("--trainer.max_time", '{"days": 1000000000000}'), "trainer: days=1000000000000; must have magnitude <="),
-        (("--stall", ".inf"), "stall = inf: leave the section out, or give it settings"),
+        (("--config", "{stall: .inf}"), "stall = inf: leave the section out, or give it settings"),
         (("--model.init_args.weight_decay", "-1"), "weight_decay = -1"),
         (("--seed_everything", "-1"), "seed_everything = -1"),
         (("--sample.top_p", "2"), "top_p = 2"),

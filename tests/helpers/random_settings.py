@@ -62,7 +62,19 @@ USUAL: dict[str, list[Any]] = {
     "accelerator": ["cpu", "auto", "gpu", "tpu", "mps", "cuda", "abacus"],
     "strategy": ["auto", "ddp", "fsdp", "ddp_spawn", "deepspeed", "fsdp2", "single_device"],
     "gradient_clip_algorithm": ["norm", "value", "other"], "profiler": ["simple", "advanced", "pytorch", "xla", None],
-    "logger": [None, True], "callbacks": [None], "plugins": [None],
+    "plugins": [None],
+    # Those that watch a training: what others of Lightning's change in it, is for their own code to check.
+    "callbacks": [
+        None, "lightning.pytorch.callbacks.LearningRateMonitor", "lightning.pytorch.callbacks.Timer",
+        {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}},
+        [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "x"}}],
+        ["lightning.pytorch.callbacks.DeviceStatsMonitor", "lightning.pytorch.callbacks.TQDMProgressBar"],
+        "lightning.pytorch.callbacks.RichProgressBar", "lightning.pytorch.callbacks.EMAWeightAveraging",
+    ],
+    "logger": [
+        None, True, {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "csv"}},
+        {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "other", "name": ""}},
+    ],
     "monitor": ["val/loss", "val/perplexity", "val/bits_per_byte", "train/loss", "loss"], "mode": ["min", "max", "x"],
     "name": ["run", None, "Läufe 1", "a/b", "..", ""], "default_root_dir": [None, "runs", "", "configuration.yaml"],
     "cache_dir": ["cache", "~/.cache/llp", "", "configuration.yaml"], "text_key": ["text", "body", ""],
@@ -96,7 +108,7 @@ SECTIONS = (
     "init_from", "config",
 )  # fmt: skip
 """Sections as a whole, and names that are not, or should not be, there."""
-CLASSES = ("accelerator", "strategy", "profiler", "logger", "callbacks", "plugins")
+CLASSES = ("accelerator", "strategy", "profiler", "plugins")
 """Settings of the Trainer that take a class of Lightning's, too."""
 
 

@@ -28,6 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.signal_handlers import handlers_restored
 from llp import __main__ as console
+from llp.decoder.decoder import Decoder
 from llp.language_model import LanguageModel
 
 MEMORY = 4 << 30
@@ -35,7 +36,7 @@ MEMORY = 4 << 30
 CPU_S, STILL_S = 20, 60
 """Seconds of a child: of a core in all, and by the clock without using any."""
 STEPS, BATCHES = 3, 60
-"""A child that has done more optimizer steps, or more batches in all, has shown that it runs, and ends."""
+"""A child that has done more optimizer steps, or more batches and sampled tokens in all, runs on, and is ended."""
 ENOUGH, STARTS_OTHERS = 77, 78
 """Exit statuses of the trial itself: of a child that was ended so, and of one that would start further processes."""
 _ERROR = re.compile(r"^(llp\b[^:]*|llp): error: |^usage: .*error: ", re.MULTILINE)
@@ -240,6 +241,6 @@ def _bound_work(steps: mmap.mmap) -> None:
         os._exit(STARTS_OTHERS)
 
     register_optimizer_step_post_hook(count_step)
-    for name in ("training_step", "validation_step", "extend"):
-        setattr(LanguageModel, name, counted(getattr(LanguageModel, name)))
+    for owner, name in ((LanguageModel, "training_step"), (LanguageModel, "validation_step"), (Decoder, "extend")):
+        setattr(owner, name, counted(getattr(owner, name)))
     _SubprocessScriptLauncher._call_children_scripts = start_no_others
