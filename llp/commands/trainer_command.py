@@ -154,7 +154,7 @@ class TrainerCommand(LightningCLI):
             TypeError,
             ValueError,
             OverflowError,
-        ) as error:  # Lightning on its settings, in its own words
+        ) as error:  # Lightning on its settings
             raise MisconfigurationException(f"trainer: {error}") from error
 
     def default_logger(self) -> Any:
