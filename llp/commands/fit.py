@@ -19,7 +19,7 @@ from llp.digests import with_digest_line
 from llp.errors import SettingError, require
 from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
-from llp.training.memory import check_memory
+from llp.training.memory import check_batch, check_memory
 from llp.training.run_checkpoint import complete_last
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
@@ -50,8 +50,8 @@ class FitCommand(TrainerCommand):
 
     def before_instantiate_classes(self) -> None:
         """Refuse settings of the Trainer with which nothing would be trained, too."""
+        self.require_sections()
         settings = self._get(self.config, "trainer")
-        require(settings is not None, "trainer", None, "leave the section out, or give it settings")
         check_trainer_settings(settings)
         name = self._get(self.config, "name")
         require_packages(configured(settings.logger))
@@ -109,6 +109,7 @@ class FitCommand(TrainerCommand):
         if self.initial_weights is not None:
             self.initial_weights.check_fits(self.model)
         check_memory(self.model, self.trainer)
+        check_batch(self.datamodule)
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder that holds another run."""

@@ -24,13 +24,22 @@ def users_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend, if an exception is that or was raised from it.
 
     That is our own `SettingError` (jsonargparse wraps what a constructor raises), Lightning's word for settings of its
-    own that can't be used, files that can't be read or written, and memory that is not enough.
+    own that can't be used or for packages that it lacks, files that can't be read or written, and memory that is not
+    enough.
     """
     if short := exhausted(error):
         return short
-    while error is not None and not isinstance(error, SettingError | MisconfigurationException | OSError):
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
+        return MisconfigurationException(f"trainer.callbacks: {error}")  # of no type of Lightning's own
+    while error is not None and not _is_users(error):
         error = error.__cause__
     return error
+
+
+def _is_users(error: BaseException) -> bool:
+    # Lightning says which package to install; where an import fails, Python names the module.
+    is_advice = isinstance(error, ModuleNotFoundError) and error.name is None
+    return is_advice or isinstance(error, SettingError | MisconfigurationException | OSError)
 
 
 def in_words(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import re
 from typing import Any, ClassVar
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -117,8 +118,15 @@ class TrainerCommand(LightningCLI):
         require(0 <= seed < 2**32, "seed_everything", seed, "set it to 0 or more, and below 2**32")
         super()._set_seed()
 
+    def require_sections(self) -> None:
+        """Raise a `SettingError` for a section that holds no settings but a value of its own."""
+        for section in ("trainer", "checkpoint", "guard", "stall", "sample", "certificate"):
+            value = self._get(self.config, section)
+            require(isinstance(value, Namespace), section, value, "leave the section out, or give it settings")
+
     def before_instantiate_classes(self) -> None:
         """Open the checkpoint: a broken one is refused before anything is built."""
+        self.require_sections()
         path = self._get(self.config, "ckpt_path")
         remedy = f"`llp {self.name}` needs a trained model; name its checkpoint"
         require(path is not None or self.name == "fit", "ckpt_path", None, remedy)
@@ -146,7 +154,12 @@ class TrainerCommand(LightningCLI):
             self.trainer_defaults["callbacks"].append(RunProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
+        except (
+            ModuleNotFoundError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # Lightning on its settings
             raise MisconfigurationException(f"trainer: {error}") from error
 
     def logger_at_once(self, loggers: Any) -> Any:
