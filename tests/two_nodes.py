@@ -10,6 +10,8 @@ The nodes are namespaces of this machine, see `helpers.slurm_cluster`; nothing i
 import argparse
 import json
 import os
+import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,10 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from helpers.pace import SLOW_DISK
 from helpers.runs import assert_same_run, curves
 from helpers.slurm_cluster import (
+    GRACE_S,
+    NODE_LOST_S,
+    NODES,
     ROOT,
     SHARED,
     SLURM,
@@ -29,6 +36,7 @@ from helpers.slurm_cluster import (
     run_in_namespaces,
     wait_for,
 )
+from llp.training import checkpoints
 
 STEPS = 60
 STALL_S = 15
@@ -104,16 +112,12 @@ class Bench:
         sizes, batches = self.sizes(nodes, tasks)
         return self.cluster.submit("--config", "run.yaml", *arguments, *batches, sbatch=[*sizes, *sbatch])
 
-    def log(self, job: str) -> str:
-        path = LOGS / f"slurm-{job}.log"
-        return path.read_text() if path.exists() else ""
-
     def whole(self, name: str, *arguments: str, nodes: int = 2, tasks: int = 1) -> Path:
         """The folder of a run that nothing disturbs, carried out when it is first asked for."""
         if not (LOGS / name).exists():
             print(f"The undisturbed run {name}", flush=True)
             job = self.submit(*arguments, "--name", name, nodes=nodes, tasks=tasks)
-            assert self.cluster.finish(job) == "COMPLETED", self.log(job)
+            assert self.cluster.finish(job) == "COMPLETED"
         return LOGS / name
 
     def single(self) -> Path:
@@ -128,6 +132,62 @@ class Bench:
         """The figures of `llp test` on the one process's checkpoint."""
         self.cluster(*srun, "llp", "test", "--ckpt_path", str(self.single()), *flags)
         return json.loads((self.single() / "test.json").read_text())["rows"]
+
+
+class Job:
+    """A run on two nodes that a fault will meet, and the undisturbed one which it must equal in the end."""
+
+    def __init__(self, bench: Bench, flags: Iterable[str] = DDP, name: str = "ddp-2x1", tasks: int = 1) -> None:
+        self.bench, self.cluster = bench, bench.cluster
+        self.whole = bench.whole(name, *flags, tasks=tasks)
+        self.cluster.wait_until_idle()
+        self.number = bench.submit(*flags, tasks=tasks)
+        self.folder = LOGS / self.number
+        self.restarts = 0
+
+    def log(self) -> str:
+        return (LOGS / f"slurm-{self.number}.log").read_text()
+
+    def saved(self) -> int:
+        """The step of the newest whole checkpoint; 0: there is none."""
+        path = next(checkpoints.newest_first(self.folder / "checkpoints"), None)
+        return 0 if path is None else checkpoints.read(path)["global_step"]
+
+    def train(self, steps: int = 10) -> int:
+        """Wait until a checkpoint has so many steps more than now; returns its step."""
+        least = self.saved() + steps
+        wait_for(f"job {self.number} has saved step {least}", lambda: self.saved() >= least, 300)
+        return self.saved()
+
+    def ends(self, saved: int, seconds: float) -> tuple[str, float]:
+        """Wait until SLURM has ended it or returned it to the queue; returns which, and after how many seconds."""
+        states = ("FAILED", "TIMEOUT", "NODE_FAIL", "PENDING", "REQUEUED", "COMPLETED")
+        after = self.cluster.wait_for_state(self.number, *states, seconds=seconds)
+        assert self.saved() >= saved, f"step {saved} was saved, {self.saved()} is there"
+        return self.cluster.state(self.number), after
+
+    def said(self, *words: str) -> str:
+        """The line of the log in which all words are."""
+        wait_for(f"the log says {words}", lambda: any(all(w in line for w in words) for line in self._lines()), 30)
+        return next(line for line in self._lines() if all(word in line for word in words)).strip()
+
+    def _lines(self) -> list[str]:
+        return self.log().splitlines()
+
+    def resume(self) -> None:
+        """Let it run again, as a user does if SLURM doesn't."""
+        if self.cluster.state(self.number) != "PENDING":
+            self.cluster("scontrol", "requeue", self.number)
+
+    def completes(self, restarts: int, ignored: Iterable[str] = ()) -> None:
+        """Wait for its end; it must be the undisturbed run, bit for bit, after so many restarts."""
+        assert self.cluster.finish(self.number) == "COMPLETED", self.log()
+        assert self.cluster.restarts(self.number) == restarts
+        if (self.folder / "checkpoints/last.ckpt").is_dir():
+            np.testing.assert_equal(curves(self.whole), curves(self.folder))
+        else:
+            assert_same_run(self.whole, self.folder)
+        print(f"  job {self.number} is the undisturbed run, bit for bit", flush=True)
 
 
 def prepare(bench: Bench) -> None:
@@ -167,7 +227,229 @@ def equal(bench: Bench) -> None:
             bench.results.equalities.append([what, outcome])
 
 
-CASES: dict[str, Callable[[Bench], None]] = {"equal": equal}
+def preempted(bench: Bench) -> None:
+    """A more urgent job takes both nodes: the run saves, returns to the queue, and goes on from there."""
+    for name, flags in (("ddp-2x1", DDP), ("fsdp2-2x1", FSDP2)):
+        job = Job(bench, flags, name)
+        saved = job.train()
+        urgent(bench)
+        state, after = job.ends(saved, GRACE_S + 20)
+        assert state == "PENDING", state
+        said = job.said("Resume from step")
+        assert "Traceback" not in job.log()
+        job.completes(restarts=1)
+        row = [f"pre-emption ({name})", "saves its step and returns to the queue", _within(after, GRACE_S + 20), said]
+        bench.results.faults.append([*row, "goes on by itself"])
+
+
+def preempted_twice(bench: Bench) -> None:
+    """The second time while the run starts again."""
+    job = Job(bench)
+    saved = job.train()
+    urgent(bench)
+    job.ends(saved, GRACE_S + 20)
+    job.cluster.wait_for_state(job.number, "RUNNING")
+    wait_for("its tasks run", lambda: bench.cluster.tasks("node1"))
+    time.sleep(1)  # while they import
+    urgent(bench)
+    state, after = job.ends(saved, GRACE_S + 20)
+    assert state == "PENDING", state
+    job.completes(restarts=2)
+    row = ["a second pre-emption while the job starts again", "returns to the queue at once"]
+    bench.results.faults.append([*row, _within(after, GRACE_S + 20), "", "goes on by itself"])
+
+
+def urgent(bench: Bench) -> None:
+    """A job that pre-empts others on both nodes."""
+    bench.cluster("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+
+
+def task_killed(bench: Bench) -> None:
+    """`kill -9` of one task."""
+    job = Job(bench)
+    saved = job.train()
+    for pid in bench.cluster.tasks("node2"):
+        os.kill(pid, signal.SIGKILL)
+    state, after = job.ends(saved, 20)
+    assert state == "FAILED", state
+    said = job.said("error: node2: task 1: Killed")
+    job.resume()
+    job.completes(restarts=1)
+    row = ["a task is killed (`kill -9`, out of memory)", "ends: FAILED", _within(after, 20), said]
+    bench.results.faults.append([*row, REQUEUE])
+
+
+def node_lost(bench: Bench) -> None:
+    """A node loses power: first the one without, then the one with the batch script."""
+    for node, what in (("node2", "a node is lost"), ("node1", "the node of the batch script is lost")):
+        job = Job(bench)
+        saved = job.train()
+        bench.cluster.kill_node(node)
+        state, after = job.ends(saved, NODE_LOST_S + 40)
+        bench.cluster.start_node(node)
+        print(f"  {state}: {job.log()[-1500:]}", flush=True)
+        said = job.said(node if node == "node2" else "NODE FAILURE")
+        job.resume()
+        job.completes(restarts=1)
+        row = [what, f"{state}", _within(after, NODE_LOST_S + 40), said]
+        bench.results.faults.append([*row, "goes on by itself" if state == "PENDING" else REQUEUE])
+
+
+def link_cut(bench: Bench) -> None:
+    """The network between the nodes fails in the middle of a step, for five seconds, and for good."""
+    job = Job(bench)
+    job.train()
+    bench.cluster.cut("node2")
+    time.sleep(5)
+    bench.cluster.join("node2")
+    job.completes(restarts=0)
+    row = ["the network to a node is cut for 5 s", "goes on", f"less than `stall.timeout_s` = {STALL_S} s", ""]
+    bench.results.faults.append([*row, "nothing to do"])
+    job = Job(bench)
+    saved = job.train()
+    bench.cluster.cut("node2")
+    state, after = job.ends(saved, STALL_S + 60)
+    print(f"  {state}: {job.log()[-1500:]}", flush=True)
+    bench.cluster.join("node2")
+    said = job.said("rank 1 did not respond")
+    job.resume()
+    job.completes(restarts=1)
+    row = ["the network to a node is cut for good", f"{state}", _within(after, STALL_S + 60), said]
+    bench.results.faults.append([*row, "goes on by itself" if state == "PENDING" else REQUEUE])
+
+
+def controller_restarted(bench: Bench) -> None:
+    """The controller is killed and comes back."""
+    job = Job(bench)
+    job.train()
+    bench.cluster.kill_controller()
+    time.sleep(8)
+    bench.cluster.start_controller()
+    wait_for("the controller answers", lambda: bench.cluster.state(job.number))
+    job.completes(restarts=0)
+    bench.results.faults.append(
+        ["the controller is killed and comes back 8 s later", "goes on", "", "", "nothing to do"]
+    )
+
+
+def disk_full(bench: Bench) -> None:
+    """The shared disk has no room for another checkpoint."""
+    job = Job(bench)
+    saved = job.train()
+    used = sum(path.lstat().st_blocks * 512 for path in SHARED.rglob("*"))
+    bench.cluster("mount", "-o", f"remount,size={used + 65536}", str(SHARED))
+    state, after = job.ends(saved, 60)
+    bench.cluster("mount", "-o", "remount,size=4g", str(SHARED))
+    assert state == "FAILED", state
+    said = job.said("No space left on device", "llp fit: error")
+    assert "Traceback" not in job.log()
+    job.resume()
+    job.completes(restarts=1)
+    bench.results.faults.append(["the shared disk is full", "ends: FAILED", _within(after, 60), said, REQUEUE])
+
+
+def disk_read_only(bench: Bench) -> None:
+    """The shared disk refuses to be written."""
+    job = Job(bench)
+    saved = job.train()
+    bench.cluster.make_read_only(LOGS)
+    state, after = job.ends(saved, 60)
+    bench.cluster.make_writable(LOGS)
+    assert state == "FAILED", state
+    said = job.said("Read-only file system", "llp fit: error")
+    assert "Traceback" not in job.log()
+    job.resume()
+    job.completes(restarts=1)
+    bench.results.faults.append(["the shared disk is read-only", "ends: FAILED", _within(after, 60), said, REQUEUE])
+
+
+def disk_slow(bench: Bench) -> None:
+    """A checkpoint takes longer than `stall.timeout_s`."""
+    job = Job(bench)
+    saved = job.train()
+    (SHARED / SLOW_DISK).write_text("600")
+    state, after = job.ends(saved, 2 * STALL_S + 30)
+    (SHARED / SLOW_DISK).unlink()
+    print(f"  {state}: {job.log()[-1500:]}", flush=True)
+    assert state == "FAILED", state
+    said = job.said(f"stall.timeout_s = {STALL_S}", "rank 0")
+    job.resume()
+    job.completes(restarts=1)
+    what = "a checkpoint takes longer than `stall.timeout_s`"
+    bench.results.faults.append([what, "ends: FAILED", _within(after, 2 * STALL_S + 30), said, REQUEUE])
+
+
+def time_limit(bench: Bench) -> None:
+    """The time limit comes while a checkpoint is being written: there is time for it, or there isn't."""
+    for left_s, state_then in ((300, "PENDING"), (1, "TIMEOUT")):
+        job = Job(bench)
+        saved = job.train()
+        (SHARED / SLOW_DISK).write_text("4" if state_then == "PENDING" else "12")
+        is_written = (job.folder / "checkpoints/.last.ckpt.unfinished").exists
+        wait_for("a checkpoint is being written", is_written)
+        end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + left_s))
+        bench.cluster("scontrol", "update", f"JobId={job.number}", f"EndTime={end}")
+        state, after = job.ends(saved, 120)
+        (SHARED / SLOW_DISK).unlink()
+        print(f"  {state}: {job.log()[-1500:]}", flush=True)
+        bench.results.faults.append(["time limit", state, _within(after, 120), "", ""])
+        job.resume()
+        job.completes(restarts=1)
+
+
+def random_cuts(bench: Bench) -> None:
+    """Five cuts of one run, of a task, a node or its network, at random."""
+    job, rng = Job(bench), random.Random(bench.seed)
+    cuts = []
+    for _ in range(5):
+        saved = job.train(5)
+        time.sleep(rng.uniform(0, 2))
+        kind, node = rng.choice(["task", "node", "network"]), rng.choice(NODES)
+        cuts.append(f"{kind} of {node} after step {saved}" if kind != "node" else f"{node} after step {saved}")
+        print(f"  cut: {cuts[-1]}", flush=True)
+        if kind == "task":
+            for pid in bench.cluster.tasks(node):
+                os.kill(pid, signal.SIGKILL)
+        elif kind == "node":
+            bench.cluster.kill_node(node)
+        else:
+            bench.cluster.cut(node)
+        state, _ = job.ends(saved, NODE_LOST_S + STALL_S + 60)
+        assert state != "COMPLETED", "the run was over before it was cut"
+        if kind == "node":
+            bench.cluster.start_node(node)
+        elif kind == "network":
+            bench.cluster.join(node)
+        job.resume()
+    job.completes(restarts=5)
+    what = f"five cuts of one run (seed {bench.seed}): {', '.join(cuts)}"
+    bench.results.equalities.append([what, "the undisturbed run bit for bit"])
+
+
+def _within(after: float, limit: float) -> str:
+    return f"{after:.0f} s (limit {limit:.0f} s)"
+
+
+REQUEUE = "`scontrol requeue <job>`"
+
+
+CASES: dict[str, Callable[[Bench], None]] = {
+    case.__name__: case
+    for case in (
+        equal,
+        preempted,
+        preempted_twice,
+        task_killed,
+        node_lost,
+        link_cut,
+        controller_restarted,
+        disk_full,
+        disk_read_only,
+        disk_slow,
+        time_limit,
+        random_cuts,
+    )
+}
 
 
 def main() -> None:
@@ -175,6 +457,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--table", type=Path, help="a file for the tables, in Markdown")
     parser.add_argument("--seed", type=int, default=0, help="of the random cuts")
+    parser.add_argument("--forked", action="store_true", help="fork tasks from an imported process: for a busy machine")
     options = parser.parse_args()
     status = run_in_namespaces()
     if status is not None:
@@ -182,7 +465,7 @@ def main() -> None:
     end_at_signals()
     os.chdir("/")
     table = options.table and Path(options.table).absolute()
-    cluster = Cluster()
+    cluster = Cluster(options.forked)
     bench = Bench(cluster, options.seed)
     started = time.monotonic()
     try:

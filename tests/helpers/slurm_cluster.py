@@ -5,6 +5,7 @@ file or process of the machine is touched, and all are gone when the script ends
 the switch, a bridge, are where the script is.
 """
 
+import ctypes
 import os
 import re
 import shutil
@@ -13,7 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from helpers import forked_tasks
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = Path("/srv")  # what the machine has there is covered by an empty file system in the script's own mounts
@@ -29,7 +33,10 @@ KILL_WAIT_S = 5
 """KillWait: the seconds between SIGTERM and SIGKILL at a job's time limit."""
 GRACE_S = 30
 """GraceTime: the seconds between the warning of a pre-emption and its execution."""
-_INSIDE = "SLURM_CLUSTER_INSIDE"
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_NAMESPACES = 0x00020000 | 0x04000000 | 0x20000000 | 0x40000000
+"""Of mounts, host name, processes and network, as <sched.h> has them."""
+_PDEATHSIG = 1
 
 _CONFIGURATION = f"""
 ClusterName=two
@@ -73,21 +80,32 @@ wait
 
 
 def run_in_namespaces() -> int | None:
-    """Run this script again in namespaces of its own; returns its exit status, or None if this is that process."""
-    if _INSIDE in os.environ:
-        return None
+    """Go on in a fork with namespaces of its own; returns its exit status here, and None there."""
     for program in ("slurmctld", "slurmd", "munged"):
         if shutil.which(program) is None and not Path("/usr/sbin", program).exists():
             subprocess.run(["apt-get", "update", "-qq"], check=True)
             subprocess.run(["apt-get", "install", "-y", "-qq", "slurm-wlm", "munge"], check=True)
-    isolated = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--net", "--uts", "--pid", "--fork"]
-    isolated += ["--kill-child", "--mount-proc", "--propagation", "private"]
-    process = subprocess.Popen([*isolated, sys.executable, *sys.argv], env={**os.environ, _INSIDE: "1"})
-    try:
-        return process.wait()
-    finally:
-        process.kill()  # the script is the first process in its namespace: with it go all
-        process.wait()
+    if outside := os.fork():
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(outside, 0)[1])
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(outside, signal.SIGKILL)
+    _die_with_parent()
+    if _LIBC.unshare(_NAMESPACES) != 0:
+        raise OSError(ctypes.get_errno(), "namespaces can't be made; call it as root")
+    if inside := os.fork():
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)  # they are for the one inside
+        os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(inside, 0)[1])))
+    _die_with_parent()  # this is the first process in its namespace: with it go all
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
+    return None
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PDEATHSIG, signal.SIGKILL)
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 120.0) -> float:
@@ -109,14 +127,30 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
 
 
+def _children() -> dict[int, list[int]]:
+    """The processes, by the one that started them."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            found = re.search(r"^PPid:\s+(\d+)", status.read_text(), re.MULTILINE)
+        except OSError:  # it has just ended
+            continue
+        children.setdefault(int(found[1]), []).append(int(status.parent.name))
+    return children
+
+
 class Cluster:
     """Munge, a controller and two nodes, joined by a bridge, with a folder that all of them share.
 
     Jobs see the environment of this process: `PATH` and `PYTHONPATH` lead to the code under test.
+
+    Args:
+        is_forked: Whether tasks are forked from a process that has imported what they need, see `forked_tasks`.
     """
 
-    def __init__(self) -> None:
-        path = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
+    def __init__(self, is_forked: bool = False) -> None:
+        self.is_forked = is_forked
+        path = [str(SLURM / "bin"), str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
         os.environ["PATH"] = os.pathsep.join(path)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         os.environ["SLURM_CONF"] = str(SLURM / "slurm.conf")
@@ -146,6 +180,9 @@ class Cluster:
         files = [f"--{option}={SLURM}/munge.{option.partition('-')[0]}" for option in options]
         self._daemon("munged", "--foreground", "--force", *files)
         wait_for("munge answers", (SLURM / "munge.socket").exists)
+        if self.is_forked:
+            forked_tasks.install(SLURM)
+            forked_tasks.serve(SLURM, "head")
         self.start_controller()
         for node in NODES:
             self.start_node(node)
@@ -172,6 +209,9 @@ class Cluster:
         wait_for(f"{name} has a network", lambda: os.readlink(f"/proc/{node.pid}/ns/net") != own)
         _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(node.pid))
         _ip("link", "set", name, "master", "bridge", "up")
+        if self.is_forked:
+            wait_for(f"{name} has processes", lambda: node.pid in _children())
+            forked_tasks.serve(SLURM, name, _children()[node.pid][0])
 
     def kill_node(self, name: str) -> None:
         """As a power cut: the network is silent at once, and no process says good-bye."""
@@ -187,15 +227,20 @@ class Cluster:
         """Bring the link of `cut` up again."""
         _ip("link", "set", name, "up")
 
+    def make_read_only(self, folder: Path) -> None:
+        """Let both nodes see a folder of the shared ones as one that can't be written."""
+        for node in self.nodes.values():
+            inside = ["nsenter", "--mount", "--target", str(node.pid), "mount", "-o"]
+            self(*inside, "bind", str(folder), str(folder))
+            self(*inside, "remount,bind,ro", str(folder))
+
+    def make_writable(self, folder: Path) -> None:
+        for node in self.nodes.values():
+            self("nsenter", "--mount", "--target", str(node.pid), "umount", "--lazy", str(folder))
+
     def tasks(self, name: str) -> list[int]:
         """The processes of a node in which a task of `llp` runs."""
-        children: dict[int, list[int]] = {}
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                found = re.search(r"^PPid:\s+(\d+)", status.read_text(), re.MULTILINE)
-            except OSError:  # it has just ended
-                continue
-            children.setdefault(int(found[1]), []).append(int(status.parent.name))
+        children = _children()
         below, found_tasks = [self.nodes[name].pid], []
         while below:
             pid = below.pop()
@@ -204,7 +249,7 @@ class Cluster:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if len(words) > 1 and words[1].endswith(b"/llp"):
+            if any(word.endswith(b"/llp") for word in words[1:3]):
                 found_tasks.append(pid)
         return sorted(found_tasks)
 
