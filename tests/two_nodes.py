@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from helpers.pace import SLOW_DISK
 from helpers.runs import assert_same_run, curves
 from helpers.slurm_cluster import (
     GRACE_S,
+    KILL_WAIT_S,
     NODE_LOST_S,
     NODES,
     ROOT,
@@ -161,7 +163,7 @@ class Job:
 
     def ends(self, saved: int, seconds: float) -> tuple[str, float]:
         """Wait until SLURM has ended it or returned it to the queue; returns which, and after how many seconds."""
-        states = ("FAILED", "TIMEOUT", "NODE_FAIL", "PENDING", "REQUEUED", "COMPLETED")
+        states = ("FAILED", "TIMEOUT", "NODE_FAIL", "PENDING", "REQUEUED", "COMPLETED", "CANCELLED")
         after = self.cluster.wait_for_state(self.number, *states, seconds=seconds)
         assert self.saved() >= saved, f"step {saved} was saved, {self.saved()} is there"
         return self.cluster.state(self.number), after
@@ -223,7 +225,7 @@ def equal(bench: Bench) -> None:
             difference = max(abs(a - b) / abs(b) for a, b in pairs)
             assert difference < 1e-6, difference
             what = f"{strategy.upper()}, 2 nodes x {tasks} task(s), against one process"
-            outcome = f"{STEPS} steps: losses and gradient norms to {furthest:.0e}; test of {len(scores)} rows to {difference:.0e}"
+            outcome = f"{STEPS} steps' losses and gradient norms to {furthest:.0e}, the test to {difference:.0e}"
             bench.results.equalities.append([what, outcome])
 
 
@@ -262,6 +264,50 @@ def preempted_twice(bench: Bench) -> None:
 def urgent(bench: Bench) -> None:
     """A job that pre-empts others on both nodes."""
     bench.cluster("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+
+
+def cancelled(bench: Bench) -> None:
+    """`scancel` saves the step and ends the job."""
+    job = Job(bench)
+    saved = job.train()
+    bench.cluster("scancel", job.number)
+    state, after = job.ends(saved, KILL_WAIT_S + 20)
+    assert state == "CANCELLED", state
+    job.said("SIGTERM: finishing and saving the current step")
+    said = job.said("Resume from step")
+    row = ["`scancel <job>`", "saves its step and ends: CANCELLED", _within(after, KILL_WAIT_S + 20), said]
+    bench.results.faults.append([*row, REQUEUE])
+    job.resume()
+    job.completes(restarts=1)
+
+
+def compared(bench: Bench) -> None:
+    """A comparison as an array of one-node jobs: the records of local workers, to the byte."""
+    shutil.copytree(ROOT / "configs", SHARED / "configs")
+    script = SHARED / "configs/slurm/compare.sbatch"
+    adapted = script.read_text().replace("--gpus-per-node=1", "--gpus-per-node=0").replace("-task=8", "-task=1")
+    script.write_text(adapted)  # as the documentation asks for
+    specification = yaml.safe_load((ROOT / "configs/compare/smoke.yaml").read_text())
+    specification["shared"]["data"]["init_args"] |= {**RUN["data"]["init_args"], "window_len": 128}
+    specification |= {"name": "tiny", "steps": 8, "seeds": [0]}
+    (SHARED / "configs/compare/tiny.yaml").write_text(yaml.safe_dump(specification))
+    command = ["llp", "compare", str(SHARED / "configs/compare/tiny.yaml")]
+    answer = bench.cluster(*command, "--slurm", "2")
+    array = answer.split()[-1]
+    wait_for(f"array {array} has ended", lambda: not bench.cluster("squeue", "-h", "-j", array, fails=True), 600)
+    local = SHARED / "local"
+    local.mkdir()
+    bench.cluster("env", "-C", str(local), *command, "--workers", "2")
+    folder = Path("lightning_logs/comparisons/tiny")
+    expected, found = (
+        {path.name: path.read_bytes() for path in sorted((where / folder / "records").glob("*.json"))}
+        for where in (local, SHARED)
+    )
+    assert len(expected) == 2
+    assert found == expected
+    assert len(list((SHARED / folder / "logs").glob(f"slurm-{array}_*.log"))) == 2
+    row = ["`llp compare SPEC --slurm 2`, an array of one-node jobs", "the records of `--workers 2`, to the byte"]
+    bench.results.equalities.append(row)
 
 
 def task_killed(bench: Bench) -> None:
@@ -403,7 +449,7 @@ def random_cuts(bench: Bench) -> None:
     cuts = []
     for _ in range(5):
         saved = job.train(5)
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 0.3))
         kind, node = rng.choice(["task", "node", "network"]), rng.choice(NODES)
         cuts.append(f"{kind} of {node} after step {saved}" if kind != "node" else f"{node} after step {saved}")
         print(f"  cut: {cuts[-1]}", flush=True)
@@ -439,6 +485,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
         equal,
         preempted,
         preempted_twice,
+        cancelled,
         task_killed,
         node_lost,
         link_cut,
@@ -448,6 +495,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
         disk_slow,
         time_limit,
         random_cuts,
+        compared,
     )
 }
 

@@ -16,6 +16,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 _PROGRAM = """#!/usr/bin/python3 -IS
 import array, json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -111,10 +113,11 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], stre
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, "utf-8", closefd=False) for number in (1, 2))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # it was read when torch was imported
     sys.argv = ["llp", *arguments]
     status = 1
     try:
