@@ -9,6 +9,7 @@ The nodes are namespaces of this machine, see `helpers.slurm_cluster`; nothing i
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -73,6 +74,7 @@ RUN = {
     "stall": {"timeout_s": STALL_S},
 }
 LOGS = SHARED / "lightning_logs"
+NOTHING = "nothing to do"
 DDP = ["--config", "ddp.yaml"]
 FSDP2 = ["--config", "fsdp2.yaml"]
 
@@ -129,6 +131,13 @@ class Bench:
             _, batches = self.sizes(1, 1)
             self.cluster("llp", "fit", "--config", "run.yaml", *batches, "--name", "single")
         return LOGS / "single"
+
+    def add_fault(self, what: str, state: str, after: float, limit: float, said: str = "") -> None:
+        """A row of the table: what SLURM made of the job, after how many seconds of at most `limit`."""
+        returns = state in ("PENDING", "REQUEUED")
+        does = "returns to the queue, and goes on" if returns else f"ends: {state}"
+        within = f"{after:.0f} s (at most {limit:.0f} s)"
+        self.results.faults.append([what, does, within, said, NOTHING if returns else "`scontrol requeue <job>`"])
 
     def scores(self, *srun: str, flags: Iterable[str] = ()) -> list[dict[str, Any]]:
         """The figures of `llp test` on the one process's checkpoint."""
@@ -240,8 +249,7 @@ def preempted(bench: Bench) -> None:
         said = job.said("Resume from step")
         assert "Traceback" not in job.log()
         job.completes(restarts=1)
-        row = [f"pre-emption ({name})", "saves its step and returns to the queue", _within(after, GRACE_S + 20), said]
-        bench.results.faults.append([*row, "goes on by itself"])
+        bench.add_fault(f"pre-emption ({name})", state, after, GRACE_S + 20, said)
 
 
 def preempted_twice(bench: Bench) -> None:
@@ -257,8 +265,7 @@ def preempted_twice(bench: Bench) -> None:
     state, after = job.ends(saved, GRACE_S + 20)
     assert state == "PENDING", state
     job.completes(restarts=2)
-    row = ["a second pre-emption while the job starts again", "returns to the queue at once"]
-    bench.results.faults.append([*row, _within(after, GRACE_S + 20), "", "goes on by itself"])
+    bench.add_fault("a second pre-emption while the job starts again", state, after, GRACE_S + 20)
 
 
 def urgent(bench: Bench) -> None:
@@ -275,8 +282,7 @@ def cancelled(bench: Bench) -> None:
     assert state == "CANCELLED", state
     job.said("SIGTERM: finishing and saving the current step")
     said = job.said("Resume from step")
-    row = ["`scancel <job>`", "saves its step and ends: CANCELLED", _within(after, KILL_WAIT_S + 20), said]
-    bench.results.faults.append([*row, REQUEUE])
+    bench.add_fault("`scancel <job>`", state, after, KILL_WAIT_S + 20, said)
     job.resume()
     job.completes(restarts=1)
 
@@ -321,24 +327,27 @@ def task_killed(bench: Bench) -> None:
     said = job.said("error: node2: task 1: Killed")
     job.resume()
     job.completes(restarts=1)
-    row = ["a task is killed (`kill -9`, out of memory)", "ends: FAILED", _within(after, 20), said]
-    bench.results.faults.append([*row, REQUEUE])
+    bench.add_fault("a task is killed (`kill -9`, or for its memory)", state, after, 20, said)
 
 
 def node_lost(bench: Bench) -> None:
     """A node loses power: first the one without, then the one with the batch script."""
-    for node, what in (("node2", "a node is lost"), ("node1", "the node of the batch script is lost")):
+    lost = (
+        ("node2", "a node is lost", ["did not respond", "rank 1"]),
+        ("node1", "the node of the batch script is lost", ["start 2 on node[1-2]"]),
+    )
+    for node, what, words in lost:
         job = Job(bench)
         saved = job.train()
         bench.cluster.kill_node(node)
-        state, after = job.ends(saved, NODE_LOST_S + 40)
+        state, after = job.ends(saved, NODE_LOST_S + 60)
         bench.cluster.start_node(node)
-        print(f"  {state}: {job.log()[-1500:]}", flush=True)
-        said = job.said(node if node == "node2" else "NODE FAILURE")
+        if node == "node2":  # of the other one SLURM's own log says so, in which the job has no part
+            job.said("Node failure on node2")
+        bench.add_fault(what, state, after, NODE_LOST_S + 60)
         job.resume()
         job.completes(restarts=1)
-        row = [what, f"{state}", _within(after, NODE_LOST_S + 40), said]
-        bench.results.faults.append([*row, "goes on by itself" if state == "PENDING" else REQUEUE])
+        bench.results.faults[-1][-2] = job.said(*words)
 
 
 def link_cut(bench: Bench) -> None:
@@ -349,19 +358,16 @@ def link_cut(bench: Bench) -> None:
     time.sleep(5)
     bench.cluster.join("node2")
     job.completes(restarts=0)
-    row = ["the network to a node is cut for 5 s", "goes on", f"less than `stall.timeout_s` = {STALL_S} s", ""]
-    bench.results.faults.append([*row, "nothing to do"])
+    bench.results.faults.append(["the network to a node is cut for 5 s", "waits and goes on", "", "", NOTHING])
     job = Job(bench)
     saved = job.train()
     bench.cluster.cut("node2")
-    state, after = job.ends(saved, STALL_S + 60)
-    print(f"  {state}: {job.log()[-1500:]}", flush=True)
+    state, after = job.ends(saved, NODE_LOST_S + 60)
     bench.cluster.join("node2")
     said = job.said("rank 1 did not respond")
+    bench.add_fault("the network to a node is cut for good", state, after, NODE_LOST_S + 60, said)
     job.resume()
     job.completes(restarts=1)
-    row = ["the network to a node is cut for good", f"{state}", _within(after, STALL_S + 60), said]
-    bench.results.faults.append([*row, "goes on by itself" if state == "PENDING" else REQUEUE])
 
 
 def controller_restarted(bench: Bench) -> None:
@@ -391,7 +397,7 @@ def disk_full(bench: Bench) -> None:
     assert "Traceback" not in job.log()
     job.resume()
     job.completes(restarts=1)
-    bench.results.faults.append(["the shared disk is full", "ends: FAILED", _within(after, 60), said, REQUEUE])
+    bench.add_fault("the shared disk is full", state, after, 60, said)
 
 
 def disk_read_only(bench: Bench) -> None:
@@ -406,7 +412,7 @@ def disk_read_only(bench: Bench) -> None:
     assert "Traceback" not in job.log()
     job.resume()
     job.completes(restarts=1)
-    bench.results.faults.append(["the shared disk is read-only", "ends: FAILED", _within(after, 60), said, REQUEUE])
+    bench.add_fault("the shared disk is read-only", state, after, 60, said)
 
 
 def disk_slow(bench: Bench) -> None:
@@ -416,18 +422,16 @@ def disk_slow(bench: Bench) -> None:
     (SHARED / SLOW_DISK).write_text("600")
     state, after = job.ends(saved, 2 * STALL_S + 30)
     (SHARED / SLOW_DISK).unlink()
-    print(f"  {state}: {job.log()[-1500:]}", flush=True)
     assert state == "FAILED", state
     said = job.said(f"stall.timeout_s = {STALL_S}", "rank 0")
     job.resume()
     job.completes(restarts=1)
-    what = "a checkpoint takes longer than `stall.timeout_s`"
-    bench.results.faults.append([what, "ends: FAILED", _within(after, 2 * STALL_S + 30), said, REQUEUE])
+    bench.add_fault("a checkpoint takes longer than `stall.timeout_s`", state, after, 2 * STALL_S + 30, said)
 
 
 def time_limit(bench: Bench) -> None:
     """The time limit comes while a checkpoint is being written: there is time for it, or there isn't."""
-    for left_s, state_then in ((300, "PENDING"), (1, "TIMEOUT")):
+    for left_s, state_then, what in ((110, "PENDING", "is near while"), (1, "TIMEOUT", "comes while")):
         job = Job(bench)
         saved = job.train()
         (SHARED / SLOW_DISK).write_text("4" if state_then == "PENDING" else "12")
@@ -437,8 +441,7 @@ def time_limit(bench: Bench) -> None:
         bench.cluster("scontrol", "update", f"JobId={job.number}", f"EndTime={end}")
         state, after = job.ends(saved, 120)
         (SHARED / SLOW_DISK).unlink()
-        print(f"  {state}: {job.log()[-1500:]}", flush=True)
-        bench.results.faults.append(["time limit", state, _within(after, 120), "", ""])
+        bench.add_fault(f"the time limit {what} a checkpoint is being written", state, after, 120)
         job.resume()
         job.completes(restarts=1)
 
@@ -470,13 +473,6 @@ def random_cuts(bench: Bench) -> None:
     job.completes(restarts=5)
     what = f"five cuts of one run (seed {bench.seed}): {', '.join(cuts)}"
     bench.results.equalities.append([what, "the undisturbed run bit for bit"])
-
-
-def _within(after: float, limit: float) -> str:
-    return f"{after:.0f} s (limit {limit:.0f} s)"
-
-
-REQUEUE = "`scontrol requeue <job>`"
 
 
 CASES: dict[str, Callable[[Bench], None]] = {
@@ -511,6 +507,7 @@ def main() -> None:
     if status is not None:
         sys.exit(status)
     end_at_signals()
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run's events come again: no news
     os.chdir("/")
     table = options.table and Path(options.table).absolute()
     cluster = Cluster(options.forked)

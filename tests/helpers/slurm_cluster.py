@@ -139,6 +139,17 @@ def _children() -> dict[int, list[int]]:
     return children
 
 
+def _init(node: subprocess.Popen[bytes]) -> int:
+    """The first process of a node."""
+    wait_for("the node has processes", lambda: node.pid in _children())
+    return _children()[node.pid][0]
+
+
+def _inside(node: subprocess.Popen[bytes]) -> list[str]:
+    """What lets a command see the files and processes of a node."""
+    return ["nsenter", "--mount", "--pid", "--target", str(_init(node))]
+
+
 class Cluster:
     """Munge, a controller and two nodes, joined by a bridge, with a folder that all of them share.
 
@@ -210,8 +221,7 @@ class Cluster:
         _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(node.pid))
         _ip("link", "set", name, "master", "bridge", "up")
         if self.is_forked:
-            wait_for(f"{name} has processes", lambda: node.pid in _children())
-            forked_tasks.serve(SLURM, name, _children()[node.pid][0])
+            forked_tasks.serve(SLURM, name, _init(node))
 
     def kill_node(self, name: str) -> None:
         """As a power cut: the network is silent at once, and no process says good-bye."""
@@ -230,13 +240,12 @@ class Cluster:
     def make_read_only(self, folder: Path) -> None:
         """Let both nodes see a folder of the shared ones as one that can't be written."""
         for node in self.nodes.values():
-            inside = ["nsenter", "--mount", "--target", str(node.pid), "mount", "-o"]
-            self(*inside, "bind", str(folder), str(folder))
-            self(*inside, "remount,bind,ro", str(folder))
+            self(*_inside(node), "mount", "-o", "bind", str(folder), str(folder))
+            self(*_inside(node), "mount", "-o", "remount,bind,ro", str(folder))
 
     def make_writable(self, folder: Path) -> None:
         for node in self.nodes.values():
-            self("nsenter", "--mount", "--target", str(node.pid), "umount", "--lazy", str(folder))
+            self(*_inside(node), "umount", "--lazy", str(folder))
 
     def tasks(self, name: str) -> list[int]:
         """The processes of a node in which a task of `llp` runs."""
