@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import re
 import threading
 import warnings
@@ -37,7 +38,8 @@ def in_words(error: BaseException) -> str:
     """A user's error as it is shown: what the system refused, for which file, and what helps."""
     if not isinstance(error, OSError) or error.errno not in _REMEDIES:
         return str(error)
-    return f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+    file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename  # TensorBoard's are
+    return f"{file or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
 
 
 _ROOM = "make room there, or write elsewhere: trainer.default_root_dir for runs, data.init_args.cache_dir for text"

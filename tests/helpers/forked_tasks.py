@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
 _PROGRAM = """#!/usr/bin/python3 -IS
 import array, json, os, signal, socket, sys
@@ -117,7 +118,8 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], stre
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # it was read when torch was imported
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # what was read at the import
+    rank_zero_only.rank = _get_rank() or 0
     sys.argv = ["llp", *arguments]
     status = 1
     try:
