@@ -252,6 +252,20 @@ def preempted(bench: Bench) -> None:
         bench.add_fault(f"pre-emption ({name})", state, after, GRACE_S + 20, said)
 
 
+def preempted_by_term(bench: Bench) -> None:
+    """On a cluster that sends SIGTERM in place of the job's signal."""
+    bench.cluster.configure(without="SlurmctldParameters")
+    job = Job(bench)
+    saved = job.train()
+    urgent(bench)
+    state, after = job.ends(saved, GRACE_S + 20)
+    bench.cluster.configure()
+    assert state == "PENDING", state
+    said = job.said("Resume from step")
+    bench.add_fault("pre-emption by SIGTERM alone", state, after, GRACE_S + 20, said)
+    job.completes(restarts=1)
+
+
 def preempted_twice(bench: Bench) -> None:
     """The second time while the run starts again."""
     job = Job(bench)
@@ -423,7 +437,7 @@ def disk_slow(bench: Bench) -> None:
     state, after = job.ends(saved, 2 * STALL_S + 30)
     (SHARED / SLOW_DISK).unlink()
     assert state == "FAILED", state
-    said = job.said(f"stall.timeout_s = {STALL_S}", "rank 0")
+    said = job.said(f"stall.timeout_s = {STALL_S}", "rank 0 was still writing")
     job.resume()
     job.completes(restarts=1)
     bench.add_fault("a checkpoint takes longer than `stall.timeout_s`", state, after, 2 * STALL_S + 30, said)
@@ -434,7 +448,7 @@ def time_limit(bench: Bench) -> None:
     for left_s, state_then, what in ((110, "PENDING", "is near while"), (1, "TIMEOUT", "comes while")):
         job = Job(bench)
         saved = job.train()
-        (SHARED / SLOW_DISK).write_text("4" if state_then == "PENDING" else "12")
+        (SHARED / SLOW_DISK).write_text("2" if state_then == "PENDING" else "12")
         is_written = (job.folder / "checkpoints/.last.ckpt.unfinished").exists
         wait_for("a checkpoint is being written", is_written)
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + left_s))
@@ -442,7 +456,9 @@ def time_limit(bench: Bench) -> None:
         state, after = job.ends(saved, 120)
         (SHARED / SLOW_DISK).unlink()
         bench.add_fault(f"the time limit {what} a checkpoint is being written", state, after, 120)
+        assert state == state_then, state
         job.resume()
+        bench.cluster("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
         job.completes(restarts=1)
 
 
@@ -480,6 +496,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     for case in (
         equal,
         preempted,
+        preempted_by_term,
         preempted_twice,
         cancelled,
         task_killed,

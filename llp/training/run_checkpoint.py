@@ -55,6 +55,7 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last_every = every_n_train_steps
+        self.being_written: Path | None = None  # for those who ask why the run stands still
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -126,7 +127,7 @@ class RunCheckpoint(ModelCheckpoint):
             raise Stopped(signum)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        path = Path(filepath)
+        path = self.being_written = Path(filepath)
         try:
             with naming(path):
                 for logger in trainer.loggers:
@@ -140,6 +141,8 @@ class RunCheckpoint(ModelCheckpoint):
         except OSError:
             discard(path)  # on a full disk it would take up the remaining room
             raise
+        finally:
+            self.being_written = None
         trainer.strategy.barrier("published")  # a process that ends earlier may take the others with it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

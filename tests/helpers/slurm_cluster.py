@@ -184,7 +184,7 @@ class Cluster:
         _ip("link", "add", "bridge", "type", "bridge")
         _ip("address", "add", f"{ADDRESSES['head']}/24", "dev", "bridge")
         _ip("link", "set", "bridge", "up")
-        (SLURM / "slurm.conf").write_text(_CONFIGURATION)
+        self._write_configuration()
         (SLURM / "munge.key").write_bytes(os.urandom(1024))
         (SLURM / "munge.key").chmod(0o400)
         options = ("key-file", "socket", "pid-file", "log-file", "seed-file")
@@ -202,6 +202,17 @@ class Cluster:
     def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
         with (SLURM / f"{command[0]}.out").open("ab") as out:
             return subprocess.Popen(command, stdout=out, stderr=out)
+
+    def _write_configuration(self, without: str | None = None) -> None:
+        lines = [
+            line for line in _CONFIGURATION.splitlines(keepends=True) if not (without and line.startswith(without))
+        ]
+        (SLURM / "slurm.conf").write_text("".join(lines))
+
+    def configure(self, without: str | None = None) -> None:
+        """Let the daemons read the configuration again, without one of its settings."""
+        self._write_configuration(without)
+        self("scontrol", "reconfigure")
 
     def start_controller(self) -> None:
         self.controller = self._daemon("slurmctld", "-D")
