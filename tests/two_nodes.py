@@ -149,11 +149,13 @@ class Bench:
 class Job:
     """A run on two nodes that a fault will meet, and the undisturbed one which it must equal in the end."""
 
-    def __init__(self, bench: Bench, flags: Iterable[str] = DDP, name: str = "ddp-2x1", tasks: int = 1) -> None:
+    def __init__(
+        self, bench: Bench, flags: Iterable[str] = DDP, name: str = "ddp-2x1", sbatch: Iterable[str] = ()
+    ) -> None:
         self.bench, self.cluster = bench, bench.cluster
-        self.whole = bench.whole(name, *flags, tasks=tasks)
+        self.whole = bench.whole(name, *flags)
         self.cluster.wait_until_idle()
-        self.number = bench.submit(*flags, tasks=tasks)
+        self.number = bench.submit(*flags, sbatch=sbatch)
         self.folder = LOGS / self.number
         self.late_kills_may_come = False
         self.late_kills = 0
@@ -327,12 +329,13 @@ def compared(bench: Bench) -> None:
     script.write_text(adapted)  # as the documentation asks for
     specification = yaml.safe_load((ROOT / "configs/compare/smoke.yaml").read_text())
     specification["shared"]["data"]["init_args"] |= {**RUN["data"]["init_args"], "window_len": 128}
-    specification |= {"name": "tiny", "steps": 8, "seeds": [0]}
+    specification["shared"]["trainer"]["limit_val_batches"] = 1
+    specification |= {"name": "tiny", "steps": 8, "seeds": [0], "scoring_stride": 128}
     (SHARED / "configs/compare/tiny.yaml").write_text(yaml.safe_dump(specification))
     command = ["llp", "compare", str(SHARED / "configs/compare/tiny.yaml")]
     answer = bench.cluster(*command, "--slurm", "2")
     array = answer.split()[-1]
-    wait_for(f"array {array} has ended", lambda: not bench.cluster("squeue", "-h", "-j", array, fails=True), 600)
+    wait_for(f"array {array} has ended", lambda: not bench.cluster("squeue", "-h", "-j", array, fails=True), 1200)
     local = SHARED / "local"
     local.mkdir()
     bench.cluster("env", "-C", str(local), *command, "--workers", "2")
@@ -346,6 +349,19 @@ def compared(bench: Bench) -> None:
     assert len(list((SHARED / folder / "logs").glob(f"slurm-{array}_*.log"))) == 2
     row = ["`llp compare SPEC --slurm 2`, an array of one-node jobs", "the records of `--workers 2`, to the byte"]
     bench.results.equalities.append(row)
+
+
+def own_name_on_loopback(bench: Bench) -> None:
+    """Where a node's name is 127.0.1.1 to itself, gloo needs to be told its device."""
+    bench.whole("ddp-2x1", *DDP)
+    bench.cluster.name_loopback()
+    job = Job(bench)
+    state, after = job.ends(0, 400)
+    print(state, after, job.log())
+    told = Job(bench, sbatch=["--export=ALL,GLOO_SOCKET_IFNAME=eth0"])
+    told.completes(restarts=0)
+    bench.cluster.name_addresses()
+    bench.add_fault("own name on loopback", state, after, 400)
 
 
 def task_killed(bench: Bench) -> None:
@@ -519,6 +535,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
         preempted_by_term,
         preempted_twice,
         cancelled,
+        own_name_on_loopback,
         task_killed,
         node_lost,
         link_cut,

@@ -254,6 +254,20 @@ class Cluster:
             self(*_inside(node), "mount", "-o", "bind", str(folder), str(folder))
             self(*_inside(node), "mount", "-o", "remount,bind,ro", str(folder))
 
+    def name_loopback(self) -> None:
+        """Let each node's own name stand for 127.0.1.1 there, as Debian sets it up."""
+        for name, node in self.nodes.items():
+            hosts = SLURM / f"hosts.{name}"
+            hosts.write_text(
+                f"127.0.1.1 {name}\n" + (SLURM / "hosts").read_text().replace(f"{ADDRESSES[name]} {name}\n", "")
+            )
+            self(*_inside(node), "mount", "--bind", str(hosts), "/etc/hosts")
+
+    def name_addresses(self) -> None:
+        """Undo `name_loopback`."""
+        for node in self.nodes.values():
+            self(*_inside(node), "umount", "--lazy", "/etc/hosts")
+
     def make_writable(self, folder: Path) -> None:
         for node in self.nodes.values():
             self(*_inside(node), "umount", "--lazy", str(folder))
