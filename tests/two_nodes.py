@@ -356,6 +356,7 @@ def own_name_on_loopback(bench: Bench) -> None:
     bench.whole("ddp-2x1", *DDP)
     bench.cluster.name_loopback()
     job = Job(bench)
+    bench.cluster.wait_for_state(job.number, "RUNNING")
     state, after = job.ends(0, 400)
     print(state, after, job.log())
     told = Job(bench, sbatch=["--export=ALL,GLOO_SOCKET_IFNAME=eth0"])
@@ -393,6 +394,7 @@ def node_lost(bench: Bench) -> None:
         if node == "node2":  # of the other one SLURM's own log says so, in which the job has no part
             job.said("Node failure on node2")
         bench.add_fault(what, state, after, NODE_LOST_S + 60)
+        job.late_kills_may_come = True
         job.resume()
         job.completes(restarts=1)
         bench.results.faults[-1][-2] = job.said(*words)
