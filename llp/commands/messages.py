@@ -63,6 +63,15 @@ def is_lost_contact(error: Exception) -> bool:
     return isinstance(error, DistError) or re.search("Connection (closed|reset) by peer", str(error)) is not None
 
 
+def unreachable(error: Exception) -> str | None:
+    """The address at which gloo has looked for another process in vain when training began; None: it is another error.
+
+    A process gives the others the address that its node's own name stands for there.
+    """
+    found = re.search(r"connectFullMesh failed.*remote=\[([^\]]+)\]", str(error), re.DOTALL)
+    return found[1] if found else None
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that speaks for all."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
