@@ -104,6 +104,7 @@ class Bench:
 
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self.cluster, self.seed, self.results = cluster, seed, Results()
+        self.prepared: dict[Path, int] = {}
 
     def sizes(self, nodes: int, tasks: int) -> tuple[list[str], list[str]]:
         """Arguments of sbatch and of `llp` for a world in which a step has the same four windows."""
@@ -214,6 +215,7 @@ class Job:
         wait_for(ends, lambda: self._is_late_kill() or self.cluster.state(self.number) in ENDED, 400)
         assert self.cluster.state(self.number) == "COMPLETED", self.log()
         assert self.cluster.restarts(self.number) == restarts + self.late_kills
+        assert {path.name for path in self.folder.iterdir()} >= {"checkpoints", "config.yaml", "hparams.yaml"}
         if (self.folder / "checkpoints/last.ckpt").is_dir():
             np.testing.assert_equal(curves(self.whole), curves(self.folder))
         else:
@@ -229,12 +231,22 @@ def prepare(bench: Bench) -> None:
     LOGS.mkdir()
     (SHARED / "data.yaml").write_text(yaml.safe_dump({"data": RUN["data"]}))
     print(bench.cluster("llp", "prepare", "--config", "data.yaml"), flush=True)
+    bench.prepared = _changes(SHARED / "cache")
+
+
+def _changes(folder: Path) -> dict[Path, int]:
+    """When each file was changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def equal(bench: Bench) -> None:
     """Two nodes with one and two tasks each, DDP and FSDP2: the figures of one process."""
     expected, expected_scores = curves(bench.single()), bench.scores()
     for strategy, flags in (("ddp", DDP), ("fsdp2", FSDP2)):
+        one_node = curves(bench.whole(f"{strategy}-1x2", *flags, nodes=1, tasks=2))
+        np.testing.assert_equal(curves(bench.whole(f"{strategy}-2x1", *flags)), one_node)
+        what = f"{strategy.upper()}, 2 nodes x 1 task, against 1 node x 2 tasks"
+        bench.results.equalities.append([what, "all curves bit for bit"])
         for tasks in (1, 2):
             name = f"{strategy}-2x{tasks}"
             got = curves(bench.whole(name, *flags, tasks=tasks))
@@ -253,8 +265,9 @@ def equal(bench: Bench) -> None:
             ]
             difference = max(abs(a - b) / abs(b) for a, b in pairs)
             assert difference < 1e-6, difference
-            what = f"{strategy.upper()}, 2 nodes x {tasks} task(s), against one process"
-            outcome = f"{STEPS} steps' losses and gradient norms to {furthest:.0e}, the test to {difference:.0e}"
+            what = f"{strategy.upper()}, 2 nodes x {tasks} {'task' if tasks == 1 else 'tasks'}, against one process"
+            test = f"to {difference:.0e}" if difference else "to the last bit"
+            outcome = f"{STEPS} steps' losses and gradient norms to {furthest:.0e}, the test's figures {test}"
             bench.results.equalities.append([what, outcome])
 
 
@@ -578,6 +591,7 @@ def main() -> None:
             print(f"\n# {name}", flush=True)
             before = time.monotonic()
             CASES[name](bench)
+            assert _changes(SHARED / "cache") == bench.prepared, "a job has prepared the text once more"
             print(f"{name}: passed in {time.monotonic() - before:.0f} s", flush=True)
     except BaseException:
         for log in [*SLURM.glob("*.log"), *sorted(LOGS.glob("slurm-*.log"))]:
