@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import re
 import threading
 import warnings
@@ -46,7 +47,8 @@ def in_words(error: BaseException) -> str:
     """A user's error as it is shown: what the system refused, for which file, and what helps."""
     if not isinstance(error, OSError) or error.errno not in _REMEDIES:
         return str(error)
-    return f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+    file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename  # TensorBoard's are
+    return f"{file or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
 
 
 _ROOM = "make room there, or write elsewhere: trainer.default_root_dir for runs, data.init_args.cache_dir for text"
@@ -68,6 +70,15 @@ def _thread_error(arguments: threading.ExceptHookArgs) -> None:
 def is_lost_contact(error: Exception) -> bool:
     """Whether a collective failed since a process at its other end is gone; gloo has no type of error of its own."""
     return isinstance(error, DistError) or re.search("Connection (closed|reset) by peer", str(error)) is not None
+
+
+def unreachable(error: Exception) -> str | None:
+    """The address at which gloo has looked for another process in vain when training began; None: it is another error.
+
+    A process gives the others the address that its node's own name stands for there.
+    """
+    found = re.search(r"connectFullMesh failed.*remote=\[([^\]]+)\]", str(error), re.DOTALL)
+    return found[1] if found else None
 
 
 def is_rank_zero() -> bool:

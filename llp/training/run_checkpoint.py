@@ -56,6 +56,8 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last_every = every_n_train_steps
+        self._all_stop = False
+        self.being_written: Path | None = None  # for those who ask why the run stands still
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -124,10 +126,11 @@ class RunCheckpoint(ModelCheckpoint):
         if is_due or is_stopped:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         if is_stopped:
+            self._all_stop = True
             raise Stopped(signum)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        path = Path(filepath)
+        path = self.being_written = Path(filepath)
         try:
             with naming(path):
                 for logger in trainer.loggers:
@@ -144,6 +147,8 @@ class RunCheckpoint(ModelCheckpoint):
         except OSError:
             discard(path)  # on a full disk it would take up the remaining room
             raise
+        finally:
+            self.being_written = None
         trainer.strategy.barrier("published")  # a process that ends earlier may take the others with it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,6 +161,8 @@ class RunCheckpoint(ModelCheckpoint):
             launcher.kill(exception.signum)  # the processes that this one has started
         if was_training and trainer.is_global_zero:
             print(how_to_go_on(self.last_model_path), file=sys.stderr, flush=True)
+        if self._all_stop:  # rank 0 had files to write still, and SLURM kills it soon after another rank has ended
+            trainer.strategy.barrier("stopped")
 
 
 def _is_at_end(trainer: Trainer) -> bool:

@@ -311,9 +311,20 @@ def test_an_array_job_has_a_task_for_each_run_that_can_start(finished, run, work
     assert cluster.read_text() == f"sbatch --array=1-2%4 {log} {script} spec.yaml {lines.relative_to(work)}\n"
 
 
-@pytest.mark.parametrize(("ends", "requeues"), [("exit 0", False), ("exit 1", False), ("kill -USR1 $$", True)])
-def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_path, cluster, ends, requeues):
+@pytest.mark.parametrize(
+    ("ends", "preempted_at", "then"),
+    [
+        ("exit 0", "None", []),
+        ("exit 1", "None", []),
+        ("kill -USR1 $$", "None", ["requeue"]),
+        ("kill -TERM $$", "None", ["show job"]),  # by scancel, say
+        ("kill -TERM $$", "2026-11-25T12:00:00", ["show job", "requeue"]),
+    ],
+)
+def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_path, cluster, ends, preempted_at, then):
     """As SLURM would call it: the run is that of the task's line, and only this task is requeued."""
+    with (tmp_path / "bin/scontrol").open("a") as scontrol:
+        scontrol.write(f"echo '   PreemptEligibleTime=2026-11-25T11:00:00 PreemptTime={preempted_at}'\n")
     (tmp_path / "bin/llp").write_text(f'#!/usr/bin/env bash\necho llp "$@" >> "{cluster}"\n{ends}\n')
     (tmp_path / "bin/llp").chmod(0o755)
     (tmp_path / "runs.txt").write_text("dense-1-s0\nllp-2-s0\n")
@@ -321,5 +332,5 @@ def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_pa
     script = COMPARISONS.parent / "slurm/compare.sbatch"
     subprocess.run(["bash", script, "spec.yaml", tmp_path / "runs.txt"], env=environment, cwd=tmp_path, check=False)
     command = "llp compare spec.yaml --run llp-2-s0"
-    calls = [f"srun --kill-on-bad-exit=1 {command}", command, *(["scontrol requeue 7_2"] if requeues else [])]
+    calls = [f"srun --kill-on-bad-exit=1 {command}", command, *(f"scontrol {word} 7_2" for word in then)]
     assert cluster.read_text().splitlines() == calls
