@@ -1,8 +1,9 @@
 """A trained model from a run's folder or a checkpoint, in one call."""
 
 from pathlib import Path
+from typing import Any
 
-from llp.errors import SettingError
+from llp.errors import SettingError, require
 from llp.language_model import LanguageModel
 from llp.run_folder import is_exported
 from llp.training import checkpoints
@@ -21,7 +22,7 @@ def load(path: str | Path) -> LanguageModel:
     path = chosen_checkpoint(Path(path))
     checkpoints.require_one_file(path)
     checkpoint = checkpoints.read(path)
-    cls = checkpoints.import_class(checkpoint["architecture"])
+    cls = architecture_of(checkpoint)
     model: LanguageModel
     if is_exported(path):
         model = cls(**checkpoint["hyper_parameters"])
@@ -32,6 +33,19 @@ def load(path: str | Path) -> LanguageModel:
         model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     model.loaded_from = str(path)
     return model
+
+
+def architecture_of(checkpoint: dict[str, Any]) -> type[LanguageModel]:
+    """The class of a checkpoint's model: an architecture, and nothing else that a name could stand for.
+
+    Raises:
+        SettingError: If it can't be imported, or is none.
+    """
+    cls = checkpoints.import_class(checkpoint["architecture"])
+    remedy = "this is no architecture of llp; don't use this checkpoint"
+    is_one = isinstance(cls, type) and issubclass(cls, LanguageModel)
+    require(is_one, "class_path", checkpoint["architecture"], remedy)
+    return cls
 
 
 def chosen_checkpoint(path: Path) -> Path:
