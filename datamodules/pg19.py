@@ -103,5 +103,17 @@ class PG19(TextDataModule):
         metadata = self.path / "metadata.csv"
         if not metadata.is_file():
             raise SettingError("data.init_args.path", self.path, "there is no metadata.csv; add it")
+        titles = {}
         with metadata.open(encoding="utf-8", newline="") as stream:
-            return {row[0]: row[1] for row in csv.reader(stream) if row}
+            rows = csv.reader(stream)
+            try:
+                for row in rows:
+                    if row:
+                        number, title, *_ = row
+                        titles[number] = title
+            except UnicodeDecodeError as error:
+                raise SettingError("data.init_args.path", self.path, "metadata.csv is not UTF-8; convert it") from error
+            except (ValueError, csv.Error) as error:
+                remedy = f"line {rows.line_num} of metadata.csv is no `id,short title,…`; repair it"
+                raise SettingError("data.init_args.path", self.path, remedy) from error
+        return titles

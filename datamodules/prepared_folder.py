@@ -6,7 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llp.digests import KEY, json_with_digest, own_sha256
 from llp.errors import SettingError
+
+_READ = {"data_fingerprint": str, "tokenizer_fingerprint": str, "sha256": dict}
+"""What is read of `about.json`; the rest says where the folder came from."""
 
 
 def unusable(path: Path, reason: str = "is missing or damaged") -> SettingError:
@@ -20,8 +24,7 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
     """Write `about.json`: the given entries, and the SHA-256 of each file in the folder and of all that it says."""
     digests = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != "about.json"}
     about = {**about, "sha256": digests}
-    text = json.dumps({**about, "own_sha256": _own_sha256(about)}, indent=1)
-    (folder / "about.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "about.json").write_text(json_with_digest(about), encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -35,8 +38,10 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise unusable(path) from error
-    if not isinstance(about, dict) or about.pop("own_sha256", None) != _own_sha256(about):
+    if not isinstance(about, dict) or about.pop(KEY, None) != own_sha256(about):
         raise unusable(path)
+    if not all(isinstance(about.get(name), kind) for name, kind in _READ.items()):
+        raise unusable(path, "is of another version of this package")
     return about
 
 
@@ -53,10 +58,6 @@ def check_file(path: Path, about: dict[str, Any]) -> None:
         raise unusable(path) from error
     if digest != about["sha256"].get(path.name):
         raise unusable(path, "is not what was prepared: its SHA-256 differs from that in about.json")
-
-
-def _own_sha256(about: Any) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 @cache

@@ -12,6 +12,7 @@ from datamodules.language_data import LanguageDataModule
 from datamodules.windows import ScoringWindow, share_of_rank
 from llp.errors import SettingError, require
 
+_MOST_EXAMPLES = 1_000_000
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -58,6 +59,10 @@ class SyntheticData(LanguageDataModule):
         for setting in ("n_validation", "n_test", "distance_bin"):
             value = self.hparams[setting]
             require(value is None or value >= 1, f"data.init_args.{setting}", value, "set it to 1 or more")
+        for setting in ("n_validation", "n_test"):
+            remedy = f"set it to {_MOST_EXAMPLES:,} or less: each example is drawn whenever the split is scored"
+            value = self.hparams[setting]
+            require(value <= _MOST_EXAMPLES, f"data.init_args.{setting}", value, remedy)
         in_window = label_len is None or 1 <= label_len <= window_len
         remedy = f"set it to 1 .. window_len = {window_len}, or to null"
         require(in_window, "data.init_args.label_len", label_len, remedy)

@@ -16,10 +16,10 @@ from datamodules.preparation import Preparation, token_dtype
 from datamodules.prepared_folder import check_file, read_about, unusable
 from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
-from datamodules.windows import TrainingOrder, in_one_pass, scoring_batches, share_of_rank
+from datamodules.windows import TrainingOrder, share_of_rank
 from llp.errors import require
+from llp.evaluation.scoring_windows import JOINED, in_one_pass, scoring_batches
 
-_JOINED = 8  # windows that are scored along with another in one pass: 9 + 1 strides are computed for 9, not 18
 _FORMAT = 3  # of the prepared folder; another one makes every cache anew
 
 
@@ -40,8 +40,8 @@ class TextDataModule(LanguageDataModule):
         batch_size: Training windows in a batch of one device.
         scoring_window_len: Positions of a scoring window; the architecture's own choice unless given.
         scoring_stride: Positions that a scoring window scores; the architecture's own choice unless given.
-        check_training_tokens: Whether the training tokens are compared with their digest before a run, which reads the
-            whole file. Those of a split that is scored always are.
+        check_training_tokens: Whether the training tokens are compared with their digest before a run, too, which
+            reads the whole file: a second or less a gigabyte. Those of a split that is scored always are.
         seed: Seed of the order of training windows. On the command line it is `seed_everything`.
 
     Raises:
@@ -65,7 +65,7 @@ class TextDataModule(LanguageDataModule):
         batch_size: int = 8,
         scoring_window_len: int | None = None,
         scoring_stride: int | None = None,
-        check_training_tokens: bool = False,
+        check_training_tokens: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(window_len, batch_size, seed)
@@ -276,7 +276,7 @@ class TextDataModule(LanguageDataModule):
         model: Any = trainer.lightning_module
         if model.scores_as_one_pass(window_len, stride):
             # Joined alike whatever a batch holds, so that figures don't depend on it in their last digits.
-            longest = window_len + _JOINED * stride
+            longest = window_len + JOINED * stride
             scored = in_one_pass(scored, longest, self.batch_size * self.window_len)
         share = share_of_rank(scored, trainer.global_rank, trainer.world_size)
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)

@@ -1,11 +1,10 @@
-"""Where windows lie: the training order, and the windows that score a text. Arithmetic alone, no tokens."""
+"""Where windows lie: the training order, and a rank's share of those that score a text. Arithmetic alone, no tokens."""
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
-from llp.evaluation.scoring_windows import ScoringWindow, scoring_windows
+from llp.evaluation.scoring_windows import ScoringWindow
 
 
 class TrainingOrder:
@@ -38,48 +37,6 @@ class TrainingOrder:
         epoch, position = divmod(sample, self.windows_per_epoch)
         offset, permutation = self._epoch(epoch)
         return (offset + int(permutation[position]) * self.stride) % self.n_tokens
-
-
-def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_size: int) -> list[list[ScoringWindow]]:
-    """Batches of windows over documents of the given lengths. In a batch all have one length: nothing is padded."""
-    windows = [
-        window for document, n in enumerate(n_tokens) for window in scoring_windows(document, n, window_len, stride)
-    ]
-    return _of_equal_shape(windows, lambda length: batch_size)
-
-
-def in_one_pass(batches: list[list[ScoringWindow]], longest: int, n_positions: int) -> list[list[ScoringWindow]]:
-    """Batches that score the same positions as these, with windows that follow each other joined to longer ones.
-
-    For a model that reads no further back than the first of them begins, nothing changes but that a position is
-    computed once, not in each window that holds it.
-
-    Args:
-        batches: Of scoring windows.
-        longest: Positions of a joined window at most, the ones that precede those that are scored included.
-        n_positions: Of a batch; a window that is longer by itself is one.
-    """
-    joined: list[ScoringWindow] = []
-    for window in sorted(window for batch in batches for window in batch):
-        last = joined[-1] if joined else None
-        follows = last is not None and (last.document, last.stop) == (window.document, window.stop - window.n_scored)
-        if last is not None and follows and window.stop - last.start <= longest:
-            joined[-1] = last._replace(stop=window.stop, n_scored=last.n_scored + window.n_scored)
-        else:
-            joined.append(window)
-    return _of_equal_shape(joined, lambda length: max(1, n_positions // length))
-
-
-def _of_equal_shape(windows: list[ScoringWindow], size: Callable[[int], int]) -> list[list[ScoringWindow]]:
-    """Batches of windows of one length and as many scored positions; `size` says how many of a length."""
-    groups: dict[tuple[int, int], list[ScoringWindow]] = {}
-    for window in windows:
-        groups.setdefault((window.stop - window.start, window.n_scored), []).append(window)
-    return [
-        group[first : first + size(length)]
-        for (length, _), group in groups.items()
-        for first in range(0, len(group), size(length))
-    ]
 
 
 def limited(batches: list[list[ScoringWindow]], limit: int | float) -> list[list[ScoringWindow]]:

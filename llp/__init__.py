@@ -5,8 +5,10 @@ An architecture of your own needs no entry here: its class path is enough (`my_m
 """
 
 import os
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from llp.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from llp.architectures.compressed_attention import CompressedAttention as CompressedAttention
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 # Large tensors on the CPU in large pages: at 8,192 positions a training step spends a sixth of its time on small ones
 # (benchmarks/README.md). torch reads this at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-__version__ = metadata.version("llp")
 
 _HOMES = {
     "CompressedAttention": "llp.architectures.compressed_attention",

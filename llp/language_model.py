@@ -1,10 +1,12 @@
 """The LightningModule that every architecture inherits: loss, optimizer, schedule, scoring."""
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
+from io import StringIO
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -123,10 +125,13 @@ class LanguageModel(LightningModule, ABC):
         remedy = "it normalizes a shared projection; set share_key_value too, or leave it out"
         require(share_key_value or not key_value_norm, "key_value_norm", key_value_norm, remedy)
         require(0 <= dropout < 1, "dropout", dropout, "set it to 0 or more and less than 1")
-        require(learning_rate > 0, "learning_rate", learning_rate, "set it above 0")
-        require(rotary_base > 0, "rotary_base", rotary_base, "set it above 0")
+        for name in ("learning_rate", "rotary_base"):
+            require(
+                0 < self.hparams[name] < math.inf, name, self.hparams[name], "set it above 0, and to a finite number"
+            )
         for name in ("warmup_steps", "weight_decay", "final_learning_rate"):
-            require(self.hparams[name] >= 0, name, self.hparams[name], "set it to 0 or more")
+            remedy = "set it to 0 or more, and to a finite number"
+            require(0 <= self.hparams[name] < math.inf, name, self.hparams[name], remedy)
         require(all(0 <= beta < 1 for beta in betas), "betas", betas, "set both to 0 or more and less than 1")
         self.n_layers = n_layers
         self.settings = DecoderSettings(**{field.name: self.hparams[field.name] for field in fields(DecoderSettings)})
@@ -280,7 +285,8 @@ class LanguageModel(LightningModule, ABC):
         """
         remedy = "the model has no tokenizer; load one that was trained on text with llp.load"
         require(self.tokenizer is not None, "tokenizer", None, remedy)
-        encoded = self.tokenizer.encode(text.splitlines(keepends=True)).tolist()
+        lines = list(StringIO(text, newline="\n"))  # as the data reads them: no other character ends a line
+        encoded = self.tokenizer.encode(lines).tolist()
         return torch.tensor([[self.start_token, *encoded]], device=self.device)
 
     def token_losses(self, text: str) -> list[TokenLoss]:

@@ -1,9 +1,8 @@
 """A trained model from a run's folder or a checkpoint, in one call."""
 
 from pathlib import Path
-from typing import Any
 
-from llp.errors import SettingError, require
+from llp.errors import SettingError
 from llp.language_model import LanguageModel
 from llp.run_folder import is_exported
 from llp.training import checkpoints
@@ -17,12 +16,12 @@ def load(path: str | Path) -> LanguageModel:
             folder that `llp export` wrote.
 
     Raises:
-        SettingError: If there is none, or it can't be read, or is sharded.
+        SettingError: If there is none, or it can't be read, or is sharded, or is of no architecture.
     """
     path = chosen_checkpoint(Path(path))
     checkpoints.require_one_file(path)
     checkpoint = checkpoints.read(path)
-    cls = architecture_of(checkpoint)
+    cls = checkpoints.import_class(checkpoint["architecture"], LanguageModel)
     model: LanguageModel
     if is_exported(path):
         model = cls(**checkpoint["hyper_parameters"])
@@ -33,19 +32,6 @@ def load(path: str | Path) -> LanguageModel:
         model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     model.loaded_from = str(path)
     return model
-
-
-def architecture_of(checkpoint: dict[str, Any]) -> type[LanguageModel]:
-    """The class of a checkpoint's model: an architecture, and nothing else that a name could stand for.
-
-    Raises:
-        SettingError: If it can't be imported, or is none.
-    """
-    cls = checkpoints.import_class(checkpoint["architecture"])
-    remedy = "this is no architecture of llp; don't use this checkpoint"
-    is_one = isinstance(cls, type) and issubclass(cls, LanguageModel)
-    require(is_one, "class_path", checkpoint["architecture"], remedy)
-    return cls
 
 
 def chosen_checkpoint(path: Path) -> Path:

@@ -26,7 +26,7 @@ _REMEDY = "use one that falls back to bytes (byte-level BPE, or BPE with byte_fa
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A given `tokenizer.json`. It needs the package `tokenizers`: `pip install "llp[tokenizers]"`.
+    """A given `tokenizer.json`. It needs the package `tokenizers`: `pip install "long-lora-perceiver[tokenizers]"`.
 
     A special token's name in a text is text like any other. What changes a text before its tokens are looked up is
     switched off, so that every string comes back: Unicode normal forms, the space before a text, dropout, truncation,
@@ -52,7 +52,7 @@ class HuggingFaceTokenizer(Tokenizer):
             given = _open(spec)
         except SettingError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             remedy = f"can't be read as a tokenizer.json of Hugging Face ({reason}); name another file"
             raise SettingError(f"{_SETTINGS}.file", path, remedy) from error
@@ -124,7 +124,7 @@ def _open(spec: dict[str, Any]) -> Any:
     try:
         from tokenizers import Tokenizer as Library  # an extra
     except ImportError as error:
-        remedy = 'it needs the package tokenizers: pip install "llp[tokenizers]"'
+        remedy = 'it needs the package tokenizers: pip install "long-lora-perceiver[tokenizers]"'
         raise SettingError("data.init_args.tokenizer", "HuggingFaceTokenizer", remedy) from error
     try:
         return Library.from_str(json.dumps(spec))

@@ -20,7 +20,7 @@ def read_configuration(value: str) -> dict[str, Any]:
     source = "(YAML)" if text is value else value
     try:
         settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date in month 13; nested too deeply
         raise SettingError("config", source, f"it is not valid YAML; correct {_place(error)}") from error
     empty = "it is empty; name a file with settings, or leave it out"
     require(settings is not None, "config", source, empty)
@@ -60,7 +60,7 @@ def _text(path: Path) -> str:
         raise SettingError("config", path, f"it is not UTF-8 (see line {line}); save it in that encoding") from error
 
 
-def _place(error: yaml.YAMLError) -> str:
+def _place(error: Exception) -> str:
     """Where and what the error is, in a line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None:

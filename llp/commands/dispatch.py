@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import datamodules
 import llp
 from llp.commands.configurations import configurations, read_configuration
-from llp.commands.messages import in_words, is_lost_contact, is_rank_zero, silence, users_error
+from llp.commands.messages import in_words, is_lost_contact, is_rank_zero, silence, unreachable, users_error
 from llp.training.interruption import Stopped
 
 
@@ -27,13 +27,15 @@ def run(subcommand: str, options: list[str]) -> int:
             print(f"llp {subcommand}: stopped by {stopped}", file=sys.stderr)
         return 128 + stopped.signum
     except Exception as error:
-        users = users_error(error)
+        users, rank = users_error(error), rank_zero_only.rank  # type: ignore[attr-defined]
         if isinstance(users, BrokenPipeError):
             raise users from None
         if users is not None:
             print(f"llp {subcommand}: error: {in_words(users)}", file=sys.stderr)
-        elif not is_rank_zero() and is_lost_contact(error):
-            rank = rank_zero_only.rank  # type: ignore[attr-defined]
+        elif address := unreachable(error):
+            remedy = "if that is not its node's address in the network, set GLOO_SOCKET_IFNAME to the device, eth0 say"
+            print(f"llp {subcommand}: error: rank {rank} finds no other one at {address}; {remedy}", file=sys.stderr)
+        elif is_lost_contact(error):
             cause = str(error).partition("\n")[0]
             print(f"llp {subcommand}: rank {rank} has lost the others: {cause}", file=sys.stderr)
         else:

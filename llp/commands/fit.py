@@ -12,12 +12,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from llp.commands.messages import users_error
 from llp.commands.named_checkpoint import last_value, slurm_job
+from llp.commands.trackers import configured, is_tensorboard, named, open_trackers, require_packages, without_defaults
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
+from llp.digests import with_digest_line
 from llp.errors import SettingError, require
 from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
-from llp.training.memory import check_memory
+from llp.training.memory import check_batch, check_memory
+from llp.training.run_checkpoint import complete_last
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary
@@ -38,6 +41,8 @@ class FitCommand(TrainerCommand):
     def __init__(self, options: list[str]) -> None:
         # With `--ckpt_path auto` a run that has no checkpoint yet starts again in its folder.
         self.restarts = last_value("ckpt_path", options) == "auto"
+        # Comet would take all that TensorBoard gets, too. Lightning's logger says so when the parser has imported it.
+        os.environ.setdefault("COMET_DISABLE_AUTO_LOGGING", "1")
         super().__init__(options, SaveRunConfig)
 
     def callbacks(self) -> list[Callback]:
@@ -45,10 +50,11 @@ class FitCommand(TrainerCommand):
 
     def before_instantiate_classes(self) -> None:
         """Refuse settings of the Trainer with which nothing would be trained, too."""
+        self.require_sections()
         settings = self._get(self.config, "trainer")
-        require(settings is not None, "trainer", None, "leave the section out, or give it settings")
         check_trainer_settings(settings)
         name = self._get(self.config, "name")
+        require_packages(configured(settings.logger))
         remedy = "it is the name of a folder in lightning_logs; choose one without slashes and control characters"
         is_one = name is None or (name.isprintable() and name == os.path.basename(name) and name not in (".", ".."))
         require(is_one, "name", repr(name), remedy)
@@ -63,17 +69,29 @@ class FitCommand(TrainerCommand):
             trainer.callbacks.append(self.initial_weights)  # type: ignore[attr-defined]
         return trainer
 
-    def default_logger(self) -> TensorBoardLogger:
-        """TensorBoard's, in the run's folder: a new one, or that of the run which is resumed."""
-        root = self._get(self.config_init, "trainer").default_root_dir or "."
+    def logger_at_once(self, loggers: Any) -> Any:
+        """The one whose folder is the run's: TensorBoard's, as configured, or else ours. The others are built last."""
+        if not configured(loggers):
+            return loggers
+        tensorboard = next(filter(is_tensorboard, configured(loggers)), None)
+        return None if tensorboard is None else named(tensorboard, self._place()[1])
+
+    def _place(self) -> tuple[str, str | None]:
+        """The folder above `lightning_logs`, and the run's name there, if it has one yet."""
+        root = self._get(self.config, "trainer").default_root_dir or "."
         name, run = self._get(self.config, "name"), self.resumed_run
         if run is not None and name in (None, run.name) and run.parent.name == "lightning_logs":
             root, name = str(run.parent.parent), run.name
+        return root, name or slurm_job()
+
+    def default_logger(self) -> TensorBoardLogger:
+        """TensorBoard's, in the run's folder: a new one, or that of the run which is resumed."""
+        root, name = self._place()
         # What a stopped run had logged beyond the checkpoint comes again.
         return TensorBoardLogger(
             root,
             name="lightning_logs",
-            version=name or slurm_job(),
+            version=name,
             default_hp_metric=False,
             purge_step=self.resumed_step,
         )
@@ -91,6 +109,7 @@ class FitCommand(TrainerCommand):
         if self.initial_weights is not None:
             self.initial_weights.check_fits(self.model)
         check_memory(self.model, self.trainer)
+        check_batch(self.datamodule)
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder that holds another run."""
@@ -108,9 +127,20 @@ class FitCommand(TrainerCommand):
         parser = self._parser(self.name)
         return parser.dump(settings_of_run(self.config[self.name]), skip_unset=False)
 
+    def _trackers(self) -> list[Namespace]:
+        """The configured loggers that the Trainer doesn't have yet."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return []
+        loggers = configured(self._get(self.config, "trainer").logger)
+        first = next(filter(is_tensorboard, loggers), None)
+        return [logger for logger in loggers if logger is not first]
+
     def fit(self, **kwargs: Any) -> None:
         if self.trainer.max_steps == self.resumed_step:
             rank_zero_info(f"Nothing is left to do: all {self.resumed_step:,} steps of trainer.max_steps are trained")
+            if self.trainer.is_global_zero and self.resumed_run is not None:
+                with locked(self.resumed_run):
+                    complete_last(Path(self._get(self.config, "ckpt_path")))
             return
         if not self.trainer.is_global_zero:
             self.trainer.fit(**kwargs)
@@ -118,6 +148,7 @@ class FitCommand(TrainerCommand):
         folder = Path(self.trainer.log_dir or ".")
         with locked(folder):
             self._check_folder(folder)
+            self.trainer.loggers = [*self.trainer.loggers, *open_trackers(self._trackers(), folder)]
             try:
                 self.trainer.fit(**kwargs)
             except Exception as error:
@@ -146,7 +177,8 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self._folder / self.config_filename) as temporary:
-            self.parser.save(self.config, temporary, skip_unset=False, multifile=False)
+            text = self.parser.dump(self.config, skip_unset=False)
+            temporary.write_text(with_digest_line(text), encoding="utf-8")
 
 
 def settings_of_run(config: Namespace) -> Namespace:
@@ -154,4 +186,8 @@ def settings_of_run(config: Namespace) -> Namespace:
     config = config.clone()
     for key in ("ckpt_path", "weights_only"):
         config.pop(key, None)
+    loggers = config.trainer.logger
+    if configured(loggers):
+        brief = [without_defaults(logger) for logger in configured(loggers)]
+        config.trainer.logger = brief if isinstance(loggers, list) else brief[0]
     return config

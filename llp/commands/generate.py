@@ -76,7 +76,7 @@ def _of_text(line: str, number: int, path: Path) -> dict[str, Any]:
 def _of_json(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
         entry: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: nested too deeply
         entry = None
     prompt = entry.get("prompt") if isinstance(entry, dict) else None
     remedy = f'line {number} is no object with a text under "prompt"; repair it'

@@ -74,6 +74,19 @@ COMMANDS = {
             **_DEVICE,
         },
     ),
+    "evaluate": Command(
+        "Carry out tasks of EleutherAI's evaluation harness; writes evaluate.json in the run's folder.",
+        {
+            **_SCORING,
+            "--tasks NAME,…": "rolling_perplexity, last_word, continuation; or the harness's own, or a YAML file",
+            "--include_path FOLDER": "where YAML files of tasks are",
+            "--limit N": "take the first so many examples of each task",
+            "--n_shots N": "how many solved examples stand before each",
+            "--batch_size N": "how many texts are computed side by side",
+            "--data CLASS": "another text for the first three tasks, with --data.init_args.…",
+            **_DEVICE,
+        },
+    ),
     "runs": Command(
         "List runs side by side, the best first: settings that differ, tokens, time, validation and test.",
         {

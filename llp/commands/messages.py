@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import re
 import threading
 import warnings
@@ -24,20 +25,30 @@ def users_error(error: BaseException | None) -> BaseException | None:
     """What the user can mend, if an exception is that or was raised from it.
 
     That is our own `SettingError` (jsonargparse wraps what a constructor raises), Lightning's word for settings of its
-    own that can't be used, files that can't be read or written, and memory that is not enough.
+    own that can't be used or for packages that it lacks, files that can't be read or written, and memory that is not
+    enough.
     """
     if short := exhausted(error):
         return short
-    while error is not None and not isinstance(error, SettingError | MisconfigurationException | OSError):
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
+        return MisconfigurationException(f"trainer.callbacks: {error}")  # of no type of Lightning's own
+    while error is not None and not _is_users(error):
         error = error.__cause__
     return error
+
+
+def _is_users(error: BaseException) -> bool:
+    # Lightning says which package to install; where an import fails, Python names the module.
+    is_advice = isinstance(error, ModuleNotFoundError) and error.name is None
+    return is_advice or isinstance(error, SettingError | MisconfigurationException | OSError)
 
 
 def in_words(error: BaseException) -> str:
     """A user's error as it is shown: what the system refused, for which file, and what helps."""
     if not isinstance(error, OSError) or error.errno not in _REMEDIES:
         return str(error)
-    return f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+    file = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename  # TensorBoard's are
+    return f"{file or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
 
 
 _ROOM = "make room there, or write elsewhere: trainer.default_root_dir for runs, data.init_args.cache_dir for text"
@@ -61,6 +72,15 @@ def is_lost_contact(error: Exception) -> bool:
     return isinstance(error, DistError) or re.search("Connection (closed|reset) by peer", str(error)) is not None
 
 
+def unreachable(error: Exception) -> str | None:
+    """The address at which gloo has looked for another process in vain when training began; None: it is another error.
+
+    A process gives the others the address that its node's own name stands for there.
+    """
+    found = re.search(r"connectFullMesh failed.*remote=\[([^\]]+)\]", str(error), re.DOTALL)
+    return found[1] if found else None
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that speaks for all."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
@@ -75,6 +95,7 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's own
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")  # an older file is kept
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed"):
         logging.getLogger(f"lightning.{name}").addFilter(lambda record: not _NOISE.match(record.getMessage()))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from llp.commands.configurations import configurations, read_configuration, values_of
@@ -32,7 +33,18 @@ def with_run_defaults(subcommand: str, arguments: list[str]) -> list[str]:
     config = checkpoints.read(path)["config"]
     remedy = "it was not trained by `llp fit`, and holds no configuration; name one with --config"
     require(config is not None or has_config, "ckpt_path", path, remedy)
-    return arguments if config is None else ["--config", config, *arguments]
+    if config is None:
+        return arguments
+    return ["--config", config if subcommand == "fit" else _without_loggers(config), *arguments]
+
+
+def _without_loggers(config: str) -> str:
+    """A run's configuration without its trackers, which are for training: their packages may not be installed here."""
+    settings = read_configuration(config)
+    if not isinstance(settings["trainer"].get("logger"), dict | list):
+        return config
+    settings["trainer"]["logger"] = None
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:

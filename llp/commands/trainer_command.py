@@ -1,7 +1,9 @@
 """What the subcommands share that hand a model and its data to Lightning's Trainer."""
 
+import re
 from typing import Any, ClassVar
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -50,6 +52,7 @@ class TrainerCommand(LightningCLI):
             options = ["--help"]
         else:
             options = with_run_defaults(self.name, named_checkpoint(self.name, options))
+        self.is_logger_named = any(re.match(r"--trainer\.logger\b", option) for option in options)
         super().__init__(
             LanguageModel,
             LanguageDataModule,
@@ -115,8 +118,15 @@ class TrainerCommand(LightningCLI):
         require(0 <= seed < 2**32, "seed_everything", seed, "set it to 0 or more, and below 2**32")
         super()._set_seed()
 
+    def require_sections(self) -> None:
+        """Raise a `SettingError` for a section that holds no settings but a value of its own."""
+        for section in ("trainer", "checkpoint", "guard", "stall", "sample", "certificate"):
+            value = self._get(self.config, section)
+            require(isinstance(value, Namespace), section, value, "leave the section out, or give it settings")
+
     def before_instantiate_classes(self) -> None:
         """Open the checkpoint: a broken one is refused before anything is built."""
+        self.require_sections()
         path = self._get(self.config, "ckpt_path")
         remedy = f"`llp {self.name}` needs a trained model; name its checkpoint"
         require(path is not None or self.name == "fit", "ckpt_path", None, remedy)
@@ -130,6 +140,7 @@ class TrainerCommand(LightningCLI):
         """Build what is configured; the tokenizer is the checkpoint's, unless another one is named."""
         config = self.config.clone()
         config[self.name] = with_stored_tokenizer(config[self.name], self.checkpoint)
+        config[self.name].trainer.logger = self.logger_at_once(config[self.name].trainer.logger)
         self.config_init = self.parser.instantiate(config)
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         self.trainer = self.instantiate_trainer()
@@ -143,8 +154,20 @@ class TrainerCommand(LightningCLI):
             self.trainer_defaults["callbacks"].append(RunProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
+        except (
+            ModuleNotFoundError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # Lightning on its settings
             raise MisconfigurationException(f"trainer: {error}") from error
+
+    def logger_at_once(self, loggers: Any) -> Any:
+        """What the Trainer is built with, of the configured loggers: here those that a flag names.
+
+        The others are for training: no test opens a run in a tracker.
+        """
+        return loggers if self.is_logger_named else None
 
     def default_logger(self) -> Any:
         """The logger where the configuration names none; False: nothing is logged."""

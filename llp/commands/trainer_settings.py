@@ -1,5 +1,6 @@
 """Settings of the Trainer with which Lightning would fail late, or train nothing without a word."""
 
+import sys
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -24,6 +25,8 @@ def check_trainer_settings(settings: Any) -> None:
         require(value is None or is_time or value > 0, f"trainer.{name}", value, "set it to 1 or more")
     accumulated, norm = settings.accumulate_grad_batches, settings.gradient_clip_val
     require(accumulated >= 1, "trainer.accumulate_grad_batches", accumulated, "set it to 1 or more")
+    remedy = f"with accumulate_grad_batches = {accumulated} these are more batches than can be counted; lower it"
+    require(settings.max_steps * accumulated <= sys.maxsize, "trainer.max_steps", settings.max_steps, remedy)
     require(norm is None or norm >= 0, "trainer.gradient_clip_val", norm, "set it above 0, or to null: no clipping")
 
 

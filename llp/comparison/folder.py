@@ -1,7 +1,6 @@
 """Where the files of a comparison lie. They are its whole state: nothing else remembers anything."""
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -13,6 +12,7 @@ import yaml
 from llp.comparison.plan import PlannedRun, Timing
 from llp.comparison.specification import Settings, Specification, merged
 from llp.comparison.study import Failure, Record
+from llp.digests import checked_json, json_with_digest
 from llp.errors import SettingError
 from llp.run_folder import whole_file
 
@@ -136,22 +136,21 @@ def _record(path: Path) -> Record:
     return Record(**content)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file that this comparison has written.
+def read_json(path: Path, remedy: str = "remove it, and it is made again") -> dict[str, Any]:
+    """The content of a file that this comparison has written, or one of its runs.
 
     Raises:
-        SettingError: If it can't be read.
+        SettingError: If it can't be read, or is not what was written; with the remedy.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return checked_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SettingError("file", path, f"it can't be read ({error}); remove it, and it is made again") from error
-    return content
+        raise SettingError("file", path, f"it is missing or damaged ({error}); {remedy}") from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with whole_file(path, keeps_older=False) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(json_with_digest(content, sort_keys=True), encoding="utf-8")
 
 
 def _write_yaml(path: Path, content: Settings, keeps_older: bool) -> None:

@@ -292,14 +292,16 @@ class Plan:
 
 
 def portable(settings: Settings) -> Settings:
-    """A configuration without what is particular to a machine: where the text and its tokens lie."""
-    data = settings.get("data", {})
+    """A configuration without what changes no result: where the text and its tokens lie, and who keeps the figures."""
+    data, sections = settings.get("data", {}), dict(settings)
+    if "trainer" in sections:
+        sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key != "logger"}
     arguments = {
         key: value
         for key, value in data.get("init_args", {}).items()
         if key not in ("path", "cache_dir") and (key, value) not in _UNCHANGED.items()
     }
-    return {**settings, "data": {**data, "init_args": arguments}}
+    return {**sections, "data": {**data, "init_args": arguments}}
 
 
 def variants(specification: Specification) -> dict[str, Settings]:

@@ -1,6 +1,5 @@
 """From the files of a finished run to its record."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 from llp.comparison.folder import ComparisonFolder, read_json
 from llp.comparison.plan import Contestant, PlannedRun, portable
 from llp.comparison.study import Record
+from llp.digests import checked_json
 from llp.errors import require
 from llp.training import checkpoints
 from llp.training.fingerprints import weights_digest
@@ -51,7 +51,16 @@ def is_stage_done(place: Path, file: str, run: PlannedRun) -> bool:
     last = place / "checkpoints/last.ckpt"
     if not (place / file).exists() or not last.exists():
         return False
-    return progress(place) >= run.steps and bool(checkpoints.read(str(last))["global_step"] == run.steps)
+    return read_run(place)["step"] >= run.steps and bool(checkpoints.read(str(last))["global_step"] == run.steps)
+
+
+def read_run(place: Path) -> dict[str, Any]:
+    """What a run says of itself.
+
+    Raises:
+        SettingError: If that is damaged.
+    """
+    return read_json(place / "run.json", f"remove {place}, and the run is repeated")
 
 
 def progress(place: Path) -> int:
@@ -67,10 +76,9 @@ def has_diverged(place: Path) -> bool:
 def _said(place: Path) -> dict[str, Any]:
     """What a run says of itself; nothing if it hasn't begun."""
     try:
-        content: dict[str, Any] = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        return checked_json((place / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    return content
 
 
 def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, stages: dict[str, list[str]]) -> Record:
@@ -80,7 +88,7 @@ def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, st
         SettingError: If the files are not those of this run.
     """
     place = folder.run(run.name)
-    content = read_json(place / "run.json")
+    content = read_run(place)
     checkpoint = checkpoints.read(str(place / "checkpoints/last.ckpt"))
     step = checkpoint["global_step"]
     remedy = f"the run has {run.steps} steps; remove the folder, and it is run again"

@@ -7,8 +7,8 @@ from llp.training import checkpoints
 from llp.training.software import git_commit, versions
 
 
-def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
-    """Which model was scored, how it was trained, and which software computed its figures."""
+def model_protocol(model: Any, ckpt_path: str | Path | None, precision: str) -> dict[str, Any]:
+    """Which model was scored, how it was trained, and which software computed its figures, in which precision."""
     return {
         "architecture": checkpoints.class_path(type(model)),
         "hyperparameters": dict(model.hparams),
@@ -19,7 +19,7 @@ def model_protocol(model: Any, ckpt_path: str | Path | None) -> dict[str, Any]:
         **model.trained,
         "settings_history": model.history,
         "initialized_from": model.initialized_from,
-        "precision": str(model.trainer.precision),
+        "precision": precision,
         "versions": versions(),
         "git_commit": git_commit(),
     }

@@ -42,7 +42,11 @@ class TestReport(Callback):
             return
         loader: Any = trainer.test_dataloaders if is_test else trainer.val_dataloaders
         checkpoint = trainer.ckpt_path or model.loaded_from
-        protocol = {**model_protocol(model, checkpoint), **loader.protocol, "complete": n_scored == expected}
+        protocol = {
+            **model_protocol(model, checkpoint, str(trainer.precision)),
+            **loader.protocol,
+            "complete": n_scored == expected,
+        }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if is_test and isinstance(callback, Certificate):
                 protocol["certificate"] = callback.outcome

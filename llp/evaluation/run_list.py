@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from llp.digests import checked_json, checked_text
 from llp.errors import require
 from llp.evaluation.tables import aligned, readable
 from llp.training.run_lock import is_held
@@ -95,9 +96,9 @@ def _read_run(folder: Path) -> Run:
             damaged.append(name)
             return nothing
 
-    settings = read(_CONFIG, yaml.safe_load, _flat, {})
-    record = read(_RECORD, json.loads, _record, {})
-    scores = [record.pop("validation", None), read(_VALIDATION, json.loads, _report_score, None)]
+    settings = read(_CONFIG, _settings, _flat, {})
+    record = read(_RECORD, checked_json, _record, {})
+    scores = [record.pop("validation", None), read(_VALIDATION, checked_json, _report_score, None)]
     known = [score for score in scores if score is not None]
     return Run(
         name=folder.name,
@@ -106,9 +107,13 @@ def _read_run(folder: Path) -> Run:
         settings=settings,
         **record,
         validation=min(known, key=lambda score: (not score.complete, score.rank), default=None),
-        test=read(_TEST, json.loads, _report_score, None),
+        test=read(_TEST, checked_json, _report_score, None),
         damaged=damaged,
     )
+
+
+def _settings(text: str) -> Any:
+    return yaml.safe_load(checked_text(text))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

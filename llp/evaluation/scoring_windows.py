@@ -1,7 +1,10 @@
 """The places of the windows that score a text: pure arithmetic, without tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+JOINED = 8
+"""Windows that are scored along with another in one pass: 9 + 1 strides are computed for 9, not 18."""
 
 
 class ScoringWindow(NamedTuple):
@@ -27,3 +30,45 @@ def scoring_windows(document: int, n_tokens: int, window_len: int, stride: int) 
 def window_start(position: int, window_len: int, stride: int) -> int:
     """The start of the window that scores a position."""
     return max(0, (position // stride + 1) * stride - window_len)
+
+
+def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_size: int) -> list[list[ScoringWindow]]:
+    """Batches of windows over documents of the given lengths. In a batch all have one length: nothing is padded."""
+    windows = [
+        window for document, n in enumerate(n_tokens) for window in scoring_windows(document, n, window_len, stride)
+    ]
+    return _of_equal_shape(windows, lambda length: batch_size)
+
+
+def in_one_pass(batches: list[list[ScoringWindow]], longest: int, n_positions: int) -> list[list[ScoringWindow]]:
+    """Batches that score the same positions as these, with windows that follow each other joined to longer ones.
+
+    For a model that reads no further back than the first of them begins, nothing changes but that a position is
+    computed once, not in each window that holds it.
+
+    Args:
+        batches: Of scoring windows.
+        longest: Positions of a joined window at most, the ones that precede those that are scored included.
+        n_positions: Of a batch; a window that is longer by itself is one.
+    """
+    joined: list[ScoringWindow] = []
+    for window in sorted(window for batch in batches for window in batch):
+        last = joined[-1] if joined else None
+        follows = last is not None and (last.document, last.stop) == (window.document, window.stop - window.n_scored)
+        if last is not None and follows and window.stop - last.start <= longest:
+            joined[-1] = last._replace(stop=window.stop, n_scored=last.n_scored + window.n_scored)
+        else:
+            joined.append(window)
+    return _of_equal_shape(joined, lambda length: max(1, n_positions // length))
+
+
+def _of_equal_shape(windows: list[ScoringWindow], size: Callable[[int], int]) -> list[list[ScoringWindow]]:
+    """Batches of windows of one length and as many scored positions; `size` says how many of a length."""
+    groups: dict[tuple[int, int], list[ScoringWindow]] = {}
+    for window in windows:
+        groups.setdefault((window.stop - window.start, window.n_scored), []).append(window)
+    return [
+        group[first : first + size(length)]
+        for (length, _), group in groups.items()
+        for first in range(0, len(group), size(length))
+    ]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from lightning_utilities.core.apply_func import apply_to_collection
 
+from llp.digests import json_with_digest
 from llp.run_folder import whole_file
 
 Report = tuple[dict[str, Any], Sequence[dict[str, Any]], str]
@@ -87,7 +87,7 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write a report; an older file is kept under a numbered name. Numbers that are not finite become `null`."""
     finite = apply_to_collection(content, float, lambda value: value if math.isfinite(value) else None)
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json_with_digest(finite), encoding="utf-8")
     return path
 
 

@@ -2,19 +2,24 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
-from llp.errors import SettingError
+from llp.errors import SettingError, require
 from llp.run_folder import is_exported
 from llp.training import exported_folder
 from llp.training.settings import batch_of, current
+from llp.training.sharded_checkpoint import check_shards
+
+_DIGEST = ".sha256"  # beside each file of a sharded checkpoint
 
 
 def class_path(cls: type) -> str:
@@ -25,18 +30,21 @@ def class_path(cls: type) -> str:
     return f"{home or cls.__module__}.{cls.__qualname__}"
 
 
-def import_class(path: str) -> Any:
+def import_class(path: str, base: type = object) -> Any:
     """The class at a path that `class_path` returned.
 
     Raises:
-        SettingError: If it can't be imported.
+        SettingError: If it can't be imported, or is no class derived from `base`.
     """
     module, _, name = path.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         remedy = f"the checkpoint needs this class, which can't be imported ({error}); add its folder to PYTHONPATH"
         raise SettingError("class_path", path, remedy) from error
+    is_one = isinstance(cls, type) and issubclass(cls, base)
+    require(is_one, "class_path", path, f"it is no {base.__name__}; give a checkpoint that `llp fit` has written")
+    return cls
 
 
 def stored_tokenizer(data: Any) -> dict[str, Any] | None:
@@ -61,10 +69,12 @@ def restored_tokenizer(stored: dict[str, Any]) -> Any:
     """The tokenizer that `stored_tokenizer` described.
 
     Raises:
-        SettingError: If its class can't be imported.
+        SettingError: If its class can't be imported, or is no tokenizer.
     """
-    data = stored["data"].numpy().tobytes()
-    return import_class(stored["class_path"]).restored(data, stored["settings"])
+    cls, data = import_class(stored["class_path"]), stored["data"].numpy().tobytes()
+    remedy = "it is no tokenizer; give a checkpoint that `llp fit` has written"
+    require(hasattr(cls, "restored"), "class_path", stored["class_path"], remedy)
+    return cls.restored(data, stored["settings"])
 
 
 def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -103,10 +113,12 @@ def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimiz
 def read(path: str | Path) -> dict[str, Any]:
     """Open a checkpoint without reading its weights into memory; a sharded one without weights and optimizer states.
 
-    An exported folder is one, too, without optimizer states.
+    All of it is compared with its checksums, once per process. Nothing that the file holds is executed, nor by torch
+    and Lightning when they load it afterwards (`SECURITY.md`). An exported folder is a checkpoint, too, without
+    optimizer states.
 
     Raises:
-        SettingError: If there is no such file, or it is truncated, or is not a checkpoint of this project.
+        SettingError: If there is no such file, or it is damaged, or is not a checkpoint of this project.
     """
     path = Path(path)
     if is_exported(path):
@@ -114,13 +126,19 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
     try:
+        require_whole(path)
         checkpoint = _load(path)
+        if path.is_dir():
+            check_shards(path)
     except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
-        remedy = f"the file is truncated or is not a checkpoint ({str(error).splitlines()[0]}); {_another_than(path)}"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        remedy = f"it is damaged or is not a checkpoint ({reason}); {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy) from error
     expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
     expected |= set() if path.is_dir() else {"state_dict"}
-    if not isinstance(checkpoint, dict) or not expected <= checkpoint.keys():
+    is_ours = isinstance(checkpoint, dict) and expected <= checkpoint.keys()
+    # Lightning would have a function of the file's choice build the model.
+    if not is_ours or "_instantiator" in (checkpoint["hyper_parameters"] or {}):
         remedy = f"the file was not written by `llp fit`; {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy)
     return checkpoint
@@ -129,6 +147,44 @@ def read(path: str | Path) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     file = path / "meta.pt" if path.is_dir() else path
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def require_whole(path: Path) -> None:
+    """Raise an error of any kind unless a checkpoint is what was written; a file is read for it once per process."""
+    if not path.is_dir():
+        stat = path.stat()
+        _check_archive(path, stat.st_size, stat.st_mtime_ns)
+        return
+    covered = {digest.with_suffix("") for digest in path.glob(f"*{_DIGEST}")}
+    if covered and not {*path.glob("*.distcp"), path / ".metadata", path / "meta.pt"} <= covered:
+        raise ValueError("the digest of one of its files is missing")
+    for file in covered:
+        stat = file.stat()
+        if _sha256_once(file, stat.st_size, stat.st_mtime_ns) != file.with_name(file.name + _DIGEST).read_text():
+            raise ValueError(f"{file.name} is not what was written")
+
+
+@cache
+def _check_archive(file: Path, size: int, modified: int) -> None:
+    """Compare a file of torch with the CRC-32 that it holds of each of its parts, which torch itself doesn't."""
+    with ZipFile(file) as archive:
+        if (part := archive.testzip()) is not None:
+            raise ValueError(f"{part} is not what was written")
+
+
+@cache
+def _sha256_once(file: Path, size: int, modified: int) -> str:
+    """The digest of a file, as long as it has this size and date."""
+    return sha256(file)
+
+
+def write_digests(folder: Path, rank: int) -> None:
+    """Write the SHA-256 of each file of a sharded checkpoint that this process has written, beside it."""
+    own = [*folder.glob(f"__{rank}_*.distcp")]
+    if rank == 0:
+        own += [folder / ".metadata", folder / "meta.pt"]
+    for file in own:
+        file.with_name(file.name + _DIGEST).write_text(sha256(file))
 
 
 def _another_than(path: Path) -> str:
@@ -146,7 +202,12 @@ def newest_first(folder: Path) -> Iterator[Path]:
                 steps[path] = (_load(path)["global_step"], path.stat().st_mtime)
             except Exception:  # truncated or foreign, see `read`
                 continue
-    yield from sorted(steps, key=lambda path: steps[path], reverse=True)
+    for path in sorted(steps, key=lambda path: steps[path], reverse=True):
+        try:
+            require_whole(path)
+        except Exception:
+            continue
+        yield path
 
 
 def require_one_file(path: str | Path) -> None:

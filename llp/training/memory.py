@@ -12,6 +12,7 @@ from llp.errors import SettingError, require
 from llp.training import checkpoints
 
 _GIB = 2**30
+_MOST_LAYERS = 200
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _REMEDY = (
     "lower data.init_args.batch_size (trainer.accumulate_grad_batches makes up for it) or the model's size, or use "
@@ -48,15 +49,38 @@ def training_bytes(n_parameters: float, bytes_each: int, n_shards: int) -> float
     return 4 * n_parameters * bytes_each / n_shards
 
 
+def check_batch(data: Any) -> None:
+    """Raise a `SettingError` if the tokens of a training batch alone exceed the memory of this machine.
+
+    Args:
+        data: A `LanguageDataModule`; nothing of it is prepared.
+    """
+    needed, there = 8 * data.batch_size * data.window_len, total_bytes(torch.device("cpu"))
+    setting = "data.init_args.batch_size, data.init_args.window_len"
+    remedy = f"the tokens of a batch alone need {_gib(needed)}, and there are {_gib(there)}; lower one of the two"
+    require(needed <= there, setting, f"{data.batch_size}, {data.window_len}", remedy)
+
+
 def parameter_count(model: Any) -> float:
-    """Number of parameters of a model that need not be built; infinite where a size overflows torch's integers."""
+    """Number of parameters of a model that need not be built; infinite where a size overflows torch's integers.
+
+    Of very many layers only some are built, and the others are taken to be like the last of them.
+    """
+    n_layers = model.hparams["n_layers"]
+    built = min(n_layers, _MOST_LAYERS)
     try:
-        twin = checkpoints.twin(dict(model.hparams), model)
+        count = _parameters_of(model, built)
+        count_before = count if built == n_layers else _parameters_of(model, built - 1)
     except (RuntimeError, OverflowError, TypeError) as error:
         if "verflow" not in str(error):
             raise
         return math.inf
-    return float(sum(parameter.numel() for parameter in twin.parameters()))
+    return float(count + (n_layers - built) * (count - count_before))
+
+
+def _parameters_of(model: Any, n_layers: int) -> int:
+    twin = checkpoints.twin({**model.hparams, "n_layers": n_layers}, model)
+    return sum(parameter.numel() for parameter in twin.parameters())
 
 
 def total_bytes(device: torch.device) -> float:

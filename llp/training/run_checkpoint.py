@@ -1,6 +1,7 @@
 """The checkpoints of a run: the newest and the best, written whole or not at all, even when a signal ends the run."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last_every = every_n_train_steps
+        self._all_stop = False
+        self.being_written: Path | None = None  # for those who ask why the run stands still
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -123,16 +126,20 @@ class RunCheckpoint(ModelCheckpoint):
         if is_due or is_stopped:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         if is_stopped:
+            self._all_stop = True
             raise Stopped(signum)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        path = Path(filepath)
+        path = self.being_written = Path(filepath)
         try:
             with naming(path):
                 for logger in trainer.loggers:
                     logger.save()  # what was logged up to this step is on disk before the checkpoint is
                 super()._save_checkpoint(trainer, str(unfinished(path)))
                 self._last_checkpoint_saved = filepath
+                if unfinished(path).is_dir():
+                    checkpoints.write_digests(unfinished(path), trainer.global_rank)
+                    trainer.strategy.barrier("digests")
                 if trainer.is_global_zero:
                     publish(path)
                     if self.save_top_k > 1 and filepath == self.best_model_path:
@@ -140,6 +147,8 @@ class RunCheckpoint(ModelCheckpoint):
         except OSError:
             discard(path)  # on a full disk it would take up the remaining room
             raise
+        finally:
+            self.being_written = None
         trainer.strategy.barrier("published")  # a process that ends earlier may take the others with it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,10 +161,23 @@ class RunCheckpoint(ModelCheckpoint):
             launcher.kill(exception.signum)  # the processes that this one has started
         if was_training and trainer.is_global_zero:
             print(how_to_go_on(self.last_model_path), file=sys.stderr, flush=True)
+        if self._all_stop:  # rank 0 had files to write still, and SLURM kills it soon after another rank has ended
+            trainer.strategy.barrier("stopped")
 
 
 def _is_at_end(trainer: Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
+
+
+def complete_last(path: Path) -> None:
+    """Make the checkpoint of a run's last step its `last.ckpt`, unless that is one: a kill came between the two."""
+    last, step = path.with_name("last.ckpt"), checkpoints.read(path)["global_step"]
+    whole = {other: checkpoints.read(other)["global_step"] for other in checkpoints.newest_first(path.parent)}
+    if path.parent.name != "checkpoints" or whole.get(last) == step:
+        return
+    discard(last)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, unfinished(last))
+    publish(last)
 
 
 def how_to_go_on(path: str) -> str:

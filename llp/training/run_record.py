@@ -1,6 +1,5 @@
 """What a training run leaves behind of itself in one small file: `run.json` in its folder."""
 
-import json
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llp.digests import json_with_digest
 from llp.run_folder import whole_file
 from llp.training import checkpoints, settings
 from llp.training.finite_guard import NotFiniteError
@@ -76,7 +76,7 @@ class RunRecord(Callback):
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path, keeps_older=False) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json_with_digest(record), encoding="utf-8")
 
 
 def _state(exception: BaseException) -> str:

@@ -5,12 +5,15 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("llp", "torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
+from llp.version import __version__
+
+_PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Those of Python and of the packages that figures depend on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    """Those of Python, of the running source of `llp`, and of the packages that figures depend on."""
+    installed = {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "llp": __version__, **installed}
 
 
 def git_commit() -> str | None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from llp.errors import require
-from llp.training.run_checkpoint import how_to_go_on
+from llp.training.run_checkpoint import RunCheckpoint, how_to_go_on
 
 
 class StallGuard(Callback):
@@ -90,7 +90,7 @@ class StallGuard(Callback):
             if states is not None:
                 ranks.update(states)
                 if reason := ranks.stalled(self.timeout_s):
-                    self._end(trainer, reason)
+                    self._end(trainer, reason + _unfinished_checkpoint(trainer))
 
     def _end(self, trainer: Any, reason: str) -> None:
         """End the process from this thread: the main one waits inside a collective, where no exception reaches it."""
@@ -100,6 +100,14 @@ class StallGuard(Callback):
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that this one has started
         os._exit(1)
+
+
+def _unfinished_checkpoint(trainer: Trainer) -> str:
+    """What rank 0 is busy with, if it is a checkpoint."""
+    callback = trainer.checkpoint_callback
+    if not isinstance(callback, RunCheckpoint) or callback.being_written is None:
+        return ""
+    return f"; rank 0 was still writing {callback.being_written}, and stall.timeout_s must exceed what that takes"
 
 
 class Ranks:
@@ -132,6 +140,8 @@ class Ranks:
         silent = [rank for rank, seconds in enumerate(self._silent_s) if seconds > timeout_s / 2]
         fewest = min(moves for moves, _ in self._states)
         behind = silent or [rank for rank, (moves, _) in enumerate(self._states) if moves == fewest]
+        if len(behind) == len(self._states):
+            return f"no rank made progress for {timeout_s:g} s"
         names = ", ".join(f"rank {rank}" for rank in behind)
         what = "did not respond" if silent else "made no progress"
         return f"{names} {what} for {timeout_s:g} s while the others waited"

@@ -13,6 +13,8 @@ from helpers.refusals import assert_one_message
         (b"trainer: {max_steps: [\n", "bad.yaml: it is not valid YAML; correct line 2, column 1: expected the node"),
         (b"trainer:\n\tmax_steps: 1\n", "bad.yaml: it is not valid YAML; correct line 2, column 1: found character"),
         (b"a: !!python/object:os.system x\n", "bad.yaml: it is not valid YAML; correct line 1, column 4: could not"),
+        (b"a: 2026-13-01\n", "bad.yaml: it is not valid YAML; correct month must be in 1..12"),
+        (b"a: " + b"[" * 1000 + b"\n", "bad.yaml: it is not valid YAML; correct maximum recursion depth exceeded"),
         (b"a: \x00\n", "bad.yaml: it is not valid YAML; correct unacceptable character #x0000"),
         (b"model: {}\nname: caf\xe9\n", "bad.yaml: it is not UTF-8 (see line 2); save it in that encoding"),
         (b"- 1\n- 2\n", "bad.yaml: it holds no settings but a list; write it as `section: {setting: value}`"),

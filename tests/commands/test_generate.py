@@ -97,6 +97,7 @@ def test_stop_strings_and_the_count_of_tokens(run, trained):
         ("in.jsonl", b'{"prompt": 3}', 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
         ("in.jsonl", b'{"prompt": "\\ud800"}', 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
         ("in.jsonl", b"\n[]", 'in.jsonl: line 2 is no object with a text under "prompt"; repair it'),
+        ("in.jsonl", b"[" * 50_000, 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
         ("in.jsonl", b"{", 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
     ],
 )

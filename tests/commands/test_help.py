@@ -9,6 +9,7 @@ import pytest
 from llp.commands.help import COMMANDS, help_of
 from llp.evaluation.context import loss_by_context
 from llp.generation.continuation import continue_texts
+from llp.harness.evaluation import evaluate_tasks
 
 TRAINER_COMMANDS = [name for name, command in COMMANDS.items() if command.sections]
 
@@ -48,10 +49,11 @@ def test_all_settings_are_shown_on_request_and_promise_nothing_false(run, name):
     [
         ("generate", continue_texts, {"ckpt_path", "name", "accelerator", "precision", "prompt", "output"}),
         ("context", loss_by_context, {"ckpt_path", "name", "accelerator", "precision", "config", "data"}),
+        ("evaluate", evaluate_tasks, {"ckpt_path", "name", "accelerator", "precision", "config", "data"}),
     ],
 )
 def test_own_options_are_those_of_the_function(name, function, others):
-    own = set(inspect.signature(function).parameters) - {"model", "data"}
+    own = set(inspect.signature(function).parameters) - {"model", "data", "write_documents"}
     assert flags(name) == {f"--{option}" for option in own | others}
 
 

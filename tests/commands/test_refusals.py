@@ -46,6 +46,13 @@ def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
         (("--no_such_flag", "1"), "no_such_flag"),
         (("--model.init_args.betas", "[0.9,1.5]"), "betas = "),
         (("--model.init_args.rotary_base", "0"), "rotary_base = 0"),
+        (("--model.init_args.learning_rate", ".inf"), "learning_rate = inf: set it above 0, and to a finite number"),
+        (("--model.init_args.weight_decay", ".inf"), "weight_decay = inf: set it to 0 or more, and to a finite number"),
+        (("--model.init_args.n_layers", "1000000000"), "16, 1000000000, 257: parameters, gradients"),
+        (("--data.init_args.batch_size", "1000000000000"), "1000000000000, 32: the tokens of a batch alone need"),
+        (("--trainer.max_steps", str(2**63)), f"trainer.max_steps = {2**63}: with accumulate_grad_batches = 1 these"),
+        (("--trainer.max_time", '{"days": 1000000000000}'), "trainer: days=1000000000000; must have magnitude <="),
+        (("--config", "{stall: .inf}"), "stall = inf: leave the section out, or give it settings"),
         (("--model.init_args.weight_decay", "-1"), "weight_decay = -1"),
         (("--seed_everything", "-1"), "seed_everything = -1"),
         (("--sample.top_p", "2"), "top_p = 2"),
@@ -109,7 +116,7 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
         ),
         (("--ckpt_path", good, "--model.init_args.n_heads", "4"), "n_heads = 4: the checkpoint has 2"),
         (("--config", work / "tiny.yaml"), "ckpt_path = None: `llp test` needs a trained model"),
-        (("--ckpt_path", work), f"ckpt_path = {work}: the file is truncated or is not a checkpoint"),
+        (("--ckpt_path", work), f"ckpt_path = {work}: it is damaged or is not a checkpoint"),
     ]
     shared = ("--ckpt_path", good, "--model.init_args.share_key_value", "true")
     cases.append((shared, "model.init_args.share_key_value = True: the checkpoint has False"))
@@ -119,10 +126,10 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
     cut.write_bytes(good.read_bytes()[:-500])
     torch.save({"state_dict": {}}, foreign)
     cases += [
-        (("--ckpt_path", truncated), f"ckpt_path = {truncated}: the file is truncated or is not a checkpoint"),
+        (("--ckpt_path", truncated), f"ckpt_path = {truncated}: it is damaged or is not a checkpoint"),
         (("--ckpt_path", cut), f"the newest whole one beside it is {trained / 'checkpoints/last.ckpt'}"),
         (("--ckpt_path", foreign), f"ckpt_path = {foreign}: the file was not written by `llp fit`"),
-        (("--ckpt_path", work / "tiny.yaml"), "the file is truncated or is not a checkpoint"),
+        (("--ckpt_path", work / "tiny.yaml"), "it is damaged or is not a checkpoint"),
     ]
     for arguments, message in cases:
         status, out, err = run("test", *arguments)

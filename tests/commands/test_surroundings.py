@@ -11,6 +11,8 @@ import pytest
 
 from helpers.refusals import assert_one_message
 from helpers.signal_handlers import handlers_restored
+from llp.commands.messages import unreachable
+from llp.language_model import LanguageModel
 from llp.training.interruption import Listener, Stopped
 
 
@@ -27,10 +29,30 @@ def test_a_name_may_have_spaces_and_any_letters(run, work):
     assert run("test", "--ckpt_path", "lightning_logs/größer 🙂", "--trainer.limit_test_batches", 1)[0] == 0
 
 
+def test_where_the_other_processes_are_gone_that_is_said_on_rank_0_too(run, work, monkeypatch):
+    def lost(self, *_):
+        raise RuntimeError("[gloo/pair.cc:537] Read error [127.0.0.1]:29101: Connection reset by peer. And so on.")
+
+    monkeypatch.setattr(LanguageModel, "training_step", lost)
+    status, out, err = run("fit", "--config", "tiny.yaml", "--name", "run")
+    assert status == 1
+    assert "llp fit: rank 0 has lost the others: [gloo/pair.cc:537] Read error" in err
+    assert "Traceback" not in out + err
+
+
 def test_a_file_in_the_place_of_a_folder_is_named(run, work):
     (work / "lightning_logs").write_text("a file")
     outcome = run("fit", "--config", "tiny.yaml", "--name", "run")
     assert_one_message(outcome, "lightning_logs/run: Not a directory; a file is where a folder should be; move it")
+
+
+def test_where_gloo_has_found_nobody_is_read_from_its_words():
+    refused = "timed out connecting: SO_ERROR: Connection refused, remote=[127.0.1.1]:1408$1"
+    assert (
+        unreachable(RuntimeError(f"Gloo connectFullMesh failed with [transport/tcp/pair.cc:152] {refused}"))
+        == "127.0.1.1"
+    )
+    assert unreachable(RuntimeError("[transport/tcp/pair.cc:553] Connection closed by peer [192.0.2.11]:45468")) is None
 
 
 def test_a_seed_beyond_numpys_and_a_trainer_of_nothing_are_refused(run, work):
@@ -117,6 +139,7 @@ def test_a_run_under_nohup_goes_on(monkeypatch):
 
 HUNG_UP = """
 import os, sys, time
+from llp.language_model import LanguageModel
 from llp.training.interruption import LISTENER
 LISTENER.listen()
 LISTENER.deferring = True

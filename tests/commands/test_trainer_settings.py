@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
+from datamodules import WikiText103
 from helpers.refusals import assert_one_message
 from llp.commands.parser import keep_integers
 
@@ -114,3 +115,26 @@ def test_one_batch_is_not_all_of_them_in_whichever_order_a_type_names_its_parts(
     for text, value in (("1", 1), ("0", 0), ("1.0", 1.0), ("0.5", 0.5), ("null", None)):
         parsed = parser.parse_args(["--limit", text]).limit
         assert (parsed, type(parsed)) == (value, type(value))
+
+
+def test_early_stopping_on_a_figure_that_is_not_there_is_one_message(run, work):
+    callback = (
+        "--trainer.callbacks=lightning.pytorch.callbacks.EarlyStopping",
+        "--trainer.callbacks.init_args.monitor=x",
+    )
+    outcome = run("fit", "--config", "tiny.yaml", *callback)
+    assert_one_message(outcome, "trainer.callbacks: Early stopping conditioned on metric `x` which is not available")
+
+
+def test_a_package_that_lightning_lacks_is_one_message_and_a_failed_import_keeps_its_traceback(run, work, monkeypatch):
+    def advise(self, stage):
+        raise ModuleNotFoundError("`DeviceStatsMonitor` cannot log CPU stats as `psutil` is not installed.")
+
+    def fail(self, stage):
+        import no_such_module  # noqa: F401
+
+    monkeypatch.setattr(WikiText103, "setup", advise)
+    assert_one_message(run("fit", "--config", "tiny.yaml", "--name", "one"), "as `psutil` is not installed")
+    monkeypatch.setattr(WikiText103, "setup", fail)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        run("fit", "--config", "tiny.yaml", "--name", "other")

@@ -16,6 +16,7 @@ import yaml
 from llp.comparison import recording
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.study import Failure
+from llp.digests import checked_json, json_with_digest
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 
@@ -158,7 +159,7 @@ def test_the_commit_is_that_of_the_training(finished, compare_here):
     trained, content = folder / f"lightning_logs/comparisons/tiny/lightning_logs/{path.stem}/run.json", path.read_text()
     said = trained.read_text()
     assert json.loads(content)["commit"] == json.loads(said)["commit"]
-    trained.write_text(json.dumps({**json.loads(said), "commit": "another", "versions": {"torch": "1.0"}}))
+    trained.write_text(json_with_digest({**checked_json(said), "commit": "another", "versions": {"torch": "1.0"}}))
     path.unlink()
     compare_here()
     record = json.loads(path.read_text())
@@ -173,9 +174,9 @@ def test_records_of_another_text_are_not_mixed_with_new_ones(finished, run, monk
     monkeypatch.chdir(folder)
     before = files(folder)
     (path,) = folder.glob("lightning_logs/comparisons/tiny/records/*.json")
-    content = json.loads(path.read_text())
+    content = checked_json(path.read_text())
     other = {**content, "hashes": {**content["hashes"], part: "of another text"}}
-    path.write_text(json.dumps(other))
+    path.write_text(json_with_digest(other))
     status, _, err = run("compare", "spec.yaml")
     path.write_bytes(before[path])
     assert (status, "Traceback" in err) == (1, False)
@@ -216,7 +217,7 @@ def test_a_damaged_file_fails_its_run_and_stops_no_other(finished, compare_here)
     test.write_text(content[:100])
     compare_here()
     failed = json.loads((test.parent / "failed.json").read_text())
-    assert "test.json: it can't be read" in failed["last_words"]
+    assert "test.json: it is missing or damaged" in failed["last_words"]
     test.write_text(content)
     (test.parent / "failed.json").unlink()
     compare_here()
@@ -310,9 +311,20 @@ def test_an_array_job_has_a_task_for_each_run_that_can_start(finished, run, work
     assert cluster.read_text() == f"sbatch --array=1-2%4 {log} {script} spec.yaml {lines.relative_to(work)}\n"
 
 
-@pytest.mark.parametrize(("ends", "requeues"), [("exit 0", False), ("exit 1", False), ("kill -USR1 $$", True)])
-def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_path, cluster, ends, requeues):
+@pytest.mark.parametrize(
+    ("ends", "preempted_at", "then"),
+    [
+        ("exit 0", "None", []),
+        ("exit 1", "None", []),
+        ("kill -USR1 $$", "None", ["requeue"]),
+        ("kill -TERM $$", "None", ["show job"]),  # by scancel, say
+        ("kill -TERM $$", "2026-11-25T12:00:00", ["show job", "requeue"]),
+    ],
+)
+def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_path, cluster, ends, preempted_at, then):
     """As SLURM would call it: the run is that of the task's line, and only this task is requeued."""
+    with (tmp_path / "bin/scontrol").open("a") as scontrol:
+        scontrol.write(f"echo '   PreemptEligibleTime=2026-11-25T11:00:00 PreemptTime={preempted_at}'\n")
     (tmp_path / "bin/llp").write_text(f'#!/usr/bin/env bash\necho llp "$@" >> "{cluster}"\n{ends}\n')
     (tmp_path / "bin/llp").chmod(0o755)
     (tmp_path / "runs.txt").write_text("dense-1-s0\nllp-2-s0\n")
@@ -320,5 +332,5 @@ def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_pa
     script = COMPARISONS.parent / "slurm/compare.sbatch"
     subprocess.run(["bash", script, "spec.yaml", tmp_path / "runs.txt"], env=environment, cwd=tmp_path, check=False)
     command = "llp compare spec.yaml --run llp-2-s0"
-    calls = [f"srun --kill-on-bad-exit=1 {command}", command, *(["scontrol requeue 7_2"] if requeues else [])]
+    calls = [f"srun --kill-on-bad-exit=1 {command}", command, *(f"scontrol {word} 7_2" for word in then)]
     assert cluster.read_text().splitlines() == calls

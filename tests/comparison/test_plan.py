@@ -225,6 +225,7 @@ def test_a_name_tells_settings_apart_but_not_places():
 
     here = names(data={"init_args": {"path": "here", "cache_dir": "a"}})
     assert here == names(data={"init_args": {"path": "there"}}) == names()
+    assert here == names(trainer={"logger": {"class_path": "WandbLogger"}})  # who keeps the figures changes none
     assert here[0] != names(data={"init_args": {"window_len": 10}})[0]
     assert len(set(here)) == 6
     assert [name.split("-")[0] for name in here] == 3 * ["dense"] + 3 * ["latent"]

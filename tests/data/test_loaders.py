@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
-from datamodules.windows import TrainingOrder, scoring_batches, share_of_rank
+from datamodules.windows import TrainingOrder, share_of_rank
 from helpers.corpus import Given
 from helpers.prepared import attach
-from llp.evaluation.scoring_windows import scoring_windows
+from llp.evaluation.scoring_windows import scoring_batches, scoring_windows
 
 STREAM = np.arange(100, 150)
 

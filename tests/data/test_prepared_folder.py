@@ -10,6 +10,7 @@ import pytest
 from datamodules import Bytes, PythonReference, SentencePiece
 from datamodules.token_files import TokenFile, TokenWriter
 from helpers.prepared import attach, files, prepare
+from llp.digests import checked_json, json_with_digest
 from llp.errors import SettingError
 
 TOKENS = np.dtype(np.uint16)
@@ -66,15 +67,15 @@ def test_one_changed_byte_of_a_split_stops_whatever_scores_it(wikitext, tmp_path
         assert next(iter(getattr(data, loader)())) is not None
 
 
-def test_one_changed_byte_of_the_training_tokens_stops_the_unigram_model_and_on_request_a_run(wikitext, tmp_path):
+def test_one_changed_byte_of_the_training_tokens_stops_the_unigram_model_and_a_run(wikitext, tmp_path):
     folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
     flip(folder / "train.bin", 50)
-    data = attach(prepare(wikitext, tmp_path / "cache"))
+    data = attach(prepare(wikitext, tmp_path / "cache", check_training_tokens=False))
     loader = data.test_dataloader()
     with pytest.raises(SettingError, match=r"train\.bin is not what was prepared"):
         loader.unigram_nats()
-    assert len(data.train_dataloader()) == 10  # reading all of it takes a while: on request only
-    data = attach(prepare(wikitext, tmp_path / "cache", check_training_tokens=True))
+    assert len(data.train_dataloader()) == 10  # reading all of it can take a while
+    data = attach(prepare(wikitext, tmp_path / "cache"))
     with pytest.raises(SettingError, match=r"train\.bin is not what was prepared"):
         data.train_dataloader()
 
@@ -105,6 +106,19 @@ def test_damage_to_the_description_itself_is_noticed(wikitext, tmp_path, damage)
     else:
         path.write_text("[1]" if damage == "no object" else path.read_text()[:-9])
     with pytest.raises(SettingError, match=r"cache_dir = .*about\.json is missing or damaged; remove"):
+        prepare(wikitext, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("key", ["data_fingerprint", "tokenizer_fingerprint", "sha256"])
+@pytest.mark.parametrize("value", [None, 3, ["list"]])
+def test_a_description_of_another_version_is_refused(wikitext, tmp_path, key, value):
+    """Undamaged by its own digest, and without what this version reads."""
+    path = prepare(wikitext, tmp_path / "cache").prepared_folder() / "about.json"
+    about = {**checked_json(path.read_text()), key: value}
+    if value is None:
+        del about[key]
+    path.write_text(json_with_digest(about))
+    with pytest.raises(SettingError, match=r"about\.json is of another version of this package; remove"):
         prepare(wikitext, tmp_path / "cache")
 
 

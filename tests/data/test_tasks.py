@@ -210,6 +210,7 @@ def test_limits_and_fingerprints():
         (AssociativeRecall, {"batch_size": 0}, "data.init_args.batch_size = 0"),
         (AssociativeRecall, {"n_test": 0}, "data.init_args.n_test = 0"),
         (AssociativeRecall, {"n_validation": 0}, "data.init_args.n_validation = 0"),
+        (MirroredCopy, {"n_test": 10**9}, "data.init_args.n_test = 1000000000: set it to 1,000,000 or less"),
         (AssociativeRecall, {"distance_bin": 0}, "data.init_args.distance_bin = 0"),
         (AssociativeRecall, {"seed": -1}, "seed_everything = -1"),
         (MirroredCopy, {"window_len": 15}, "data.init_args.window_len = 15: .* make it even"),

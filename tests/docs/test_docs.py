@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import llp
 from helpers import reference
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,18 @@ def test_readme_commands():
     assert setup[1].endswith("pytest")
     for path in re.findall(r"(?<![/\w])(?:configs|docs|benchmarks)/[\w./]+\w", readme):
         assert (ROOT / path).exists(), path
+
+
+def test_what_users_are_told_to_install_exists():
+    """By the distribution's name: the package index's `llp` is somebody else's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    patterns = ("*.md", "docs/*.md", "llp/**/*.py", "datamodules/**/*.py")
+    texts = [path.read_text(encoding="utf-8") for pattern in patterns for path in ROOT.glob(pattern)]
+    named = {found for text in texts for found in re.findall(r"([\w-]+)\[([a-z]+(?:,[a-z]+)*)\]\"", text)}
+    assert (project["name"], "tokenizers") in named
+    assert {name for name, _ in named} == {project["name"]}
+    assert {extra for _, extras in named for extra in extras.split(",")} <= project["optional-dependencies"].keys()
+    assert f"version: {llp.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_the_guide_for_another_architecture_works(tmp_path, wikitext):

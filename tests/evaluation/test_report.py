@@ -398,7 +398,7 @@ class Reported:
             )
 
         monkeypatch.setattr(
-            "llp.evaluation.report.model_protocol", lambda model, path: {"model": "m", "checkpoint": path}
+            "llp.evaluation.report.model_protocol", lambda model, path, precision: {"model": "m", "checkpoint": path}
         )
         monkeypatch.setattr(
             "llp.evaluation.report.format_table",
@@ -413,6 +413,7 @@ class Reported:
             val_dataloaders=loader("validation"),
             callbacks=[object(), certificate],
             ckpt_path=ckpt_path,
+            precision="32-true",
             log_dir=None,
             default_root_dir=str(folder),
             limit_test_batches=0.0,

@@ -150,6 +150,28 @@ def test_a_damaged_file_is_named_and_the_run_is_shown(tmp_path, name, content):
     assert text.splitlines()[2].startswith("a  ")
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("run.json", '"trained_tokens": '),
+        ("test.json", '"loss": '),
+        ("config.yaml", "learning_rate: "),
+    ],
+)
+def test_one_other_digit_is_damage(run, trained, name, key):
+    """The files as a run writes them: valid with other digits, too."""
+    path = trained / name
+    assert run("test", "--ckpt_path", trained)[0] == 0
+    (whole,) = find_runs(trained.parent)
+    assert whole.damaged == []
+    text = path.read_text()
+    place = text.index(key) + len(key)
+    path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    (run_,) = find_runs(trained.parent)
+    assert run_.damaged == [name]
+    assert f"Damaged: run/{name}" in format_runs([run_])
+
+
 def test_runs_of_which_little_is_there(tmp_path):
     """Nothing but a configuration, nothing but checkpoints, figures that are not finite; other folders are no runs."""
     logs = tmp_path / "lightning_logs"

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from datamodules import Bytes, PythonReference
-from datamodules.windows import scoring_batches
 from helpers.documents import Document
 from helpers.prepared import attach, prepare
 from helpers.small_models import FORMS, LATENT, SIZES, build
 from llp.errors import SettingError
 from llp.evaluation.scoring import Score, ScoringBatch, figures
+from llp.evaluation.scoring_windows import scoring_batches
 
 
 def test_figures():

@@ -179,7 +179,7 @@ def test_nothing_but_an_architecture_is_made(folder):
     record = json.loads((folder / "llp.json").read_text())
     for architecture in ("subprocess.Popen", "os.mkdir", "torch.nn.Linear"):
         (folder / "llp.json").write_text(json.dumps({**record, "architecture": architecture}))
-        with pytest.raises(SettingError, match=rf"^class_path = {architecture}: this is no architecture of llp"):
+        with pytest.raises(SettingError, match=rf"^class_path = {architecture}: it is no LanguageModel;"):
             loading.load(folder)
 
 

@@ -5,6 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.checkpoint as sharding
 
 import llp
 from datamodules import Bytes
@@ -132,7 +133,7 @@ def test_a_checkpoint_has_all_its_parts(tmp_path, missing):
     content = {name: None for name in (*COMPLETE, "state_dict") if name != missing}
     torch.save(content, tmp_path / "one.ckpt")
     sharded = tmp_path / "sharded.ckpt"
-    sharded.mkdir()
+    sharding.save({}, checkpoint_id=sharded, no_dist=True)
     torch.save(content, sharded / "meta.pt")
     for path, is_whole in ((tmp_path / "one.ckpt", missing is None), (sharded, missing in (None, "state_dict"))):
         if is_whole:

@@ -313,9 +313,7 @@ def test_for_a_checkpoint_that_can_not_be_used_another_is_named(tmp_path):
     with pytest.raises(SettingError, match=f"^ckpt_path = {missing}: there is no such file; give the path of a check"):
         checkpoints.read(missing)
     cut.write_bytes(b"")
-    with pytest.raises(
-        SettingError, match=r"is truncated or is not a checkpoint \(.+\); give the path of a checkpoint"
-    ):
+    with pytest.raises(SettingError, match=r"is damaged or is not a checkpoint \(.+\); give the path of a checkpoint"):
         checkpoints.read(cut)
     foreign = write(tmp_path / "foreign.ckpt", 30)
     whole = write(tmp_path / "whole.ckpt", 20)
@@ -346,6 +344,25 @@ def test_auto_goes_on_from_the_furthest_trained(run, work, monkeypatch):
     assert {step for _, step in names} == {7}  # one step was left to do
 
 
+@pytest.mark.parametrize("state", ["older", "damaged", "missing", "there"])
+def test_a_run_killed_before_its_last_checkpoint_took_its_place_gets_it(run, trained, state):
+    """A comparison waits for `last.ckpt` of the last step, and there is no step left that would write it."""
+    last, best = trained / "checkpoints/last.ckpt", trained / "checkpoints/best.ckpt"
+    content = torch.load(last, weights_only=True)
+    torch.save(content, best)
+    if state == "older":
+        torch.save({**content, "global_step": content["global_step"] - 1}, last)
+    elif state == "damaged":
+        last.write_bytes(last.read_bytes()[:-100])
+    elif state == "missing":
+        last.unlink()
+    before = last.read_bytes() if state == "there" else best.read_bytes()
+    status, _, err = run("fit", "--name", "run", "--ckpt_path", "auto")
+    assert status == 0, err
+    assert last.read_bytes() == before
+    assert {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
 def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else(run, trained, monkeypatch):
     """A test may run beside the training that is writing just now, in its very folder."""
     leftovers = [run_folder.unfinished(trained / f"checkpoints/{name}.ckpt") for name in ("last", "best-step=2")]
@@ -361,6 +378,62 @@ def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else
 
 
 # What it says of itself
+
+
+def flip(path, place):
+    """Change one bit, and neither the size of the file nor its date."""
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
+    """torch opens such a file, and trains and scores with another weight."""
+    weights = torch.arange(1000.0)
+    path = tmp_path / "last.ckpt"
+    torch.save({"global_step": 9, "weights": weights}, path)
+    older = write(tmp_path / "best.ckpt", 8)
+    flip(path, path.read_bytes().index(weights.numpy().tobytes()) + 600)
+    assert not torch.equal(torch.load(path)["weights"], weights)
+    with pytest.raises(SettingError, match=rf"it is damaged or is not .*is not what was written.*beside it is {older}"):
+        checkpoints.read(path)
+    assert [*checkpoints.newest_first(tmp_path)] == [older]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "file", "digest", "foreign digest"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", ".metadata", "meta.pt"])
+def test_one_changed_file_of_a_sharded_checkpoint_is_noticed(tmp_path, name, damage):
+    for folder in (tmp_path / "whole.ckpt", tmp_path / "struck.ckpt"):
+        folder.mkdir()
+        write(folder / "meta.pt", 25)
+        for other in ("__0_0.distcp", "__1_0.distcp", "__10_0.distcp", ".metadata"):
+            (folder / other).write_bytes(other.encode() * 9)
+        for rank in (0, 1, 10):
+            checkpoints.write_digests(folder, rank)
+        checkpoints.require_whole(folder)
+    file = tmp_path / "struck.ckpt" / name
+    digest = file.with_name(f"{name}.sha256")
+    if damage == "flip":
+        flip(file, 20)
+        os.utime(file, (1, 1))  # in this process it was read before
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "foreign digest":
+        flip(digest, 20)
+    else:
+        (file if damage == "file" else digest).unlink()
+    assert [*checkpoints.newest_first(tmp_path)] == [tmp_path / "whole.ckpt"]
+
+
+def test_an_error_without_words_is_named(tmp_path, monkeypatch):
+    def nothing(path):
+        raise EOFError
+
+    monkeypatch.setattr(checkpoints, "require_whole", nothing)
+    with pytest.raises(SettingError, match=r"it is damaged or is not a checkpoint \(EOFError\)"):
+        checkpoints.read(write(tmp_path / "a.ckpt", 1))
 
 
 def test_hash_of_a_file_and_of_a_folder(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from helpers.refusals import assert_one_message
+from llp.commands.messages import in_words
 from llp.training import run_checkpoint
 
 FIT = ("fit", "--config", "tiny.yaml", "--name", "run")
@@ -114,6 +115,11 @@ def test_tensorboards_file_that_can_not_be_written_ends_the_run_in_one_message(r
     outcome = run(*FIT, "--trainer.max_steps", 40, "--trainer.val_check_interval", 10)
     assert_one_message(outcome, "lightning_logs/run")
     assert re.search(r"lightning_logs/run\S*: No space left on device; make room there", outcome[2])
+
+
+def test_tensorboards_file_that_can_not_be_opened_is_named_as_any_other():
+    error = OSError(errno.EROFS, "Read-only file system", b"lightning_logs/run/events.out")  # as its writer raises it
+    assert in_words(error).startswith("lightning_logs/run/events.out: Read-only file system; allow this user to")
 
 
 @pytest.mark.parametrize("file", ["test.json", "test.csv"])

@@ -52,6 +52,26 @@ def test_a_model_is_refused_where_states_alone_exceed_the_memory(monkeypatch, se
         memory.check_memory(model, trainer(**settings))
 
 
+@pytest.mark.parametrize("name", ["LLP", "CompressedAttention"])
+def test_of_very_many_layers_few_are_built(monkeypatch, name):
+    counts = {n: memory.parameter_count(build(name, n_layers=n)) for n in (3, 5)}
+    monkeypatch.setattr(memory, "_MOST_LAYERS", 3)
+    model = build(name, n_layers=3)
+    assert memory.parameter_count(model) == counts[3]
+    model.hparams["n_layers"] = 5
+    assert memory.parameter_count(model) == counts[5]
+    model.hparams["n_layers"] = 10**9
+    with pytest.raises(SettingError, match=r"model.init_args.n_layers, .* = 16, 1000000000, 19: parameters"):
+        memory.check_memory(model, trainer())
+
+
+def test_a_batch_whose_tokens_alone_exceed_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "total_bytes", lambda device: 8 * 3 * 7)
+    memory.check_batch(SimpleNamespace(batch_size=3, window_len=7))
+    with pytest.raises(SettingError, match=r"batch_size, data.init_args.window_len = 4, 7: the tokens of a batch"):
+        memory.check_batch(SimpleNamespace(batch_size=4, window_len=7))
+
+
 def test_a_container_s_limit_counts(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(limit),))

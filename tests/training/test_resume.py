@@ -120,7 +120,7 @@ def test_auto_starts_and_goes_on(run, work, monkeypatch):
     last.write_bytes(last.read_bytes()[:-1000])  # a damaged disk
     status, _, err = run("fit", "--ckpt_path", last)
     assert status == 1
-    assert "last.ckpt: the file is truncated or is not a checkpoint" in err
+    assert "last.ckpt: it is damaged or is not a checkpoint" in err
     assert f"the newest whole one beside it is {folder / 'best.ckpt'}" in err
     (work / "slurm.yaml").write_text("name: run\n")
     assert run(*arguments, "--config", "slurm.yaml")[0] == 0

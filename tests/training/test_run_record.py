@@ -80,6 +80,7 @@ def test_it_says_which_software_trained(trained):
     content = record(trained)
     assert content["commit"] == git_commit()
     assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"]["llp"] == llp.__version__
 
 
 def test_a_validation_of_a_part_is_marked(run, work):

@@ -2,12 +2,15 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import llp
 from datamodules import SentencePiece
+from datamodules.documents import Text, blocks_of
 from llp.errors import SettingError
 
 TOKENIZER = ("--data.init_args.tokenizer", "datamodules.SentencePiece")
@@ -142,6 +145,17 @@ def test_a_long_text_is_scored_in_the_protocol_s_windows(run, work):
         with torch.no_grad():
             logits = model(tokens[:, start : place + 1])[0, -1]
         assert losses[place].nats == pytest.approx(-logits.log_softmax(-1)[tokens[0, place + 1]].item(), rel=1e-5)
+
+
+def test_a_text_alone_is_cut_into_lines_where_the_data_cut_it():
+    """A tokenizer joins nothing across a line's end, so that other lines could give other tokens, and another loss."""
+    text = "a\x0c= b\rc\r\nd\u2028e\x85f\n\n\x0b g"
+    given = []
+    model = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4)
+    model.tokenizer = SimpleNamespace(encode=lambda lines: given.append(lines) or np.zeros(0, np.int64))
+    model.start_token = 1
+    assert model.tokens(text).tolist() == [[1]]
+    assert given == [[line for lines in Text("a", blocks_of([text])).lines() for line in lines]]
 
 
 def test_lightning_s_own_way_loads_it_too(run_with_sentence_piece):
