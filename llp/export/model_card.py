@@ -69,7 +69,7 @@ take the folder as they take a checkpoint, and execute nothing that is in it.
 _CODE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokens = tokenizer("The history of", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0], skip_special_tokens=True))

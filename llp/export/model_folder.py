@@ -14,6 +14,7 @@ from llp.export.fast_tokenizer import FastTokenizer, fast_tokenizer
 from llp.export.layers import described, digest
 from llp.export.model_card import model_card
 from llp.export.modeling_file import modeling_source
+from llp.language_model import LanguageModel
 from llp.run_folder import EXPORT_RECORD, discard, is_exported, publish, unfinished
 from llp.training import checkpoints, exported_folder
 from llp.training.consolidation import merged
@@ -54,7 +55,7 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
 def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     shards = folder / "weights.pt"
     checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else checkpoints.read(ckpt_path)
-    model = checkpoints.import_class(checkpoint["architecture"])(**checkpoint["hyper_parameters"])
+    model = checkpoints.import_class(checkpoint["architecture"], LanguageModel)(**checkpoint["hyper_parameters"])
     parts = _parts(model, checkpoint)
     weights = _weights(checkpoint, model, ckpt_path, dtype)
     origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": checkpoints.sha256(ckpt_path), "dtype": dtype}

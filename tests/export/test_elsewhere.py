@@ -68,7 +68,9 @@ def tokenizer_jobs(folder):
     jobs, ours = [], {}
     for name, (tokenizer, start) in made.items():
         model = small_models.build("LLP", vocab_size=tokenizer.vocab_size).float()
-        if tokenizer is pieces:  # bytes that are no characters are shown in other ways there
+        if name == "bytes":  # bytes that are no characters are shown in other ways there
+            model.decoder.head.bias.data[128:] = -1e4
+        if tokenizer is pieces:
             model.decoder.head.bias.data[[pieces._processor.is_byte(token) for token in range(500)]] = -1e4
         path = exported.save(folder / name / "a.ckpt", model, tokenizer, start_token=start)
         write_folder(path, folder / name / "export")

@@ -174,6 +174,15 @@ def test_a_changed_folder_is_refused(folder, change):
         loading.load(folder)
 
 
+def test_nothing_but_an_architecture_is_made(folder):
+    """Who writes the file decides on a name and on arguments: they call nothing else."""
+    record = json.loads((folder / "llp.json").read_text())
+    for architecture in ("subprocess.Popen", "os.mkdir", "torch.nn.Linear"):
+        (folder / "llp.json").write_text(json.dumps({**record, "architecture": architecture}))
+        with pytest.raises(SettingError, match=rf"^class_path = {architecture}: it is no LanguageModel;"):
+            loading.load(folder)
+
+
 def strange(query, key, value, dropout_p=0.0):
     return value
 
