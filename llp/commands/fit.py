@@ -41,7 +41,7 @@ class FitCommand(TrainerCommand):
     def __init__(self, options: list[str]) -> None:
         # With `--ckpt_path auto` a run that has no checkpoint yet starts again in its folder.
         self.restarts = last_value("ckpt_path", options) == "auto"
-        # Comet would take all that TensorBoard gets, too. Lightning's logger says so when the parser has imported it.
+        # Comet would take all that TensorBoard gets, too; Lightning sets this when the parser has imported it.
         os.environ.setdefault("COMET_DISABLE_AUTO_LOGGING", "1")
         super().__init__(options, SaveRunConfig)
 
