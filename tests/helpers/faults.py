@@ -41,6 +41,7 @@ from helpers.undisturbed import (
     runs_of,
     scoring_of,
 )
+from llp.errors import SettingError
 from llp.training import checkpoints
 
 # What may come of a fault
@@ -417,7 +418,10 @@ def _after_disk(scene: Scene, written: Written) -> None:
     """There is room again: the same command does what it does where nothing happens."""
     command = written.command[0]
     if command == "fit":
-        steps = [checkpoints.read(path)["global_step"] for path in (scene.folder / RUN).glob("checkpoints/*.ckpt")]
+        try:
+            steps = [checkpoints.read(path)["global_step"] for path in (scene.folder / RUN).glob("checkpoints/*.ckpt")]
+        except SettingError as error:
+            raise OutcomeError(LOST, f"half a checkpoint has the place of a whole one: {error}") from error
         step = scene.kept(max(steps, default=0))
         next_second()
         scene.finished(scene.llp(*FIT, "--ckpt_path", "auto"))

@@ -62,6 +62,14 @@ def test_another_figure_and_a_lost_checkpoint_are_failures(scene):
     assert caught.value.kind == faults.LOST
 
 
+def test_half_a_checkpoint_in_the_place_of_a_whole_one_is_a_lost_one(scene):
+    (scene.folder / "lightning_logs/run/checkpoints").mkdir(parents=True)
+    (scene.folder / "lightning_logs/run/checkpoints/last.ckpt").write_bytes(b"half")
+    with pytest.raises(OutcomeError) as caught:
+        faults._after_disk(scene, faults.WRITTEN["checkpoint last"])
+    assert caught.value.kind == faults.LOST
+
+
 def test_each_kind_has_its_share_and_an_injection_depends_on_its_number_alone():
     kinds = [faults.kind_of(3, number) for number in range(500)]
     assert Counter(kinds) == {name: 10 * kind.share for name, kind in faults.KINDS.items()}
