@@ -178,10 +178,10 @@ class Job:
         return self.saved()
 
     def _is_late_kill(self) -> bool:
-        """Whether SLURM has killed it for the last start, as it does when a node returns for which it had no words.
+        """Whether SLURM has killed it for the last start, as it does when a node returns that did not answer.
 
-        The message that ends a job on a node that doesn't answer is sent again when it does, and meets the next start.
-        Then the job is requeued here once more; returns False in any case, so that one waits on.
+        The message that ends a job there is sent again when it answers, and meets the next start; or that comes before
+        the node's daemon is ready. The job is requeued here once more; returns False in any case: one waits on.
         """
         if self.late_kills_may_come and self.cluster.state(self.number) == "FAILED":
             assert self._lines()[-1].startswith("srun: "), self.log()
@@ -537,7 +537,7 @@ def random_cuts(bench: Bench) -> None:
             bench.cluster.start_node(node)
         elif kind == "network":
             bench.cluster.join(node)
-            job.late_kills_may_come = True
+        job.late_kills_may_come = job.late_kills_may_come or kind != "task"
         job.resume()
     job.completes(restarts=5)
     what = f"five cuts of one run (seed {bench.seed}): {', '.join(cuts)}"
