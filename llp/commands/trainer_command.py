@@ -149,12 +149,7 @@ class TrainerCommand(LightningCLI):
             self.trainer_defaults["callbacks"].append(RunProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (
-            ModuleNotFoundError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:  # Lightning on its settings
+        except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
             raise MisconfigurationException(f"trainer: {error}") from error
 
     def default_logger(self) -> Any:
