@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.language_data import LanguageDataModule
+from llp.commands.messages import lightnings_refusal
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser, keep_integers
 from llp.commands.stored_tokenizer import with_stored_tokenizer
@@ -136,7 +137,13 @@ class TrainerCommand(LightningCLI):
         """Build what is configured; the tokenizer is the checkpoint's, unless another one is named."""
         config = self.config.clone()
         config[self.name] = with_stored_tokenizer(config[self.name], self.checkpoint)
-        self.config_init = self.parser.instantiate(config)
+        try:
+            self.config_init = self.parser.instantiate(config)
+        except ValueError as error:
+            refusal = lightnings_refusal(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         self.trainer = self.instantiate_trainer()
 
