@@ -31,10 +31,10 @@ class Parser(LightningArgumentParser):
         print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp fit --help.all", file=sys.stderr)
         sys.exit(2)
 
-    def instantiate(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
+    def instantiate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> Namespace:
         for section in ("model", "data"):
-            require_no_nulls(section, cfg.get(section))
-        return super().instantiate(cfg, *args, **kwargs)
+            require_no_nulls(section, namespace.get(section))
+        return super().instantiate(namespace, *args, **kwargs)
 
 
 def require_no_nulls(setting: str, value: Any) -> None:
