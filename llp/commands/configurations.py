@@ -26,6 +26,8 @@ def read_configuration(value: str) -> dict[str, Any]:
     require(settings is not None, "config", source, empty)
     remedy = f"it holds no settings but a {type(settings).__name__}; write it as `section: {{setting: value}}`"
     require(isinstance(settings, dict), "config", source, remedy)
+    remedy = "it names another configuration, as `config`, that is no file's name; correct or remove that line"
+    require(isinstance(settings.get("config", ""), str | None), "config", source, remedy)
     return dict(settings)
 
 

@@ -43,6 +43,16 @@ def _is_users(error: BaseException) -> bool:
     return is_advice or isinstance(error, SettingError | MisconfigurationException | OSError)
 
 
+def lightnings_refusal(error: ValueError) -> MisconfigurationException | None:
+    """What a class of Lightning's that a configuration names has said of its arguments; None: it is another error.
+
+    jsonargparse wraps it, where the setting can have other types too, in a list of all that it has tried.
+    """
+    given = re.search(r"\nGiven value: \[?Namespace\(class_path='(lightning\.[^']*)'", str(error))
+    reasons = re.findall(r"^ +- (?!Expected a <class )(.*)", str(error), re.MULTILINE)
+    return MisconfigurationException(f"class_path = {given[1]}: {'; '.join(reasons)}") if given else None
+
+
 def in_words(error: BaseException) -> str:
     """A user's error as it is shown: what the system refused, for which file, and what helps."""
     if not isinstance(error, OSError) or error.errno not in _REMEDIES:

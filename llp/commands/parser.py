@@ -1,12 +1,17 @@
 """The argument parser of all subcommands."""
 
+import inspect
 import os
 import re
 import sys
-from typing import Any, NoReturn, Union, get_args
+from types import NoneType
+from typing import Any, NoReturn, Union, get_args, get_type_hints
 
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+
+from llp.errors import require
+from llp.training.checkpoints import import_class
 
 OTHER_SECTIONS = ("model", "data", "trainer", "checkpoint", "sample", "certificate", "guard", "stall")
 """The sections of a run's configuration."""
@@ -25,6 +30,37 @@ class Parser(LightningArgumentParser):
         lines = [line for line in message.splitlines() if not re.match(rf"\s*({noise})", line)]
         print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp fit --help.all", file=sys.stderr)
         sys.exit(2)
+
+    def instantiate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> Namespace:
+        for section in ("model", "data"):
+            require_no_nulls(section, namespace.get(section))
+        return super().instantiate(namespace, *args, **kwargs)
+
+
+def require_no_nulls(setting: str, value: Any) -> None:
+    """Raise a `SettingError` for a null that a class of a configuration doesn't take; jsonargparse lets all pass.
+
+    Args:
+        setting: The name of the setting.
+        value: Its value; a class is a namespace with `class_path`, and `init_args` if there are any.
+    """
+    if not isinstance(value, Namespace) or "class_path" not in value:
+        return
+    cls = import_class(value.class_path)
+    for name, argument in vars(value.get("init_args", Namespace())).items():
+        remedy = "it is no value of this setting; give it one, or leave it out"
+        require(argument is not None or _takes_null(cls, name), f"{setting}.init_args.{name}", "null", remedy)
+        require_no_nulls(f"{setting}.init_args.{name}", argument)
+
+
+def _takes_null(cls: type, name: str) -> bool:
+    """Whether a constructor takes None for an argument, or must be given a value, which the parser sees to."""
+    for one in cls.__mro__:
+        parameter = inspect.signature(one.__init__).parameters.get(name)  # type: ignore[misc]
+        if parameter is not None:
+            hint = get_type_hints(one.__init__).get(name, Any)  # type: ignore[misc]
+            return hint is Any or NoneType in get_args(hint) or parameter.default is parameter.empty
+    return True
 
 
 def parser_for_part(subcommand: str, description: str, needs: set[str], **kwargs: Any) -> Parser:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.language_data import LanguageDataModule
+from llp.commands.messages import lightnings_refusal
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser, keep_integers
 from llp.commands.stored_tokenizer import with_stored_tokenizer
@@ -141,7 +142,13 @@ class TrainerCommand(LightningCLI):
         config = self.config.clone()
         config[self.name] = with_stored_tokenizer(config[self.name], self.checkpoint)
         config[self.name].trainer.logger = self.logger_at_once(config[self.name].trainer.logger)
-        self.config_init = self.parser.instantiate(config)
+        try:
+            self.config_init = self.parser.instantiate(config)
+        except ValueError as error:
+            refusal = lightnings_refusal(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         self.trainer = self.instantiate_trainer()
 
@@ -154,12 +161,7 @@ class TrainerCommand(LightningCLI):
             self.trainer_defaults["callbacks"].append(RunProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (
-            ModuleNotFoundError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:  # Lightning on its settings
+        except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
             raise MisconfigurationException(f"trainer: {error}") from error
 
     def logger_at_once(self, loggers: Any) -> Any:

@@ -1,11 +1,12 @@
 """Settings of the Trainer with which Lightning would fail late, or train nothing without a word."""
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from llp.errors import require
+from llp.errors import SettingError, require
 
 
 def check_trainer_settings(settings: Any) -> None:
@@ -23,11 +24,24 @@ def check_trainer_settings(settings: Any) -> None:
         value = settings[name]
         is_time = isinstance(value, str | dict) or hasattr(value, "total_seconds")
         require(value is None or is_time or value > 0, f"trainer.{name}", value, "set it to 1 or more")
+    for name in ("max_time", "val_check_interval"):
+        _check_time(f"trainer.{name}", settings[name])
     accumulated, norm = settings.accumulate_grad_batches, settings.gradient_clip_val
     require(accumulated >= 1, "trainer.accumulate_grad_batches", accumulated, "set it to 1 or more")
     remedy = f"with accumulate_grad_batches = {accumulated} these are more batches than can be counted; lower it"
     require(settings.max_steps * accumulated <= sys.maxsize, "trainer.max_steps", settings.max_steps, remedy)
     require(norm is None or norm >= 0, "trainer.gradient_clip_val", norm, "set it above 0, or to null: no clipping")
+
+
+def _check_time(setting: str, value: Any) -> None:
+    if isinstance(value, dict):
+        try:
+            timedelta(**value)
+        except (OverflowError, TypeError) as error:
+            remedy = (
+                "it is no time that can be counted; write it as {hours: 1}, say, in days, hours, minutes or seconds"
+            )
+            raise SettingError(setting, value, remedy) from error
 
 
 def check_length(max_steps: int, resumed_step: int, schedule: str | None) -> None:

@@ -17,6 +17,7 @@ from helpers.refusals import assert_one_message
         (b"a: " + b"[" * 1000 + b"\n", "bad.yaml: it is not valid YAML; correct maximum recursion depth exceeded"),
         (b"a: \x00\n", "bad.yaml: it is not valid YAML; correct unacceptable character #x0000"),
         (b"model: {}\nname: caf\xe9\n", "bad.yaml: it is not UTF-8 (see line 2); save it in that encoding"),
+        (b"config: 0\n", "bad.yaml: it names another configuration, as `config`, that is no file's name"),
         (b"- 1\n- 2\n", "bad.yaml: it holds no settings but a list; write it as `section: {setting: value}`"),
         (b"hello\n", "bad.yaml: it holds no settings but a str;"),
         (b"# nothing\n", "bad.yaml: it is empty; name a file with settings, or leave it out"),

@@ -51,7 +51,16 @@ def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
         (("--model.init_args.n_layers", "1000000000"), "16, 1000000000, 257: parameters, gradients"),
         (("--data.init_args.batch_size", "1000000000000"), "1000000000000, 32: the tokens of a batch alone need"),
         (("--trainer.max_steps", str(2**63)), f"trainer.max_steps = {2**63}: with accumulate_grad_batches = 1 these"),
-        (("--trainer.max_time", '{"days": 1000000000000}'), "trainer: days=1000000000000; must have magnitude <="),
+        (("--trainer.max_time", '{"days": 1000000000000}'), "trainer.max_time = {'days': 1000000000000}: it is no"),
+        (("--model.init_args.dim", "null"), "model.init_args.dim = null: it is no value of this setting; give it one"),
+        (
+            ("--config", "{data: {init_args: {tokenizer: {class_path: SentencePiece, init_args: {seed: null}}}}}"),
+            "data.init_args.tokenizer.init_args.seed = null: it is no value",
+        ),
+        (
+            ("--trainer.plugins", "lightning.fabric.plugins.XLACheckpointIO"),
+            "class_path = lightning.fabric.plugins.XLACheckpointIO: ",
+        ),
         (("--config", "{stall: .inf}"), "stall = inf: leave the section out, or give it settings"),
         (("--model.init_args.weight_decay", "-1"), "weight_decay = -1"),
         (("--seed_everything", "-1"), "seed_everything = -1"),

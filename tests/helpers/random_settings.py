@@ -86,11 +86,11 @@ USUAL: dict[str, list[Any]] = {
     "learning_rate": [1e-3, 1e-8, 1.0, 1e4], "rotary_base": [1e4, 1.0, 2.0], "betas": [[0.9, 0.95], [0.0, 0.0]],
 }  # fmt: skip
 PATHS = {
-    "datamodules.TextFiles": ["../text", "../text.txt", "../lines.jsonl", "../splits", "nowhere", ""],
+    "datamodules.TextFiles": ["../text", "../text.txt", "../lines.jsonl", "../splits", "nowhere", "", None],
     "datamodules.WikiText103": ["../wikitext", "../text", "nowhere"],
     "datamodules.PG19": ["../pg19", "../text", "nowhere"],
 }
-"""Never null, which would be the Hub."""
+"""Null only where it would not be the Hub."""
 ODD = [
     0, -1, 1, 2**31, 2**63, 10**9, 10**12, 10**30, -(2**63), 1.5, -0.5, 1e308, float("nan"), float("inf"),
     float("-inf"), None, True, False, "", " ", "x", "true", "null", "nan", "1e3", "0x10", "1_000", "ä",
