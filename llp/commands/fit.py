@@ -8,9 +8,10 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from llp.commands.messages import users_error
+from llp.commands.messages import lightnings_refusal, users_error
 from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trackers import configured, is_tensorboard, named, open_trackers, require_packages, without_defaults
 from llp.commands.trainer_command import TrainerCommand
@@ -125,7 +126,14 @@ class FitCommand(TrainerCommand):
     def _yaml(self) -> str:
         """The configuration of the run, as it is written into its folder."""
         parser = self._parser(self.name)
-        return parser.dump(settings_of_run(self.config[self.name]), skip_unset=False)
+        try:
+            return parser.dump(settings_of_run(self.config[self.name]), skip_unset=False)
+        except ValueError as error:  # a class whose argument has a default that YAML has no word for
+            refusal = lightnings_refusal(error)
+            if refusal is None:
+                raise
+            remedy = "it can't be written into the run's configuration; give that argument a plain value"
+            raise MisconfigurationException(f"{refusal}: {remedy}") from error
 
     def _trackers(self) -> list[Namespace]:
         """The configured loggers that the Trainer doesn't have yet."""

@@ -24,6 +24,8 @@ def check_trainer_settings(settings: Any) -> None:
         value = settings[name]
         is_time = isinstance(value, str | dict) or hasattr(value, "total_seconds")
         require(value is None or is_time or value > 0, f"trainer.{name}", value, "set it to 1 or more")
+    remedy = "a run can't be handed to processes that are started so; use ddp, which starts them as `llp` itself"
+    require("spawn" not in str(settings.strategy), "trainer.strategy", settings.strategy, remedy)
     for name in ("max_time", "val_check_interval"):
         _check_time(f"trainer.{name}", settings[name])
     accumulated, norm = settings.accumulate_grad_batches, settings.gradient_clip_val

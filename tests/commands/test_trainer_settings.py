@@ -30,7 +30,9 @@ COSINE = ("--model.init_args.schedule", "cosine")
         (("accumulate_grad_batches", -1), "trainer.accumulate_grad_batches = -1: set it to 1 or more"),
         (("gradient_clip_val", -1), "trainer.gradient_clip_val = -1: set it above 0"),
         (("max_steps", -1, *COSINE), "trainer.max_steps = -1: the cosine falls until the last step; set it to"),
+        (("strategy", "ddp_spawn"), "trainer.strategy = ddp_spawn: a run can't be handed to processes"),
         # Lightning's own words
+        (("callbacks", "lightning.pytorch.callbacks.Timer"), "Interval.step: 'step'>): it can't be written"),
         (("max_steps", -2), "`max_steps` must be"),
         (("devices", 0), "devices"),
         (("devices", -1), "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
