@@ -76,7 +76,8 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As transformers does, but no weight may be missing: it would be drawn at random."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         lost = {name: sorted(map(str, value)) for name, value in info.items() if value}
         if lost:
             raise ValueError(f"model.safetensors does not hold the weights of this model: {lost}; export again")
