@@ -132,6 +132,8 @@ def read(path: str | Path) -> dict[str, Any]:
             check_shards(path)
     except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if reason.startswith("Weights only load failed"):  # torch goes on with how to execute it all the same
+            reason = "it holds other things than tensors and plain values"
         remedy = f"it is damaged or is not a checkpoint ({reason}); {_another_than(path)}"
         raise SettingError("ckpt_path", path, remedy) from error
     expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}

@@ -211,7 +211,9 @@ def test_a_file_that_is_none(tmp_path, content):
 def test_without_the_library_the_remedy_is_named(tmp_path, monkeypatch):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(SettingError, match=r'needs the package tokenizers: pip install "llp\[tokenizers\]"'):
+    with pytest.raises(
+        SettingError, match=r'needs the package tokenizers: pip install "long-lora-perceiver\[tokenizers\]"'
+    ):
         HuggingFaceTokenizer(str(tmp_path))
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import math
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ import llp
 from datamodules import TextFiles
 from helpers.documents import Document
 from helpers.small_models import build
+from llp.digests import checked_json
 from llp.errors import SettingError
 from llp.evaluation.certificate import Certificate
 from llp.evaluation.report import TestReport, scored_context, with_unigram
@@ -219,8 +219,8 @@ def test_files_are_whole_and_older_ones_kept(tmp_path):
     for number in range(3):
         assert write_json(path, {"number": number, "values": [1.5, math.nan, math.inf, {"deep": -math.inf}]}) == path
     assert {file.name for file in tmp_path.iterdir()} == {"test.json", "test-1.json", "test-2.json"}
-    assert json.loads(path.read_text()) == {"number": 2, "values": [1.5, None, None, {"deep": None}]}
-    assert [json.loads((tmp_path / f"test-{n}.json").read_text())["number"] for n in (1, 2)] == [0, 1]
+    assert checked_json(path.read_text()) == {"number": 2, "values": [1.5, None, None, {"deep": None}]}
+    assert [checked_json((tmp_path / f"test-{n}.json").read_text())["number"] for n in (1, 2)] == [0, 1]
     rows = [{"document": "a, b", "loss": 0.5}, {"document": None, "loss": math.nan}]
     with write_csv(tmp_path / "test.csv", rows).open(newline="") as stream:
         assert [*csv.DictReader(stream)] == [{"document": "a, b", "loss": "0.5"}, {"document": "", "loss": "nan"}]
@@ -284,7 +284,7 @@ def test_a_partial_report_by_hand(run, trained):
     n = len(text)
     words, plain_words = (len(text.decode().split()) + n_ends for n_ends in (text.count(b"\n"), 0))
     nats = nats_of(checkpoint, [10, *text])[:80].sum().item()
-    content = json.loads((trained / "test.json").read_text())
+    content = checked_json((trained / "test.json").read_text())
     (row,), protocol = content["rows"], content["protocol"]
     assert (row["split"], row["document"]) == ("test", None)
     assert (row["tokens"], row["bytes"], row["words"]) == (80, 80, round(words * 80 / n))  # a token is a byte
@@ -326,7 +326,7 @@ def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
     checkpoint = folder / "checkpoints/last.ckpt"
     status, out, err = run("test", "--ckpt_path", checkpoint)
     assert status == 0, err
-    content = json.loads((folder / "test.json").read_text())
+    content = checked_json((folder / "test.json").read_text())
     whole, *rows = content["rows"]
     protocol = content["protocol"]
     assert protocol["complete"] is True
@@ -368,7 +368,7 @@ def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
 
     status, out, err = run("test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", 1)
     assert status == 0, err
-    row = json.loads((folder / "test.json").read_text())["rows"][0]
+    row = checked_json((folder / "test.json").read_text())["rows"][0]
     assert row["words"] == row["plain_words"] < 300  # counted ones, in proportion
     assert "PARTIAL" in out
 
@@ -383,7 +383,7 @@ class Reported:
         self.asked = []
         documents = [Document("a", 100, 40, 600), Document("b", 50, 20, 300)]
         self.model = SimpleNamespace(
-            score=Score(documents), context_lens=lambda n: torch.arange(1, n + 1), loaded_from=None
+            score=Score(documents), context_lens=lambda n: torch.arange(1, n + 1), loaded_from=None, exported=None
         )
         for number, n in enumerate(scored):
             self.model.score.update(torch.full((1, n), 2.0), torch.tensor([number]))
@@ -427,7 +427,7 @@ class Reported:
 def test_a_whole_report_stands_beside_its_baseline_in_its_file(monkeypatch, tmp_path, capsys):
     reported = Reported(monkeypatch, tmp_path)
     reported()
-    content = json.loads((tmp_path / "test.json").read_text())
+    content = checked_json((tmp_path / "test.json").read_text())
     assert content["protocol"] == {
         "model": "m",
         "checkpoint": None,
@@ -454,7 +454,7 @@ def test_a_report_of_a_part_says_so_and_has_no_baseline(monkeypatch, tmp_path, c
     path = str(tmp_path / "run/checkpoints/best.ckpt")
     reported = Reported(monkeypatch, tmp_path, scored=(100, 20), stage=TrainerFn.VALIDATING, ckpt_path=path)
     reported()
-    content = json.loads((tmp_path / "run/validation.json").read_text())  # in the run of the checkpoint
+    content = checked_json((tmp_path / "run/validation.json").read_text())  # in the run of the checkpoint
     assert content["protocol"] == {"model": "m", "checkpoint": path, "stride": 9, "complete": False}
     assert [(row["split"], row["tokens"]) for row in content["rows"]] == [
         ("validation", 120), ("validation", 100), ("validation", 20)

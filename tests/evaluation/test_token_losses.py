@@ -1,6 +1,5 @@
 """`llp predict`: the loss of every token as a table, against one pass of the model, on any number of ranks."""
 
-import json
 import resource
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from datamodules import Bytes, PythonReference
 from helpers.prepared import attach
 from helpers.slices_by_definition import slices_by_definition
 from helpers.small_models import build
+from llp.digests import checked_json
 from llp.evaluation import token_losses
 from llp.evaluation.token_losses import TokenLosses
 
@@ -41,7 +41,7 @@ def test_each_token_has_a_row_with_its_loss(run, trained):
     assert f"the loss of {len(text):,} of {len(text):,} tokens, in nats" in out
     assert not list(trained.glob(".token_losses*"))
 
-    content = json.loads((trained / "slices.json").read_text())
+    content = checked_json((trained / "slices.json").read_text())
     assert content == slices_by_definition([[10, *text]], [columns["loss"]], window_len=32, stride=16, segment_len=8)
     assert sum(entry["tokens"] for entry in content["position"]) == len(text)
     assert [entry["last"] for entry in content["recall"]] == [1, 2, 4, 8, 16, 32]
@@ -51,7 +51,7 @@ def test_each_token_has_a_row_with_its_loss(run, trained):
 
     assert run("predict", "--ckpt_path", trained / "checkpoints/last.ckpt")[0] == 0
     assert pq.read_table(trained / "token_losses-1.parquet").equals(table)  # the older ones keep numbered names
-    assert json.loads((trained / "slices-1.json").read_text()) == content
+    assert checked_json((trained / "slices-1.json").read_text()) == content
     assert (trained / "slices-1.png").is_file()
 
 
@@ -62,7 +62,7 @@ def test_what_was_not_scored_has_no_row(run, trained):
     # Windows of 32, stride 16, four at a time: the first one alone, then four that score 16 tokens each.
     assert pq.read_table(trained / "token_losses.parquet")["place"].to_pylist() == list(range(80))
     assert "the loss of 80 of" in out
-    content = json.loads((trained / "slices.json").read_text())
+    content = checked_json((trained / "slices.json").read_text())
     assert sum(entry["tokens"] for entry in content["position"]) == 80
     assert sum(entry["tokens"] for entry in content["recall"]) + content["other"]["tokens"] == 80
     status, _, err = run(*arguments, 0)
@@ -121,7 +121,7 @@ def test_several_ranks_write_one_table_in_the_order_of_the_text(tmp_path, capsys
     assert columns["name"] == [names[number] for number in columns["document"]]
     expected = np.array(columns["document"]) + np.array(columns["place"]) / 100_000
     np.testing.assert_array_equal(np.array(columns["loss"], np.float32), expected.astype(np.float32))
-    content = json.loads((tmp_path / "slices.json").read_text())
+    content = checked_json((tmp_path / "slices.json").read_text())
     for entries in (content["position"], [*content["recall"], content["other"]]):
         assert sum(entry["tokens"] for entry in entries) == len(columns["loss"])
         assert sum(entry["nats"] for entry in entries) == pytest.approx(sum(columns["loss"]))
