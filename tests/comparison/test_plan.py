@@ -1,5 +1,6 @@
 """Which runs a comparison needs, by hand: budgets, learning rates, names, ablations."""
 
+import inspect
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datamodules import PG19
+from datamodules.text import TextDataModule
 from llp.comparison.checks import all_runs
 from llp.comparison.plan import Contestant, Plan, PlannedRun, Timing, variants
 from llp.comparison.specification import Ablation, Specification, merged
@@ -288,13 +291,23 @@ def test_what_a_specification_refuses(change, message):
 
 
 def test_the_committed_runs_keep_their_names():
-    """Their records are found again, whatever settings the data modules have got since."""
+    """Their records are found again, whatever settings and defaults the data modules have got since."""
     folder = Path(__file__).parents[2] / "results/cpu"
     files = sorted((folder / "records").glob("*.json"))
     assert len(files) >= 48
+    defaults = {
+        name: parameter.default
+        for cls in (TextDataModule, PG19)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is not parameter.empty
+    }
     for file in files[::8]:
         settings = yaml.safe_load((folder / "configs" / f"{file.stem}.yaml").read_text())
-        settings["data"]["init_args"]["burn_in"] = 0
+        given = {
+            name: settings["data"]["init_args"][name] for name in ("path", "tokenizer", "window_len", "batch_size")
+        }
+        scoring = {"scoring_window_len": 1152, "scoring_stride": 576}
+        settings["data"]["init_args"] = {**defaults, **given, **scoring}
         del settings["trainer"]["default_root_dir"]
         arm, _, seed = file.stem.split("-")
         run = PlannedRun(arm, int(seed[1:]), 0.0, 0, settings, False)
