@@ -25,6 +25,7 @@ FORMS = {
     "first rotary": ("DoubleAttention", {"rotary_first_layer_only": True, "dropout": 0.3}),
 }
 TOKENIZERS = ("bytes", "pieces", "newline", "given")
+TEXT, HARNESS_LEN = "the harness reads windows that don't overlap", 16
 PROMPTS = ["The left", "a", "", "Ü 😀\n x"]
 
 
@@ -33,7 +34,7 @@ def results(tmp_path_factory):
     """Of each form, tokenizer and change: what llp loads, and what transformers made of the folder, in one process."""
     folder = tmp_path_factory.mktemp("elsewhere")
     jobs, ours = model_jobs(folder)
-    for more_jobs, more_ours in (tokenizer_jobs(folder), changed_jobs(folder)):
+    for more_jobs, more_ours in (tokenizer_jobs(folder), harness_jobs(folder), changed_jobs(folder)):
         jobs, ours = [*jobs, *more_jobs], ours | more_ours
     theirs = exported.elsewhere(folder, jobs)
     return {name: (own, result) for (name, own), result in zip(ours.items(), theirs, strict=True)}
@@ -81,6 +82,13 @@ def tokenizer_jobs(folder):
         loaded = loading.load(path)
         ours |= {f"{name} tokens": (loaded, texts), f"{name} pipeline": loaded}
     return jobs, ours
+
+
+def harness_jobs(folder):
+    """A text of more than two windows of the harness, and a pair that fits into one."""
+    where = str(folder / "bytes" / "export")
+    job = {"kind": "harness", "folder": where, "text": TEXT, "pair": [TEXT[:3], TEXT[3:9]], "max_length": HARNESS_LEN}
+    return [job], {"harness": loading.load(folder / "bytes" / "a.ckpt")}
 
 
 def given(folder):
@@ -173,6 +181,22 @@ def test_pipeline_continues_as_llp_does(results, name):
     assert [text.removesuffix("\n") for text in result["texts"]] == [text.removesuffix("\n") for text in ours]
     assert any(map(len, ours))
     assert result["together"] != ""
+
+
+def test_the_harness_finds_what_the_definition_says(results):
+    """Its windows don't overlap, and begin with one token of context; a pair has its whole context."""
+    model, result = results["harness"]
+    tokens = torch.tensor([[256, *TEXT.encode()]])
+    parts = [tokens[:, start : start + HARNESS_LEN + 1] for start in range(0, len(TEXT), HARNESS_LEN)]
+    # The last one is as long as the others, and scores the rest alone.
+    last = tokens[:, -HARNESS_LEN - 1 :]
+    n_rest = parts[-1].shape[1] - 1
+    with torch.no_grad():
+        nats = [model.decoder(part[:, :-1], part[:, 1:]).each[0].double() for part in (*parts[:-1], last)]
+        pair = model.decoder(tokens[:, 1:9], tokens[:, 2:10]).each[0, 2:].double()
+    assert 1 < n_rest < HARNESS_LEN
+    assert result["rolling"] == pytest.approx(-float(nats[0].sum() + nats[1].sum() + nats[2][-n_rest:].sum()), rel=1e-6)
+    assert result["pair"][0] == pytest.approx(-float(pair.sum()), rel=1e-6)
 
 
 def test_a_changed_folder_is_refused(results):

@@ -68,6 +68,19 @@ def pipeline_job(job):
     return {"texts": texts, "together": together}
 
 
+def harness_job(job):
+    """What the evaluation harness's own backend makes of a text, and of a continuation."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    settings = {"trust_remote_code": True, "max_length": job["max_length"], "device": "cpu", "batch_size": 1}
+    backend = HFLM(pretrained=job["folder"], add_bos_token=False, **settings)
+    text, (context, continuation) = job["text"], job["pair"]
+    rolling = backend.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    pair = backend.loglikelihood([Instance("loglikelihood", {}, (context, continuation), 0)], disable_tqdm=True)
+    return {"rolling": rolling[0], "pair": pair[0]}
+
+
 def refused_job(job):
     """What loading says of a folder that is no longer what was exported."""
     load = AutoModelForCausalLM.from_pretrained
