@@ -1,12 +1,10 @@
 """What a prepared folder says of itself: `about.json`, with the digests of the files beside it and one of its own."""
 
-import hashlib
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llp.digests import KEY, json_with_digest, own_sha256
+from llp.digests import KEY, file_sha256, file_sha256_once, json_with_digest, own_sha256
 from llp.errors import SettingError
 
 _READ = {"data_fingerprint": str, "tokenizer_fingerprint": str, "sha256": dict}
@@ -22,7 +20,7 @@ def unusable(path: Path, reason: str = "is missing or damaged") -> SettingError:
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
     """Write `about.json`: the given entries, and the SHA-256 of each file in the folder and of all that it says."""
-    digests = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != "about.json"}
+    digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "about.json"}
     about = {**about, "sha256": digests}
     (folder / "about.json").write_text(json_with_digest(about), encoding="utf-8")
 
@@ -52,20 +50,8 @@ def check_file(path: Path, about: dict[str, Any]) -> None:
         SettingError: If it is not what was prepared.
     """
     try:
-        stat = path.stat()
-        digest = _sha256_once(path, stat.st_size, stat.st_mtime_ns)
+        digest = file_sha256_once(path)
     except OSError as error:
         raise unusable(path) from error
     if digest != about["sha256"].get(path.name):
         raise unusable(path, "is not what was prepared: its SHA-256 differs from that in about.json")
-
-
-@cache
-def _sha256_once(path: Path, size: int, modified: int) -> str:
-    """The digest of a file, as long as it has this size and date."""
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,15 +1,34 @@
-"""Small files that say the SHA-256 of their own content, so that damage is noticed where they are read.
+"""SHA-256 of files, and small files that say their own, so that damage is noticed where they are read.
 
-A file without one is taken as it is: it may come from elsewhere.
+A small file without one is taken as it is: it may come from elsewhere.
 """
 
 import hashlib
 import json
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 KEY = "own_sha256"
 """The name of the digest in an object of JSON."""
 _HEAD = "# SHA-256 of the lines below: "
+
+
+def file_sha256(path: Path) -> str:
+    """The digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_sha256_once(path: Path) -> str:
+    """The digest of a file, which is read once per process as long as it has the same size and date."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _file_sha256(path: Path, size: int, modified: int) -> str:
+    return file_sha256(path)
 
 
 def own_sha256(content: Any) -> str:

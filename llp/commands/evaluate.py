@@ -31,7 +31,7 @@ def run(options: list[str]) -> None:
     options = with_run_defaults("evaluate", named_checkpoint("evaluate", options))
     command = CheckpointCommand(parser, evaluate_tasks, {"model", "write_documents"}, options)
     with tempfile.TemporaryDirectory() as folder, command.autocast():
-        documents = TestDocuments(parser, command, Path(folder))
+        documents = DocumentFile(parser, command, Path(folder))
         rows = evaluate_tasks(command.model, write_documents=documents.write, **command.own)
     protocol = {
         **model_protocol(command.model, command.ckpt_path, command.arguments.precision),
@@ -43,16 +43,14 @@ def run(options: list[str]) -> None:
     print(f"Written to {path}")
 
 
-class TestDocuments:
-    """The documents of the test split of the run's data, or of what the command line names as `--data`.
+class DocumentFile:
+    """A file of the documents of the test split of the run's data, or of what the command line names as `--data`.
 
     Args:
         parser: The subcommand's.
         command: The command line, with the trained model.
         folder: Where the file goes.
     """
-
-    __test__ = False  # no test case, whatever its name
 
     def __init__(self, parser: Parser, command: CheckpointCommand, folder: Path) -> None:
         self.parser, self.command, self.folder = parser, command, folder

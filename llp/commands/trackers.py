@@ -149,7 +149,7 @@ def open_trackers(loggers: Iterable[Namespace], folder: Path) -> list[Logger]:
             records.append({"class": logger.class_path, "run": str(built.version)})
             with whole_file(path, keeps_older=False) as temporary:
                 temporary.write_text(json.dumps([*records, *earlier], indent=1) + "\n", encoding="utf-8")
-        Spectator(built)
+        FailureIsolation(built)
     return opened
 
 
@@ -187,7 +187,7 @@ def _open(logger: Namespace, remedy: str) -> Logger:
     return built
 
 
-class Spectator:
+class FailureIsolation:
     """Lets training go on when a tracker fails: it is left alone from then on, after a word about it.
 
     The methods that Lightning calls are replaced on the logger itself, so that it stays what it is for callbacks.

@@ -43,7 +43,7 @@ _UNCHANGED = {"burn_in": 0}
 
 They are no part of a run's name, so that its record is found again.
 """
-_AS_THEN = {"check_training_tokens": False}
+_FIXED_IN_NAMES = {"check_training_tokens": False}
 """Settings of data modules that change no figure, with the value that stands for them all in the names of runs."""
 
 
@@ -299,7 +299,7 @@ def portable(settings: Settings) -> Settings:
     if "trainer" in sections:
         sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key != "logger"}
     arguments = {
-        key: _AS_THEN.get(key, value)
+        key: _FIXED_IN_NAMES.get(key, value)
         for key, value in data.get("init_args", {}).items()
         if key not in ("path", "cache_dir") and (key, value) not in _UNCHANGED.items()
     }

@@ -8,7 +8,6 @@ import os
 from typing import Any, NamedTuple
 
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece
-from llp.errors import SettingError
 from llp.export.hard_texts import first_difference, trial_texts
 
 _LINE_ENDS = "\r\n|[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]"
@@ -183,11 +182,8 @@ def _try(own: Any, spec: dict[str, Any], start_token: int) -> int:
 
 def _library(spec: dict[str, Any]) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        from tokenizers import Tokenizer  # an extra
-    except ImportError as error:
-        remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
-        raise SettingError("llp export", "tokenizer.json", remedy) from error
+    from tokenizers import Tokenizer  # an extra; read after it is set
+
     return Tokenizer.from_str(json.dumps(spec))
 
 

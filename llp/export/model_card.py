@@ -1,12 +1,13 @@
 """The model card of an exported folder: what the model is, its figures and their protocol, how to load and cite it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import llp
+from llp.digests import checked_json
+from llp.errors import SettingError
 from llp.export.fast_tokenizer import FastTokenizer
 from llp.run_folder import run_folder
 from llp.training import checkpoints
@@ -105,6 +106,9 @@ def model_card(
         record: What the folder keeps of it.
         n_parameters: Number of weights.
         tokenizer: What the folder has of its tokenizer; None: it has none.
+
+    Raises:
+        SettingError: If `test.json` is damaged.
     """
     name, report = run_folder(ckpt_path).name, _report(ckpt_path, record)
     data = "its data" if checkpoint["config"] is None else _data_name(checkpoint["config"])
@@ -135,7 +139,10 @@ def _report(ckpt_path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     path = run_folder(ckpt_path) / "test.json"
     if not path.is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = checked_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingError("test.json", path, f"it is damaged ({error}); remove it, or run `llp test` again") from error
     protocol = report["protocol"]
     is_its = protocol["checkpoint_sha256"] == record["exported"]["checkpoint_sha256"] and protocol["complete"]
     return report if is_its else None

@@ -1,15 +1,16 @@
 """The whole folder of an exported model: weights, configuration, code, tokenizer and card."""
 
-import hashlib
 import json
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llp.errors import SettingError, require
+from llp.digests import file_sha256
+from llp.errors import require
 from llp.export.fast_tokenizer import FastTokenizer, fast_tokenizer
 from llp.export.layers import described, digest
 from llp.export.model_card import model_card
@@ -35,6 +36,9 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
     Raises:
         SettingError: If a value can't be used, or the model has a layer whose attention can't be exported.
     """
+    for package in ("safetensors", "tokenizers"):
+        remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
+        require(find_spec(package) is not None, "llp export", package, remedy)
     require(dtype in DTYPES, "dtype", dtype, f"choose {', '.join(DTYPES)}")
     require(not output.exists(), "output", output, "it is there already; remove it, or name another with --output")
     require(output.parent.is_dir(), "output", output, f"there is no folder {output.parent}; create it")
@@ -142,16 +146,13 @@ def _write_tokenizer(folder: Path, checkpoint: dict[str, Any], record: dict[str,
     for name, content in tokenizer.files.items():
         _write_json(folder / name, content)
     for name in [tokenizer.own_file, *tokenizer.files]:
-        record["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        record["files"][name] = file_sha256(folder / name)
     return tokenizer
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
-    try:
-        from safetensors.torch import save_file  # an extra
-    except ImportError as error:
-        remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
-        raise SettingError("llp export", path.name, remedy) from error
+    from safetensors.torch import save_file  # an extra
+
     save_file(weights, path, metadata={"format": "pt"})  # lets nobody but the owner read it
     path.chmod(0o644)
 

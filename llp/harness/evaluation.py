@@ -14,7 +14,7 @@ from lm_eval.evaluator import evaluate
 
 from llp.errors import require
 from llp.evaluation.tables import aligned, readable
-from llp.harness.language_model import HarnessModel
+from llp.harness.harness_model import HarnessModel
 from llp.harness.task_loading import load_tasks
 
 WORD_COUNT = (

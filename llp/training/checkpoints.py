@@ -2,11 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -16,10 +14,9 @@ from torch.optim import Optimizer
 from llp.errors import SettingError, require
 from llp.run_folder import is_exported
 from llp.training import exported_folder
+from llp.training.checkpoint_integrity import require_whole
 from llp.training.settings import batch_of, current
 from llp.training.sharded_checkpoint import check_shards
-
-_DIGEST = ".sha256"  # beside each file of a sharded checkpoint
 
 
 def class_path(cls: type) -> str:
@@ -149,44 +146,6 @@ def read(path: str | Path) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     file = path / "meta.pt" if path.is_dir() else path
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-
-
-def require_whole(path: Path) -> None:
-    """Raise an error of any kind unless a checkpoint is what was written; a file is read for it once per process."""
-    if not path.is_dir():
-        stat = path.stat()
-        _check_archive(path, stat.st_size, stat.st_mtime_ns)
-        return
-    covered = {digest.with_suffix("") for digest in path.glob(f"*{_DIGEST}")}
-    if covered and not {*path.glob("*.distcp"), path / ".metadata", path / "meta.pt"} <= covered:
-        raise ValueError("the digest of one of its files is missing")
-    for file in covered:
-        stat = file.stat()
-        if _sha256_once(file, stat.st_size, stat.st_mtime_ns) != file.with_name(file.name + _DIGEST).read_text():
-            raise ValueError(f"{file.name} is not what was written")
-
-
-@cache
-def _check_archive(file: Path, size: int, modified: int) -> None:
-    """Compare a file of torch with the CRC-32 that it holds of each of its parts, which torch itself doesn't."""
-    with ZipFile(file) as archive:
-        if (part := archive.testzip()) is not None:
-            raise ValueError(f"{part} is not what was written")
-
-
-@cache
-def _sha256_once(file: Path, size: int, modified: int) -> str:
-    """The digest of a file, as long as it has this size and date."""
-    return sha256(file)
-
-
-def write_digests(folder: Path, rank: int) -> None:
-    """Write the SHA-256 of each file of a sharded checkpoint that this process has written, beside it."""
-    own = [*folder.glob(f"__{rank}_*.distcp")]
-    if rank == 0:
-        own += [folder / ".metadata", folder / "meta.pt"]
-    for file in own:
-        file.with_name(file.name + _DIGEST).write_text(sha256(file))
 
 
 def _another_than(path: Path) -> str:

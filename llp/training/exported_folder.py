@@ -1,6 +1,5 @@
 """A folder that `llp export` wrote, read like a checkpoint: values and tensors, of which nothing is executed."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llp.digests import file_sha256
 from llp.errors import SettingError, require
 from llp.run_folder import EXPORT_RECORD
 from llp.training.fingerprints import weights_digest
@@ -57,7 +57,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     record = _json(folder / EXPORT_RECORD)
     for name, expected in record["files"].items():
-        _check(folder / name, _sha256(folder / name) == expected)
+        _check(folder / name, _digest(folder / name) == expected)
     config = _json(folder / CONFIG)
     changed = [name for name, value in record["model"].items() if config.get(name) != value]
     remedy = f"{', '.join(changed)}: changed since the export; {_AGAIN}"
@@ -118,5 +118,6 @@ def _check(path: Path, is_right: bool) -> None:
     require(is_right, "ckpt_path", path, f"missing, or changed since the export; {_AGAIN}")
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(_bytes(path)).hexdigest()
+def _digest(path: Path) -> str:
+    _check(path, path.is_file())
+    return file_sha256(path)

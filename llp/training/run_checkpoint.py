@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llp.errors import require
+from llp.errors import SettingError, require
 from llp.run_folder import discard, is_exported, link, naming, publish, tidy, unfinished
 from llp.training import checkpoints
+from llp.training.checkpoint_integrity import write_digests
 from llp.training.interruption import LISTENER, Stopped
 from llp.training.metrics import StepOutput
 
@@ -138,7 +140,7 @@ class RunCheckpoint(ModelCheckpoint):
                 super()._save_checkpoint(trainer, str(unfinished(path)))
                 self._last_checkpoint_saved = filepath
                 if unfinished(path).is_dir():
-                    checkpoints.write_digests(unfinished(path), trainer.global_rank)
+                    write_digests(unfinished(path), trainer.global_rank)
                     trainer.strategy.barrier("digests")
                 if trainer.is_global_zero:
                     publish(path)
@@ -171,10 +173,12 @@ def _is_at_end(trainer: Trainer) -> bool:
 
 def complete_last(path: Path) -> None:
     """Make the checkpoint of a run's last step its `last.ckpt`, unless that is one: a kill came between the two."""
-    last, step = path.with_name("last.ckpt"), checkpoints.read(path)["global_step"]
-    whole = {other: checkpoints.read(other)["global_step"] for other in checkpoints.newest_first(path.parent)}
-    if path.parent.name != "checkpoints" or whole.get(last) == step:
+    last = path.with_name("last.ckpt")
+    if path == last or path.parent.name != "checkpoints":
         return
+    with suppress(SettingError):  # there is none, or it is damaged
+        if checkpoints.read(last)["global_step"] == checkpoints.read(path)["global_step"]:
+            return
     discard(last)
     (shutil.copytree if path.is_dir() else shutil.copyfile)(path, unfinished(last))
     publish(last)

@@ -15,7 +15,7 @@ from helpers.refusals import assert_one_message
 from llp import load
 from llp.harness import task_loading
 from llp.harness.evaluation import evaluate_tasks
-from llp.harness.language_model import HarnessModel
+from llp.harness.harness_model import HarnessModel
 
 LOCAL = """
 task: {name}

@@ -107,7 +107,7 @@ def test_a_tracker_that_fails_ends_no_run(run, work):
 @pytest.mark.parametrize("method", ["log_metrics", "save", "finalize: failed"])
 def test_every_method_of_a_tracker_may_fail(method):
     tracker = Recorder(fails_in=method)
-    trackers.Spectator(tracker)
+    trackers.FailureIsolation(tracker)
 
     def log():
         tracker.log_metrics({"loss": 1.0}, 0)
@@ -122,7 +122,7 @@ def test_every_method_of_a_tracker_may_fail(method):
 
 def test_figures_come_after_hyperparameters_that_were_refused():
     tracker = Recorder(fails_in="log_hyperparams")
-    trackers.Spectator(tracker)
+    trackers.FailureIsolation(tracker)
     with pytest.warns(UserWarning, match="Recorder doesn't take these settings: the network is gone"):
         tracker.log_hyperparams({"dim": 16})
     tracker.log_metrics({"loss": 1.0}, 0)

@@ -90,6 +90,10 @@ def test_card_has_no_figures_of_another_checkpoint(run, trained):
     report = json.loads((trained / "test.json").read_text())
     report["protocol"]["checkpoint_sha256"] = "0" * 64
     (trained / "test.json").write_text(json.dumps(report))
+    assert_one_message(run("export", "--ckpt_path", trained), "test.json: it is damaged")
+    assert not (trained / "export").exists()
+    del report["own_sha256"]
+    (trained / "test.json").write_text(json.dumps(report))
     assert run("export", "--ckpt_path", trained)[0] == 0
     card = (trained / "export/README.md").read_text()
     assert "None of this checkpoint" in card
@@ -232,6 +236,14 @@ def test_the_code_needs_nothing_of_llp():
     imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
     assert {"torch", "transformers"} < imported
     assert imported - {"torch", "transformers"} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
+def test_without_its_packages_the_remedy_is_named(saved, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SettingError, match=rf'{package}: it needs .*pip install "long-lora-perceiver\[export\]"'):
+        write_folder(saved, saved.with_name("export"))
+    assert [*saved.parent.iterdir()] == [saved]
 
 
 def test_two_meanings_of_a_name_are_noticed(monkeypatch):

@@ -14,6 +14,7 @@ from helpers.runs import EPOCHS, curves
 from llp import run_folder
 from llp.errors import SettingError
 from llp.training import checkpoints, run_checkpoint
+from llp.training.checkpoint_integrity import require_whole, write_digests
 
 
 class Killed(BaseException):
@@ -411,8 +412,8 @@ def test_one_changed_file_of_a_sharded_checkpoint_is_noticed(tmp_path, name, dam
         for other in ("__0_0.distcp", "__1_0.distcp", "__10_0.distcp", ".metadata"):
             (folder / other).write_bytes(other.encode() * 9)
         for rank in (0, 1, 10):
-            checkpoints.write_digests(folder, rank)
-        checkpoints.require_whole(folder)
+            write_digests(folder, rank)
+        require_whole(folder)
     file = tmp_path / "struck.ckpt" / name
     digest = file.with_name(f"{name}.sha256")
     if damage == "flip":

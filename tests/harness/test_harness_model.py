@@ -12,7 +12,7 @@ from helpers.small_models import ARCHITECTURES
 from llp.errors import SettingError
 from llp.evaluation.scoring_windows import window_start
 from llp.generation.continuation import continue_text
-from llp.harness.language_model import HarnessModel
+from llp.harness.harness_model import HarnessModel
 
 
 def ask(kind, *arguments):
@@ -54,7 +54,7 @@ def greedy(model, context, n):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_log_likelihoods_are_the_definition(name, monkeypatch):
     """Contexts that are empty, shared, or longer than a window; continuations of several lengths, greedy ones too."""
-    monkeypatch.setattr("llp.harness.language_model.CHUNK_LOGITS", {"cpu": 2 * 19 * 3})  # two or more pieces
+    monkeypatch.setattr("llp.harness.harness_model.CHUNK_LOGITS", {"cpu": 2 * 19 * 3})  # two or more pieces
     model = lettered(name)
     contexts = ["", text_of(3, seed=1), text_of(3, seed=2), text_of(29, seed=3)]
     pairs = [(context, text_of(length, seed=length)) for context in contexts for length in (1, 8)]
