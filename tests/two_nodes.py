@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -454,33 +455,38 @@ def controller_restarted(bench: Bench) -> None:
 
 def disk_full(bench: Bench) -> None:
     """The shared disk has no room for another checkpoint."""
-    job = Job(bench)
-    saved = job.train()
-    used = sum(path.lstat().st_blocks * 512 for path in SHARED.rglob("*"))
-    bench.cluster("mount", "-o", f"remount,size={used + 65536}", str(SHARED))
-    state, after = job.ends(saved, 60)
-    bench.cluster("mount", "-o", "remount,size=4g", str(SHARED))
-    assert state == "FAILED", state
-    said = job.said("No space left on device", "llp fit: error")
-    assert "Traceback" not in job.log()
-    job.resume()
-    job.completes(restarts=1)
-    bench.add_fault("the shared disk is full", state, after, 60, said)
+
+    def fill() -> None:
+        used = sum(path.lstat().st_blocks * 512 for path in SHARED.rglob("*"))
+        bench.cluster("mount", "-o", f"remount,size={used + 65536}", str(SHARED))
+
+    def make_room() -> None:
+        bench.cluster("mount", "-o", "remount,size=4g", str(SHARED))
+
+    fails_to_write(bench, "the shared disk is full", "No space left on device", fill, make_room)
 
 
 def disk_read_only(bench: Bench) -> None:
     """The shared disk refuses to be written."""
+    make_read_only, make_writable = (
+        partial(method, LOGS) for method in (bench.cluster.make_read_only, bench.cluster.make_writable)
+    )
+    fails_to_write(bench, "the shared disk is read-only", "Read-only file system", make_read_only, make_writable)
+
+
+def fails_to_write(bench: Bench, what: str, words: str, begin: Callable[[], Any], end: Callable[[], Any]) -> None:
+    """A job that can't write ends with one message that has these words, and goes on when it can again."""
     job = Job(bench)
     saved = job.train()
-    bench.cluster.make_read_only(LOGS)
+    begin()
     state, after = job.ends(saved, 60)
-    bench.cluster.make_writable(LOGS)
+    end()
     assert state == "FAILED", state
-    said = job.said("Read-only file system", "llp fit: error")
+    said = job.said(words, "llp fit: error")
     assert "Traceback" not in job.log()
     job.resume()
     job.completes(restarts=1)
-    bench.add_fault("the shared disk is read-only", state, after, 60, said)
+    bench.add_fault(what, state, after, 60, said)
 
 
 def disk_slow(bench: Bench) -> None:

@@ -105,6 +105,7 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's own
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # docs/slurm.md says when it is needed
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")  # an older file is kept
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")
     for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed"):
