@@ -15,7 +15,7 @@ from llp.commands.messages import lightnings_refusal, users_error
 from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trackers import configured, is_tensorboard, named, open_trackers, require_packages, without_defaults
 from llp.commands.trainer_command import TrainerCommand
-from llp.commands.trainer_settings import check_length, check_trainer_settings, warn_of_warmup
+from llp.commands.trainer_settings import check_callbacks, check_length, check_trainer_settings, warn_of_warmup
 from llp.digests import with_digest_line
 from llp.errors import SettingError, require
 from llp.run_folder import whole_file
@@ -65,6 +65,7 @@ class FitCommand(TrainerCommand):
         logger = self._get(self.config_init, "trainer").logger
         require(logger is not False, "trainer.logger", False, "a run needs its folder; leave it out")
         trainer = super().instantiate_trainer(**kwargs)
+        check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
         if self.checkpoint is None and self._get(self.config, "init_from") is not None:
             self.initial_weights = InitialWeights(self._get(self.config, "init_from"))
             trainer.callbacks.append(self.initial_weights)  # type: ignore[attr-defined]

@@ -161,7 +161,12 @@ class TrainerCommand(LightningCLI):
             self.trainer_defaults["callbacks"].append(RunProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ModuleNotFoundError, TypeError, ValueError) as error:  # Lightning on its settings, in its own words
+        except (
+            ModuleNotFoundError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # Lightning on its settings, in its own words
             raise MisconfigurationException(f"trainer: {error}") from error
 
     def logger_at_once(self, loggers: Any) -> Any:

@@ -4,9 +4,25 @@ import sys
 from datetime import timedelta
 from typing import Any
 
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    Callback,
+    LearningRateFinder,
+    ModelPruning,
+    OnExceptionCheckpoint,
+)
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from llp.errors import SettingError, require
+
+_UNFIT = {
+    BackboneFinetuning: "no model here has a backbone; leave it out, and start from trained weights with --init_from",
+    LearningRateFinder: "it trains by a schedule of its own; leave it out, and compare rates with `llp compare`",
+    ModelPruning: "it puts other parameters in the place of those that a checkpoint holds; leave it out",
+    OnExceptionCheckpoint: "an exception can come in the middle of a step, from which no run goes on exactly; leave it "
+    "out, and set checkpoint.every_n_train_steps",
+}
+"""Lightning's callbacks that can't work with these models, and why."""
 
 
 def check_trainer_settings(settings: Any) -> None:
@@ -33,6 +49,13 @@ def check_trainer_settings(settings: Any) -> None:
     remedy = f"with accumulate_grad_batches = {accumulated} these are more batches than can be counted; lower it"
     require(settings.max_steps * accumulated <= sys.maxsize, "trainer.max_steps", settings.max_steps, remedy)
     require(norm is None or norm >= 0, "trainer.gradient_clip_val", norm, "set it above 0, or to null: no clipping")
+
+
+def check_callbacks(callbacks: list[Callback]) -> None:
+    """Raise a `SettingError` for a callback with which no training comes about."""
+    for callback in callbacks:
+        for unfit, remedy in _UNFIT.items():
+            require(not isinstance(callback, unfit), "trainer.callbacks", type(callback).__name__, remedy)
 
 
 def _check_time(setting: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from llp.training import checkpoints
 from llp.training.metrics import run_metrics
+from llp.training.run_checkpoint import run_checkpoint
 from llp.training.run_length import total_steps
 from llp.training.text_block import text_block
 from llp.training.validation_lines import ValidationLines, figures_line
@@ -62,7 +63,7 @@ class RunSummary(Callback):
 
 def _paths(trainer: Any) -> tuple[str, str]:
     """Where the best and the last checkpoint should be."""
-    callback = trainer.checkpoint_callback
+    callback = run_checkpoint(trainer)
     return ("", "") if callback is None else (callback.best_model_path, callback.last_model_path)
 
 

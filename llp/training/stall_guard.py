@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from llp.errors import require
-from llp.training.run_checkpoint import RunCheckpoint, how_to_go_on
+from llp.training.run_checkpoint import how_to_go_on, run_checkpoint
 
 
 class StallGuard(Callback):
@@ -94,7 +94,8 @@ class StallGuard(Callback):
 
     def _end(self, trainer: Any, reason: str) -> None:
         """End the process from this thread: the main one waits inside a collective, where no exception reaches it."""
-        advice = how_to_go_on(trainer.checkpoint_callback.last_model_path) + "\n" if trainer.checkpoint_callback else ""
+        checkpoint = run_checkpoint(trainer)
+        advice = "" if checkpoint is None else how_to_go_on(checkpoint.last_model_path) + "\n"
         message = f"stall.timeout_s = {self.timeout_s:g}: in optimizer step {trainer.global_step + 1:,} {reason}."
         print(f"\nllp: error: {message}\n{advice}", end="", file=sys.stderr, flush=True)
         if trainer.strategy.launcher is not None:
@@ -104,8 +105,8 @@ class StallGuard(Callback):
 
 def _unfinished_checkpoint(trainer: Trainer) -> str:
     """What rank 0 is busy with, if it is a checkpoint."""
-    callback = trainer.checkpoint_callback
-    if not isinstance(callback, RunCheckpoint) or callback.being_written is None:
+    callback = run_checkpoint(trainer)
+    if callback is None or callback.being_written is None:
         return ""
     return f"; rank 0 was still writing {callback.being_written}, and stall.timeout_s must exceed what that takes"
 

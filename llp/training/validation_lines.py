@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llp.training.run_checkpoint import run_checkpoint
+
 _FIGURES = {"loss": "validation loss", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
 
 
@@ -56,7 +58,7 @@ def figures_line(figures: dict[str, Any]) -> str:
 
 def _is_best(trainer: Any) -> bool:
     """Whether the checkpoint callback, which comes after this one, will take the newest figures for the best."""
-    checkpoint = trainer.checkpoint_callback
+    checkpoint = run_checkpoint(trainer)
     if checkpoint is None or checkpoint.monitor not in trainer.callback_metrics:
         return False
     value, best = trainer.callback_metrics[checkpoint.monitor], checkpoint.best_model_score

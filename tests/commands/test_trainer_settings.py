@@ -140,3 +140,33 @@ def test_a_package_that_lightning_lacks_is_one_message_and_a_failed_import_keeps
     monkeypatch.setattr(WikiText103, "setup", fail)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         run("fit", "--config", "tiny.yaml", "--name", "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "message"),
+    [
+        ("lightning.pytorch.callbacks.LearningRateFinder", {}, "trainer.callbacks = LearningRateFinder: it trains by"),
+        ("lightning.pytorch.callbacks.BackboneFinetuning", {}, "trainer.callbacks = BackboneFinetuning: no model here"),
+        (
+            "lightning.pytorch.callbacks.ModelPruning",
+            {"pruning_fn": "l1_unstructured"},
+            "= ModelPruning: it puts other",
+        ),
+        ("lightning.pytorch.callbacks.OnExceptionCheckpoint", {"dirpath": "x"}, "set checkpoint.every_n_train_steps"),
+        ("llp.training.run_checkpoint.RunCheckpoint", {}, "trainer: Found more than one stateful callback of type"),
+    ],
+)
+def test_callbacks_that_can_not_work_are_refused_before_the_text_is_prepared(run, work, name, own, message):
+    settings = [f"--trainer.callbacks.init_args.{setting}={value}" for setting, value in own.items()]
+    assert_one_message(run("fit", "--config", "tiny.yaml", f"--trainer.callbacks={name}", *settings), message)
+    assert {path.name for path in work.iterdir()} == {"tiny.yaml", "wikitext"}
+
+
+def test_a_run_names_its_own_checkpoints_beside_those_of_another_callback(run, work):
+    callback = "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint"
+    status, out, err = run("fit", "--config", "tiny.yaml", "--name", "run", callback)
+    assert status == 0, err
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith(("  best ", "  last ")))
+    assert rows["best"].endswith("(lightning_logs/run/checkpoints/best.ckpt)")
+    assert rows["last"].endswith("(lightning_logs/run/checkpoints/last.ckpt)")
+    assert len(list((work / "lightning_logs/run/checkpoints").glob("*.ckpt"))) == 3

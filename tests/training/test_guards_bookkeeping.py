@@ -294,7 +294,7 @@ class Watched:
         self.guard._finished = SimpleNamespace(wait=wait)
         rank_zero = self.rank == 0
         trainer = SimpleNamespace(world_size=self.world_size, global_rank=self.rank, is_global_zero=rank_zero)
-        trainer.checkpoint_callback = self.checkpoint
+        trainer.checkpoint_callbacks = [self.checkpoint]
         self.guard._watch(trainer, self)
 
 
@@ -412,8 +412,9 @@ def test_who_ends_the_run_says_where_it_was_and_how_to_go_on(monkeypatch, capsys
     ends = []
     monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
     strategy = SimpleNamespace(launcher=SimpleNamespace(kill=ends.append))
-    checkpoint = SimpleNamespace(last_model_path=str(tmp_path / "last.ckpt"))
-    trainer = SimpleNamespace(checkpoint_callback=checkpoint, global_step=1233, strategy=strategy)
+    checkpoint = RunCheckpoint()
+    checkpoint.last_model_path = str(tmp_path / "last.ckpt")
+    trainer = SimpleNamespace(checkpoint_callbacks=[checkpoint], global_step=1233, strategy=strategy)
     StallGuard(8.0)._end(trainer, "rank 1 made no progress")
     assert ends == [signal.SIGKILL, 1]
     out, err = capsys.readouterr()
@@ -427,7 +428,7 @@ def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
     ends = []
     monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
     strategy = SimpleNamespace(launcher=None)
-    trainer = SimpleNamespace(checkpoint_callback=None, global_step=0, strategy=strategy)
+    trainer = SimpleNamespace(checkpoint_callbacks=[], global_step=0, strategy=strategy)
     StallGuard(8.5)._end(trainer, "rank 1 made no progress")
     assert ends == [1]
     message = "stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress."
