@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import distributed
 
 import datamodules
 import llp
@@ -22,7 +23,9 @@ def run(subcommand: str, options: list[str]) -> int:
         for value in configurations(options):
             read_configuration(value)  # jsonargparse's words for one that it can't read don't name the file
         import_module(f"llp.commands.{subcommand}").run(options)
+        _leave_process_group()
     except Stopped as stopped:
+        _leave_process_group()
         if is_rank_zero():
             print(f"llp {subcommand}: stopped by {stopped}", file=sys.stderr)
         return 128 + stopped.signum
@@ -42,3 +45,9 @@ def run(subcommand: str, options: list[str]) -> int:
             raise
         return 1
     return 0
+
+
+def _leave_process_group() -> None:
+    """End the threads of gloo: Lightning leaves them running, and Python then aborts now and then at its own end."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
