@@ -49,6 +49,15 @@ class Listener:
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
 
+    def leave_child(self) -> None:
+        """Let SIGTERM end a forked process, as `multiprocessing` ends its own.
+
+        A handler in Python only runs between two of Python's instructions: never in a process that was just about to
+        wait for a lock.
+        """
+        if signal.getsignal(signal.SIGTERM) == self._handle:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_first = self.received is None
         if signum == signal.SIGHUP:
@@ -72,3 +81,5 @@ class Listener:
 
 LISTENER = Listener()
 """The one listener of the process: signal handlers belong to the whole process."""
+
+os.register_at_fork(after_in_child=LISTENER.leave_child)

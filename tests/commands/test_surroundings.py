@@ -15,7 +15,7 @@ from helpers.signal_handlers import handlers_restored
 from llp.commands import dispatch
 from llp.commands.messages import unreachable
 from llp.language_model import LanguageModel
-from llp.training.interruption import Listener, Stopped
+from llp.training.interruption import LISTENER, Listener, Stopped
 
 
 @pytest.mark.parametrize("name", ["../out", "..", ".", "/absolute", "a/b", "two\nlines", "bell\a"])
@@ -179,3 +179,26 @@ def test_gloo_s_threads_end_with_the_command(tmp_path, monkeypatch, capsys, endi
     monkeypatch.setattr("llp.commands.prepare.run", command)
     assert dispatch.run("prepare", []) == status
     assert not distributed.is_initialized()
+
+
+def test_a_forked_process_is_ended_by_sigterm_itself():
+    """Such as those of a pool: `llp evaluate` waited for ever for one that had been about to wait for a lock."""
+    with handlers_restored():
+        LISTENER.listen()
+        handler = signal.getsignal(signal.SIGTERM)
+        ready, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(tell, b"!")
+                signal.pause()
+            finally:
+                os._exit(0)
+        assert os.read(ready, 1) == b"!"
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert signal.getsignal(signal.SIGTERM) == handler  # this process still finishes its step
+    for descriptor in (ready, tell):
+        os.close(descriptor)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGTERM
