@@ -57,6 +57,7 @@ class Listener:
         """
         if signal.getsignal(signal.SIGTERM) == self._handle:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _let_through()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_first = self.received is None
@@ -79,7 +80,16 @@ class Listener:
         os.close(nowhere)
 
 
+def _hold_back() -> None:
+    """Let SIGTERM wait: the new process has its own way with it only once `leave_child` is done."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
 LISTENER = Listener()
 """The one listener of the process: signal handlers belong to the whole process."""
 
-os.register_at_fork(after_in_child=LISTENER.leave_child)
+os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=LISTENER.leave_child)

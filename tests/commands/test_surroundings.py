@@ -182,7 +182,7 @@ def test_gloo_s_threads_end_with_the_command(tmp_path, monkeypatch, capsys, endi
 
 
 def test_a_forked_process_is_ended_by_sigterm_itself():
-    """Such as those of a pool: `llp evaluate` waited for ever for one that had been about to wait for a lock."""
+    """`llp evaluate` waited for ever for the process of a pool that had been about to wait for a lock itself."""
     with handlers_restored():
         LISTENER.listen()
         handler = signal.getsignal(signal.SIGTERM)
@@ -198,7 +198,22 @@ def test_a_forked_process_is_ended_by_sigterm_itself():
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert signal.getsignal(signal.SIGTERM) == handler  # this process still finishes its step
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     for descriptor in (ready, tell):
         os.close(descriptor)
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+POOLS = """
+from multiprocessing import Pool
+from llp.training.interruption import LISTENER
+LISTENER.listen()
+for _ in range(300):
+    with Pool(2) as pool:
+        list(pool.imap(abs, range(50)))
+"""
+
+
+def test_pools_end_however_early_or_late_their_processes_are_terminated():
+    subprocess.run([sys.executable, "-c", POOLS], check=True, timeout=60)
