@@ -3,6 +3,7 @@
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,6 +50,7 @@ def _peak_memory(make: Callable[[], TakeStep]) -> int:
 
 
 def _memory_of_steps(make: Callable[[], TakeStep]) -> int:
+    warnings.simplefilter("ignore")  # the steps that were timed have given them
     step = make()
     step()
     step()
