@@ -161,12 +161,8 @@ class TrainerCommand(LightningCLI):
             self.trainer_defaults["callbacks"].append(RunProgressBar())
         try:
             return super().instantiate_trainer(**kwargs)
-        except (
-            ModuleNotFoundError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:  # Lightning on its settings, in its own words
+        except (ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
+            # Lightning on its settings, in its own words; a RuntimeError is on callbacks that can't be saved together.
             raise MisconfigurationException(f"trainer: {error}") from error
 
     def logger_at_once(self, loggers: Any) -> Any:

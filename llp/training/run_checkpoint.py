@@ -169,8 +169,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 def run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
     """The callback that writes the run's checkpoints, whichever others a user has added; None: there is none."""
-    callbacks: list[Any] = trainer.checkpoint_callbacks
-    return next((callback for callback in callbacks if isinstance(callback, RunCheckpoint)), None)
+    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)), None)
 
 
 def _is_at_end(trainer: Trainer) -> bool:
