@@ -1,5 +1,6 @@
 """Settings with which nothing would be trained, or that can't be meant: said before long work."""
 
+import json
 import warnings
 from typing import Union
 
@@ -170,3 +171,5 @@ def test_a_run_names_its_own_checkpoints_beside_those_of_another_callback(run, w
     assert rows["best"].endswith("(lightning_logs/run/checkpoints/best.ckpt)")
     assert rows["last"].endswith("(lightning_logs/run/checkpoints/last.ckpt)")
     assert len(list((work / "lightning_logs/run/checkpoints").glob("*.ckpt"))) == 3
+    record = json.loads((work / "lightning_logs/run/run.json").read_text())
+    assert record["best_validation"] == min(record["validations"], key=lambda figures: figures["loss"])
