@@ -69,6 +69,22 @@ def primary(study: Study, judged: Mapping[Contrast, Judged]) -> list[Judged]:
 
 
 def exploratory(study: Study, judged: Mapping[Contrast, Judged]) -> list[Judged]:
-    """The others, without verdicts; a named one the other way round is none of them."""
+    """The others, without verdicts.
+
+    Left out are a named one the other way round, and one whose runs are those of an earlier budget: contestants that
+    train as many positions as the reference have the same runs at equal windows and at equal positions.
+    """
     named = {frozenset(contrast) for contrast in study.primary}
-    return [one for contrast, one in judged.items() if frozenset(contrast) not in named]
+    others = [one for contrast, one in judged.items() if frozenset(contrast) not in named]
+    return [one for one in others if not _is_repeated(study, one.contrast)]
+
+
+def _is_repeated(study: Study, contrast: Contrast) -> bool:
+    """Whether both have runs, and all are the same as under an earlier budget."""
+
+    def runs(budget: str) -> list[list[str]]:
+        return [[record.run for record in study.finals.get((arm, budget), [])] for arm in contrast[:2]]
+
+    own = runs(contrast.budget)
+    earlier = study.budgets[: study.budgets.index(contrast.budget)]
+    return all(own) and any(runs(budget) == own for budget in earlier)

@@ -330,6 +330,21 @@ def test_every_pair_is_judged_once():
     assert [one.verdict for one in others] == [None]
 
 
+def test_a_pair_with_the_same_runs_under_two_budgets_is_judged_once():
+    """LLP trains all positions, so that both budgets are one; the window has longer runs, and equal FLOPs has none yet."""
+    made = study(primary=[], budgets=["windows", "positions", "flops"])
+    longer = finals(Losses(LEVELS), "window", range(3), steps=200)
+    own = {(arm, "positions"): made.finals[arm, "windows"] for arm in LEVELS} | {("window", "positions"): longer}
+    _, others = judged(replace(made, finals={**made.finals, **own}))
+    assert [one.contrast for one in others] == [
+        Contrast("window", "dense", "windows"),
+        Contrast("llp", "dense", "windows"),
+        Contrast("window", "dense", "positions"),
+        Contrast("window", "dense", "flops"),
+        Contrast("llp", "dense", "flops"),
+    ]
+
+
 def test_holm_counts_contrasts_that_are_missing():
     """Three were named, one is done: its p value is three times the uncorrected one."""
     missing = [Contrast("llp", "dense", "flops"), Contrast("window", "dense", "flops")]
