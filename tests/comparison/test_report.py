@@ -331,7 +331,7 @@ def test_every_pair_is_judged_once():
 
 
 def test_a_pair_with_the_same_runs_under_two_budgets_is_judged_once():
-    """LLP trains all positions, so that both budgets are one; the window has longer runs, and equal FLOPs has none yet."""
+    """LLP trains all positions: equal positions are equal windows. The window has longer runs; FLOPs has none yet."""
     made = study(primary=[], budgets=["windows", "positions", "flops"])
     longer = finals(Losses(LEVELS), "window", range(3), steps=200)
     own = {(arm, "positions"): made.finals[arm, "windows"] for arm in LEVELS} | {("window", "positions"): longer}
