@@ -115,6 +115,8 @@ class Plan:
             self._noise(),
             # Arm by arm, so that something can be said about the first ones before the last ones begin.
             (run for arm in by_reference for run in [*self._trials(arm), *self._finals(arm, first, spec.seeds)]),
+            # What was named before the runs can be answered before what is exploratory.
+            (run for *pair, budget in spec.primary for arm in pair for run in self._finals(arm, budget, spec.seeds)),
             (run for budget in further for seed in spec.seeds for arm in spec.arms
              for run in self._finals(arm, budget, [seed])),
             (run for name in spec.ablations for run in self._ablation(name)),

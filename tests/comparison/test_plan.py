@@ -207,6 +207,13 @@ def test_a_run_that_serves_two_budgets_is_one_run():
     assert [one.steps for one in finals["latent", "positions"]] == [800, 800]
 
 
+def test_the_runs_of_a_named_contrast_come_before_those_of_other_budgets():
+    named = replace(SPECIFICATION, budgets=["windows", "positions", "flops"], primary=[["latent", "dense", "flops"]])
+    *_, finals = Runner(named, middle).all()
+    latent = [(seed, steps) for arm, _, seed, steps, _ in finals if arm == "latent"]
+    assert latent == [(0, 200), (1, 200), (0, 500), (1, 500), (0, 800), (1, 800)]  # windows, FLOPs, positions
+
+
 def test_equal_seconds_need_a_timing():
     with pytest.raises(SettingError, match="--time"):
         Plan(replace(SPECIFICATION, budgets=["seconds"]), CONTESTANTS, {}, {})
