@@ -9,7 +9,7 @@ import numpy as np
 from llp.comparison.checks import all_runs, spent
 from llp.comparison.judgement import Judged
 from llp.comparison.markdown import run_names
-from llp.comparison.statistics import final_loss, is_text
+from llp.comparison.statistics import METHODS, final_loss, is_text
 from llp.comparison.study import Contrast, Record, Study
 
 
@@ -31,6 +31,13 @@ def mean_of(records: Sequence[Record], name: str) -> float | None:
     values = [record.test["rows"][0].get(name) for record in records if record.test is not None]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
+
+
+def perplexity_of(records: Sequence[Record], name: str) -> float | None:
+    """A perplexity of several tested runs: the exponential of their mean loss, so that it converts into that."""
+    values = [record.test["rows"][0].get(name) for record in records if record.test is not None]
+    known = [value for value in values if value is not None]
+    return math.exp(math.fsum(map(math.log, known)) / len(known)) if known else None
 
 
 def spread_of(records: Sequence[Record]) -> float | None:
@@ -58,7 +65,8 @@ def _figures(study: Study, arm: str, budget: str) -> dict[str, Any]:
         "seeds": len(records),
         "figure": math.fsum(map(figure_of, records)) / len(records) if records else None,
         "spread": spread_of(records),
-        **{name: mean_of(records, name) for name in ("word_perplexity", "loss", "perplexity", "accuracy")},
+        **{name: mean_of(records, name) for name in ("loss", "accuracy")},
+        **{name: perplexity_of(records, name) for name in ("word_perplexity", "perplexity")},
         "validation_loss": math.fsum(map(final_loss, records)) / len(records) if records else None,
         "parameters": first and first.parameters,
         "pairs_per_window": first and first.pairs_per_window,
@@ -95,6 +103,32 @@ def _comparison_state(judged: Judged | None) -> str:
     if judged.reasons:
         return "not comparable"
     return "comparable" if judged.outcome else "missing"
+
+
+def contrast_list(named: Sequence[Judged], others: Sequence[Judged]) -> list[dict[str, Any]]:
+    """The lines of `contrasts.csv`: each difference with all of its intervals, those named before the runs first."""
+    return [
+        {
+            **one.contrast._asdict(),
+            "named": is_named,
+            "difference": one.outcome and one.outcome.estimate,
+            **{key: value for method in METHODS for key, value in _interval(one, method).items()},
+            "counts": one.outcome and one.outcome.method,
+            "noise_floor": one.floor,
+            "seeds": one.outcome and len(one.outcome.seeds),
+            "documents": one.outcome and one.outcome.documents,
+            "p_after_holm": one.p,
+            "verdict": one.verdict,
+        }
+        for is_named, group in ((True, named), (False, others))
+        for one in group
+    ]
+
+
+def _interval(one: Judged, method: str) -> dict[str, float | None]:
+    interval = one.outcome and one.outcome.intervals.get(method)
+    ends = ("low", "high", "p")
+    return {f"{method} {end}": interval and getattr(interval, end) for end in ends}
 
 
 def run_list(study: Study) -> list[dict[str, Any]]:

@@ -21,10 +21,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 1) -
 
 
 def number(value: float | None, decimals: int = 4) -> str:
-    """A figure with thousands separated, or as `1.23e9`; a dash for what isn't known or isn't finite."""
+    """A figure with thousands separated, a large or small one as `1.23e9`; a dash for what isn't known or finite."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    return f"{value:,.{decimals}f}" if decimals == 0 or abs(value) < 1e6 else power(value)
+    is_plain = decimals == 0 or value == 0 or 10.0**-decimals <= abs(value) < 1e6
+    return f"{value:,.{decimals}f}" if is_plain else power(value)
 
 
 def signed(value: float | None, decimals: int = 4) -> str:
@@ -33,7 +34,7 @@ def signed(value: float | None, decimals: int = 4) -> str:
 
 
 def power(value: float | None) -> str:
-    """A large figure as `4.80e14`."""
+    """A large or small figure as `4.80e14`, `4.80e-7`."""
     if value is None:
         return NOTHING
     mantissa, exponent = f"{value:.2e}".split("e")

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from llp.comparison.checks import Check, all_runs
+from llp.comparison.figures import spread_of
 from llp.comparison.judgement import Judged, usable_floor
 from llp.comparison.markdown import BUDGETS, counted, image, number, probability, run_names, signed
+from llp.comparison.statistics import NoiseFloor
 from llp.comparison.study import Failure, Study
 
 _FEW_DOCUMENTS = 10
@@ -52,14 +54,16 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
         f"{of}{counted(max(len(study.seeds), len(outcome.seeds)), 'seed')}, {counted(outcome.documents, 'document')}"
     )
     size, interval = number(abs(outcome.estimate)), outcome.interval
+    sure = "no interval from a single seed"
+    if interval is not None:
+        sure = f"95 % interval {signed(interval.low)} to {signed(interval.high)}"
     if one.verdict == "tie":
         return (
             f"**{first} and {second} are a tie** {under}: they differ by {size} {unit}, the noise floor is "
-            f"{number(one.floor)} ({basis})."
+            f"{number(one.floor)} ({sure}; {basis})."
         )
-    sure = "no interval from a single seed"
     if interval is not None:
-        sure = f"95 % interval {signed(interval.low)} to {signed(interval.high)}, p {_equal(one.p)} after Holm"
+        sure += f", p {_equal(one.p)} after Holm"
     found = f"{signed(outcome.estimate)} {unit} ({sure}; {basis})"
     if one.verdict is None:
         return f"**{first} against {second}** {under}: {found}; no verdict before the noise floor is known."
@@ -86,7 +90,22 @@ def _floor_text(study: Study, unit: str) -> str:
             f". Two equal contestants with {counted(n, 'seed')} each differ by more than "
             f"{number(floor.smallest(n, n))} in one study of twenty; what is less is called a tie"
         )
-    return f"{text} (runs {run_names(study.noise)})."
+    return f"{text} (runs {run_names(study.noise)}).{_unsteady(study, floor)}"
+
+
+def _unsteady(study: Study, floor: NoiseFloor) -> str:
+    """Which contestants vary far more than the runs that the noise floor is from: for them it says too little."""
+    budget = study.budgets[0] if study.budgets else ""
+    spreads = {arm: spread_of(study.finals.get((arm, budget), [])) for arm in study.arms}
+    unsteady = [
+        f"{arm} ({number(spread)})" for arm, spread in spreads.items() if spread and spread > 2 * floor.deviation
+    ]
+    if not unsteady:
+        return ""
+    return (
+        f" Over their own seeds these vary more than twice as much, so that chance alone makes larger differences than "
+        f"the floor: {', '.join(unsteady)}."
+    )
 
 
 def _state(study: Study) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report of a comparison: `report.md`, `report.csv`, `runs.csv` and pictures, made of its records alone."""
+"""The report of a comparison: `report.md`, tables as `.csv` and pictures, made of its records alone."""
 
 import csv
 import io
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llp.comparison import pictures, sections
+from llp.comparison import pictures, reach, sections
 from llp.comparison.checks import check
-from llp.comparison.figures import figure_of, run_list, summary, unit_of
+from llp.comparison.figures import contrast_list, figure_of, run_list, summary, unit_of
 from llp.comparison.judgement import exploratory, judge_all, primary
 from llp.comparison.opening import opening
 from llp.comparison.study import Study
@@ -20,6 +20,7 @@ class Report(NamedTuple):
 
     text: str
     summary: list[dict[str, Any]]
+    contrasts: list[dict[str, Any]]
     runs: list[dict[str, Any]]
     pictures: dict[str, Any]
     """By the names of their files."""
@@ -35,13 +36,14 @@ def write_report(study: Study, folder: Path) -> list[Path]:
         folder: Where the files go. Files of an older report are replaced.
 
     Returns:
-        The files: `report.md`, `report.csv` (a line for each contestant and budget), `runs.csv` (a line for each run,
-        with the commands that repeat it) and the pictures.
+        The files: `report.md`, `report.csv` (a line for each contestant and budget), `contrasts.csv` (a line for each
+        difference), `runs.csv` (a line for each run, with the commands that repeat it) and the pictures.
     """
     report = compose(study)
     return [
         _write(folder / "report.md", report.text),
         _write(folder / "report.csv", _csv(report.summary)),
+        _write(folder / "contrasts.csv", _csv(report.contrasts)),
         _write(folder / "runs.csv", _csv(report.runs)),
         *(pictures.save(figure, folder / name) for name, figure in report.pictures.items()),
     ]
@@ -61,13 +63,13 @@ def compose(study: Study) -> Report:
         *sections.budget_tables(study, rows, unit),
         *sections.contrast_tables(named, others, unit),
         *sections.costs(study, drawn),
-        *sections.reach(study, drawn),
-        *sections.learning_rates(study, drawn),
+        *reach.section(study, drawn),
+        *sections.learning_rates(study, unit, drawn),
         *sections.ablation_tables(study, checks, unit, drawn),
         *sections.scoring(study),
         *sections.runs(runs),
     ]
-    return Report("\n".join(lines) + "\n", rows, runs, drawn)
+    return Report("\n".join(lines) + "\n", rows, contrast_list(named, others), runs, drawn)
 
 
 def _write(path: Path, text: str) -> Path:

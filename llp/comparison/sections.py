@@ -111,7 +111,7 @@ def contrast_tables(named: Sequence[Judged], others: Sequence[Judged], unit: str
         rows = [_contrast_row(one, is_primary=True) for one in named]
         lines += [*table([*head, "p", "verdict"], rows, 2), ""]
     if others:
-        lines += ["Exploratory: not corrected for their number, so that one in twenty intervals misses by chance.", ""]
+        lines += ["Exploratory: not corrected for their number; of many such intervals some miss by chance.", ""]
         rows = [_contrast_row(one, is_primary=False) for one in others]
         lines += [*table([*head, "within the noise floor"], rows, 2), ""]
     intervals = (
@@ -155,77 +155,45 @@ def costs(study: Study, drawn: Collection[str]) -> list[str]:
     return ["## Loss over cost", "", *picture, f"{note}.", ""]
 
 
-def reach(study: Study, drawn: Collection[str]) -> list[str]:
-    """How far back the models read."""
-    images = [
-        *image(drawn, "position.png", "Loss by position in the window"),
-        *image(drawn, "recall.png", "Loss on recall tokens by distance"),
-        *image(drawn, "accuracy.png", "Accuracy by distance"),
-    ]
-    lines = ["## How far back the models read", "", *images]
-    if not images:
-        lines += [_why_not_sliced(study), ""]
-    rows = [row for arm in study.arms if (row := _recall_row(study, arm))]
-    if rows:
-        lines += [
-            "Recall tokens complete a bigram that was seen earlier in their context.",
-            "",
-            *table(["arm", "loss on recall tokens", "loss on others", "share of recall tokens", "runs"], rows),
-            "",
-        ]
-    return lines
-
-
-def _why_not_sliced(study: Study) -> str:
-    if any(record.test for records in study.finals.values() for record in records):
-        return "Not measured: the losses by position and by distance are left out with `slices: false`."
-    return "Nothing is known yet: no run has been tested."
-
-
-def _recall_row(study: Study, arm: str) -> list[str]:
-    records = study.finals.get((arm, study.budgets[0]), []) if study.budgets else []
-    known = [
-        record for record in records if record.slices and record.slices.get("recall") and record.slices.get("other")
-    ]
-    if not known:
-        return []
-    recall = [part for record in known for part in record.slices["recall"]]  # type: ignore[index]
-    other = [record.slices["other"] for record in known]  # type: ignore[index]
-    (recall_tokens, recall_nats), (other_tokens, other_nats) = _total(recall), _total(other)
-    if not (recall_tokens and other_tokens):
-        return []
-    share = recall_tokens / (recall_tokens + other_tokens)
-    losses = [number(recall_nats / recall_tokens), number(other_nats / other_tokens)]
-    return [arm, *losses, f"{share:.1%}", run_names(known)]
-
-
-def _total(parts: Iterable[Mapping[str, Any]]) -> tuple[int, float]:
-    parts = list(parts)
-    return sum(part["tokens"] for part in parts), math.fsum(part["nats"] for part in parts)
-
-
-def learning_rates(study: Study, drawn: Collection[str]) -> list[str]:
+def learning_rates(study: Study, unit: str, drawn: Collection[str]) -> list[str]:
     """What each learning rate came to."""
     rates = sorted({trial.learning_rate for trials in study.trials.values() for trial in trials})
     if not rates:
         return []
     lines = ["## Learning rates", "", *image(drawn, "learning_rates.png", "Validation loss over the learning rate")]
-    rows = (_rate_row(study, arm, rates) for arm in study.arms)
+    common = _common_rates(study)
+    rows = (_rate_row(study, arm, rates, common) for arm in study.arms)
     lines += table(["arm", *(f"{rate:g}" for rate in rates), "sensitivity", "runs"], rows)
+    of = "token" if unit == "bits per byte" else "label"
     note = (
-        "Validation loss in nats per token, the mean over the seeds; once all are done the best one is in bold, with "
-        "`edge` if none beyond was tried. Sensitivity: the mean over the rates of min(loss, ln V) less the best loss "
-        "(arXiv 2309.14322)."
+        f"Validation loss in nats per {of} at the end of a run{_share_of_validation(study)}, the mean over the seeds; "
+        "once all are done the best one is in bold, with `edge` if none beyond was tried. Sensitivity: the mean of "
+        "min(loss, ln V) less the best loss, over the rates that all have tried (arXiv 2309.14322)."
     )
     return [*lines, "", note, ""]
 
 
-def _rate_row(study: Study, arm: str, rates: Sequence[float]) -> list[str]:
+def _share_of_validation(study: Study) -> str:
+    """That a part of the split is validated, where the runs' settings say so."""
+    records = (record for trials in study.trials.values() for trial in trials for record in trial.records)
+    limits = {record.settings.get("trainer", {}).get("limit_val_batches", 1.0) for record in records}
+    shares = sorted(limit for limit in limits if limit != 1.0)
+    return f", over {', '.join(f'{share:g}' for share in shares)} of the split's batches" if shares else ""
+
+
+def _common_rates(study: Study) -> set[float]:
+    """The learning rates that every contestant tries; extensions are not among them unless all need them."""
+    tried = [{trial.learning_rate for trial in trials} for trials in study.trials.values() if trials]
+    return set.intersection(*tried) if tried else set()
+
+
+def _rate_row(study: Study, arm: str, rates: Sequence[float], common: Collection[float]) -> list[str]:
     trials = study.trials.get(arm, [])
     # Of a part of the rates nothing can be said about the best one, and of a single rate nothing about the others.
     is_complete = all(trial.is_done for trial in trials)
     best = best_trial(trials) if is_complete else None
-    summarized = sensitivity(trials) if is_complete and len(trials) > 1 else None
+    shared = [trial for trial in trials if trial.learning_rate in common]
+    summarized = sensitivity(shared) if is_complete and len(shared) > 1 else None
     tried = {trial.learning_rate: trial for trial in trials}
     cells = []
     for rate in rates:
@@ -315,16 +283,27 @@ def scoring(study: Study) -> list[str]:
     rows = [_scoring_row(arm, by_arm[arm]) for arm in study.arms if arm in by_arm]
     if not rows:
         return []
-    head = ["arm", "window", "stride", "least context", "mean", "greatest", "tokens", "bytes", "documents"]
+    head = ["arm", "window", "stride", "least context", "mean", "greatest", "predictions", "bytes", "documents"]
     lines = ["## How they were scored", "", *table(head, rows), ""]
     lines += [
         "Context: from how many tokens a token is predicted; the least is that after a document's first window.",
+        *(f"Words: {what}." for what in _word_counts(by_arm.values())),
         "",
     ]
     if study.timing:
         how = ", ".join(f"{name} {value}" for name, value in study.timing.items())
-        lines += [f"Seconds and memory are from a timing pass of their own ({how}), not from the runs.", ""]
+        lines += [
+            f"Seconds and memory are from a timing pass of their own ({how}), not from the runs: they are the "
+            "cost of this implementation there, and memory is that of a whole process.",
+            "",
+        ]
     return lines
+
+
+def _word_counts(records: Iterable[Record]) -> list[str]:
+    """What is counted as words, as the tests of a text say it."""
+    tests = (record.test["protocol"].get("word_count") for record in records if record.test is not None)
+    return sorted({what for what in tests if what})
 
 
 def _scoring_row(arm: str, record: Record) -> list[str]:

@@ -13,6 +13,8 @@ Verdict = Literal["better", "worse", "tie", "undecided"]
 
 ALPHA = 0.05
 RESAMPLES = 10_000
+METHODS = ("multi-bootstrap", "paired t", "Welch's t")
+"""Of the intervals of a difference."""
 _CHUNK = 500
 """Resamples at a time: a thousand documents then take some megabytes."""
 
@@ -147,11 +149,8 @@ def difference(first: Sequence[Record], second: Sequence[Record]) -> Difference 
     differences = a.figures - b.figures
     intervals = {}
     if len(seeds) > 1:
-        intervals = {
-            "multi-bootstrap": multi_bootstrap(a.nats - b.nats, a.sizes),
-            "paired t": paired_t(differences),
-            "Welch's t": welch_t(a.figures, b.figures),
-        }
+        bootstrap = multi_bootstrap(a.nats - b.nats, a.sizes)
+        intervals = dict(zip(METHODS, (bootstrap, paired_t(differences), welch_t(a.figures, b.figures)), strict=True))
     return Difference(float(differences.mean()), intervals, seeds, len(a.sizes))
 
 

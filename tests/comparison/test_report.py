@@ -25,6 +25,7 @@ from llp.comparison.checks import check
 from llp.comparison.judgement import exploratory, judge_all, primary
 from llp.comparison.markdown import number
 from llp.comparison.report import compose, write_report
+from llp.comparison.statistics import difference
 from llp.comparison.study import Contrast, Failure, Study, Trial
 
 PICTURES = ["contrasts.png", "cost.png", "position.png", "recall.png", "learning_rates.png"]
@@ -50,7 +51,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     for folder in folders:
         folder.mkdir()
         paths = write_report(complete(), folder)
-        names = ["report.md", "report.csv", "runs.csv", "ablation-llp.segment_len.png", *PICTURES]
+        names = ["report.md", "report.csv", "contrasts.csv", "runs.csv", "ablation-llp.segment_len.png", *PICTURES]
         assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths) == sorted(names)
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
@@ -64,7 +65,12 @@ def test_a_report_takes_the_place_of_an_older_one(tmp_path):
     made = replace(study({"dense": 1.0}, trials={}), finals={}, noise=[])
     for _ in range(2):
         write_report(made, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.md", "runs.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "contrasts.csv",
+        "report.csv",
+        "report.md",
+        "runs.csv",
+    ]
 
 
 def test_all_pictures_are_shown():
@@ -88,7 +94,9 @@ def test_identical_contestants_are_a_tie():
         primary=[*made.primary, Contrast("twin", "llp", "windows")],
     )
     text = compose(made).text
-    assert "- **twin and llp are a tie** at equal windows: they differ by 0.0000 bits per byte" in text
+    found = "- **twin and llp are a tie** at equal windows: they differ by 0.0000 bits per byte, the noise floor is "
+    (line,) = [line for line in text.splitlines() if line.startswith(found)]
+    assert "(95 % interval " in line  # how far apart they may be all the same
     (row,) = [line for line in text.splitlines() if line.startswith("| twin - llp | equal windows | +0.0000 |")]
     assert row.endswith("| 1.000 | tie |")
 
@@ -216,7 +224,14 @@ def test_a_model_without_context_is_named():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (math.inf, "-"), (1.23456, "1.23"), (12345.6, "12,345.60"), (12_649_875_026.3, "1.26e10")],
+    [
+        (None, "-"),
+        (math.inf, "-"),
+        (1.23456, "1.23"),
+        (12345.6, "12,345.60"),
+        (12_649_875_026.3, "1.26e10"),
+        (6.7e-6, "6.70e-6"),
+    ],
 )
 def test_figures_of_any_size_are_short(value, text):
     assert number(value, 2) == text
@@ -314,6 +329,9 @@ def test_a_task_with_labels():
     assert "A guess has 2.7726 nats per label and an accuracy of 0.062." in text
     (axes,) = pictures.accuracy_by_distance(made).axes
     assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[1.0, 0.9], pytest.approx([1.0, 0.3])]
+    assert "| distance | dense | llp |" in text
+    assert "| 4 to 7 | 0.900 (0.900 to 0.900) | 0.300 (0.200 to 0.400) |" in text
+    assert "Validation loss in nats per label at the end of a run, the mean over the seeds" in text
     assert list(axes.lines[0].get_xdata()) == [2.5, 5.5]
 
 
@@ -328,6 +346,68 @@ def test_every_pair_is_judged_once():
     assert [one.contrast for one in named] == made.primary
     assert [one.contrast for one in others] == [Contrast("window", "dense", "windows")]
     assert [one.verdict for one in others] == [None]
+
+
+def test_contestants_that_vary_more_than_the_floor_are_named():
+    made = study({"dense": 1.9, "window": 1.9, "llp": 1.9})
+    steady = [record("dense", seed, [1.9 + 0.01 * seed] * 5) for seed in range(5)]  # standard deviation 0.0158
+    spread = {"window": 0.031, "llp": 0.032}
+    own = {
+        (arm, "windows"): [record(arm, seed, [1.9 + step * seed] * 5) for seed in range(3)]
+        for arm, step in spread.items()
+    }
+    text = compose(replace(made, noise=steady, finals={**made.finals, **own})).text
+    assert (
+        "vary more than twice as much, so that chance alone makes larger differences than the floor: llp (0.0320)."
+        in text
+    )
+
+
+def test_all_intervals_of_a_contrast_are_listed():
+    made = study(primary=[Contrast("llp", "dense", "windows")])
+    listed = compose(made).contrasts
+    assert [(one["first"], one["second"], one["named"]) for one in listed] == [
+        ("llp", "dense", True),
+        ("window", "dense", False),
+    ]
+    outcome = difference(made.finals["llp", "windows"], made.finals["dense", "windows"])
+    for method, interval in outcome.intervals.items():
+        assert [listed[0][f"{method} {end}"] for end in ("low", "high", "p")] == list(interval)
+    assert listed[0]["counts"] == outcome.method
+    assert (listed[0]["verdict"], listed[1]["verdict"]) == ("worse", None)
+
+
+def test_a_word_perplexity_converts_into_the_bits_per_byte_beside_it():
+    made = study()
+    (row,) = [row for row in compose(made).summary if row["arm"] == "llp"]
+    whole = made.finals["llp", "windows"][0].test["rows"][0]
+    nats_per_word = row["figure"] * math.log(2) * whole["bytes"] / whole["words"]
+    assert row["word_perplexity"] == pytest.approx(math.exp(nats_per_word))
+    assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+
+
+def test_the_sensitivity_is_over_the_rates_that_all_have_tried():
+    """LLP has gone on to a rate that costs much; its sensitivity is that of the others all the same."""
+    further = [*trials("llp"), *trials("llp", [6.0], [1.0])]
+    made = study({"dense": 1.9, "llp": 2.0})
+    text = compose(replace(made, trials={"dense": trials("dense"), "llp": further})).text
+    rows = [line for line in text.splitlines() if "| **2.5000** |" in line]
+    assert [line.split(" | ")[-2] for line in rows] == ["0.1667"] * 2  # (0.2 + 0 + 0.3) / 3
+
+
+def test_a_report_says_what_is_validated_and_what_a_word_is():
+    made = study({"dense": 1.9})
+    runs = [
+        replace(
+            run,
+            settings={**run.settings, "trainer": {"limit_val_batches": 0.25}},
+            test={**run.test, "protocol": protocol(word_count="words of the 5 books here")},
+        )
+        for run in made.finals["dense", "windows"]
+    ]
+    text = compose(replace(made, finals={("dense", "windows"): runs}, trials={"dense": [Trial(3e-3, runs)]})).text
+    assert "at the end of a run, over 0.25 of the split's batches, the mean over the seeds" in text
+    assert "Words: words of the 5 books here." in text
 
 
 def test_a_pair_with_the_same_runs_under_two_budgets_is_judged_once():
