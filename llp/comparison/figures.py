@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,19 @@ def figure_of(record: Record) -> float:
 
 def mean_of(records: Sequence[Record], name: str) -> float | None:
     """The mean over tested runs of one of the test's figures; None if they have none."""
-    values = [record.test["rows"][0].get(name) for record in records if record.test is not None]
-    known = [value for value in values if value is not None]
+    known = _known(records, name)
     return math.fsum(known) / len(known) if known else None
 
 
 def perplexity_of(records: Sequence[Record], name: str) -> float | None:
     """A perplexity of several tested runs: the exponential of their mean loss, so that it converts into that."""
+    known = _known(records, name)
+    return geometric_mean(known) if known else None
+
+
+def _known(records: Sequence[Record], name: str) -> list[float]:
     values = [record.test["rows"][0].get(name) for record in records if record.test is not None]
-    known = [value for value in values if value is not None]
-    return math.exp(math.fsum(map(math.log, known)) / len(known)) if known else None
+    return [value for value in values if value is not None]
 
 
 def spread_of(records: Sequence[Record]) -> float | None:
