@@ -95,8 +95,7 @@ def _floor_text(study: Study, unit: str) -> str:
 
 def _unsteady(study: Study, floor: NoiseFloor) -> str:
     """Which contestants vary far more than the runs that the noise floor is from: for them it says too little."""
-    budget = study.budgets[0] if study.budgets else ""
-    spreads = {arm: spread_of(study.finals.get((arm, budget), [])) for arm in study.arms}
+    spreads = {arm: spread_of(records) for arm, records in study.first_finals.items()}
     unsteady = [
         f"{arm} ({number(spread)})" for arm, spread in spreads.items() if spread and spread > 2 * floor.deviation
     ]

@@ -121,10 +121,10 @@ def loss_over_cost(study: Study) -> Any | None:
 
     The lines are the runs of the first budget, the hollow markers the ends of those that had equal FLOPs or seconds.
     """
-    budget = study.budgets[0] if study.budgets else ""
-    runs = {arm: records for arm in study.arms if (records := study.finals.get((arm, budget)))}
+    runs = study.first_finals
     if not runs:
         return None
+    budget = study.budgets[0]
     costs = {"flops": "training FLOPs"}
     if any(arm in study.seconds_per_step for arm in runs):
         costs["seconds"] = "seconds, as the timing pass measured them"
@@ -139,7 +139,7 @@ def loss_over_cost(study: Study) -> Any | None:
         if budget != cost:
             _ends(axes, study, look, cost)
         axes.set_xlim(left=0)
-        _finish(axes, f"Validation loss, {BUDGETS.get(budget, budget)}", label, "")
+        _finish(axes, f"Validation loss, {BUDGETS[budget]}", label, "")
     panels[0].set_ylabel("nats per token")
     top = max(_late(records) for records in runs.values())
     if math.isfinite(top):
@@ -217,12 +217,6 @@ def _against(first: Sequence[Record], second: Sequence[Record], kind: str) -> Sl
     return sliced({part: a[part] - b[part] for part in a.keys() & b.keys()} for a, b in pairs)
 
 
-def _runs_with_slices(study: Study) -> dict[str, Sequence[Record]]:
-    """The contestants' tested runs under the first budget."""
-    budget = study.budgets[0] if study.budgets else ""
-    return {arm: study.finals[arm, budget] for arm in study.arms if study.finals.get((arm, budget))}
-
-
 def _by_distance(axes: Any, curves: Mapping[str, Slice | None], study: Study) -> bool:
     """Draw the curves over a distance in tokens, with the lengths of a segmented contestant; False: there is none."""
     look, there = styles(study), {arm: curve for arm, curve in curves.items() if curve is not None}
@@ -255,7 +249,7 @@ def _mark_segments(axes: Any, study: Study, look: Mapping[str, Style], longest: 
 
 def loss_by_position(study: Study) -> Any | None:
     """The loss by position in the window, as the difference to the reference."""
-    runs = _runs_with_slices(study)
+    runs = study.first_finals
     own = runs.get(study.reference, [])
     figure = _figure(8, 4.2)
     axes = figure.add_subplot()
@@ -272,7 +266,7 @@ def loss_by_position(study: Study) -> Any | None:
 
 def loss_on_recall(study: Study) -> Any | None:
     """The loss on tokens that complete a bigram seen before, by the distance of its last occurrence."""
-    runs = _runs_with_slices(study)
+    runs = study.first_finals
     own = runs.get(study.reference, [])
     figure = _figure(11, 4.2)
     left, right = figure.subplots(1, 2)
@@ -293,7 +287,7 @@ def accuracy_by_distance(study: Study) -> Any | None:
     """The share of correct labels by the distance at which their answer lies."""
     figure = _figure(8, 4.2)
     axes = figure.add_subplot()
-    runs = _runs_with_slices(study)
+    runs = study.first_finals
     curves = {arm: sliced(_accuracies(record) for record in records) for arm, records in runs.items()}
     if not _by_distance(axes, curves, study):
         return None

@@ -19,7 +19,7 @@ def section(study: Study, drawn: Collection[str]) -> list[str]:
     if not images:
         lines += [_why_not_sliced(study), ""]
     lines += _accuracy_table(study)
-    rows = [row for arm in study.arms if (row := _recall_row(study, arm))]
+    rows = [row for arm, records in study.first_finals.items() if (row := _recall_row(arm, records))]
     if rows:
         lines += [
             "Recall tokens complete a bigram that was seen earlier in their context.",
@@ -36,8 +36,7 @@ def _why_not_sliced(study: Study) -> str:
     return "Nothing is known yet: no run has been tested."
 
 
-def _recall_row(study: Study, arm: str) -> list[str]:
-    records = study.finals.get((arm, study.budgets[0]), []) if study.budgets else []
+def _recall_row(arm: str, records: Sequence[Record]) -> list[str]:
     known = [
         record for record in records if record.slices and record.slices.get("recall") and record.slices.get("other")
     ]
@@ -60,9 +59,7 @@ def _total(parts: Iterable[Mapping[str, Any]]) -> tuple[int, float]:
 
 def _accuracy_table(study: Study) -> list[str]:
     """The accuracy of each contestant at each distance; nothing for a text."""
-    budget = study.budgets[0] if study.budgets else ""
-    runs = {arm: [r for r in study.finals.get((arm, budget), []) if _distances(r)] for arm in study.arms}
-    runs = {arm: records for arm, records in runs.items() if records}
+    runs = {arm: group for arm, group in study.first_finals.items() if all(map(_distances, group))}
     if not runs:
         return []
     spans = sorted({(part["first"], part["last"]) for group in runs.values() for r in group for part in _distances(r)})

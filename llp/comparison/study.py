@@ -132,3 +132,9 @@ class Study:
     """Runs that failed, by name."""
     undecided: Mapping[str, Sequence[str]]
     """Arms for which no learning rate can be chosen, since these trials failed, and not by diverging."""
+
+    @property
+    def first_finals(self) -> dict[str, Sequence[Record]]:
+        """By arm: its tested runs under the first budget; arms without any are left out."""
+        budget = self.budgets[0] if self.budgets else ""
+        return {arm: records for arm in self.arms if (records := self.finals.get((arm, budget)))}
