@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpu_record import Record, timed
 from gpu_sizes import Sizes
 from llp.decoder import patterns
-from llp.decoder.fused_kernels import CPU, CUDNN, FLASH, KERNELS, FusedKernel
+from llp.decoder.kernels.fused import CPU, CUDNN, FLASH, KERNELS, FusedKernel
 from llp.decoder.patterns import Attend, causal_attention, causal_count, segment_pair_attention, segment_pair_count
 
 Context = Callable[[], AbstractContextManager[Any]]

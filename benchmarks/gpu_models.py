@@ -16,7 +16,7 @@ import llp
 from gpu_attention import Context, dense_on, merged_on
 from gpu_record import Record, in_turn, peak_memory, recover, seconds, timed
 from gpu_sizes import CONFIGS, Model, Sizes
-from llp.decoder.fused_kernels import CUDNN
+from llp.decoder.kernels.fused import CUDNN
 from llp.decoder.patterns import LayerPattern, causal_attention
 
 Way = tuple[str, Context, LayerPattern]

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from llp.run_folder import whole_file
+from llp.atomic_files import whole_file
 
 Row = dict[str, Any]
 

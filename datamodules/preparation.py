@@ -18,8 +18,8 @@ from datamodules.documents import Text
 from datamodules.prepared_folder import write_about
 from datamodules.token_files import Document, TokenWriter
 from datamodules.tokenizers import Tokenizer
+from llp.atomic_files import move_into_place
 from llp.errors import SettingError
-from llp.run_folder import move_into_place
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")

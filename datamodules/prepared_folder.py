@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llp.digests import KEY, file_sha256, file_sha256_once, json_with_digest, own_sha256
+from llp.atomic_files import KEY, file_sha256, file_sha256_once, json_with_digest, own_sha256
 from llp.errors import SettingError
 
 _READ = {"data_fingerprint": str, "tokenizer_fingerprint": str, "sha256": dict}

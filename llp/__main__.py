@@ -8,7 +8,7 @@ from io import TextIOWrapper
 import llp
 from llp.commands.help import COMMANDS, GENERAL, help_of
 from llp.errors import SettingError
-from llp.training.interruption import LISTENER, Stopped
+from llp.signals import LISTENER, Stopped
 
 
 def main() -> int:

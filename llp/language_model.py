@@ -18,22 +18,23 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
+from llp.checkpoints import exported_folder, reading, settings_history
+from llp.checkpoints.fingerprints import add_batch, weights_digest
 from llp.decoder.block import DecoderSettings
 from llp.decoder.decoder import Compress, Decoder
-from llp.decoder.memory import Memory
+from llp.decoder.kv_cache import Memory
 from llp.decoder.patterns import LayerPattern
 from llp.errors import require
-from llp.evaluation.certificate import Certificate
+from llp.evaluation.causality_check import CausalityCheck
+from llp.evaluation.label_metric import LabelScore
+from llp.evaluation.metric import Score, ScoringBatch
 from llp.evaluation.report import TestReport
-from llp.evaluation.scoring import Score, ScoringBatch
-from llp.evaluation.scoring_labels import LabelScore
 from llp.evaluation.text_losses import TokenLoss, text_losses
-from llp.generation import reading
 from llp.generation.continuation import continue_text
-from llp.training import checkpoints, exported_folder, optimization, settings
-from llp.training.fingerprints import add_batch, weights_digest
+from llp.generation.extend import extend
+from llp.training import optimization
+from llp.training.batch_seed import BatchSeed
 from llp.training.metrics import RunMetrics
-from llp.training.step_seed import StepSeed
 
 
 class LanguageModel(LightningModule, ABC):
@@ -222,7 +223,7 @@ class LanguageModel(LightningModule, ABC):
         Raises:
             SettingError: If a text without a window is longer than the architecture's latents.
         """
-        return reading.extend(self, tokens, memory, n_logits), memory
+        return extend(self, tokens, memory, n_logits), memory
 
     def scores_as_one_pass(self, window_len: int, stride: int) -> bool:
         """Whether scoring windows give each position just what one pass over the whole text would give it."""
@@ -334,7 +335,7 @@ class LanguageModel(LightningModule, ABC):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every model needs: metrics, dropout that a resumed run draws identically, and a certified test."""
-        callbacks: list[Callback] = [RunMetrics(), StepSeed(), Certificate(), TestReport()]
+        callbacks: list[Callback] = [RunMetrics(), BatchSeed(), CausalityCheck(), TestReport()]
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [callback for callback in callbacks if type(callback) not in there]
 
@@ -438,18 +439,18 @@ class LanguageModel(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["architecture"] = checkpoints.class_path(type(self))
-        checkpoint["seed"] = settings.seed()
-        checkpoint["tokenizer"] = checkpoints.stored_tokenizer(data)
+        checkpoint["architecture"] = reading.class_path(type(self))
+        checkpoint["seed"] = settings_history.seed()
+        checkpoint["tokenizer"] = reading.stored_tokenizer(data)
         checkpoint["settings_history"] = self.history
         checkpoint["initialized_from"] = self.initialized_from
         checkpoint["fingerprints"] = self.fingerprints
         checkpoint["config"] = self.run_config
-        checkpoints.name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
+        reading.name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoints.check_fits(checkpoint, self)
-        self.trained = checkpoints.training_record(checkpoint)
+        reading.check_fits(checkpoint, self)
+        self.trained = reading.training_record(checkpoint)
         self.history = checkpoint["settings_history"]
         self.initialized_from = checkpoint["initialized_from"]
         self.fingerprints = checkpoint["fingerprints"]
@@ -460,7 +461,7 @@ class LanguageModel(LightningModule, ABC):
             self._stand_alone(checkpoint)
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoints.check_tokenizer(checkpoint, data)
+        reading.check_tokenizer(checkpoint, data)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.check_resume(self.trainer, data)
 
@@ -470,7 +471,7 @@ class LanguageModel(LightningModule, ABC):
         self.run_config = checkpoint["config"]
         stored = checkpoint["tokenizer"]
         if stored is not None:
-            self.tokenizer, self.start_token = checkpoints.restored_tokenizer(stored), stored["start_token"]
+            self.tokenizer, self.start_token = reading.restored_tokenizer(stored), stored["start_token"]
             lengths = checkpoint["datamodule_hyper_parameters"]
             self.text_window = self.scoring_window(
                 lengths["window_len"], lengths["scoring_window_len"], lengths["scoring_stride"]
@@ -479,16 +480,16 @@ class LanguageModel(LightningModule, ABC):
     def check_resume(self, trainer: Any, data: Any) -> None:
         """Raise a `SettingError` for a setting that differs from those in `history` and can't change on a resume."""
         changeable = self.changeable_settings | getattr(data, "changeable_settings", frozenset())
-        settings.check_resume(self.history, settings.settings_of(trainer, self, data), changeable)
+        settings_history.check_resume(self.history, settings_history.settings_of(trainer, self, data), changeable)
 
     def on_train_start(self) -> None:
         """Take the initial weights' digest; report, record and apply the settings that differ from a resumed run's."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.trainer.global_step == 0:
             self.fingerprints["initial_weights"] = weights_digest(self.decoder.named_parameters(), skip=["compress."])
-        now, step = settings.settings_of(self.trainer, self, data), self.trainer.global_step + 1
-        changed = settings.changes(self.history, now)
-        for line in settings.describe(self.history, changed, step):
+        now, step = settings_history.settings_of(self.trainer, self, data), self.trainer.global_step + 1
+        changed = settings_history.changes(self.history, now)
+        for line in settings_history.describe(self.history, changed, step):
             rank_zero_info(line)
         if changed:
             self.history = [*self.history, {"step": step, "settings": changed}]

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from llp.atomic_files import is_exported
+from llp.checkpoints import reading
 from llp.errors import SettingError
 from llp.language_model import LanguageModel
-from llp.run_folder import is_exported
-from llp.training import checkpoints
 
 
 def load(path: str | Path) -> LanguageModel:
@@ -19,9 +19,9 @@ def load(path: str | Path) -> LanguageModel:
         SettingError: If there is none, or it can't be read, or is sharded, or is of no architecture.
     """
     path = chosen_checkpoint(Path(path))
-    checkpoints.require_one_file(path)
-    checkpoint = checkpoints.read(path)
-    cls = checkpoints.import_class(checkpoint["architecture"], LanguageModel)
+    reading.require_one_file(path)
+    checkpoint = reading.read(path)
+    cls = reading.import_class(checkpoint["architecture"], LanguageModel)
     model: LanguageModel
     if is_exported(path):
         model = cls(**checkpoint["hyper_parameters"])
@@ -44,7 +44,7 @@ def chosen_checkpoint(path: Path) -> Path:
     if not folder.is_dir():
         return path
     best = folder / "best.ckpt"
-    newest = best if best.exists() else next(checkpoints.newest_first(folder), None)
+    newest = best if best.exists() else next(reading.newest_first(folder), None)
     if newest is None:
         raise SettingError("ckpt_path", path, f"there is no whole checkpoint in {folder}")
     return newest

@@ -40,7 +40,7 @@ from helpers.slurm_cluster import (
     run_in_namespaces,
     wait_for,
 )
-from llp.training import checkpoints
+from llp.checkpoints import reading
 
 STEPS = 60
 STALL_S = 15
@@ -167,8 +167,8 @@ class Job:
 
     def saved(self) -> int:
         """The step of the newest whole checkpoint; 0: there is none."""
-        path = next(checkpoints.newest_first(self.folder / "checkpoints"), None)
-        return 0 if path is None else checkpoints.read(path)["global_step"]
+        path = next(reading.newest_first(self.folder / "checkpoints"), None)
+        return 0 if path is None else reading.read(path)["global_step"]
 
     def train(self, steps: int = 10) -> int:
         """Wait until a checkpoint has so many steps more than now; returns its step."""

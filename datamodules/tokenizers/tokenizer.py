@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from datamodules.prepared_folder import unusable
-from llp.run_folder import whole_file
+from llp.atomic_files import whole_file
 
 
 class Tokenizer(ABC):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from llp.checkpoints.consolidation import consolidate
 from llp.errors import require
-from llp.training.consolidation import consolidate
 
 
 def run(options: list[str]) -> None:

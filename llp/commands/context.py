@@ -2,6 +2,8 @@
 
 from datamodules.language_data import LanguageDataModule
 from datamodules.text import TextDataModule
+from llp.atomic_files import run_folder
+from llp.checkpoints import reading
 from llp.commands.checkpoint_command import CheckpointCommand
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import parser_for_part
@@ -9,8 +11,6 @@ from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.errors import require
 from llp.evaluation.context import loss_by_context, write
 from llp.evaluation.tables import aligned, readable
-from llp.run_folder import run_folder
-from llp.training import checkpoints
 
 
 def run(options: list[str]) -> None:
@@ -20,13 +20,13 @@ def run(options: list[str]) -> None:
     parser.add_lightning_class_args(LanguageDataModule, "data", subclass_mode=True)
     options = with_run_defaults("context", named_checkpoint("context", options))
     command = CheckpointCommand(parser, loss_by_context, {"model", "data"}, options)
-    checkpoint = checkpoints.read(command.ckpt_path)
+    checkpoint = reading.read(command.ckpt_path)
     data = parser.instantiate(with_stored_tokenizer(command.arguments, checkpoint)).data
     remedy = "it has no text whose tokens could be scored; `llp test` says what is known from which distance"
     require(isinstance(data, TextDataModule), "data", type(data).__name__, remedy)
     data.prepare_data()
     data.setup("predict")
-    checkpoints.check_tokenizer(checkpoint, data)
+    reading.check_tokenizer(checkpoint, data)
     with command.autocast():
         curve = loss_by_context(command.model, data, **command.own)
     header = ["context", "loss", "standard error", "perplexity", "recall tokens", "other tokens"]

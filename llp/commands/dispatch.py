@@ -10,7 +10,7 @@ import datamodules
 import llp
 from llp.commands.configurations import configurations, read_configuration
 from llp.commands.messages import in_words, is_lost_contact, is_rank_zero, silence, unreachable, users_error
-from llp.training.interruption import Stopped
+from llp.signals import Stopped
 
 
 def run(subcommand: str, options: list[str]) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from datamodules.language_data import LanguageDataModule
 from datamodules.text import TextDataModule
+from llp.atomic_files import run_folder
+from llp.checkpoints import reading
 from llp.commands.checkpoint_command import CheckpointCommand
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser, parser_for_part
@@ -15,8 +17,6 @@ from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.errors import require
 from llp.evaluation.provenance import model_protocol
 from llp.evaluation.tables import write_json
-from llp.run_folder import run_folder
-from llp.training import checkpoints
 
 
 def run(options: list[str]) -> None:
@@ -63,7 +63,7 @@ class DocumentFile:
         Raises:
             SettingError: If the data are no text.
         """
-        checkpoint = checkpoints.read(self.command.ckpt_path)
+        checkpoint = reading.read(self.command.ckpt_path)
         data = self.parser.instantiate(with_stored_tokenizer(self.command.arguments, checkpoint)).data
         remedy = "it has no documents that these tasks could be made from; name a text with --data"
         require(isinstance(data, TextDataModule), "data", type(data).__name__, remedy)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from llp.atomic_files import run_folder
 from llp.commands.named_checkpoint import named_checkpoint
 from llp.commands.parser import Parser
 from llp.errors import require
 from llp.export.model_folder import DTYPES, write_folder
 from llp.loading import chosen_checkpoint
-from llp.run_folder import run_folder
 
 
 def run(options: list[str]) -> None:

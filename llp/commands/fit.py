@@ -11,17 +11,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from llp.atomic_files import whole_file, with_digest_line
+from llp.checkpoints.callback import complete_last
 from llp.commands.messages import lightnings_refusal, users_error
 from llp.commands.named_checkpoint import last_value, slurm_job
 from llp.commands.trackers import configured, is_tensorboard, named, open_trackers, require_packages, without_defaults
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_callbacks, check_length, check_trainer_settings, warn_of_warmup
-from llp.digests import with_digest_line
 from llp.errors import SettingError, require
-from llp.run_folder import whole_file
 from llp.training.initial_weights import InitialWeights
 from llp.training.memory import check_batch, check_memory
-from llp.training.run_checkpoint import complete_last
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
 from llp.training.run_summary import RunSummary

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from llp.atomic_files import whole_file
 from llp.commands.checkpoint_command import CheckpointCommand
 from llp.commands.named_checkpoint import named_checkpoint
 from llp.commands.parser import Parser
 from llp.errors import SettingError, require
 from llp.generation.continuation import Completion, continue_text, continue_texts
-from llp.run_folder import whole_file
 
 
 def run(options: list[str]) -> None:

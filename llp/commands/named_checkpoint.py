@@ -6,12 +6,12 @@ from typing import Any
 import yaml
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from llp.atomic_files import tidy, wait_until_tidy
+from llp.checkpoints import reading
 from llp.commands.configurations import configurations, read_configuration, values_of
 from llp.commands.messages import is_rank_zero
 from llp.errors import require
 from llp.loading import chosen_checkpoint
-from llp.run_folder import tidy, wait_until_tidy
-from llp.training import checkpoints
 from llp.training.run_lock import locked
 
 
@@ -30,7 +30,7 @@ def with_run_defaults(subcommand: str, arguments: list[str]) -> list[str]:
         remedy = f"`llp {subcommand}` needs a trained model; name its checkpoint"
         require(subcommand == "fit" or has_config, "ckpt_path", None, remedy)
         return arguments
-    config = checkpoints.read(path)["config"]
+    config = reading.read(path)["config"]
     remedy = "it was not trained by `llp fit`, and holds no configuration; name one with --config"
     require(config is not None or has_config, "ckpt_path", path, remedy)
     if config is None:
@@ -74,7 +74,7 @@ def named_checkpoint(subcommand: str, arguments: list[str]) -> list[str]:
         elif folder.is_dir():
             with locked(folder.parent):  # what another process is writing is not unfinished
                 tidy(folder)
-    path = next(checkpoints.newest_first(folder), None)
+    path = next(reading.newest_first(folder), None)
     remedy = f"there is no whole checkpoint in {folder}"
     require(path is not None or subcommand == "fit", "ckpt_path", word, remedy)
     return [*arguments, "--ckpt_path", "null" if path is None else str(path)]

@@ -10,8 +10,8 @@ from typing import Any, NoReturn, Union, get_args, get_type_hints
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from llp.checkpoints.reading import import_class
 from llp.errors import require
-from llp.training.checkpoints import import_class
 
 OTHER_SECTIONS = ("model", "data", "trainer", "checkpoint", "sample", "certificate", "guard", "stall")
 """The sections of a run's configuration."""

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from llp.training import checkpoints
+from llp.checkpoints import reading
 
 
 def with_stored_tokenizer(config: Namespace, checkpoint: dict[str, Any] | None) -> Namespace:
@@ -21,5 +21,5 @@ def with_stored_tokenizer(config: Namespace, checkpoint: dict[str, Any] | None) 
     if (None if configured is None else configured.as_dict()) != theirs:
         return config
     config = config.clone()
-    config.data.init_args.tokenizer = checkpoints.restored_tokenizer(stored)
+    config.data.init_args.tokenizer = reading.restored_tokenizer(stored)
     return config

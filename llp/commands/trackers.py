@@ -28,9 +28,9 @@ from lightning.pytorch.loggers import (
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from llp.atomic_files import keep_older, whole_file
 from llp.commands.parser import Parser
 from llp.errors import SettingError, require
-from llp.run_folder import keep_older, whole_file
 
 
 @dataclass(frozen=True)

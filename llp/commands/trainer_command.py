@@ -12,22 +12,22 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.language_data import LanguageDataModule
+from llp.atomic_files import is_exported, run_folder
+from llp.checkpoints import reading
+from llp.checkpoints.callback import RunCheckpoint
 from llp.commands.messages import lightnings_refusal
 from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser, keep_integers
 from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.errors import SettingError, require
-from llp.evaluation.certificate import Certificate
+from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport
 from llp.evaluation.token_losses import TokenLosses
 from llp.generation.sample_text import SampleText
 from llp.language_model import LanguageModel
-from llp.run_folder import is_exported, run_folder
-from llp.training import checkpoints
 from llp.training.final_hyperparameters import FinalHyperparameters
 from llp.training.finite_guard import FiniteGuard
 from llp.training.progress_bar import RunProgressBar
-from llp.training.run_checkpoint import RunCheckpoint
 from llp.training.stall_guard import StallGuard
 from llp.training.start_report import changed_settings
 from llp.training.step_validation import StepValidation
@@ -105,7 +105,7 @@ class TrainerCommand(LightningCLI):
         parser.add_lightning_class_args(FiniteGuard, "guard")
         parser.add_lightning_class_args(StallGuard, "stall")
         parser.add_lightning_class_args(SampleText, "sample")
-        parser.add_lightning_class_args(Certificate, "certificate")
+        parser.add_lightning_class_args(CausalityCheck, "certificate")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -132,7 +132,7 @@ class TrainerCommand(LightningCLI):
         remedy = f"`llp {self.name}` needs a trained model; name its checkpoint"
         require(path is not None or self.name == "fit", "ckpt_path", None, remedy)
         self.resumed_run = None if path is None else run_folder(path)
-        self.checkpoint = None if path is None else checkpoints.read(path)
+        self.checkpoint = None if path is None else reading.read(path)
         remedy = f"an exported folder holds no optimizer's state; start a new run from it with --init_from {path}"
         require(self.name != "fit" or path is None or not is_exported(path), "ckpt_path", path, remedy)
         self.resumed_step = 0 if self.checkpoint is None else self.checkpoint["global_step"]
@@ -184,9 +184,9 @@ class TrainerCommand(LightningCLI):
         """Refuse a checkpoint of another model before any long work."""
         strategy = self.trainer.strategy
         if self.checkpoint is not None:
-            checkpoints.check_fits(self.checkpoint, self.model)
+            reading.check_fits(self.checkpoint, self.model)
             if not isinstance(strategy, ModelParallelStrategy):
-                checkpoints.require_one_file(self._get(self.config, "ckpt_path"))
+                reading.require_one_file(self._get(self.config, "ckpt_path"))
             elif is_exported(self._get(self.config, "ckpt_path")):
                 remedy = "an exported folder is read by one process; leave the strategy out"
                 raise SettingError("trainer.strategy", type(strategy).__name__, remedy)

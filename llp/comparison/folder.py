@@ -9,12 +9,11 @@ from typing import IO, Any
 
 import yaml
 
+from llp.atomic_files import checked_json, json_with_digest, whole_file
 from llp.comparison.plan import PlannedRun, Timing
 from llp.comparison.specification import Settings, Specification, merged
 from llp.comparison.study import Failure, Record
-from llp.digests import checked_json, json_with_digest
 from llp.errors import SettingError
-from llp.run_folder import whole_file
 
 
 class ComparisonFolder:

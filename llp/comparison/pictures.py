@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llp.atomic_files import whole_file
 from llp.comparison.checks import setting, spent
 from llp.comparison.judgement import Judged
 from llp.comparison.markdown import BUDGETS
 from llp.comparison.statistics import final_loss, vocabulary
 from llp.comparison.study import Record, Study, Trial
 from llp.evaluation.colours import COLOURS
-from llp.run_folder import whole_file
 
 _MORE_COLOURS = ("#0c8599", "#f08c00", "#6741d9", "#5c940d", "#a61e4d", "#364fc7", "#846358", "#d9480f", "#087f5b")
 _MARKERS = "osD^vPX<>*"

@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
+from llp.atomic_files import checked_json
+from llp.checkpoints import reading
+from llp.checkpoints.fingerprints import weights_digest
 from llp.comparison.folder import ComparisonFolder, read_json
 from llp.comparison.plan import Contestant, PlannedRun, portable
 from llp.comparison.study import Record
-from llp.digests import checked_json
 from llp.errors import require
-from llp.training import checkpoints
-from llp.training.fingerprints import weights_digest
 
 _PROTOCOL = (
     "window_len",
@@ -51,7 +51,7 @@ def is_stage_done(place: Path, file: str, run: PlannedRun) -> bool:
     last = place / "checkpoints/last.ckpt"
     if not (place / file).exists() or not last.exists():
         return False
-    return read_run(place)["step"] >= run.steps and bool(checkpoints.read(str(last))["global_step"] == run.steps)
+    return read_run(place)["step"] >= run.steps and bool(reading.read(str(last))["global_step"] == run.steps)
 
 
 def read_run(place: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def record(folder: ComparisonFolder, run: PlannedRun, contestant: Contestant, st
     """
     place = folder.run(run.name)
     content = read_run(place)
-    checkpoint = checkpoints.read(str(place / "checkpoints/last.ckpt"))
+    checkpoint = reading.read(str(place / "checkpoints/last.ckpt"))
     step = checkpoint["global_step"]
     remedy = f"the run has {run.steps} steps; remove the folder, and it is run again"
     require(step == run.steps == content["step"], "step", f"{step} in {place}", remedy)

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llp.atomic_files import whole_file
 from llp.comparison import pictures, reach, sections
 from llp.comparison.checks import check
 from llp.comparison.figures import contrast_list, figure_of, run_list, summary, unit_of
 from llp.comparison.judgement import exploratory, judge_all, primary
 from llp.comparison.opening import opening
 from llp.comparison.study import Study
-from llp.run_folder import whole_file
 
 
 class Report(NamedTuple):

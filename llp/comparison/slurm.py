@@ -5,10 +5,10 @@ import subprocess
 from itertools import count
 from pathlib import Path
 
+from llp.atomic_files import whole_file
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Plan
 from llp.errors import require
-from llp.run_folder import whole_file
 
 _MOST_TASKS = 1000  # SLURM's MaxArraySize is 1,001 unless a cluster raises it
 

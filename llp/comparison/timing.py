@@ -13,8 +13,8 @@ import torch
 from lightning.fabric import Fabric
 from tqdm import tqdm
 
+from llp.checkpoints.reading import import_class
 from llp.comparison.plan import Timing
-from llp.training.checkpoints import import_class
 
 TakeStep = Callable[[], object]
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llp.decoder.few_rows import are_few, few_rows_linear
-from llp.decoder.memory import LayerMemory
+from llp.decoder.kv_cache import LayerMemory
 from llp.decoder.patterns import LayerPattern, drop_history
 from llp.decoder.rotary import rotate
+from llp.decoder.small_batch_linear import is_small_batch, small_batch_linear
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Linear(nn.Linear):
         return None
 
     def forward(self, input: Tensor) -> Tensor:
-        if are_few(input):
-            return few_rows_linear(input, self.weight, self.bias)
+        if is_small_batch(input):
+            return small_batch_linear(input, self.weight, self.bias)
         return super().forward(input)
 
 

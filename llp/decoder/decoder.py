@@ -13,8 +13,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 from llp.decoder.block import Block, DecoderSettings, Embedding, Linear, last_positions
+from llp.decoder.kv_cache import LayerMemory, Memory
 from llp.decoder.loss import Losses, linear_cross_entropy
-from llp.decoder.memory import LayerMemory, Memory
 from llp.decoder.patterns import LayerPattern
 from llp.decoder.rotary import rotary_table
 from llp.errors import require

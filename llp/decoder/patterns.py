@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from llp.decoder.fused_kernels import lower_right_flash, takes_flash
-from llp.decoder.merged_attention import can_merge, merged_attention, segment_parts, tail_parts
-from llp.decoder.windowed_attention import WindowedAttention, band_mask
+from llp.decoder.kernels.fused import lower_right_flash, takes_flash
+from llp.decoder.kernels.merged import can_merge, merged_attention, segment_parts, tail_parts
+from llp.decoder.kernels.windowed import WindowedAttention, band_mask
 
 Attend = Callable[..., Tensor]
 """An attention pattern: `attend(query, key, value, dropout_p=...)`."""

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from llp.atomic_files import whole_file
 from llp.errors import require
 from llp.evaluation.recall import distance_bins, recall_distances
-from llp.run_folder import whole_file
 
 
 class ContextLoss(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llp.errors import require
-from llp.evaluation.scoring_labels import label_figures
+from llp.evaluation.label_metric import label_figures
 from llp.evaluation.tables import CERTIFICATE, Report, aligned, readable
 
 _UNLIKELY = 1e-6  # how rarely chance alone may be taken for knowledge

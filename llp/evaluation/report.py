@@ -7,15 +7,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from llp.atomic_files import run_folder
+from llp.checkpoints.exported_folder import CHANGED
 from llp.errors import require
-from llp.evaluation.certificate import Certificate
+from llp.evaluation.causality_check import CausalityCheck
+from llp.evaluation.label_metric import LabelScore
 from llp.evaluation.label_report import label_report
+from llp.evaluation.metric import figures
 from llp.evaluation.provenance import model_protocol
-from llp.evaluation.scoring import figures
-from llp.evaluation.scoring_labels import LabelScore
 from llp.evaluation.tables import Report, format_table, write_csv, write_json
-from llp.run_folder import run_folder
-from llp.training.exported_folder import CHANGED
 
 
 class TestReport(Callback):
@@ -48,7 +48,7 @@ class TestReport(Callback):
             "complete": n_scored == expected,
         }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if is_test and isinstance(callback, Certificate):
+            if is_test and isinstance(callback, CausalityCheck):
                 protocol["certificate"] = callback.outcome
         report_of = label_report if isinstance(model.score, LabelScore) else text_report
         content, rows, text = report_of(model, loader, protocol)

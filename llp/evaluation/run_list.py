@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from llp.digests import checked_json, checked_text
+from llp.atomic_files import checked_json, checked_text
 from llp.errors import require
 from llp.evaluation.tables import aligned, readable
 from llp.training.run_lock import is_held

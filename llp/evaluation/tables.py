@@ -9,8 +9,7 @@ from typing import Any
 
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from llp.digests import json_with_digest
-from llp.run_folder import whole_file
+from llp.atomic_files import json_with_digest, whole_file
 
 Report = tuple[dict[str, Any], Sequence[dict[str, Any]], str]
 """What is kept of a score beside its protocol, as JSON and as the rows of a CSV file; and its table as text."""

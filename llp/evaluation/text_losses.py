@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llp.evaluation.scoring_windows import scoring_windows
+from llp.evaluation.windows import scoring_windows
 
 
 class TokenLoss(NamedTuple):

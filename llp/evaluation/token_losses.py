@@ -8,10 +8,10 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from llp.atomic_files import run_folder, whole_file
 from llp.errors import require
 from llp.evaluation import slices
 from llp.evaluation.tables import aligned, write_json
-from llp.run_folder import run_folder, whole_file
 
 ROWS_IN_MEMORY = 1 << 19
 _LEFT_OUT = -1.0  # where nothing was scored; a loss is never negative

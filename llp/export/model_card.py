@@ -6,11 +6,10 @@ from typing import Any
 import yaml
 
 import llp
-from llp.digests import checked_json
+from llp.atomic_files import checked_json, run_folder
+from llp.checkpoints import reading
 from llp.errors import SettingError
 from llp.export.fast_tokenizer import FastTokenizer
-from llp.run_folder import run_folder
-from llp.training import checkpoints
 
 _METRICS = {
     "loss": "loss in nats",
@@ -112,7 +111,7 @@ def model_card(
     """
     name, report = run_folder(ckpt_path).name, _report(ckpt_path, record)
     data = "its data" if checkpoint["config"] is None else _data_name(checkpoint["config"])
-    trained = checkpoints.training_record(checkpoint)
+    trained = reading.training_record(checkpoint)
     n_tokens = "" if trained["trained_tokens"] is None else f", {trained['trained_tokens']:,} tokens,"
     dtype = record["exported"]["dtype"]
     what = (

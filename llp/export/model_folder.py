@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llp.digests import file_sha256
+from llp.atomic_files import EXPORT_RECORD, discard, file_sha256, is_exported, publish, unfinished
+from llp.checkpoints import exported_folder, reading
+from llp.checkpoints.consolidation import merged
+from llp.checkpoints.fingerprints import weights_digest
 from llp.errors import require
 from llp.export.fast_tokenizer import FastTokenizer, fast_tokenizer
 from llp.export.layers import described, digest
 from llp.export.model_card import model_card
 from llp.export.modeling_file import modeling_source
 from llp.language_model import LanguageModel
-from llp.run_folder import EXPORT_RECORD, discard, is_exported, publish, unfinished
-from llp.training import checkpoints, exported_folder
-from llp.training.consolidation import merged
-from llp.training.fingerprints import weights_digest
 
 DTYPES = ("float32", "bfloat16", "float16")
 _UNKNOWN = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -58,11 +57,11 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
 
 def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     shards = folder / "weights.pt"
-    checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else checkpoints.read(ckpt_path)
-    model = checkpoints.import_class(checkpoint["architecture"], LanguageModel)(**checkpoint["hyper_parameters"])
+    checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else reading.read(ckpt_path)
+    model = reading.import_class(checkpoint["architecture"], LanguageModel)(**checkpoint["hyper_parameters"])
     parts = _parts(model, checkpoint)
     weights = _weights(checkpoint, model, ckpt_path, dtype)
-    origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": checkpoints.sha256(ckpt_path), "dtype": dtype}
+    origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": reading.sha256(ckpt_path), "dtype": dtype}
     record = exported_folder.record_of(checkpoint, origin, parts)
     record["weights_sha256"] = weights_digest(weights.items())
     stored = exported_folder.stored_weights(weights, model.settings.tie_embeddings)
@@ -108,7 +107,7 @@ def _parts(model: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _weights(checkpoint: dict[str, Any], model: Any, path: Path, dtype: str) -> dict[str, Tensor]:
     """The checkpoint's weights by name, as numbers of the given type; those that are so already are not copied."""
-    weights, shapes = checkpoint["state_dict"], checkpoints.shapes(checkpoint["hyper_parameters"], model)
+    weights, shapes = checkpoint["state_dict"], reading.shapes(checkpoint["hyper_parameters"], model)
     for name in [*shapes, *(name for name in weights if name not in shapes)]:
         ours, theirs = shapes.get(name), getattr(weights.get(name), "shape", None)
         remedy = f"its weights are not those of its model: {name} is {theirs} there, and {ours} in the model"
@@ -139,7 +138,7 @@ def _write_tokenizer(folder: Path, checkpoint: dict[str, Any], record: dict[str,
     stored, record["files"] = checkpoint["tokenizer"], {}
     if stored is None:
         return None
-    own = checkpoints.restored_tokenizer(stored)
+    own = reading.restored_tokenizer(stored)
     tokenizer = fast_tokenizer(own, stored["start_token"])
     record["tokenizer"]["file"] = tokenizer.own_file
     (folder / tokenizer.own_file).write_bytes(own.serialized())

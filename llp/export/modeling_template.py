@@ -13,8 +13,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from llp.decoder.block import DecoderSettings
 from llp.decoder.decoder import Compress, Decoder
-from llp.decoder.memory import Memory
-from llp.evaluation.scoring_windows import scoring_windows, window_start
+from llp.decoder.kv_cache import Memory
+from llp.evaluation.windows import scoring_windows, window_start
 from llp.export.layers import digest, layer_pattern
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llp.decoder.memory import Memory
+from llp.decoder.kv_cache import Memory
 from llp.errors import require
-from llp.generation.reading import extend_each
+from llp.generation.extend import extend_each
 from llp.generation.sampling import Sampling
 
 

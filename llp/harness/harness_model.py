@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from llp.decoder.loss import CHUNK_LOGITS
 from llp.errors import require
-from llp.evaluation.scoring import ScoringBatch
-from llp.evaluation.scoring_windows import JOINED, ScoringWindow, in_one_pass, scoring_batches
+from llp.evaluation.metric import ScoringBatch
+from llp.evaluation.windows import JOINED, ScoringWindow, in_one_pass, scoring_batches
 from llp.generation.continuation import continue_texts
 
 

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
+from llp.checkpoints import reading
 from llp.errors import SettingError
-from llp.training import checkpoints
 
 
 class InitialWeights(Callback):
@@ -26,19 +26,19 @@ class InitialWeights(Callback):
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        checkpoint = checkpoints.read(self.path)
-        checkpoints.require_one_file(self.path)
+        checkpoint = reading.read(self.path)
+        reading.require_one_file(self.path)
         self.weights = checkpoint["state_dict"]
         self.origin = {
             "checkpoint": str(self.path),
-            "checkpoint_sha256": checkpoints.sha256(self.path),
+            "checkpoint_sha256": reading.sha256(self.path),
             "architecture": checkpoint["architecture"],
             "step": checkpoint["global_step"],
         }
 
     def check_fits(self, model: LightningModule) -> None:
         """Raise a `SettingError` unless the weights have the names and shapes of the model's."""
-        shapes = checkpoints.shapes(dict(model.hparams), model)
+        shapes = reading.shapes(dict(model.hparams), model)
         for name in [*shapes, *self.weights]:
             ours, theirs = shapes.get(name), getattr(self.weights.get(name), "shape", None)
             if ours != theirs:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from llp.checkpoints import reading
 from llp.errors import SettingError, require
-from llp.training import checkpoints
 
 _GIB = 2**30
 _MOST_LAYERS = 200
@@ -79,8 +79,8 @@ def parameter_count(model: Any) -> float:
 
 
 def _parameters_of(model: Any, n_layers: int) -> int:
-    twin = checkpoints.twin({**model.hparams, "n_layers": n_layers}, model)
-    return sum(parameter.numel() for parameter in twin.parameters())
+    meta_copy = reading.meta_copy({**model.hparams, "n_layers": n_layers}, model)
+    return sum(parameter.numel() for parameter in meta_copy.parameters())
 
 
 def total_bytes(device: torch.device) -> float:

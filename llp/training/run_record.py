@@ -9,11 +9,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llp.digests import json_with_digest
-from llp.run_folder import whole_file
-from llp.training import checkpoints, settings
+from llp.atomic_files import json_with_digest, whole_file
+from llp.checkpoints import reading, settings_history
+from llp.signals import Stopped
 from llp.training.finite_guard import NotFiniteError
-from llp.training.interruption import Stopped
 from llp.training.metrics import run_metrics
 from llp.training.run_length import total_steps
 from llp.training.software import git_commit, versions
@@ -59,13 +58,13 @@ class RunRecord(Callback):
         validations = next(callback for callback in trainer.callbacks if isinstance(callback, ValidationLines))
         metrics = run_metrics(trainer)
         record = {
-            "architecture": checkpoints.class_path(type(model)),
+            "architecture": reading.class_path(type(model)),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "state": state,
             "step": trainer.global_step,
             "total_steps": self._total_steps,
             "trained_tokens": metrics.tokens,
-            **settings.batch_of(settings.settings_of(trainer, model, trainer.datamodule)),
+            **settings_history.batch_of(settings_history.settings_of(trainer, model, trainer.datamodule)),
             "training_seconds": metrics.seconds,
             "device": device_name(trainer, model),
             "threads": torch.get_num_threads(),

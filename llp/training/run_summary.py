@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from llp.training import checkpoints
+from llp.checkpoints import reading
+from llp.checkpoints.callback import run_checkpoint
 from llp.training.metrics import run_metrics
-from llp.training.run_checkpoint import run_checkpoint
 from llp.training.run_length import total_steps
 from llp.training.text_block import text_block
 from llp.training.validation_lines import ValidationLines, figures_line
@@ -73,7 +73,7 @@ def _existing(path: str) -> Path | None:
 
 def _figures(trainer: Any, path: Path) -> str:
     """A checkpoint's step, its validation's figures where it had one, and its path."""
-    step = checkpoints.read(path)["global_step"]
+    step = reading.read(path)["global_step"]
     lines = next((callback for callback in trainer.callbacks if isinstance(callback, ValidationLines)), None)
     known = [] if lines is None else [figures for figures in (lines.best, lines.latest) if figures.get("step") == step]
     return f"{figures_line(known[0]) if known else f'step {step:,}'} ({path})"

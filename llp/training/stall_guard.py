@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from llp.checkpoints.callback import how_to_go_on, run_checkpoint
 from llp.errors import require
-from llp.training.run_checkpoint import how_to_go_on, run_checkpoint
 
 
 class StallGuard(Callback):

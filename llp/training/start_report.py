@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from llp.training.checkpoints import class_path
+from llp.checkpoints.reading import class_path
+from llp.checkpoints.settings_history import seed
 from llp.training.initial_weights import InitialWeights
 from llp.training.metrics import run_metrics
 from llp.training.run_length import total_steps
-from llp.training.settings import seed
 from llp.training.text_block import text_block, with_unit
 from llp.training.throughput import compute_dtype, peak_rate
 from llp.training.training_window import TrainingWindow, training_window

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llp.training.run_checkpoint import run_checkpoint
+from llp.checkpoints.callback import run_checkpoint
 
 _FIGURES = {"loss": "validation loss", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
 

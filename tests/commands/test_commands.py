@@ -19,7 +19,7 @@ import llp
 from datamodules import Bytes, WikiText103
 from helpers.small_models import ARCHITECTURES
 from llp.commands.trainer_command import TrainerCommand
-from llp.training.step_seed import StepSeed
+from llp.training.batch_seed import BatchSeed
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -219,7 +219,7 @@ def test_each_batch_and_rank_draws_its_own(monkeypatch):
     for seed, batch, rank in itertools.product((0, 1), range(3), range(2)):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
-        StepSeed().on_train_batch_start(SimpleNamespace(global_rank=rank, fit_loop=loop), None, None, 0)
+        BatchSeed().on_train_batch_start(SimpleNamespace(global_rank=rank, fit_loop=loop), None, None, 0)
         draws[seed, batch, rank] = torch.rand(1).item()
     assert len(set(draws.values())) == len(draws)
 
@@ -435,7 +435,7 @@ def test_python_api(wikitext, tmp_path):
 
 
 def test_a_loaded_model_is_tested_from_python_as_the_command_does(run, trained, wikitext, tmp_path, capsys):
-    """Certificate and report included, beside the run that it comes from; without a Trainer's callbacks."""
+    """CausalityCheck and report included, beside the run that it comes from; without a Trainer's callbacks."""
     from lightning.pytorch import Trainer
 
     assert run("test", "--ckpt_path", trained)[0] == 0

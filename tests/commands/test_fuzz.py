@@ -13,7 +13,7 @@ import fuzz
 from helpers.random_files import Executes
 from helpers.random_settings import DATA, MODELS, Configuration, general_settings, small
 from helpers.trials import try_llp
-from llp.training import checkpoints
+from llp.checkpoints import reading
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,6 @@ def test_a_pickle_that_would_run_code_is_seen(root, monkeypatch):
     words = ["generate", "--ckpt_path", "x.ckpt"]
     assert try_llp(words, trial, root).kind == "refused"
     assert not (root / "executed").exists()
-    monkeypatch.setattr(checkpoints, "_load", lambda path: torch.load(path, weights_only=False))
+    monkeypatch.setattr(reading, "_load", lambda path: torch.load(path, weights_only=False))
     assert try_llp(words, trial, root).kind == "wrong: files outside of its folder"
     (root / "executed").unlink()

@@ -15,7 +15,7 @@ from helpers.signal_handlers import handlers_restored
 from llp.commands import dispatch
 from llp.commands.messages import unreachable
 from llp.language_model import LanguageModel
-from llp.training.interruption import LISTENER, Listener, Stopped
+from llp.signals import LISTENER, Listener, Stopped
 
 
 @pytest.mark.parametrize("name", ["../out", "..", ".", "/absolute", "a/b", "two\nlines", "bell\a"])
@@ -142,7 +142,7 @@ def test_a_run_under_nohup_goes_on(monkeypatch):
 HUNG_UP = """
 import os, sys, time
 from llp.language_model import LanguageModel
-from llp.training.interruption import LISTENER
+from llp.signals import LISTENER
 LISTENER.listen()
 LISTENER.deferring = True
 print("ready", flush=True)
@@ -207,7 +207,7 @@ def test_a_forked_process_is_ended_by_sigterm_itself():
 
 POOLS = """
 from multiprocessing import Pool
-from llp.training.interruption import LISTENER
+from llp.signals import LISTENER
 LISTENER.listen()
 for _ in range(300):
     with Pool(2) as pool:

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 import llp
 from helpers.refusals import assert_one_message
 from helpers.runs import assert_same_run, curves
-from llp.evaluation.scoring_labels import LabelScore
+from llp.evaluation.label_metric import LabelScore
 from llp.language_model import LanguageModel
 
 TASK = """

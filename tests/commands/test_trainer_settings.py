@@ -154,7 +154,7 @@ def test_a_package_that_lightning_lacks_is_one_message_and_a_failed_import_keeps
             "= ModelPruning: it puts other",
         ),
         ("lightning.pytorch.callbacks.OnExceptionCheckpoint", {"dirpath": "x"}, "set checkpoint.every_n_train_steps"),
-        ("llp.training.run_checkpoint.RunCheckpoint", {}, "trainer: Found more than one stateful callback of type"),
+        ("llp.checkpoints.callback.RunCheckpoint", {}, "trainer: Found more than one stateful callback of type"),
     ],
 )
 def test_callbacks_that_can_not_work_are_refused_before_the_text_is_prepared(run, work, name, own, message):

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llp.atomic_files import checked_json, json_with_digest
 from llp.comparison import recording
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.study import Failure
-from llp.digests import checked_json, json_with_digest
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 

@@ -80,7 +80,7 @@ def report(tmp_path_factory):
         },
         "arms": {
             "llp": {"class_path": "llp.LLP", "init_args": segments},
-            "twin": {"class_path": "llp.LLP", "init_args": segments},
+            "meta_copy": {"class_path": "llp.LLP", "init_args": segments},
             "worse": {"class_path": "known_arms.Worse", "init_args": segments},
             "noisy": {"class_path": "known_arms.NoisyLabels", "init_args": segments},
             "expected": {"class_path": "known_arms.ExpectedNoise", "init_args": segments},
@@ -93,7 +93,7 @@ def report(tmp_path_factory):
         "slices": False,
         "scoring_window_len": 64,
         "scoring_stride": 32,
-        "primary": [["twin", "llp", "windows"], ["worse", "llp", "windows"], ["noisy", "llp", "windows"]],
+        "primary": [["meta_copy", "llp", "windows"], ["worse", "llp", "windows"], ["noisy", "llp", "windows"]],
     }
     (folder / "spec.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "llp", "compare", "spec.yaml", "--workers", "2"]
@@ -109,11 +109,11 @@ def test_identical_arms_are_equal_to_the_last_digit_and_a_tie(report):
     records, text = report
     losses = {
         arm: {one["seed"]: one["test"]["rows"][0]["nats"] for one in records if one["arm"] == arm}
-        for arm in ("llp", "twin")
+        for arm in ("llp", "meta_copy")
     }
-    assert losses["llp"] == losses["twin"]
+    assert losses["llp"] == losses["meta_copy"]
     assert len(losses["llp"]) == 3
-    assert "**twin and llp are a tie**" in text
+    assert "**meta_copy and llp are a tie**" in text
 
 
 def test_an_arm_that_is_worse_is_found_with_the_sign_and_the_size_that_it_has(report):

@@ -10,7 +10,7 @@ import pytest
 from datamodules import Bytes, PythonReference, SentencePiece
 from datamodules.token_files import TokenFile, TokenWriter
 from helpers.prepared import attach, files, prepare
-from llp.digests import checked_json, json_with_digest
+from llp.atomic_files import checked_json, json_with_digest
 from llp.errors import SettingError
 
 TOKENS = np.dtype(np.uint16)

@@ -13,9 +13,10 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llp.decoder import fused_kernels, patterns
-from llp.decoder.fused_kernels import CUDNN, FLASH, KERNELS, takes_flash
-from llp.decoder.merged_attention import can_merge, merged_attention, segment_parts, tail_parts
+from llp.decoder import patterns
+from llp.decoder.kernels import fused
+from llp.decoder.kernels.fused import CUDNN, FLASH, KERNELS, takes_flash
+from llp.decoder.kernels.merged import can_merge, merged_attention, segment_parts, tail_parts
 from llp.decoder.patterns import causal_attention, segment_pair_attention
 
 SEED, OFFSET = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
@@ -107,7 +108,7 @@ def stand_ins(monkeypatch):
         "_scaled_dot_product_cudnn_attention_backward": cudnn_backward,
     }
     operators = {name: counted(name.split("_attention")[0][20:], checked(name, call)) for name, call in made.items()}
-    monkeypatch.setattr(fused_kernels, "aten", SimpleNamespace(**operators))
+    monkeypatch.setattr(fused, "aten", SimpleNamespace(**operators))
     return calls
 
 
@@ -229,7 +230,7 @@ def on_cuda(dtype, head_dim=64):
 
 
 def test_what_the_flash_operator_takes(monkeypatch):
-    monkeypatch.setattr(fused_kernels, "_flash_is_available", lambda: True)
+    monkeypatch.setattr(fused, "_flash_is_available", lambda: True)
     assert takes_flash(on_cuda(torch.bfloat16))
     assert takes_flash(on_cuda(torch.float16, 256))
     assert not takes_flash(on_cuda(torch.float32))
@@ -239,7 +240,7 @@ def test_what_the_flash_operator_takes(monkeypatch):
     assert not can_merge(on_cuda(torch.bfloat16), 0.1)
     assert not can_merge(on_cuda(torch.float32), 0.0)
     assert not can_merge(torch.empty(1, 2, 8, 64, device="meta"), 0.0)
-    monkeypatch.setattr(fused_kernels, "_flash_is_available", lambda: False)
+    monkeypatch.setattr(fused, "_flash_is_available", lambda: False)
     assert not takes_flash(on_cuda(torch.bfloat16))
     assert not can_merge(on_cuda(torch.bfloat16), 0.0)
 
@@ -251,4 +252,4 @@ def test_when_the_flash_operator_is_available(monkeypatch, missing):
     monkeypatch.setattr(backends, "is_flash_attention_available", lambda: missing != "built")
     monkeypatch.setattr(backends, "flash_sdp_enabled", lambda: missing != "enabled")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5) if missing == "capability" else (9, 0))
-    assert fused_kernels._flash_is_available() == (missing is None)
+    assert fused._flash_is_available() == (missing is None)

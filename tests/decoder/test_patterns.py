@@ -6,9 +6,11 @@ from functools import partial
 import pytest
 import torch
 
-from llp.decoder import merged_attention, patterns, windowed_attention
-from llp.decoder.fused_kernels import CPU, KERNELS
-from llp.decoder.merged_attention import can_merge
+from llp.decoder import patterns
+from llp.decoder.kernels import merged, windowed
+from llp.decoder.kernels.fused import CPU, KERNELS
+from llp.decoder.kernels.merged import can_merge
+from llp.decoder.kernels.windowed import window_blocks
 from llp.decoder.patterns import (
     causal_attention,
     segment_pair_attention,
@@ -18,7 +20,6 @@ from llp.decoder.patterns import (
     sliding_window_attention,
     sliding_window_count,
 )
-from llp.decoder.windowed_attention import window_blocks
 
 CAUSAL_TAIL = [  # 3 queries over 5 keys
     [1, 1, 1, 0, 0],
@@ -198,7 +199,7 @@ def test_the_fast_path_is_the_readable_one(monkeypatch, case):
     def counted(forward):
         return lambda *args, **more: (calls.append(None), forward(*args, **more))[1]
 
-    monkeypatch.setattr(windowed_attention, "fused_forward", counted(windowed_attention.fused_forward))
+    monkeypatch.setattr(windowed, "fused_forward", counted(windowed.fused_forward))
     monkeypatch.setitem(KERNELS, "cpu", CPU._replace(forward=counted(CPU.forward)))
     fast = differentiated(attend, *inputs)
     assert len(calls) == n_calls
@@ -268,6 +269,6 @@ def test_the_forms_that_a_compiler_can_trace_have_the_same_masks(monkeypatch, me
     torch.testing.assert_close(pairs, masked_attention(query, key, value, SEGMENT_PAIRS), rtol=1e-12, atol=1e-12)
     # One part for the pairs of each sample, of whatever length: here two samples of 20 segments.
     segments = draw(40, 1, 2, 4)
-    own, *parts = merged_attention.segment_parts(segments, segments, batch=2, look_back=1)
+    own, *parts = merged.segment_parts(segments, segments, batch=2, look_back=1)
     assert own == (None, None, True)
     assert parts == [((0, 1, 19), (0, 0, 19), False), ((0, 21, 19), (0, 20, 19), False)]

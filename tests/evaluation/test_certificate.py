@@ -9,7 +9,7 @@ from helpers.small_models import FORMS, OWN_SETTINGS, SIZES, build
 from llp import PerceiverAR, ShiftedSegments
 from llp.decoder.patterns import LayerPattern
 from llp.errors import SettingError
-from llp.evaluation.certificate import certify
+from llp.evaluation.causality_check import check_causality
 
 
 @pytest.mark.parametrize(("name", "settings"), FORMS)
@@ -18,7 +18,7 @@ def test_every_architecture_passes(name, settings, dtype):
     model = build(name, **settings).to(dtype)
     n = 18
     with torch.no_grad():
-        outcome = certify(model, 19, n, model.pattern_edges(n), model.context_lens(n))
+        outcome = check_causality(model, 19, n, model.pattern_edges(n), model.context_lens(n))
     first = n - model(torch.zeros(1, n, dtype=torch.long)).shape[1]
     assert outcome["length"] == n
     assert {first, n - 2, n - 1} <= set(outcome["positions"])
@@ -56,7 +56,7 @@ def test_a_leak_is_caught_and_placed():
     model.configure_model()
     message = "position 13: its logits change with the tokens after position 13"
     with torch.no_grad(), pytest.raises(SettingError, match=message):
-        certify(model, 19, 18, model.pattern_edges(18))
+        check_causality(model, 19, 18, model.pattern_edges(18))
 
 
 def test_who_reads_nothing_by_definition_may_read_nothing():
@@ -64,11 +64,11 @@ def test_who_reads_nothing_by_definition_may_read_nothing():
     model = build("LLP", look_back=0)
     edges, contexts = model.pattern_edges(18), model.context_lens(18)
     with torch.no_grad():
-        certify(model, 19, 18, edges, contexts)
+        check_causality(model, 19, 18, edges, contexts)
         with pytest.raises(SettingError, match=r"position 4: .*it reads nothing"):
-            certify(model, 19, 18, edges)
+            check_causality(model, 19, 18, edges)
     with pytest.raises(SettingError, match=r"position 3: .*it reads nothing"):
-        certify(Bigram(leak=0), 19, 18, edges, contexts)
+        check_causality(Bigram(leak=0), 19, 18, edges, contexts)
 
 
 class ShiftedRound(ShiftedSegments):
@@ -99,26 +99,26 @@ def test_the_published_form_of_shifted_segments_leaks():
     model = ShiftedRound(**SIZES, **OWN_SETTINGS["ShiftedSegments"])
     model.configure_model()
     with torch.no_grad(), pytest.raises(SettingError, match="position 0: its logits change with the tokens after"):
-        certify(model, 19, 18, model.pattern_edges(18), model.context_lens(18))
+        check_causality(model, 19, 18, model.pattern_edges(18), model.context_lens(18))
 
 
 def test_a_leak_of_one_bit_is_caught():
     with pytest.raises(SettingError, match="it reads what it predicts"):
-        certify(Bigram(leak=1e-6), 19, 18, [])
+        check_causality(Bigram(leak=1e-6), 19, 18, [])
 
 
 @pytest.mark.parametrize("name", ["PerceiverAR", "DoubleAttention"])
 def test_a_single_scored_position_is_probed(name):
     model = build(name, latent_len=1)
     with torch.no_grad():
-        assert certify(model, 19, 18, model.pattern_edges(18))["positions"] == [17]
+        assert check_causality(model, 19, 18, model.pattern_edges(18))["positions"] == [17]
     with pytest.raises(SettingError, match="it reads nothing"):
-        certify(lambda tokens: torch.zeros(1, 1, 19), 19, 18, [])
+        check_causality(lambda tokens: torch.zeros(1, 1, 19), 19, 18, [])
 
 
 def test_a_diverged_model_is_told_so():
     with pytest.raises(SettingError, match="not all finite"):
-        certify(lambda tokens: torch.full((1, 5, 19), torch.nan), 19, 18, [])
+        check_causality(lambda tokens: torch.full((1, 5, 19), torch.nan), 19, 18, [])
 
 
 def test_a_model_that_reads_nothing_is_caught():
@@ -126,6 +126,6 @@ def test_a_model_that_reads_nothing_is_caught():
         return torch.zeros(1, 5, 19)
 
     with pytest.raises(SettingError, match="it reads nothing"):
-        certify(constant, 19, 18, [])
+        check_causality(constant, 19, 18, [])
     with pytest.raises(SettingError, match="it reads nothing"):
-        certify(Bigram(leak=0), 19, 18, [])  # of the past it sees the current token only
+        check_causality(Bigram(leak=0), 19, 18, [])  # of the past it sees the current token only

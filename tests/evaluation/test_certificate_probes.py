@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llp.errors import SettingError
-from llp.evaluation.certificate import Certificate, certify
+from llp.evaluation.causality_check import CausalityCheck, check_causality
 
 N, FIRST, VOCAB = 42, 10, 19
 
@@ -28,7 +28,7 @@ class Model:
 
 
 def probed():
-    return certify(Model(), VOCAB, N, [])["positions"]
+    return check_causality(Model(), VOCAB, N, [])["positions"]
 
 
 def test_a_leak_between_the_probed_positions_is_caught_and_placed():
@@ -40,7 +40,7 @@ def test_a_leak_between_the_probed_positions_is_caught_and_placed():
         behind = min(p for p in positions if p > at)
         message = f"position {at}: its logits change with the tokens after position {behind}: it reads what it predicts"
         with pytest.raises(SettingError, match=message):
-            certify(Model(at=at, reads=N - 1), VOCAB, N, [])
+            check_causality(Model(at=at, reads=N - 1), VOCAB, N, [])
 
 
 def test_of_several_leaks_the_last_is_named():
@@ -52,21 +52,21 @@ def test_of_several_leaks_the_last_is_named():
 
     assert not set(range(20, 26)) & set(probed())
     with pytest.raises(SettingError, match="position 25: its logits change"):
-        certify(Twice(at=25, reads=N - 1), VOCAB, N, [])
+        check_causality(Twice(at=25, reads=N - 1), VOCAB, N, [])
 
 
 @pytest.mark.parametrize("at", [FIRST, N - 2])
 def test_a_leak_at_a_probed_position_is_caught_where_it_reads_one_token_only(at):
     message = f"position {at}: its logits change with the tokens after position {at}"
     with pytest.raises(SettingError, match=message):
-        certify(Model(at=at, reads=at + 1), VOCAB, N, [])
+        check_causality(Model(at=at, reads=at + 1), VOCAB, N, [])
 
 
 def test_what_is_changed_and_what_stays():
     """After the first pass each one changes all tokens after a position, and only those, or all before it."""
     for vocab_size in (2, VOCAB):
         model = Model()
-        positions = certify(model, vocab_size, N, [])["positions"]
+        positions = check_causality(model, vocab_size, N, [])["positions"]
         plain, *changed = ((tokens[0]) for tokens in model.seen)
         assert len(changed) == 2 * len(positions)
         assert plain.unique().tolist() == list(range(vocab_size)) if vocab_size == 2 else len(plain.unique()) > 10
@@ -84,7 +84,7 @@ def test_probes_are_the_same_each_time_and_draw_no_chance_of_others():
         torch.manual_seed(seed)
         state = torch.get_rng_state()
         model = Model()
-        certify(model, VOCAB, N, [])
+        check_causality(model, VOCAB, N, [])
         assert torch.equal(torch.get_rng_state(), state)
         runs.append(model.seen)
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
@@ -98,12 +98,12 @@ def test_a_model_that_forgets_at_one_position_is_caught():
             return logits
 
     with pytest.raises(SettingError, match=f"position {N - 2}: its logits stay the same when every earlier token"):
-        certify(Forgetful(), VOCAB, N, [])
+        check_causality(Forgetful(), VOCAB, N, [])
 
 
 def test_the_first_position_of_all_has_nothing_to_read():
-    assert certify(Model(first=0), VOCAB, N, [])["positions"][0] == 0
-    assert certify(Model(first=0), VOCAB, 1, []) == {"length": 1, "positions": [0]}
+    assert check_causality(Model(first=0), VOCAB, N, [])["positions"][0] == 0
+    assert check_causality(Model(first=0), VOCAB, 1, []) == {"length": 1, "positions": [0]}
 
 
 def test_a_position_that_is_not_finite_is_told_so():
@@ -114,13 +114,13 @@ def test_a_position_that_is_not_finite_is_told_so():
             return logits
 
     with pytest.raises(SettingError, match="they are not all finite"):
-        certify(Diverged(), VOCAB, N, [])
+        check_causality(Diverged(), VOCAB, N, [])
 
 
 def test_both_sides_of_edges_are_probed():
     """Of the first, the middle and the last edge, and the ends of what is scored."""
     expected = {10, 15, 16, 27, 28, 35, 36, 40, 41}
-    positions = certify(Model(), VOCAB, N, [4, 10, 16, 20, 24, 28, 32, 36, 41])["positions"]
+    positions = check_causality(Model(), VOCAB, N, [4, 10, 16, 20, 24, 28, 32, 36, 41])["positions"]
     # Inside of 10 .. 41 lie 16, 20, 24, 28, 32 and 36; their middle one is the fourth.
     assert expected <= set(positions)
     assert len(positions) <= 11
@@ -166,13 +166,13 @@ def test_the_shortest_a_middle_and_the_longest_window_are_probed(lengths, expect
         test_dataloaders=SimpleNamespace(window_shapes=shapes),
         precision_plugin=SimpleNamespace(forward_context=Context),
     )
-    certificate = Certificate()
+    certificate = CausalityCheck()
     assert certificate.outcome == {"causal": None}
     certificate.on_test_start(trainer, Language(first=2))
     assert certificate.outcome["causal"] is True
     assert [probe["length"] for probe in certificate.outcome["probes"]] == expected == asked
     assert modes[-1] == "out"
 
-    unused = Certificate(enabled=False)
+    unused = CausalityCheck(enabled=False)
     unused.on_test_start(trainer, Language(at=3, reads=5))
     assert unused.outcome == {"causal": None}

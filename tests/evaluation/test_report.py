@@ -19,11 +19,11 @@ import llp
 from datamodules import TextFiles
 from helpers.documents import Document
 from helpers.small_models import build
-from llp.digests import checked_json
+from llp.atomic_files import checked_json
 from llp.errors import SettingError
-from llp.evaluation.certificate import Certificate
+from llp.evaluation.causality_check import CausalityCheck
+from llp.evaluation.metric import Score
 from llp.evaluation.report import TestReport, scored_context, with_unigram
-from llp.evaluation.scoring import Score
 from llp.evaluation.tables import aligned, format_table, write_csv, write_json
 from llp.training import software
 from llp.training.software import git_commit
@@ -404,7 +404,7 @@ class Reported:
             "llp.evaluation.report.format_table",
             lambda rows, protocol: f"table of {len(rows)} rows, {len(protocol)} notes",
         )
-        certificate = Certificate()
+        certificate = CausalityCheck()
         certificate.outcome = {"causal": True}
         self.trainer = SimpleNamespace(
             state=SimpleNamespace(fn=stage),

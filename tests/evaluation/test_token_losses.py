@@ -13,7 +13,7 @@ from datamodules import Bytes, PythonReference
 from helpers.prepared import attach
 from helpers.slices_by_definition import slices_by_definition
 from helpers.small_models import build
-from llp.digests import checked_json
+from llp.atomic_files import checked_json
 from llp.evaluation import token_losses
 from llp.evaluation.token_losses import TokenLosses
 

@@ -12,7 +12,7 @@ import torch
 
 from datamodules.tokenizers import Bytes, SentencePiece
 from helpers import small_models
-from llp.training import checkpoints
+from llp.checkpoints import reading
 
 SCRIPT = Path(__file__).with_name("elsewhere.py")
 
@@ -34,11 +34,11 @@ def save(path: Path, model, tokenizer=None, window_len: int = 16, start_token=No
     """Write the checkpoint that `llp fit` would write of this model; returns its path."""
     data = Data(tokenizer or Bytes(), start_token)
     checkpoint = {
-        "architecture": checkpoints.class_path(type(model)),
+        "architecture": reading.class_path(type(model)),
         "hyper_parameters": dict(model.hparams),
         "state_dict": model.state_dict(),
         "settings_history": [{"step": 1, "settings": {"batch_size": 2, "window_len": window_len}}],
-        "tokenizer": checkpoints.stored_tokenizer(data),
+        "tokenizer": reading.stored_tokenizer(data),
         "config": None,
         "initialized_from": None,
         "fingerprints": {},

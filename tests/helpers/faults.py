@@ -41,8 +41,8 @@ from helpers.undisturbed import (
     runs_of,
     scoring_of,
 )
+from llp.checkpoints import reading
 from llp.errors import SettingError
-from llp.training import checkpoints
 
 # What may come of a fault
 EQUAL = "went on, equal"
@@ -136,10 +136,10 @@ class Scene:
 
     def saved_step(self, run: Path = RUN) -> int:
         """The step of the newest whole checkpoint; 0: there is none."""
-        path = next(checkpoints.newest_first(self.folder / run / "checkpoints"), None)
+        path = next(reading.newest_first(self.folder / run / "checkpoints"), None)
         aside = [*(self.folder / run / "checkpoints").glob(".*.replaced")]  # what the next start restores
         steps = [torch.load(one / "meta.pt" if one.is_dir() else one)["global_step"] for one in aside]
-        return max([0, *steps] if path is None else [checkpoints.read(path)["global_step"], *steps])
+        return max([0, *steps] if path is None else [reading.read(path)["global_step"], *steps])
 
     def kept(self, step: int, run: Path = RUN) -> int:
         """Require that a checkpoint of this step or a later one is there; returns the step that is."""
@@ -419,7 +419,7 @@ def _after_disk(scene: Scene, written: Written) -> None:
     command = written.command[0]
     if command == "fit":
         try:
-            steps = [checkpoints.read(path)["global_step"] for path in (scene.folder / RUN).glob("checkpoints/*.ckpt")]
+            steps = [reading.read(path)["global_step"] for path in (scene.folder / RUN).glob("checkpoints/*.ckpt")]
         except SettingError as error:
             raise OutcomeError(LOST, f"half a checkpoint has the place of a whole one: {error}") from error
         step = scene.kept(max(steps, default=0))

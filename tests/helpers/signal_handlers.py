@@ -3,7 +3,7 @@
 import signal
 from contextlib import contextmanager
 
-from llp.training.interruption import SIGNALS
+from llp.signals import SIGNALS
 
 
 @contextmanager

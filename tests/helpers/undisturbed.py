@@ -18,8 +18,8 @@ import yaml
 
 from helpers.forked import Forked, Outcome, llp_in, pair
 from helpers.runs import assert_same_checkpoint, curves
+from llp.checkpoints.callback import RunCheckpoint
 from llp.comparison import workers
-from llp.training.run_checkpoint import RunCheckpoint
 
 PARTS = ("pair", "sharded", "comparison")
 STEPS = 12

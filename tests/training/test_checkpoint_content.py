@@ -10,8 +10,8 @@ import torch.distributed.checkpoint as sharding
 import llp
 from datamodules import Bytes
 from helpers.small_models import OWN_SETTINGS, SIZES, build
+from llp.checkpoints import reading, settings_history
 from llp.errors import SettingError
-from llp.training import checkpoints, settings
 from llp.training.optimization import apply_settings, group_settings
 
 
@@ -30,24 +30,24 @@ def package(monkeypatch):
 
 
 def test_a_class_is_named_by_its_shortest_path(package):
-    assert checkpoints.class_path(llp.LLP) == "llp.LLP"
-    assert checkpoints.class_path(package.Public) == "outer.Public"
-    assert checkpoints.class_path(package.Hidden) == "outer.inner.deep.Hidden"
-    assert checkpoints.class_path(package.Shadowed) == "outer.inner.Shadowed"
+    assert reading.class_path(llp.LLP) == "llp.LLP"
+    assert reading.class_path(package.Public) == "outer.Public"
+    assert reading.class_path(package.Hidden) == "outer.inner.deep.Hidden"
+    assert reading.class_path(package.Shadowed) == "outer.inner.Shadowed"
     for cls in (llp.LLP, package.Public, package.Hidden, package.Shadowed):
-        assert checkpoints.import_class(checkpoints.class_path(cls)) is cls
+        assert reading.import_class(reading.class_path(cls)) is cls
 
 
 @pytest.mark.parametrize("path", ["nowhere_at_all.Model", "llp.NoSuchModel"])
 def test_a_class_that_can_not_be_imported_is_told_so(path):
     message = f"^class_path = {path}: the checkpoint needs this class, which can't be imported"
     with pytest.raises(SettingError, match=message):
-        checkpoints.import_class(path)
+        reading.import_class(path)
 
 
 def test_a_tokenizer_is_kept_whole():
     data = SimpleNamespace(tokenizer=Bytes(), start_token=lambda: 256)
-    stored = checkpoints.stored_tokenizer(data)
+    stored = reading.stored_tokenizer(data)
     content = stored.pop("data")
     assert stored == {
         "class_path": "datamodules.Bytes",
@@ -56,8 +56,8 @@ def test_a_tokenizer_is_kept_whole():
         "start_token": 256,
     }
     assert (content.dtype, content.tolist()) == (torch.uint8, [])
-    assert checkpoints.stored_tokenizer(SimpleNamespace()) is None
-    assert checkpoints.stored_tokenizer(SimpleNamespace(tokenizer=None)) is None
+    assert reading.stored_tokenizer(SimpleNamespace()) is None
+    assert reading.stored_tokenizer(SimpleNamespace(tokenizer=None)) is None
 
 
 def test_a_tokenizer_comes_back_byte_for_byte(package):
@@ -72,8 +72,8 @@ def test_a_tokenizer_comes_back_byte_for_byte(package):
 
     package.Hidden = Kept
     Kept.__module__, Kept.__qualname__ = package.__name__, "Hidden"
-    stored = checkpoints.stored_tokenizer(SimpleNamespace(tokenizer=Kept(), start_token=lambda: 0))
-    assert checkpoints.restored_tokenizer(stored) == bytes(range(256))
+    stored = reading.stored_tokenizer(SimpleNamespace(tokenizer=Kept(), start_token=lambda: 0))
+    assert reading.restored_tokenizer(stored) == bytes(range(256))
 
 
 def test_how_weights_were_trained():
@@ -99,12 +99,12 @@ def test_how_weights_were_trained():
         "training_window_len": 32,
         "training_seconds": 12.5,
     }
-    assert checkpoints.training_record(checkpoint) == expected
+    assert reading.training_record(checkpoint) == expected
     del checkpoint["callbacks"]["RunMetrics"], history[1]
     unknown = dict.fromkeys(("trained_tokens", "windows_per_step", "training_seconds"))
-    assert checkpoints.training_record(checkpoint) == {**expected, **unknown}
+    assert reading.training_record(checkpoint) == {**expected, **unknown}
     del checkpoint["callbacks"]
-    assert checkpoints.training_record(checkpoint) == {**expected, **unknown}
+    assert reading.training_record(checkpoint) == {**expected, **unknown}
 
 
 def test_states_of_optimizers_bear_the_names_of_parameters():
@@ -115,7 +115,7 @@ def test_states_of_optimizers_bear_the_names_of_parameters():
     optimizer.step()
     state = optimizer.state_dict()
     states = [{}, state]
-    checkpoints.name_optimizer_states(states, [optimizer, optimizer], model)
+    reading.name_optimizer_states(states, [optimizer, optimizer], model)
     assert states[0] == {}
     assert [group["params"] for group in state["param_groups"]] == [["bias"], ["weight"]]
     assert {name: moments["exp_avg"].shape for name, moments in state["state"].items()} == {
@@ -137,25 +137,25 @@ def test_a_checkpoint_has_all_its_parts(tmp_path, missing):
     torch.save(content, sharded / "meta.pt")
     for path, is_whole in ((tmp_path / "one.ckpt", missing is None), (sharded, missing in (None, "state_dict"))):
         if is_whole:
-            assert checkpoints.read(str(path)) == content
+            assert reading.read(str(path)) == content
         else:
             with pytest.raises(
                 SettingError, match=r"^ckpt_path = .*: the file was not written by `llp fit`; give the p"
             ):
-                checkpoints.read(path)
+                reading.read(path)
 
 
 def test_what_is_no_dictionary_is_no_checkpoint(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
     with pytest.raises(SettingError, match="was not written by `llp fit`"):
-        checkpoints.read(tmp_path / "list.ckpt")
+        reading.read(tmp_path / "list.ckpt")
 
 
 def test_a_sharded_checkpoint_is_not_one_file(tmp_path):
     (tmp_path / "file.ckpt").touch()
-    checkpoints.require_one_file(str(tmp_path / "file.ckpt"))
+    reading.require_one_file(str(tmp_path / "file.ckpt"))
     with pytest.raises(SettingError, match=f"^ckpt_path = {tmp_path}: it is sharded; .* `llp consolidate {tmp_path}`"):
-        checkpoints.require_one_file(str(tmp_path))
+        reading.require_one_file(str(tmp_path))
 
 
 # Does it fit?
@@ -168,9 +168,9 @@ def checkpoint_of(name, **changed):
 
 def test_a_checkpoint_of_the_same_weights_fits():
     model = build("LLP", dropout=0.1, learning_rate=1.0, segment_len=8)
-    checkpoints.check_fits(checkpoint_of("LLP"), model)  # other settings, the same weights
-    checkpoints.check_fits(checkpoint_of("LLP", dropout=0.1, learning_rate=1.0, segment_len=8), model)
-    checkpoints.check_fits(checkpoint_of("PerceiverAR", latent_len=9), build("PerceiverAR"))
+    reading.check_fits(checkpoint_of("LLP"), model)  # other settings, the same weights
+    reading.check_fits(checkpoint_of("LLP", dropout=0.1, learning_rate=1.0, segment_len=8), model)
+    reading.check_fits(checkpoint_of("PerceiverAR", latent_len=9), build("PerceiverAR"))
 
 
 @pytest.mark.parametrize(
@@ -201,29 +201,29 @@ def test_a_checkpoint_of_the_same_weights_fits():
 )
 def test_a_checkpoint_of_other_weights_does_not_fit(architecture, settings, message):
     with pytest.raises(SettingError, match=message):
-        checkpoints.check_fits(checkpoint_of(architecture, **settings), build("LLP"))
+        reading.check_fits(checkpoint_of(architecture, **settings), build("LLP"))
 
 
 def test_a_foreign_checkpoint_does_not_fit():
     with pytest.raises(SettingError, match=r"^ckpt_path = \(loaded\): the checkpoint was not written by `llp fit`"):
-        checkpoints.check_fits({"state_dict": {}}, build("LLP"))
+        reading.check_fits({"state_dict": {}}, build("LLP"))
 
 
 def test_shapes_are_those_of_the_weights():
     model = build("CompressedAttention")
     expected = {name: weight.shape for name, weight in model.state_dict().items()}
-    assert checkpoints.shapes(dict(model.hparams), model) == expected
+    assert reading.shapes(dict(model.hparams), model) == expected
 
 
 def test_the_tokenizer_must_be_that_of_the_training():
     data = SimpleNamespace(tokenizer=SimpleNamespace(fingerprint="a"))
-    checkpoints.check_tokenizer({"tokenizer": {"fingerprint": "a"}}, data)
-    checkpoints.check_tokenizer({"tokenizer": None}, data)
-    checkpoints.check_tokenizer({}, data)
-    checkpoints.check_tokenizer({"tokenizer": {"fingerprint": "b"}}, SimpleNamespace())
+    reading.check_tokenizer({"tokenizer": {"fingerprint": "a"}}, data)
+    reading.check_tokenizer({"tokenizer": None}, data)
+    reading.check_tokenizer({}, data)
+    reading.check_tokenizer({"tokenizer": {"fingerprint": "b"}}, SimpleNamespace())
     message = r"^data.init_args.tokenizer = a: the checkpoint was trained with tokenizer b; leave this setting out$"
     with pytest.raises(SettingError, match=message):
-        checkpoints.check_tokenizer({"tokenizer": {"fingerprint": "b"}}, data)
+        reading.check_tokenizer({"tokenizer": {"fingerprint": "b"}}, data)
 
 
 # A run's settings
@@ -237,43 +237,45 @@ HISTORY = [
 
 def test_settings_at_the_end_are_the_newest():
     now = {"model.init_args.lr": 0.2, "model.init_args.dim": 8, "trainer.max_steps": 10}
-    assert settings.current(HISTORY) == now
-    assert settings.changes(HISTORY, now) == {}
+    assert settings_history.current(HISTORY) == now
+    assert settings_history.changes(HISTORY, now) == {}
     changed = {"model.init_args.lr": 0.1, "model.init_args.new": None}
-    assert settings.changes(HISTORY, {**now, **changed}) == changed
-    lines = settings.describe(HISTORY, {"model.init_args.lr": 0.1, "trainer.max_steps": 20, "a.new": 3}, step=1234)
+    assert settings_history.changes(HISTORY, {**now, **changed}) == changed
+    lines = settings_history.describe(
+        HISTORY, {"model.init_args.lr": 0.1, "trainer.max_steps": 20, "a.new": 3}, step=1234
+    )
     assert lines == ["lr 0.2 -> 0.1 from step 1,234", "max_steps 10 -> 20 from step 1,234"]
 
 
 def test_a_resumed_run_changes_only_what_can_change():
-    now = settings.current(HISTORY)
+    now = settings_history.current(HISTORY)
     for allowed in ({}, {"trainer.max_steps": 20}, {"model.init_args.lr": 9}, {"data.init_args.new": 1}):
-        settings.check_resume(HISTORY, {**now, **allowed}, frozenset({"lr"}))
+        settings_history.check_resume(HISTORY, {**now, **allowed}, frozenset({"lr"}))
     with pytest.raises(
         SettingError, match=r"^model.init_args.dim = 16: the run has 8, and a resumed run can't change it"
     ):
-        settings.check_resume(HISTORY, {**now, "model.init_args.dim": 16}, frozenset({"lr"}))
+        settings_history.check_resume(HISTORY, {**now, "model.init_args.dim": 16}, frozenset({"lr"}))
     with pytest.raises(SettingError, match=r"^model.init_args.lr = 9: the run has 0.2"):
-        settings.check_resume(HISTORY, {**now, "trainer.max_steps": 20, "model.init_args.lr": 9}, frozenset())
+        settings_history.check_resume(HISTORY, {**now, "trainer.max_steps": 20, "model.init_args.lr": 9}, frozenset())
 
 
 def test_settings_of_a_run_are_plain_values(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-    trainer = SimpleNamespace(**{name: number for number, name in enumerate(settings.OF_TRAINER)})
+    trainer = SimpleNamespace(**{name: number for number, name in enumerate(settings_history.OF_TRAINER)})
     model = SimpleNamespace(hparams={"betas": (0.9, [0.95, "x"]), "bias": None, "is_on": True, "kind": complex(1, 2)})
     data = SimpleNamespace(hparams={"window_len": 32}, about={"data_fingerprint": "abc", "more": 1})
     of_model = {"betas": [0.9, [0.95, "x"]], "bias": None, "is_on": True, "kind": "(1+2j)"}
     expected = {
         "seed_everything": 7,
         **{f"model.init_args.{name}": value for name, value in of_model.items()},
-        **{f"trainer.{name}": number for number, name in enumerate(settings.OF_TRAINER)},
+        **{f"trainer.{name}": number for number, name in enumerate(settings_history.OF_TRAINER)},
     }
     of_data = {"data.init_args.window_len": 32, "data.data_fingerprint": "abc"}
-    assert settings.settings_of(trainer, model, data) == {**expected, **of_data}
-    assert settings.settings_of(trainer, model, None) == expected
+    assert settings_history.settings_of(trainer, model, data) == {**expected, **of_data}
+    assert settings_history.settings_of(trainer, model, None) == expected
     monkeypatch.delenv("PL_GLOBAL_SEED")
-    assert settings.seed() is None
-    assert settings.settings_of(trainer, model, None)["seed_everything"] is None
+    assert settings_history.seed() is None
+    assert settings_history.settings_of(trainer, model, None)["seed_everything"] is None
 
 
 def test_settings_of_a_run_replace_those_of_a_checkpoint():

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from helpers.runs import EPOCHS, curves
-from llp import run_folder
+from llp import atomic_files
+from llp.checkpoints import callback, reading
+from llp.checkpoints.integrity import require_whole, write_digests
 from llp.errors import SettingError
-from llp.training import checkpoints, run_checkpoint
-from llp.training.checkpoint_integrity import require_whole, write_digests
 
 
 class Killed(BaseException):
@@ -78,14 +78,14 @@ def test_killed_while_it_takes_its_place_one_whole_checkpoint_is_left(tmp_path, 
         folder.mkdir()
         path = folder / "last.ckpt"
         make(path, old, "old")
-        make(run_folder.unfinished(path), new, "new")
-        killed = is_killed(kills, run_folder.publish, path)
+        make(atomic_files.unfinished(path), new, "new")
+        killed = is_killed(kills, atomic_files.publish, path)
         if not killed:
             assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
         if (old, new) == ("file", "file"):  # in one step: there is no moment without one
             assert content_of(path) in ("old", "new")
         for number in count():
-            if not is_killed(number, run_folder.tidy, folder):
+            if not is_killed(number, atomic_files.tidy, folder):
                 break
         content = content_of(path)
         assert content in (("new", "old" if old != "nothing" else None) if killed else ("new",))
@@ -99,15 +99,15 @@ def test_a_link_leads_to_a_checkpoint_at_any_time(tmp_path):
     for name in ("one", "two"):
         make(tmp_path / f"{name}.ckpt", "file", name)
     link = tmp_path / "best.ckpt"
-    run_folder.link(tmp_path / "one.ckpt", link)
+    atomic_files.link(tmp_path / "one.ckpt", link)
     assert link.read_text() == "one"
     assert os.readlink(link) == "one.ckpt"  # a run's folder can be moved
     for number in count():
-        killed = is_killed(number, run_folder.link, tmp_path / "two.ckpt", link)
+        killed = is_killed(number, atomic_files.link, tmp_path / "two.ckpt", link)
         assert link.read_text() in (("one", "two") if killed else ("two",))
         if not killed:
             break
-    run_folder.tidy(tmp_path)
+    atomic_files.tidy(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "one.ckpt", "two.ckpt"]
 
 
@@ -115,19 +115,19 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
     """What `publish` leaves behind if it is killed between its steps, `tidy` mends."""
     path = tmp_path / "last.ckpt"
     for content in ("old", "new"):
-        run_folder.unfinished(path).mkdir()
-        (run_folder.unfinished(path) / content).touch()
-        run_folder.publish(path)
+        atomic_files.unfinished(path).mkdir()
+        (atomic_files.unfinished(path) / content).touch()
+        atomic_files.publish(path)
         assert [file.name for file in path.iterdir()] == [content]
     path.rename(tmp_path / ".last.ckpt.replaced")
-    run_folder.unfinished(path).mkdir()
-    run_folder.tidy(tmp_path)
+    atomic_files.unfinished(path).mkdir()
+    atomic_files.tidy(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-    run_folder.unfinished(path).write_text("one file")
-    run_folder.publish(path)
+    atomic_files.unfinished(path).write_text("one file")
+    atomic_files.publish(path)
     assert path.read_text() == "one file"
-    run_folder.unfinished(path).mkdir()
-    run_folder.publish(path)
+    atomic_files.unfinished(path).mkdir()
+    atomic_files.publish(path)
     assert path.is_dir()
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -135,11 +135,11 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
 def test_other_processes_wait_until_all_is_in_its_place(tmp_path):
     """Else they could choose another checkpoint than the first one does."""
     (tmp_path / ".last.ckpt.replaced").mkdir()
-    waiting = threading.Thread(target=run_folder.wait_until_tidy, args=(tmp_path,))
+    waiting = threading.Thread(target=atomic_files.wait_until_tidy, args=(tmp_path,))
     waiting.start()
     waiting.join(timeout=0.3)
     assert waiting.is_alive()
-    run_folder.tidy(tmp_path)
+    atomic_files.tidy(tmp_path)
     waiting.join(timeout=10)
     assert not waiting.is_alive()
     assert (tmp_path / "last.ckpt").is_dir()
@@ -177,7 +177,7 @@ def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_o
     path.write_text("old")
 
     def fail(error):
-        with run_folder.whole_file(path, keeps_older) as temporary:
+        with atomic_files.whole_file(path, keeps_older) as temporary:
             temporary.write_text("half of it")
             assert path.read_text() == "old"
             raise error
@@ -186,7 +186,7 @@ def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_o
         with pytest.raises(error):
             fail(error)
         assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "old"}
-    with run_folder.whole_file(path, keeps_older) as temporary:
+    with atomic_files.whole_file(path, keeps_older) as temporary:
         temporary.write_text("new")
     older = {"test-1.json": "old"} if keeps_older else {}
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "new", **older}
@@ -205,7 +205,7 @@ def test_a_folder_is_on_the_disk_with_all_that_it_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: steps.append(os.fstat(file).st_ino) or fsync(file))
     monkeypatch.setattr(os, "replace", lambda *names: steps.append("replace") or rename(*names))
     monkeypatch.setattr(os, "rename", lambda *names: steps.append("replace") or rename(*names))
-    run_folder.move_into_place(whole, path)
+    atomic_files.move_into_place(whole, path)
     assert steps.index("replace") == 6
     assert set(steps[:6]) == inside
     assert steps[7:] == [path.parent.stat().st_ino]
@@ -234,13 +234,13 @@ def test_what_was_logged_is_on_the_disk_before_the_checkpoint(run, work, monkeyp
 
 def published(monkeypatch):
     """The checkpoints that take their places: name and step."""
-    names, publish = [], run_folder.publish
+    names, publish = [], atomic_files.publish
 
     def recorded(path):
         publish(path)
         names.append((path.name, torch.load(path, weights_only=True)["global_step"]))
 
-    monkeypatch.setattr(run_checkpoint, "publish", recorded)
+    monkeypatch.setattr(callback, "publish", recorded)
     return names
 
 
@@ -305,22 +305,22 @@ def test_the_furthest_trained_is_first_and_of_equals_the_last_written(tmp_path):
     sharded.mkdir()
     write(sharded / "meta.pt", 25)
     (tmp_path / "empty.ckpt").mkdir()
-    assert [*checkpoints.newest_first(tmp_path)] == [far, sharded, later, earlier, first]
-    assert [*checkpoints.newest_first(tmp_path / "nowhere")] == []
+    assert [*reading.newest_first(tmp_path)] == [far, sharded, later, earlier, first]
+    assert [*reading.newest_first(tmp_path / "nowhere")] == []
 
 
 def test_for_a_checkpoint_that_can_not_be_used_another_is_named(tmp_path):
     missing, cut = tmp_path / "missing.ckpt", tmp_path / "cut.ckpt"
     with pytest.raises(SettingError, match=f"^ckpt_path = {missing}: there is no such file; give the path of a check"):
-        checkpoints.read(missing)
+        reading.read(missing)
     cut.write_bytes(b"")
     with pytest.raises(SettingError, match=r"is damaged or is not a checkpoint \(.+\); give the path of a checkpoint"):
-        checkpoints.read(cut)
+        reading.read(cut)
     foreign = write(tmp_path / "foreign.ckpt", 30)
     whole = write(tmp_path / "whole.ckpt", 20)
     for path, other in ((missing, foreign), (cut, foreign), (foreign, whole)):
         with pytest.raises(SettingError, match=f"; the newest whole one beside it is {other}$"):
-            checkpoints.read(path)
+            reading.read(path)
 
 
 def test_auto_goes_on_from_the_furthest_trained(run, work, monkeypatch):
@@ -366,7 +366,7 @@ def test_a_run_killed_before_its_last_checkpoint_took_its_place_gets_it(run, tra
 
 def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else(run, trained, monkeypatch):
     """A test may run beside the training that is writing just now, in its very folder."""
-    leftovers = [run_folder.unfinished(trained / f"checkpoints/{name}.ckpt") for name in ("last", "best-step=2")]
+    leftovers = [atomic_files.unfinished(trained / f"checkpoints/{name}.ckpt") for name in ("last", "best-step=2")]
     for leftover in leftovers:
         leftover.write_bytes(b"half of it")
     monkeypatch.chdir(trained)
@@ -399,8 +399,8 @@ def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
     flip(path, path.read_bytes().index(weights.numpy().tobytes()) + 600)
     assert not torch.equal(torch.load(path)["weights"], weights)
     with pytest.raises(SettingError, match=rf"it is damaged or is not .*is not what was written.*beside it is {older}"):
-        checkpoints.read(path)
-    assert [*checkpoints.newest_first(tmp_path)] == [older]
+        reading.read(path)
+    assert [*reading.newest_first(tmp_path)] == [older]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "file", "digest", "foreign digest"])
@@ -425,47 +425,47 @@ def test_one_changed_file_of_a_sharded_checkpoint_is_noticed(tmp_path, name, dam
         flip(digest, 20)
     else:
         (file if damage == "file" else digest).unlink()
-    assert [*checkpoints.newest_first(tmp_path)] == [tmp_path / "whole.ckpt"]
+    assert [*reading.newest_first(tmp_path)] == [tmp_path / "whole.ckpt"]
 
 
 def test_an_error_without_words_is_named(tmp_path, monkeypatch):
     def nothing(path):
         raise EOFError
 
-    monkeypatch.setattr(checkpoints, "require_whole", nothing)
+    monkeypatch.setattr(reading, "require_whole", nothing)
     with pytest.raises(SettingError, match=r"it is damaged or is not a checkpoint \(EOFError\)"):
-        checkpoints.read(write(tmp_path / "a.ckpt", 1))
+        reading.read(write(tmp_path / "a.ckpt", 1))
 
 
 def test_hash_of_a_file_and_of_a_folder(tmp_path):
     content = bytes(range(256)) * (1 << 14) + b"and one more block"  # 4 MiB and a little
     (tmp_path / "file.ckpt").write_bytes(content)
-    assert checkpoints.sha256(tmp_path / "file.ckpt") == hashlib.sha256(content).hexdigest()
+    assert reading.sha256(tmp_path / "file.ckpt") == hashlib.sha256(content).hexdigest()
     folder = tmp_path / "folder.ckpt"
     (folder / "deep").mkdir(parents=True)
     for name in ("b", "a", "deep/c"):
         (folder / name).write_bytes(name.encode() * 3)
-    assert checkpoints.sha256(folder) == hashlib.sha256(b"aaabbb" + b"deep/c" * 3).hexdigest()
+    assert reading.sha256(folder) == hashlib.sha256(b"aaabbb" + b"deep/c" * 3).hexdigest()
 
 
 def test_the_folder_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_folder.run_folder("logs/run/checkpoints/last.ckpt") == tmp_path / "logs/run"
-    assert run_folder.run_folder(Path("somewhere/last.ckpt")) == tmp_path / "somewhere"
-    assert run_folder.run_folder("last.ckpt") == tmp_path
+    assert atomic_files.run_folder("logs/run/checkpoints/last.ckpt") == tmp_path / "logs/run"
+    assert atomic_files.run_folder(Path("somewhere/last.ckpt")) == tmp_path / "somewhere"
+    assert atomic_files.run_folder("last.ckpt") == tmp_path
 
 
 def test_a_numbered_name_is_one_that_is_free(tmp_path):
     path = tmp_path / "table.tar.csv"
-    run_folder.keep_older(path)  # nothing to keep
+    atomic_files.keep_older(path)  # nothing to keep
     assert [*tmp_path.iterdir()] == []
     for number in range(3):
         path.write_text(str(number))
-        run_folder.keep_older(path)
+        atomic_files.keep_older(path)
         assert not path.exists()
     (tmp_path / "table.tar-2.csv").unlink()
     path.write_text("3")
-    run_folder.keep_older(path)
+    atomic_files.keep_older(path)
     names = {file.name: file.read_text() for file in tmp_path.iterdir()}
     assert names == {"table.tar-1.csv": "0", "table.tar-2.csv": "3", "table.tar-3.csv": "2"}
 

@@ -6,7 +6,7 @@ from functools import reduce
 
 import torch
 
-from llp.training.fingerprints import add_batch, chained_digest, weights_digest
+from llp.checkpoints.fingerprints import add_batch, chained_digest, weights_digest
 
 
 def test_digests_by_hand():

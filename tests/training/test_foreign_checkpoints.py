@@ -10,10 +10,10 @@ import torch
 import torch.distributed.checkpoint as sharding
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from llp.checkpoints import reading
+from llp.checkpoints.sharded import check_shards
 from llp.errors import SettingError
 from llp.loading import load
-from llp.training import checkpoints
-from llp.training.sharded_checkpoint import check_shards
 
 ROOT = Path(__file__).parents[2]
 WHOLE = {
@@ -93,7 +93,7 @@ def test_no_tag_in_a_configuration_is_executed(run, work, place):
 def test_torchs_own_metadata_is_opened(tmp_path):
     folder = sharded(tmp_path / "last.ckpt")
     check_shards(folder)
-    assert checkpoints.read(folder) == WHOLE
+    assert reading.read(folder) == WHOLE
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0.metadata"])
@@ -104,7 +104,7 @@ def test_nothing_in_the_metadata_of_shards_is_executed(tmp_path, name):
         (folder / name).write_bytes((folder / ".metadata").read_bytes())
         sharding.save({}, checkpoint_id=folder, no_dist=True)  # the common one is harmless again
     with pytest.raises(SettingError, match=r"it names pathlib\.Path\.touch, which no checkpoint of `llp fit` has"):
-        checkpoints.read(folder)
+        reading.read(folder)
     assert not mark.exists()
     if name == ".metadata":  # as torch itself would have done
         dcp_to_torch_save(folder, tmp_path / "out.pt")
@@ -115,7 +115,7 @@ def test_nothing_in_a_shard_is_executed(tmp_path):
     mark = tmp_path / "mark"
     folder = sharded(tmp_path / "last.ckpt", Strike(mark))
     with pytest.raises(SettingError, match="it holds other things than tensors and plain values"):
-        checkpoints.read(folder)
+        reading.read(folder)
     assert not mark.exists()
     dcp_to_torch_save(folder, tmp_path / "out.pt")  # as torch itself would have done
     assert mark.exists()
@@ -129,7 +129,7 @@ def test_an_encoded_value_is_refused(tmp_path):
         place.transform_descriptors = ["stream.zstd"]
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(SettingError, match="`llp fit` encodes nothing"):
-        checkpoints.read(folder)
+        reading.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_file_does_not_choose_what_builds_the_model(tmp_path, changes, words):
 def test_a_file_does_not_choose_what_builds_the_tokenizer():
     stored = {"class_path": "subprocess.Popen", "data": torch.zeros(0, dtype=torch.uint8), "settings": {}}
     with pytest.raises(SettingError, match=r"class_path = subprocess\.Popen: it is no tokenizer"):
-        checkpoints.restored_tokenizer(stored)
+        reading.restored_tokenizer(stored)
 
 
 NEVER = {
@@ -187,5 +187,5 @@ def test_no_source_opens_a_file_in_a_way_that_could_execute_it():
     paths = [path for package in ("llp", "datamodules", "benchmarks") for path in (ROOT / package).rglob("*.py")]
     sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
     suspects = {name: text for name, text in sources.items() if re.search(r"load|eval\(|exec\(|allow_|trust_", text)}
-    assert {"llp/loading.py", "llp/training/checkpoints.py", "llp/training/consolidation.py"} <= suspects.keys()
+    assert {"llp/loading.py", "llp/checkpoints/reading.py", "llp/checkpoints/consolidation.py"} <= suspects.keys()
     assert {name: found for name, text in suspects.items() if (found := unsafe(text))} == {}

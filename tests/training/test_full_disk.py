@@ -11,8 +11,8 @@ import torch
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from helpers.refusals import assert_one_message
+from llp.checkpoints import callback
 from llp.commands.messages import in_words
-from llp.training import run_checkpoint
 
 FIT = ("fit", "--config", "tiny.yaml", "--name", "run")
 
@@ -76,14 +76,14 @@ def test_a_later_checkpoint_that_fails_leaves_the_one_before(run, work, monkeypa
             raise OSError(error, "in torch's words")
         save(checkpoint, stream)
 
-    monkeypatch.setattr(run_checkpoint.torch, "save", failing)
+    monkeypatch.setattr(callback.torch, "save", failing)
     outcome = run(*FIT)
     folder = work / "lightning_logs/run/checkpoints"
     assert_one_message(outcome, "lightning_logs/run/checkpoints/best.ckpt: ")
     last = "lightning_logs/run/checkpoints/last.ckpt"
     assert f"Resume from step 4 with: llp fit --ckpt_path {last}" in outcome[2]
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
-    monkeypatch.setattr(run_checkpoint.torch, "save", save)
+    monkeypatch.setattr(callback.torch, "save", save)
     status, _, err = run("fit", "--ckpt_path", last)
     assert status == 0, err
 
@@ -95,9 +95,9 @@ def test_the_system_s_error_is_said_where_torch_s_writer_hides_it(tmp_path, monk
         finally:
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
-    monkeypatch.setattr(run_checkpoint.torch, "save", hiding)
+    monkeypatch.setattr(callback.torch, "save", hiding)
     with pytest.raises(OSError, match="No space left") as caught:
-        run_checkpoint.StreamedCheckpointIO().save_checkpoint({}, tmp_path / "file")
+        callback.StreamedCheckpointIO().save_checkpoint({}, tmp_path / "file")
     assert caught.value.errno == errno.ENOSPC
 
 

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
+from llp.checkpoints.callback import RunCheckpoint
 from llp.errors import SettingError
 from llp.training.finite_guard import FiniteGuard, gradient_norm
-from llp.training.run_checkpoint import RunCheckpoint
 from llp.training.stall_guard import Ranks, StallGuard
 
 PERIOD = 10.0

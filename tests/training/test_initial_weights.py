@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.runs import curves
-from llp.training.checkpoints import sha256
+from llp.checkpoints.reading import sha256
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llp.training import metrics, step_validation
+from llp.training.batch_seed import BatchSeed
 from llp.training.metrics import RunMetrics, log_step
-from llp.training.step_seed import StepSeed
 from llp.training.step_validation import StepValidation
 
 
@@ -181,7 +181,7 @@ def seeded(batch, rank, seed=None, monkeypatch=None):
     else:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
-    StepSeed().on_train_batch_start(SimpleNamespace(fit_loop=loop, global_rank=rank), None, None, 0)
+    BatchSeed().on_train_batch_start(SimpleNamespace(fit_loop=loop, global_rank=rank), None, None, 0)
     return torch.initial_seed()
 
 

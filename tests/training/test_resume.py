@@ -12,9 +12,9 @@ from helpers.runs import EPOCHS, assert_same_run, curves
 from helpers.signal_handlers import handlers_restored
 from llp.decoder.block import Block
 from llp.decoder.decoder import Decoder
-from llp.evaluation.scoring import Score
+from llp.evaluation.metric import Score
 from llp.language_model import LanguageModel
-from llp.training.interruption import LISTENER, Stopped
+from llp.signals import LISTENER, Stopped
 
 
 def at_call(monkeypatch, method: str, number: int, act) -> None:

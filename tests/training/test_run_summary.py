@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.runs import curves
-from llp.evaluation.scoring import Score
+from llp.evaluation.metric import Score
 
 
 def last_screen(out):

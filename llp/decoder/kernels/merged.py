@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from llp.decoder.fused_kernels import KERNELS, with_head_dim_multiple
+from llp.decoder.kernels.fused import KERNELS, with_head_dim_multiple
 
 Range = tuple[int, int, int] | None
 """Dimension, first index and length: the arguments of `narrow`. None: everything."""

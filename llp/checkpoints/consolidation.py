@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from llp.atomic_files import is_exported, publish, unfinished
+from llp.checkpoints.reading import read
 from llp.errors import SettingError
-from llp.run_folder import is_exported, publish, unfinished
-from llp.training.checkpoints import read
 
 
 def consolidate(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 from llp.errors import SettingError
 
 
-class Certificate(Callback):
+class CausalityCheck(Callback):
     """Probes the model for causality before a test, and stops the test if it fails; takes some sixty forward passes.
 
     Windows of three lengths that occur in the test are probed: the shortest, a middle one and the longest.
@@ -35,13 +35,13 @@ class Certificate(Callback):
                 return model(tokens.to(model.device))
 
         probes = [
-            certify(logits, model.hparams["vocab_size"], n, model.pattern_edges(n), model.context_lens(n))
+            check_causality(logits, model.hparams["vocab_size"], n, model.pattern_edges(n), model.context_lens(n))
             for n in sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
         ]
         self.outcome = {"causal": True, "probes": probes}
 
 
-def certify(
+def check_causality(
     logits: Callable[[Tensor], Tensor],
     vocab_size: int,
     n: int,

@@ -14,15 +14,15 @@ _MOST_COLUMNS, _LONGEST_COLUMN = 3, 1024  # beyond these, rows aren't faster as 
 _PIECE_LEN = 1024
 
 
-def are_few(x: Tensor) -> bool:
-    """Whether `few_rows_linear` is for `x`: one position each of a few sequences, on a CPU, without gradients."""
+def is_small_batch(x: Tensor) -> bool:
+    """Whether `small_batch_linear` is for `x`: one position each of a few sequences, on a CPU, without gradients."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.ndim != 3:
         return False
     is_plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     return is_plain and x.shape[1] == 1 and x.shape[0] <= MOST_ROWS
 
 
-def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def small_batch_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What `torch.nn.functional.linear` computes: (B, 1, I) -> (B, 1, O)."""
     n = x.shape[0]
     if n <= _MOST_COLUMNS and x.shape[2] <= _LONGEST_COLUMN:

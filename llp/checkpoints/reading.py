@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
+from llp.atomic_files import is_exported
+from llp.checkpoints import exported_folder
+from llp.checkpoints.integrity import require_whole
+from llp.checkpoints.settings_history import batch_of, current
+from llp.checkpoints.sharded import check_shards
 from llp.errors import SettingError, require
-from llp.run_folder import is_exported
-from llp.training import exported_folder
-from llp.training.checkpoint_integrity import require_whole
-from llp.training.settings import batch_of, current
-from llp.training.sharded_checkpoint import check_shards
 
 
 def class_path(cls: type) -> str:
@@ -215,15 +215,15 @@ def check_tokenizer(checkpoint: dict[str, Any], data: Any) -> None:
 
 def shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
     """Names and shapes of the weights that a model of this class has with the given hyperparameters."""
-    return {name: weight.shape for name, weight in twin(hparams, model).state_dict().items()}
+    return {name: weight.shape for name, weight in meta_copy(hparams, model).state_dict().items()}
 
 
-def twin(hparams: dict[str, Any], model: LightningModule) -> LightningModule:
+def meta_copy(hparams: dict[str, Any], model: LightningModule) -> LightningModule:
     """A model of this class with the given hyperparameters, whose weights have shapes and take no memory."""
     with torch.device("meta"):
-        twin = type(model)(**hparams)
-        twin.configure_model()
-    return twin
+        meta_copy = type(model)(**hparams)
+        meta_copy.configure_model()
+    return meta_copy
 
 
 def sha256(path: str | Path) -> str:

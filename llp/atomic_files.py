@@ -2,18 +2,29 @@
 
 What is put in its place is synchronised first, the file or folder as well as the folder that holds it, so that a power
 cut leaves the old one or the new one.
+
+
+Small files state their own SHA-256, so that damage is noticed when they are read. One without it is accepted as it is:
+it may come from elsewhere.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 EXPORT_RECORD = "llp.json"
 """The file by which a folder that `llp export` wrote is known."""
+KEY = "own_sha256"
+"""The name of the digest in an object of JSON."""
+_HEAD = "# SHA-256 of the lines below: "
 
 
 def is_exported(path: str | Path) -> bool:
@@ -153,3 +164,63 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_sha256_once(path: Path) -> str:
+    """The digest of a file, which is read once per process as long as it has the same size and date."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _file_sha256(path: Path, size: int, modified: int) -> str:
+    return file_sha256(path)
+
+
+def own_sha256(content: Any) -> str:
+    """The digest of what an object of JSON says, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def json_with_digest(content: dict[str, Any], sort_keys: bool = False) -> str:
+    """An object as JSON, its digest last."""
+    plain = json.loads(json.dumps(content, sort_keys=sort_keys))
+    return json.dumps({**plain, KEY: own_sha256(plain)}, indent=1) + "\n"
+
+
+def checked_json(text: str) -> dict[str, Any]:
+    """The object in a text of JSON, without its digest.
+
+    Raises:
+        ValueError: If the text holds no object, or another one than was written.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    digest = content.pop(KEY, None)
+    if digest not in (None, own_sha256(content)):
+        raise ValueError("its SHA-256 is another one")
+    return content
+
+
+def with_digest_line(text: str) -> str:
+    """A text behind a line with its digest, which is a comment in YAML."""
+    return f"{_HEAD}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def checked_text(text: str) -> str:
+    """A text as it is, if it is what its first line says, or that says nothing.
+
+    Raises:
+        ValueError: If it has changed.
+    """
+    head, _, rest = text.partition("\n")
+    if head.startswith(_HEAD) and head.removeprefix(_HEAD) != hashlib.sha256(rest.encode()).hexdigest():
+        raise ValueError("its SHA-256 is another one")
+    return text

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-class StepSeed(Callback):
+class BatchSeed(Callback):
     """Seeds every batch from (seed, batch, rank): a resumed run draws what the uninterrupted one would.
 
     Under data parallelism each rank draws its own dropout.

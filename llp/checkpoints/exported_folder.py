@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llp.digests import file_sha256
+from llp.atomic_files import EXPORT_RECORD, file_sha256
+from llp.checkpoints.fingerprints import weights_digest
 from llp.errors import SettingError, require
-from llp.run_folder import EXPORT_RECORD
-from llp.training.fingerprints import weights_digest
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _TIED, _SOURCE = "decoder.head.weight", "decoder.embed.weight"

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from zipfile import ZipFile
 
-from llp.digests import file_sha256, file_sha256_once
+from llp.atomic_files import file_sha256, file_sha256_once
 
 _DIGEST = ".sha256"  # beside each file of a sharded checkpoint
 

@@ -12,13 +12,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from llp.atomic_files import discard, is_exported, link, naming, publish, tidy, unfinished
+from llp.checkpoints import reading
+from llp.checkpoints.integrity import write_digests
 from llp.errors import SettingError, require
-from llp.run_folder import discard, is_exported, link, naming, publish, tidy, unfinished
-from llp.training import checkpoints
-from llp.training.checkpoint_integrity import write_digests
-from llp.training.interruption import LISTENER, Stopped
-from llp.training.metrics import StepOutput
+from llp.signals import LISTENER, Stopped
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -96,7 +96,7 @@ class RunCheckpoint(ModelCheckpoint):
         LISTENER.install()  # Lightning's own handlers end a run in the middle of a step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
@@ -182,7 +182,7 @@ def complete_last(path: Path) -> None:
     if path == last or path.parent.name != "checkpoints":
         return
     with suppress(SettingError):  # there is none, or it is damaged
-        if checkpoints.read(last)["global_step"] == checkpoints.read(path)["global_step"]:
+        if reading.read(last)["global_step"] == reading.read(path)["global_step"]:
             return
     discard(last)
     (shutil.copytree if path.is_dir() else shutil.copyfile)(path, unfinished(last))
@@ -195,10 +195,10 @@ def how_to_go_on(path: str) -> str:
     Args:
         path: The checkpoint that was written last, perhaps in vain; empty: there is none.
     """
-    newest = next(checkpoints.newest_first(Path(path).parent), None) if path else None
+    newest = next(reading.newest_first(Path(path).parent), None) if path else None
     if newest is None:
         return "No checkpoint has been saved yet."
-    step = checkpoints.read(newest)["global_step"]
+    step = reading.read(newest)["global_step"]
     return f"Resume from step {step:,} with: llp fit --ckpt_path {os.path.relpath(newest)}"
 
 
@@ -211,7 +211,7 @@ class StreamedCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read an exported folder, too."""
-        return checkpoints.read(path) if is_exported(path) else super().load_checkpoint(path, *args, **kwargs)
+        return reading.read(path) if is_exported(path) else super().load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

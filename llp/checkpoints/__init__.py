@@ -1,0 +1,1 @@
+"""Checkpoints: how they are written, opened and checked."""
