@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import llp
+from llp.decoder.extend import extend_each
 from llp.decoder.kv_cache import Memory
-from llp.generation.extend import extend_each
 from llp.generation.sampling import Sampling
 
 VOCAB_SIZE = 32_000

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datamodules.loaders import SampleCounter, SampleLoader
 from datamodules.windows import ScoringWindow
-from llp.evaluation.label_metric import LabelBatch, LabelScore
+from llp.scoring.label_metric import LabelBatch, LabelScore
 
 
 class Example(NamedTuple):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from datamodules.token_files import Document, TokenFile
 from datamodules.windows import TrainingOrder
-from llp.evaluation.metric import Score, ScoringBatch
-from llp.evaluation.windows import ScoringWindow, scoring_windows
+from llp.scoring.metric import Score, ScoringBatch
+from llp.scoring.windows import ScoringWindow, scoring_windows
 
 
 @dataclass

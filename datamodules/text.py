@@ -18,7 +18,7 @@ from datamodules.token_files import TokenFile
 from datamodules.tokenizers import SentencePiece, Tokenizer
 from datamodules.windows import TrainingOrder, share_of_rank
 from llp.errors import require
-from llp.evaluation.windows import JOINED, in_one_pass, scoring_batches
+from llp.scoring.windows import JOINED, in_one_pass, scoring_batches
 
 _FORMAT = 3  # of the prepared folder; another one makes every cache anew
 

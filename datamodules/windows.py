@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from llp.evaluation.windows import ScoringWindow
+from llp.scoring.windows import ScoringWindow
 
 
 class TrainingOrder:

@@ -3,10 +3,8 @@
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
-from io import StringIO
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -18,23 +16,17 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
+from llp import optimization
 from llp.checkpoints import exported_folder, reading, settings_history
 from llp.checkpoints.fingerprints import add_batch, weights_digest
 from llp.decoder.block import DecoderSettings
 from llp.decoder.decoder import Compress, Decoder
+from llp.decoder.extend import extend
 from llp.decoder.kv_cache import Memory
 from llp.decoder.patterns import LayerPattern
 from llp.errors import require
-from llp.evaluation.causality_check import CausalityCheck
-from llp.evaluation.label_metric import LabelScore
-from llp.evaluation.metric import Score, ScoringBatch
-from llp.evaluation.report import TestReport
-from llp.evaluation.text_losses import TokenLoss, text_losses
-from llp.generation.continuation import continue_text
-from llp.generation.extend import extend
-from llp.training import optimization
-from llp.training.batch_seed import BatchSeed
-from llp.training.metrics import RunMetrics
+from llp.scoring.label_metric import LabelScore
+from llp.scoring.metric import Score, ScoringBatch
 
 
 class LanguageModel(LightningModule, ABC):
@@ -153,12 +145,6 @@ class LanguageModel(LightningModule, ABC):
         """The path of the checkpoint that `llp.load` read the model from."""
         self.run_config: str | None = None
         """The run's configuration as YAML, if it was started from the command line."""
-        self.tokenizer: Any = None
-        """The tokenizer that the model was trained with, once it is trained or loaded."""
-        self.start_token: int | None = None
-        """The token that a document begins with."""
-        self.text_window: tuple[int, int] | None = None
-        """Length and stride of the windows in which a text is scored and continued."""
         self.optimizer_settings: list[dict[str, Any]] | None = None
         """The settings of the optimizer's groups, as `configure_optimizers` made them."""
         self.window_losses: list[Tensor] = []
@@ -269,35 +255,6 @@ class LanguageModel(LightningModule, ABC):
         """How many positions a text that is one window has room for, after `position` of them."""
         return sys.maxsize
 
-    # Text
-
-    def setup(self, stage: str) -> None:
-        """Adopt the data module's tokenizer and the windows in which a text is scored."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if hasattr(data, "tokenizer"):
-            self.tokenizer, self.start_token = data.tokenizer, data.start_token()
-            self.text_window = self.scoring_window(data.window_len, data.scoring_window_len, data.scoring_stride)
-
-    def tokens(self, text: str) -> Tensor:
-        """A document's start token and the tokens of a text: (1, N + 1) int64, what `forward` takes.
-
-        Raises:
-            SettingError: If the model has no tokenizer: it was not trained on text, or not loaded.
-        """
-        remedy = "the model has no tokenizer; load one that was trained on text with llp.load"
-        require(self.tokenizer is not None, "tokenizer", None, remedy)
-        lines = list(StringIO(text, newline="\n"))  # as the data reads them: no other character ends a line
-        encoded = self.tokenizer.encode(lines).tolist()
-        return torch.tensor([[self.start_token, *encoded]], device=self.device)
-
-    def token_losses(self, text: str) -> list[TokenLoss]:
-        """Text and loss in nats of each token of a text, scored like a benchmark's document; see `text_losses`."""
-        return text_losses(self, text)
-
-    def generate(self, prompt: str = "", **settings: Any) -> Iterator[str]:
-        """A continuation of a prompt, piece by piece as it is drawn; `settings` are those of `continue_text`."""
-        return continue_text(self, prompt, **settings)
-
     # Training
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -335,9 +292,10 @@ class LanguageModel(LightningModule, ABC):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every model needs: metrics, dropout that a resumed run draws identically, and a certified test."""
-        callbacks: list[Callback] = [RunMetrics(), BatchSeed(), CausalityCheck(), TestReport()]
+        from llp.default_callbacks import default_callbacks  # they name this class
+
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [callback for callback in callbacks if type(callback) not in there]
+        return [callback for callback in default_callbacks() if type(callback) not in there]
 
     def learning_rate_factor(self, step: int) -> float:
         """The learning rate of an optimizer step, as a fraction of `learning_rate`."""
@@ -457,25 +415,12 @@ class LanguageModel(LightningModule, ABC):
         self.exported = exported_folder.outcome(checkpoint)
         if self.exported is not None and self.exported["weights_changed"]:
             rank_zero_info(exported_folder.CHANGED)
-        if self._trainer is None:  # `load_from_checkpoint`
-            self._stand_alone(checkpoint)
+        if self._trainer is None:  # `llp.load`
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         reading.check_tokenizer(checkpoint, data)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.check_resume(self.trainer, data)
-
-    def _stand_alone(self, checkpoint: dict[str, Any]) -> None:
-        """Prepare for use without a trainer: evaluation mode, the tokenizer and the scoring window."""
-        self.eval()
-        self.run_config = checkpoint["config"]
-        stored = checkpoint["tokenizer"]
-        if stored is not None:
-            self.tokenizer, self.start_token = reading.restored_tokenizer(stored), stored["start_token"]
-            lengths = checkpoint["datamodule_hyper_parameters"]
-            self.text_window = self.scoring_window(
-                lengths["window_len"], lengths["scoring_window_len"], lengths["scoring_stride"]
-            )
 
     def check_resume(self, trainer: Any, data: Any) -> None:
         """Raise a `SettingError` for a setting that differs from those in `history` and can't change on a resume."""

@@ -1,15 +1,66 @@
 """A trained model from a run's folder or a checkpoint, in one call."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from llp.atomic_files import is_exported
+import torch
+from torch import Tensor
+
 from llp.checkpoints import reading
 from llp.errors import SettingError
+from llp.evaluation.text_losses import TokenLoss, text_losses
+from llp.generation.continuation import continue_text
 from llp.language_model import LanguageModel
+from llp.text_model import TextModel
 
 
-def load(path: str | Path) -> LanguageModel:
-    """A trained model in evaluation mode on the CPU, with its tokenizer; it needs nothing but the checkpoint.
+@dataclass
+class LoadedModel:
+    """A trained model in evaluation mode, and what it can do for a person.
+
+    Attributes:
+        module: The language model.
+        path: The checkpoint or exported folder that it was read from.
+        text: The model with its tokenizer, or None if it was not trained on text.
+    """
+
+    module: LanguageModel
+    path: Path
+    text: TextModel | None
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model to a device; returns itself."""
+        self.module.to(device)
+        return self
+
+    def as_text_model(self) -> TextModel:
+        """The model with its tokenizer.
+
+        Raises:
+            SettingError: If it was not trained on text.
+        """
+        if self.text is None:
+            remedy = "the model has no tokenizer, because it was not trained on text; load one that was"
+            raise SettingError("ckpt_path", self.path, remedy)
+        return self.text
+
+    def tokens(self, text: str) -> Tensor:
+        """The start token and the tokens of a text: (1, N + 1) int64."""
+        return self.as_text_model().tokens(text)
+
+    def token_losses(self, text: str) -> list[TokenLoss]:
+        """Text and loss in nats of each token of a text, scored like a benchmark's document; see `text_losses`."""
+        return text_losses(self.as_text_model(), text)
+
+    def generate(self, prompt: str = "", **settings: Any) -> Iterator[str]:
+        """A continuation of a prompt, piece by piece as it is drawn; `settings` are those of `continue_text`."""
+        return continue_text(self.as_text_model(), prompt, **settings)
+
+
+def load(path: str | Path) -> LoadedModel:
+    """Load a trained model in evaluation mode on the CPU; it needs nothing but the checkpoint.
 
     Args:
         path: A run's folder, whose `best.ckpt` is taken, or else its newest whole checkpoint; or a checkpoint; or a
@@ -22,16 +73,21 @@ def load(path: str | Path) -> LanguageModel:
     reading.require_one_file(path)
     checkpoint = reading.read(path)
     cls = reading.import_class(checkpoint["architecture"], LanguageModel)
-    model: LanguageModel
-    if is_exported(path):
-        model = cls(**checkpoint["hyper_parameters"])
-        model.configure_model()
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"])
-    else:
-        model = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    model.loaded_from = str(path)
-    return model
+    module: LanguageModel = cls(**checkpoint["hyper_parameters"])
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.loaded_from = str(path)
+    return LoadedModel(module.eval(), path, _text_model(module, checkpoint))
+
+
+def _text_model(module: LanguageModel, checkpoint: dict[str, Any]) -> TextModel | None:
+    stored = checkpoint["tokenizer"]
+    if stored is None:
+        return None
+    lengths = checkpoint["datamodule_hyper_parameters"]
+    window = module.scoring_window(lengths["window_len"], lengths["scoring_window_len"], lengths["scoring_stride"])
+    return TextModel(module, reading.restored_tokenizer(stored), stored["start_token"], window)
 
 
 def chosen_checkpoint(path: Path) -> Path:

@@ -38,4 +38,4 @@ class CheckpointCommand:
         self.ckpt_path: str = self.arguments.ckpt_path
         fabric = Fabric(accelerator=self.arguments.accelerator, devices=1, precision=self.arguments.precision)
         self.autocast = fabric.autocast
-        self.model = load(self.ckpt_path).to(fabric.device)
+        self.loaded = load(self.ckpt_path).to(fabric.device)

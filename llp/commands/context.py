@@ -28,7 +28,7 @@ def run(options: list[str]) -> None:
     data.setup("predict")
     reading.check_tokenizer(checkpoint, data)
     with command.autocast():
-        curve = loss_by_context(command.model, data, **command.own)
+        curve = loss_by_context(command.loaded.module, data, **command.own)
     header = ["context", "loss", "standard error", "perplexity", "recall tokens", "other tokens"]
     cells = [
         [
@@ -46,5 +46,5 @@ def run(options: list[str]) -> None:
     of_all = f"{longest.recall_targets:,} of {longest.targets:,} tokens"
     print(f"Recall tokens: with {longest.context:,} tokens of context, {of_all} repeat a bigram.")
     text = f"{longest.targets:,} tokens of {data.name}, {command.own['split']}"
-    for path in write(curve, run_folder(command.ckpt_path), f"{type(command.model).__name__}: {text}"):
+    for path in write(curve, run_folder(command.ckpt_path), f"{type(command.loaded.module).__name__}: {text}"):
         print(f"Written to {path}")

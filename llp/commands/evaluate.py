@@ -32,10 +32,10 @@ def run(options: list[str]) -> None:
     command = CheckpointCommand(parser, evaluate_tasks, {"model", "write_documents"}, options)
     with tempfile.TemporaryDirectory() as folder, command.autocast():
         documents = DocumentFile(parser, command, Path(folder))
-        rows = evaluate_tasks(command.model, write_documents=documents.write, **command.own)
+        rows = evaluate_tasks(command.loaded.as_text_model(), write_documents=documents.write, **command.own)
     protocol = {
-        **model_protocol(command.model, command.ckpt_path, command.arguments.precision),
-        **harness_protocol(command.model, command.own["batch_size"], command.own["limit"]),
+        **model_protocol(command.loaded.module, command.ckpt_path, command.arguments.precision),
+        **harness_protocol(command.loaded.as_text_model(), command.own["batch_size"], command.own["limit"]),
         "text": documents.text,
     }
     print(format_results(rows, protocol))

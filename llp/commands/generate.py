@@ -13,6 +13,7 @@ from llp.commands.named_checkpoint import named_checkpoint
 from llp.commands.parser import Parser
 from llp.errors import SettingError, require
 from llp.generation.continuation import Completion, continue_text, continue_texts
+from llp.text_model import TextModel
 
 
 def run(options: list[str]) -> None:
@@ -25,18 +26,19 @@ def run(options: list[str]) -> None:
     parser.add_argument("--stop", type=str, nargs="+", action="extend", default=[], help="Texts end before these.")
     skip: set[str | int] = {"model", "prompts", "stop"}
     command = CheckpointCommand(parser, continue_texts, skip, named_checkpoint("generate", options))
+    model = command.loaded.as_text_model()
     arguments, own = command.arguments, {**command.own, "stop": command.arguments.stop}
     entries = _entries(arguments.prompt, arguments.prompts)
     started = time.perf_counter()
     with command.autocast():
         if arguments.output is not None:
-            n_tokens = _write(command.model, entries, Path(arguments.output), own)
+            n_tokens = _write(model, entries, Path(arguments.output), own)
         elif arguments.prompts is not None:
-            n_tokens = _write_lines(command.model, entries, sys.stdout, own)
+            n_tokens = _write_lines(model, entries, sys.stdout, own)
         elif own["n_samples"] == 1:
-            n_tokens = _stream(command.model, arguments.prompt, own)
+            n_tokens = _stream(model, arguments.prompt, own)
         else:
-            n_tokens = _show(command.model, arguments.prompt, own)
+            n_tokens = _show(model, arguments.prompt, own)
     seconds = time.perf_counter() - started
     print(f"{n_tokens:,} tokens in {seconds:.1f} s: {n_tokens / seconds:,.1f} tokens/s", file=sys.stderr)
 
@@ -89,7 +91,7 @@ def _is_text(prompt: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in prompt)
 
 
-def _write(model: Any, entries: list[dict[str, Any]], path: Path, settings: dict[str, Any]) -> int:
+def _write(model: TextModel, entries: list[dict[str, Any]], path: Path, settings: dict[str, Any]) -> int:
     """Write a file of completions, whole or not at all; returns the number of drawn tokens."""
     remedy = "the folder of this file is not there; create it, or name another"
     require(path.parent.is_dir(), "output", path, remedy)
@@ -98,7 +100,7 @@ def _write(model: Any, entries: list[dict[str, Any]], path: Path, settings: dict
         return _write_lines(model, entries, stream, settings)
 
 
-def _write_lines(model: Any, entries: list[dict[str, Any]], stream: TextIO, settings: dict[str, Any]) -> int:
+def _write_lines(model: TextModel, entries: list[dict[str, Any]], stream: TextIO, settings: dict[str, Any]) -> int:
     """Write the line of each prompt as soon as all of its completions are there; returns the number of tokens."""
     n_tokens = 0
     of_prompts = continue_texts(model, [entry["prompt"] for entry in entries], **settings)
@@ -109,7 +111,7 @@ def _write_lines(model: Any, entries: list[dict[str, Any]], stream: TextIO, sett
     return n_tokens
 
 
-def _stream(model: Any, prompt: str, settings: dict[str, Any]) -> int:
+def _stream(model: TextModel, prompt: str, settings: dict[str, Any]) -> int:
     """Print a prompt and its continuation, as it is drawn; returns the number of drawn tokens."""
     of_one = {name: value for name, value in settings.items() if name not in ("n_samples", "batch_size")}
     print(prompt, end="", flush=True)
@@ -121,7 +123,7 @@ def _stream(model: Any, prompt: str, settings: dict[str, Any]) -> int:
     return n_pieces - 1  # the last one is of no token
 
 
-def _show(model: Any, prompt: str, settings: dict[str, Any]) -> int:
+def _show(model: TextModel, prompt: str, settings: dict[str, Any]) -> int:
     """Print several continuations of a prompt, with blank lines between them; returns the number of drawn tokens."""
     (completions,) = continue_texts(model, [prompt], **settings)
     print("\n\n".join(prompt + completion.text for completion in completions))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from llp.errors import require
-from llp.evaluation.label_metric import label_figures
 from llp.evaluation.tables import CERTIFICATE, Report, aligned, readable
+from llp.scoring.label_metric import label_figures
 
 _UNLIKELY = 1e-6  # how rarely chance alone may be taken for knowledge
 

@@ -11,11 +11,11 @@ from llp.atomic_files import run_folder
 from llp.checkpoints.exported_folder import CHANGED
 from llp.errors import require
 from llp.evaluation.causality_check import CausalityCheck
-from llp.evaluation.label_metric import LabelScore
 from llp.evaluation.label_report import label_report
-from llp.evaluation.metric import figures
 from llp.evaluation.provenance import model_protocol
 from llp.evaluation.tables import Report, format_table, write_csv, write_json
+from llp.scoring.label_metric import LabelScore
+from llp.scoring.metric import figures
 
 
 class TestReport(Callback):

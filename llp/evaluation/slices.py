@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llp.evaluation.recall import distance_bins, recall_distances
-from llp.evaluation.windows import scoring_windows
+from llp.scoring.windows import scoring_windows
 
 TOKENS_IN_MEMORY = 1 << 19
 MOST_POSITION_BINS = 32

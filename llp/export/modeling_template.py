@@ -14,8 +14,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from llp.decoder.block import DecoderSettings
 from llp.decoder.decoder import Compress, Decoder
 from llp.decoder.kv_cache import Memory
-from llp.evaluation.windows import scoring_windows, window_start
 from llp.export.layers import digest, layer_pattern
+from llp.scoring.windows import scoring_windows, window_start
 
 
 class LLPConfig(PretrainedConfig):

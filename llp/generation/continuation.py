@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from llp.decoder.extend import extend_each
 from llp.decoder.kv_cache import Memory
 from llp.errors import require
-from llp.generation.extend import extend_each
 from llp.generation.sampling import Sampling
+from llp.language_model import LanguageModel
+from llp.text_model import TextModel
 
 
 class Completion(NamedTuple):
@@ -22,7 +24,7 @@ class Completion(NamedTuple):
 
 
 def continue_text(
-    model: Any,
+    model: TextModel,
     prompt: str = "",
     max_tokens: int = 200,
     temperature: float = 1.0,
@@ -36,7 +38,7 @@ def continue_text(
     There is one piece for each token, empty while a character or a stop string may be unfinished, and one at the end.
 
     Args:
-        model: A `LanguageModel` with its tokenizer, in evaluation mode.
+        model: The model with its tokenizer, in evaluation mode.
         prompt: The text to continue.
         max_tokens: How many tokens to draw at most.
         temperature: Divides the logits; 0 always picks the most likely token.
@@ -51,12 +53,12 @@ def continue_text(
     sampling = Sampling(temperature, top_k, top_p, seed)
     _check(max_tokens, stop)
     tokens = model.tokens(prompt)[0].tolist()
-    drawn = generate(model, [tokens], max_tokens, model.text_window, [sampling], model.start_token)
+    drawn = generate(model.module, [tokens], max_tokens, model.window, [sampling], model.start_token)
     return stream_text(model.tokenizer.decode, tokens, (token for _, token in drawn), stop)
 
 
 def continue_texts(
-    model: Any,
+    model: TextModel,
     prompts: Iterable[str],
     max_tokens: int = 200,
     temperature: float = 1.0,
@@ -72,7 +74,7 @@ def continue_texts(
     A completion is what `continue_text` gives for its prompt and seed, whatever it is computed beside.
 
     Args:
-        model: A `LanguageModel` with its tokenizer, in evaluation mode.
+        model: The model with its tokenizer, in evaluation mode.
         prompts: The texts to continue.
         max_tokens: How many tokens to draw at most, for each text.
         temperature: Divides the logits; 0 always picks the most likely token.
@@ -108,14 +110,14 @@ def _check(max_tokens: int, stop: Sequence[str]) -> None:
 
 
 def _complete(
-    model: Any, prompts: Sequence[str], max_tokens: int, samplings: Sequence[Sampling], stop: Sequence[str]
+    model: TextModel, prompts: Sequence[str], max_tokens: int, samplings: Sequence[Sampling], stop: Sequence[str]
 ) -> list[Completion]:
     """Continue prompts side by side, each until its document ends or a stop string comes."""
     tokens = [model.tokens(prompt)[0].tolist() for prompt in prompts]
     streams = [TextStream(model.tokenizer.decode, text, stop) for text in tokens]
     pieces: list[list[str]] = [[] for _ in prompts]
     ended: set[int] = set()
-    for number, token in generate(model, tokens, max_tokens, model.text_window, samplings, model.start_token, ended):
+    for number, token in generate(model.module, tokens, max_tokens, model.window, samplings, model.start_token, ended):
         pieces[number].append(streams[number].add(token))
         if streams[number].has_ended:
             ended.add(number)
@@ -126,7 +128,7 @@ def _complete(
 
 
 def generate(
-    model: Any,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     n_tokens: int,
     window: tuple[int, int],
@@ -181,7 +183,7 @@ class _Group:
 
 
 def _read(
-    model: Any, prompts: Sequence[Sequence[int]], window: tuple[int, int]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], window: tuple[int, int]
 ) -> tuple[list[_Group], dict[int, Tensor]]:
     """Read each prompt once; returns the groups of texts, and the logits (vocab_size,) of each text's next token."""
     numbers: dict[tuple[int, ...], list[int]] = {}

@@ -1,6 +1,6 @@
 """Samples text at each validation."""
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from llp.errors import require
 from llp.generation.continuation import generate
 from llp.generation.sampling import Sampling
+from llp.language_model import LanguageModel
 
 
 class SampleText(Callback):
@@ -46,7 +47,12 @@ class SampleText(Callback):
         # Every rank draws the same tokens: a sharded model needs all of them in its forward passes.
         with trainer.precision_plugin.forward_context():
             window = protocol["window_len"], protocol["stride"]
-            drawn = [token for _, token in generate(pl_module, [prompt], self.sample_tokens, window, [sampling])]
+            drawn = [
+                token
+                for _, token in generate(
+                    cast(LanguageModel, pl_module), [prompt], self.sample_tokens, window, [sampling]
+                )
+            ]
         text = f"{data.tokenizer.decode(prompt)}**{data.tokenizer.decode(drawn)}**"
         if trainer.is_global_zero:
             logger.experiment.add_text("sample", text, trainer.global_step - 1)  # where Lightning logs `val/loss`

@@ -16,6 +16,7 @@ from llp.errors import require
 from llp.evaluation.tables import aligned, readable
 from llp.harness.harness_model import HarnessModel
 from llp.harness.task_loading import load_tasks
+from llp.text_model import TextModel
 
 WORD_COUNT = (
     "The harness's word counts are not a benchmark's: it counts the pieces between white space, one more for a text "
@@ -26,7 +27,7 @@ _BOOTSTRAPS = 1000
 
 
 def evaluate_tasks(
-    model: Any,
+    model: TextModel,
     tasks: str,
     write_documents: Callable[[], Path],
     include_path: str | None = None,
@@ -37,7 +38,7 @@ def evaluate_tasks(
     """The figures of a model on tasks of the harness, in a form that JSON can hold: for each task or group a row.
 
     Args:
-        model: A `LanguageModel` with its tokenizer, in evaluation mode.
+        model: The model with its tokenizer, in evaluation mode.
         tasks: Their names, or those of groups, tags or YAML files, with commas between them.
         write_documents: Writes the documents that this project's own tasks are made from, and returns the .jsonl file;
             called if there is one among the tasks.
@@ -110,9 +111,9 @@ def _sizes(task: Any) -> dict[str, float]:
     }
 
 
-def harness_protocol(model: Any, batch_size: int, limit: int | None) -> dict[str, Any]:
+def harness_protocol(model: TextModel, batch_size: int, limit: int | None) -> dict[str, Any]:
     """How the tasks were carried out."""
-    window_len, stride = model.text_window
+    window_len, stride = model.window
     return {
         "window_len": window_len,
         "stride": stride,

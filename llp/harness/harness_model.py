@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from llp.decoder.loss import CHUNK_LOGITS
 from llp.errors import require
-from llp.evaluation.metric import ScoringBatch
-from llp.evaluation.windows import JOINED, ScoringWindow, in_one_pass, scoring_batches
 from llp.generation.continuation import continue_texts
+from llp.scoring.metric import ScoringBatch
+from llp.scoring.windows import JOINED, ScoringWindow, in_one_pass, scoring_batches
+from llp.text_model import TextModel
 
 
 class HarnessModel(LM):
@@ -23,17 +24,16 @@ class HarnessModel(LM):
     Every text is a document of its own: it begins with the start token, which is context and never scored.
 
     Args:
-        model: A `LanguageModel` with its tokenizer, in evaluation mode.
+        model: The model with its tokenizer, in evaluation mode.
         batch_size: How many texts or windows to compute side by side.
 
     Raises:
-        SettingError: If the model has no tokenizer, or the batch size can't be used.
+        SettingError: If the batch size can't be used.
     """
 
-    def __init__(self, model: Any, batch_size: int = 8) -> None:
+    def __init__(self, model: TextModel, batch_size: int = 8) -> None:
         super().__init__()
         require(batch_size >= 1, "batch_size", batch_size, "set it to 1 or more")
-        model.tokens("")  # refuses a model without tokenizer
         self.model, self.batch_size = model, batch_size
 
     @property
@@ -50,15 +50,15 @@ class HarnessModel(LM):
             rows = torch.stack([texts[window.document][window.start : window.stop + 1] for window in batch])
             targets = rows[:, rows.shape[1] - batch[0].n_scored :]  # (B, S)
             numbers = torch.tensor([window.document for window in batch], device=self.device)
-            each = self.model.score_nats(ScoringBatch(rows[:, :-1], targets, numbers))  # (B, S)
+            each = self.model.module.score_nats(ScoringBatch(rows[:, :-1], targets, numbers))  # (B, S)
             nats.index_add_(0, numbers, each.double().sum(dim=1))
         return (-nats).tolist()
 
     def _scoring_batches(self, n_tokens: list[int]) -> list[list[ScoringWindow]]:
         """The windows in which `llp test` scores documents of these lengths."""
-        window_len, stride = self.model.text_window
+        window_len, stride = self.model.window
         batches = scoring_batches(n_tokens, window_len, stride, self.batch_size)
-        if not self.model.scores_as_one_pass(window_len, stride):
+        if not self.model.module.scores_as_one_pass(window_len, stride):
             return batches
         return in_one_pass(batches, window_len + JOINED * stride, self.batch_size * window_len)
 
@@ -108,16 +108,16 @@ class HarnessModel(LM):
             row[: len(continuation)] = torch.tensor(continuation)
         contexts = list(dict.fromkeys(context for context, _ in pairs))
         rows = torch.tensor(contexts)
-        memory = model.new_memory(len(contexts), model.text_window)
+        memory = model.module.new_memory(len(contexts), model.window)
         if rows.shape[1] > 1:
-            model.extend(rows[:, :-1].to(self.device), memory, n_logits=1)
+            model.module.extend(rows[:, :-1].to(self.device), memory, n_logits=1)
         of_pairs = [contexts.index(context) for context, _ in pairs]
         memory.select(of_pairs)
         inputs = torch.cat((rows[of_pairs, -1:], targets[:, :-1]), dim=1)  # (B, S)
         logs, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.ones(len(pairs), dtype=torch.bool)
-        n = max(1, CHUNK_LOGITS[self.device.type] // (len(pairs) * model.hparams["vocab_size"]))
+        n = max(1, CHUNK_LOGITS[self.device.type] // (len(pairs) * model.module.hparams["vocab_size"]))
         for first in range(0, longest, n):
-            logits, memory = model.extend(inputs[:, first : first + n].to(self.device), memory)  # (B, n, V)
+            logits, memory = model.module.extend(inputs[:, first : first + n].to(self.device), memory)  # (B, n, V)
             wanted = targets[:, first : first + n].to(self.device)
             is_there = torch.arange(first, first + wanted.shape[1]) < n_tokens.unsqueeze(1)  # (B, n)
             log_p = logits.double().log_softmax(-1).gather(2, wanted.unsqueeze(2)).squeeze(2).cpu()

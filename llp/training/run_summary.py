@@ -82,7 +82,9 @@ def _figures(trainer: Any, path: Path) -> str:
 def _commands(trainer: Any, best: Path, last: Path, is_complete: bool) -> list[str]:
     """What a user does next: test, generate, train on."""
     best_path, last_path = shlex.quote(str(best)), shlex.quote(str(last))
-    generate = [f'llp generate --ckpt_path {best_path} --prompt "…"'] if trainer.lightning_module.tokenizer else []
+    generate = (
+        [f'llp generate --ckpt_path {best_path} --prompt "…"'] if hasattr(trainer.datamodule, "tokenizer") else []
+    )
     longer = (
         f" --trainer.max_steps {2 * trainer.max_steps}"
         if trainer.max_steps > 0

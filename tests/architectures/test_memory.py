@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from helpers.small_models import FORMS, LATENT, OWN_SETTINGS, build
+from llp.decoder import extend as decoder_extend
+from llp.decoder.extend import extend_each
 from llp.decoder.kv_cache import LayerMemory
 from llp.errors import SettingError
-from llp.generation import extend as generation_extend
-from llp.generation.extend import extend_each
 
 OPTIONS = [{}, {"share_key_value": True}, {"tie_embeddings": True}, {"rotary_first_layer_only": True}]
 UNITS = {"LLP": 4, "ShiftedSegments": 6}  # that windows begin at multiples of
@@ -119,7 +119,7 @@ def test_some_sequences_of_a_memory_go_on_and_one_goes_on_twice(name, form):
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
 @pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
 def test_a_long_piece_is_read_in_parts(name, form, options, monkeypatch):
-    monkeypatch.setattr(generation_extend, "_PIECE_LEN", 7)
+    monkeypatch.setattr(decoder_extend, "_PIECE_LEN", 7)
     model = build(name, **form, **options)
     tokens, n_read = draw(2, 5 if name in LATENT else 41), []
     whole = model(tokens)

@@ -13,8 +13,8 @@ from torch.nn.functional import one_hot
 import llp
 from helpers.refusals import assert_one_message
 from helpers.runs import assert_same_run, curves
-from llp.evaluation.label_metric import LabelScore
 from llp.language_model import LanguageModel
+from llp.scoring.label_metric import LabelScore
 
 TASK = """
 model:

@@ -9,7 +9,7 @@ from datamodules import PG19, Bytes, SentencePiece
 from datamodules.pg19 import _OFFICIAL
 from helpers.prepared import files
 from llp.errors import SettingError
-from llp.evaluation.metric import Score
+from llp.scoring.metric import Score
 
 BOOKS = {
     "train": {"11": "Down the rabbit hole\n\n  she went . " * 30, "9": "A second book , with words .\n" * 20},

@@ -11,7 +11,7 @@ from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
 from datamodules.windows import TrainingOrder, share_of_rank
 from helpers.corpus import Given
 from helpers.prepared import attach
-from llp.evaluation.windows import scoring_batches, scoring_windows
+from llp.scoring.windows import scoring_batches, scoring_windows
 
 STREAM = np.arange(100, 150)
 

@@ -11,7 +11,7 @@ from datamodules.windows import TrainingOrder, limited, share_of_rank
 from helpers.prepared import attach, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
-from llp.evaluation.windows import in_one_pass, scoring_batches, scoring_windows
+from llp.scoring.windows import in_one_pass, scoring_batches, scoring_windows
 
 
 @pytest.mark.parametrize(("n_tokens", "stride"), [(100, 7), (64, 8), (9, 9), (50, 1)])

@@ -22,9 +22,9 @@ from helpers.small_models import build
 from llp.atomic_files import checked_json
 from llp.errors import SettingError
 from llp.evaluation.causality_check import CausalityCheck
-from llp.evaluation.metric import Score
 from llp.evaluation.report import TestReport, scored_context, with_unigram
 from llp.evaluation.tables import aligned, format_table, write_csv, write_json
+from llp.scoring.metric import Score
 from llp.training import software
 from llp.training.software import git_commit
 

@@ -10,8 +10,8 @@ from helpers.documents import Document
 from helpers.prepared import attach, prepare
 from helpers.small_models import FORMS, LATENT, SIZES, build
 from llp.errors import SettingError
-from llp.evaluation.metric import Score, ScoringBatch, figures
-from llp.evaluation.windows import scoring_batches
+from llp.scoring.metric import Score, ScoringBatch, figures
+from llp.scoring.windows import scoring_batches
 
 
 def test_figures():

@@ -13,8 +13,8 @@ from helpers.prepared import attach
 from helpers.small_models import FORMS, build
 from helpers.tasks import TASKS, make
 from llp.errors import SettingError
-from llp.evaluation.label_metric import LabelBatch, LabelScore
 from llp.evaluation.label_report import require_chance
+from llp.scoring.label_metric import LabelBatch, LabelScore
 
 
 def stub(logits):

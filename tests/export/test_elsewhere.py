@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer
 from helpers import exported, small_models
 from llp import loading
-from llp.evaluation.windows import scoring_windows
 from llp.export.hard_texts import HARD_TEXTS, trial_texts
 from llp.export.model_folder import write_folder
 from llp.generation.continuation import continue_text, generate
 from llp.generation.sampling import Sampling
+from llp.scoring.windows import scoring_windows
 
 pytest.importorskip("transformers")
 

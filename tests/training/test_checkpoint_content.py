@@ -12,7 +12,7 @@ from datamodules import Bytes
 from helpers.small_models import OWN_SETTINGS, SIZES, build
 from llp.checkpoints import reading, settings_history
 from llp.errors import SettingError
-from llp.training.optimization import apply_settings, group_settings
+from llp.optimization import apply_settings, group_settings
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import llp
 from helpers.small_models import ARCHITECTURES, OWN_SETTINGS, SIZES, build
-from llp.training.optimization import cosine, halving, parameter_groups
+from llp.optimization import cosine, halving, parameter_groups
 
 
 @pytest.mark.parametrize(

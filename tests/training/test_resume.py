@@ -12,8 +12,8 @@ from helpers.runs import EPOCHS, assert_same_run, curves
 from helpers.signal_handlers import handlers_restored
 from llp.decoder.block import Block
 from llp.decoder.decoder import Decoder
-from llp.evaluation.metric import Score
 from llp.language_model import LanguageModel
+from llp.scoring.metric import Score
 from llp.signals import LISTENER, Stopped
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.runs import curves
-from llp.evaluation.metric import Score
+from llp.scoring.metric import Score
 
 
 def last_screen(out):

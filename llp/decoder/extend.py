@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llp.decoder.kv_cache import Memory
-from llp.evaluation.windows import window_start
+from llp.scoring.windows import window_start
 
 _PIECE_LEN = 4096  # positions at a time of a window without end, so that memory doesn't grow with a long text
 

@@ -1,0 +1,55 @@
+"""A language model with what it needs to read text: its tokenizer, and the windows in which a text is scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llp.language_model import LanguageModel
+
+
+class Tokenizer(Protocol):
+    """What a model needs of a tokenizer; `datamodules.tokenizers` has those that are shipped."""
+
+    fingerprint: str
+    """A digest of all that determines how text is encoded."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, lines: Sequence[str]) -> np.ndarray:
+        """Token ids of lines of text, each with its line end: (N,)."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of token ids."""
+
+
+@dataclass
+class TextModel:
+    """A language model that reads text.
+
+    Attributes:
+        module: The language model.
+        tokenizer: The tokenizer that it was trained with.
+        start_token: The token that a document begins with.
+        window: Length and stride of the windows in which a text is scored and continued.
+    """
+
+    module: LanguageModel
+    tokenizer: Tokenizer
+    start_token: int
+    window: tuple[int, int]
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    def tokens(self, text: str) -> Tensor:
+        """The start token and the tokens of a text: (1, N + 1) int64, what the module's `forward` takes."""
+        lines = list(StringIO(text, newline="\n"))  # as the data reads them: no other character ends a line
+        encoded = self.tokenizer.encode(lines).tolist()
+        return torch.tensor([[self.start_token, *encoded]], device=self.device)
