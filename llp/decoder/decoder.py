@@ -106,9 +106,19 @@ class Decoder(nn.Module):
         """The layers."""
         return [block for block in self.layers if isinstance(block, Block)]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), after the last T tokens."""
-        logits: Tensor = self.head(self.final_norm(self._states(tokens)))
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits of the next token.
+
+        Args:
+            tokens: (B, N) int64.
+            positions: (B, S) int64, where logits are wanted, among the last T; each sequence has its own. None: after
+                each of the last T tokens.
+
+        Returns:
+            (B, T, vocab_size), or (B, S, vocab_size).
+        """
+        x = self._states(tokens)  # (B, T, dim)
+        logits: Tensor = self.head(self.final_norm(x if positions is None else _at(x, positions, tokens.shape[1])))
         return logits
 
     def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
@@ -124,8 +134,7 @@ class Decoder(nn.Module):
         """
         x = self._states(tokens, None if positions is not None else targets.shape[1])  # (B, T, dim)
         if positions is not None:
-            within = positions - (tokens.shape[1] - x.shape[1])  # among the T that are left
-            x = x.take_along_dim(within.unsqueeze(2), dim=1)  # (B, S, dim)
+            x = _at(x, positions, tokens.shape[1])
         n_scored = min(targets.shape[1], x.shape[1])
         x = self.final_norm(last_positions(x, n_scored))
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
@@ -197,3 +206,8 @@ class Decoder(nn.Module):
     def head_flops(self, n: int) -> int:
         """FLOPs of the head on `n` positions."""
         return 2 * n * self.head.weight.numel()
+
+
+def _at(x: Tensor, positions: Tensor, n: int) -> Tensor:
+    """The residual stream (B, T, dim) of the last T of `n` positions, at positions (B, S): (B, S, dim)."""
+    return x.take_along_dim((positions - (n - x.shape[1])).unsqueeze(2), dim=1)

@@ -185,7 +185,7 @@ def test_at_equal_pairs_a_sliding_window_reaches_further_than_llp():
     m, n = 3, 30
     window = (3 * m + 1) // 2
     local, sliding = build("LLP", segment_len=m), build("SlidingWindow", window=window)
-    pairs = [model.layer_pattern(0).pair_count(m * 2, n) for model in (local, sliding)]
+    pairs = [model.layers()[0].pattern.pair_count(2, m * 2, n) for model in (local, sliding)]
     assert pairs == [2 * m * window] * 2
     reaches = [(influence(model, n) > 0).sum(dim=1)[-6 * m :].float().mean() for model in (local, sliding)]
     assert reaches[0] == 3 * m + (m + 1) / 2  # L segments, and half of its own
@@ -211,7 +211,8 @@ def test_the_context_of_a_position_is_what_it_has_a_gradient_from(name, settings
         ("LLP", {3: [], 4: [], 5: [4], 12: [4, 8], 13: [4, 8, 12]}),  # segments of 4
         ("SlidingWindow", {4: [], 5: [], 6: [5], 18: [5]}),  # the first position that does not see the first
         ("ShiftedSegments", {3: [], 4: [3], 9: [3, 6], 10: [3, 6, 9]}),  # segments of 6, and of 3 at first
-        *((name, {3: [0], 5: [0], 6: [1], 12: [7]}) for name in LATENT),  # the last 5 are the latents
+        ("SplitAttention", {3: [], 6: [1], 12: [3, 6, 7, 8]}),  # segments of 3 in a history of 7, and back to all
+        *((name, {3: [], 5: [], 6: [1], 12: [7]}) for name in LATENT if name != "SplitAttention"),  # 5 latents
     ],
 )
 def test_where_something_new_begins_in_the_pattern(name, edges):
@@ -220,7 +221,7 @@ def test_where_something_new_begins_in_the_pattern(name, edges):
 
 def test_perceiver_ar_leaves_history_out_in_layer_0_only():
     model = build("PerceiverAR", history_dropout=0.25)
-    assert [model.layer_pattern(layer).history_dropout for layer in range(3)] == [0.25, 0.0, 0.0]
+    assert [layer.history_dropout for layer in model.layers()] == [0.25, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

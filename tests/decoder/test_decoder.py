@@ -101,13 +101,13 @@ def test_activation_checkpointing_computes_each_block_twice_and_the_same(name):
         calls = []
         for number, block in enumerate(model.decoder.layers):
             block.mlp.up.register_forward_hook(lambda *_, number=number, calls=calls: calls.append(number))
-        loss = model.decoder(tokens, tokens).mean
+        loss = model.decoder.loss(tokens, tokens).mean
         assert calls == [0, 1, 2]
         gradients = torch.autograd.grad(loss, [*model.decoder.parameters()])
         assert calls == ([0, 1, 2, 2, 1, 0] if on else [0, 1, 2])
         outcomes[on] = [loss, *gradients]
         calls.clear()
-        model.eval().decoder(tokens, tokens).mean.backward()
+        model.eval().decoder.loss(tokens, tokens).mean.backward()
         assert calls == [0, 1, 2]
     torch.testing.assert_close(outcomes[True], outcomes[False], rtol=1e-12, atol=1e-12)
 
@@ -117,11 +117,11 @@ def test_loss_is_the_cross_entropy_of_the_last_positions():
     tokens, targets = torch.randint(19, (2, 2, 10))
     log_probabilities = decoder(tokens).log_softmax(-1)
     expected = -log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    losses = decoder(tokens, targets)
+    losses = decoder.loss(tokens, targets)
     torch.testing.assert_close(losses.each, expected)
     torch.testing.assert_close(losses.mean, expected.mean())
-    torch.testing.assert_close(decoder(tokens, targets[:, -3:]).each, expected[:, -3:])
-    assert decoder(tokens, targets[:, :0]).each.shape == (2, 0)
+    torch.testing.assert_close(decoder.loss(tokens, targets[:, -3:]).each, expected[:, -3:])
+    assert decoder.loss(tokens, targets[:, :0]).each.shape == (2, 0)
 
 
 def test_dropout_acts_in_training_only():
@@ -137,7 +137,7 @@ def test_low_precision_keeps_its_dtype_and_its_loss_in_float32(dtype):
     decoder = build("LLP").decoder.to(dtype)
     tokens = torch.randint(19, (1, 9))
     assert decoder(tokens).dtype == dtype
-    losses = decoder(tokens, tokens)
+    losses = decoder.loss(tokens, tokens)
     assert losses.mean.dtype == losses.each.dtype == torch.float32
 
 
@@ -180,13 +180,13 @@ def test_history_dropout_leaves_out_an_exact_share_in_training_only():
 
     # The rest keep their rotary positions: the same as masking the dropped keys out of the whole.
     for row, kept in zip(range(3), seen, strict=True):
-        places = kept.nonzero().flatten().tolist()
+        positions = kept.nonzero().flatten().tolist()
         expected = reference.logits(
             plain.decoder.state_dict(),
             tokens[row].tolist(),
             3,
             2,
-            lambda i, n, places=places: [j for j in range(i + 1) if n < 15 or j in places or j == i],
+            lambda i, n, positions=positions: [j for j in range(i + 1) if n < 15 or j in positions or j == i],
             latent_len=5,
             latents_only=True,
         )

@@ -1,274 +1,190 @@
-"""Patterns against literal masks."""
+"""Every pattern against its definition, and the definitions against masks and rules written out by hand."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 
-from llp.decoder import patterns
-from llp.decoder.kernels import merged, windowed
-from llp.decoder.kernels.fused import CPU, KERNELS
-from llp.decoder.kernels.merged import can_merge
-from llp.decoder.kernels.windowed import window_blocks
+from helpers.own_patterns import OWN_PATTERNS, Blind, Dilated, WindowWithSinks
+from llp.decoder.kernels import flex, local
 from llp.decoder.patterns import (
-    causal_attention,
-    segment_pair_attention,
-    segment_pair_count,
-    shifted_segment_attention,
-    shifted_segment_count,
-    sliding_window_attention,
-    sliding_window_count,
+    AttentionPattern,
+    CausalAttention,
+    HistoryAttention,
+    SegmentAttention,
+    ShiftedSegmentAttention,
+    SlidingWindowAttention,
+    drop_history,
 )
 
-CAUSAL_TAIL = [  # 3 queries over 5 keys
-    [1, 1, 1, 0, 0],
-    [1, 1, 1, 1, 0],
-    [1, 1, 1, 1, 1],
-]
-SEGMENT_PAIRS = [  # segments of 2 over 7 positions: the last one is shorter
-    [1, 0, 0, 0, 0, 0, 0],
-    [1, 1, 0, 0, 0, 0, 0],
-    [1, 1, 1, 0, 0, 0, 0],
-    [1, 1, 1, 1, 0, 0, 0],
-    [0, 0, 1, 1, 1, 0, 0],
-    [0, 0, 1, 1, 1, 1, 0],
-    [0, 0, 0, 0, 1, 1, 1],
-]
+H = 4
+RULES = {  # a pattern, and who sees whom by hand: head, query, key
+    CausalAttention(): lambda h, i, j: j <= i,
+    SegmentAttention(4, look_back=0): lambda h, i, j: j <= i and i // 4 == j // 4,
+    SegmentAttention(4): lambda h, i, j: j <= i and i // 4 - j // 4 <= 1,
+    SegmentAttention(3, look_back=2): lambda h, i, j: j <= i and i // 3 - j // 3 <= 2,
+    SegmentAttention(1): lambda h, i, j: j in (i - 1, i),
+    SlidingWindowAttention(1): lambda h, i, j: i == j,
+    SlidingWindowAttention(5): lambda h, i, j: 0 <= i - j < 5,
+    SlidingWindowAttention(33): lambda h, i, j: 0 <= i - j < 33,  # 32 before itself: a neighbourhood without padding
+    ShiftedSegmentAttention(6, H): lambda h, i, j: j <= i and (i + 3 * (h >= 2)) // 6 == (j + 3 * (h >= 2)) // 6,
+    WindowWithSinks(): lambda h, i, j: j <= i and (i - j < 4 or j < 2),
+    Dilated(): lambda h, i, j: i - j in (0, 3, 6),
+    OWN_PATTERNS[2]: lambda h, i, j: i == j or (h % 2 == 0 and j <= i and (i // 4 == j // 4 or j == i // 4 * 4 - 1)),
+    Blind(): lambda h, i, j: i >= 3 and j < i,
+}
+LOCAL = [pattern for pattern in RULES if pattern.reach is not None]
+FAST = [pattern for pattern in RULES if type(pattern).attend is not AttentionPattern.attend]
 
 
-def masked_attention(query, key, value, mask):
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    scores = scores.masked_fill(~torch.as_tensor(mask, dtype=torch.bool), -math.inf)
-    return scores.softmax(-1) @ value
+def history_rule(latent_len, segment_len, n):
+    first_latent = max(0, n - latent_len)
+
+    def sees(h, i, j):
+        if i >= first_latent:
+            return j <= i
+        return j < first_latent and (segment_len is None or i // segment_len == j // segment_len)
+
+    return sees
+
+
+def by_hand(rule, n_queries, n):
+    rows = [[[rule(h, i, j) for j in range(n)] for i in range(n - n_queries, n)] for h in range(H)]
+    return torch.tensor(rows)  # (H, Q, N)
 
 
 def draw(*shape):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def test_causal_attention_of_fewer_queries_is_lower_right():
-    query, key, value = draw(2, 3, 3, 4), draw(2, 3, 5, 4), draw(2, 3, 5, 4)
-    torch.testing.assert_close(
-        causal_attention(query, key, value), masked_attention(query, key, value, CAUSAL_TAIL), rtol=1e-12, atol=1e-12
-    )
+def inputs(n_queries, n, batch=2, width=4):
+    return draw(batch, H, n_queries, width), draw(batch, H, n, width) + 1, draw(batch, H, n, width) - 1
 
 
-def test_segment_pair_attention_is_its_mask():
-    query, key, value = draw(2, 3, 7, 4), draw(2, 3, 7, 4) + 1, draw(2, 3, 7, 4) - 1
-    torch.testing.assert_close(
-        segment_pair_attention(query, key, value, segment_len=2),
-        masked_attention(query, key, value, SEGMENT_PAIRS),
-        rtol=1e-12,
-        atol=1e-12,
-    )
+def masked_attention(query, key, value, mask):
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    shares = scores.softmax(-1) * mask
+    return shares @ value
 
 
-@pytest.mark.parametrize(("n", "segment_len"), [(1, 1), (1, 4), (4, 4), (5, 4), (8, 4), (9, 4), (11, 1), (13, 5)])
-def test_segment_pair_attention_of_any_length(n, segment_len):
-    mask = [[j <= i and j // segment_len >= i // segment_len - 1 for j in range(n)] for i in range(n)]
-    query, key, value = draw(2, 2, n, 4), draw(2, 2, n, 4) + 1, draw(2, 2, n, 4) - 1
-    torch.testing.assert_close(
-        segment_pair_attention(query, key, value, segment_len),
-        masked_attention(query, key, value, mask),
-        rtol=1e-12,
-        atol=1e-12,
-    )
-
-
-def differentiated(attend, *inputs):
+def differentiated(attend, *tensors):
     """Output and gradients, under an upstream gradient that tells positions apart."""
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    output = attend(*inputs)
-    return [output, *torch.autograd.grad(output, inputs, draw(*output.shape))]
+    tensors = [x.clone().requires_grad_() for x in tensors]
+    output = attend(*tensors)
+    return [output, *torch.autograd.grad(output, tensors, draw(*output.shape))]
 
 
-def expected_mask(see, n_queries, n):
-    """Rows of the last `n_queries` of n positions: position i sees j where `see(i, j)`."""
-    return [[j <= i and see(i, j) for j in range(n)] for i in range(n - n_queries, n)]
-
-
-LOCAL = {  # a pattern, who sees whom, and the count of its pairs
-    "blocks": (
-        partial(segment_pair_attention, segment_len=4, look_back=0),
-        lambda i, j: i // 4 == j // 4,
-        partial(segment_pair_count, segment_len=4, look_back=0),
-    ),
-    "pairs": (
-        partial(segment_pair_attention, segment_len=4),
-        lambda i, j: i // 4 - j // 4 <= 1,
-        partial(segment_pair_count, segment_len=4),
-    ),
-    "triples": (
-        partial(segment_pair_attention, segment_len=3, look_back=2),
-        lambda i, j: i // 3 - j // 3 <= 2,
-        partial(segment_pair_count, segment_len=3, look_back=2),
-    ),
-    "window of 1": (
-        partial(sliding_window_attention, window=1),
-        lambda i, j: i == j,
-        partial(sliding_window_count, window=1),
-    ),
-    "window of 5": (
-        partial(sliding_window_attention, window=5),
-        lambda i, j: i - j < 5,
-        partial(sliding_window_count, window=5),
-    ),
-    "window of 33": (  # 32 before itself: the whole neighbourhood of a block, without padding
-        partial(sliding_window_attention, window=33),
-        lambda i, j: i - j < 33,
-        partial(sliding_window_count, window=33),
-    ),
-}
-
-
-@pytest.mark.parametrize("merges", [True, False], ids=["fast", "readable"])
-@pytest.mark.parametrize("n", [1, 4, 5, 9, 12, 33, 37, 64, 100, 113])
-@pytest.mark.parametrize("case", LOCAL)
-def test_local_patterns_are_their_masks(monkeypatch, case, n, merges):
-    """Values and gradients, where the queries are all positions, and where they are the last ones alone."""
-    monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: merges)
-    attend, see, count = LOCAL[case]
-    for n_queries in {n, n // 2 + 1, max(1, n - 3), 1}:
-        mask = expected_mask(see, n_queries, n)
-        inputs = draw(2, 2, n_queries, 4), draw(2, 2, n, 4) + 1, draw(2, 2, n, 4) - 1
-        got = differentiated(attend, *inputs)
-        expected = differentiated(partial(masked_attention, mask=mask), *inputs)
-        for one, other in zip(got, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-        assert count(n_queries, n) == sum(map(sum, mask))
-
-
-@pytest.mark.parametrize("merges", [True, False], ids=["fast", "readable"])
-@pytest.mark.parametrize("n", [1, 3, 4, 6, 7, 9, 18, 25])
-def test_shifted_segments_are_their_masks(monkeypatch, n, merges):
-    monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: merges)
-    attend = partial(shifted_segment_attention, segment_len=6)
-    for n_queries in {n, n // 2 + 1, 1}:
-        inputs = draw(2, 4, n_queries, 4), draw(2, 4, n, 4) + 1, draw(2, 4, n, 4) - 1
-        in_place = expected_mask(lambda i, j: i // 6 == j // 6, n_queries, n)
-        shifted = expected_mask(lambda i, j: (i + 3) // 6 == (j + 3) // 6, n_queries, n)
-        mask = [in_place, in_place, shifted, shifted]  # one a head
-        expected = differentiated(partial(masked_attention, mask=mask), *inputs)
-        for one, other in zip(differentiated(attend, *inputs), expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-        pairs = sum(map(sum, in_place)) + sum(map(sum, shifted))
-        assert shifted_segment_count(n_queries, n, 6) == pairs / 2
-
-
-@pytest.mark.parametrize("window", [200, 600])
-def test_longer_blocks_of_a_longer_window(window):
-    """Of 64 queries, 1,024 of them at a time, and of 96; the last block is shorter."""
-    inputs = draw(1, 1, 1250, 4), draw(1, 1, 1250, 4) + 1, draw(1, 1, 1250, 4) - 1
-    mask = torch.ones(1250, 1250, dtype=torch.bool).tril().triu(1 - window)
-    got = differentiated(partial(sliding_window_attention, window=window), *inputs)
-    for one, other in zip(got, differentiated(partial(masked_attention, mask=mask), *inputs), strict=True):
+def assert_attends(attend, mask, *tensors):
+    expected = differentiated(lambda *x: masked_attention(*x, mask), *tensors)
+    for one, other in zip(differentiated(attend, *tensors), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-def test_blocks_cover_each_query_once_and_come_a_thousand_queries_at_a_time():
-    for window, first, n in [(5, 0, 300), (97, 0, 5000), (97, 50, 400), (300, 0, 290), (1, 0, 7), (1, 3, 3)]:
-        found = window_blocks(2, first, n, window)
-        for sample in range(2):
-            own = [blocks for blocks in found if blocks.sample == sample]
-            places = [p for b in own for p in range(b.start, b.start + b.number * b.length)]
-            assert places == list(range(first, n))
-        for blocks in found:
-            assert blocks.start == blocks.n_before or blocks.n_before >= window - 1  # all that a window holds
-            assert blocks.number * blocks.length <= max(1024, blocks.length)
+@pytest.mark.parametrize("pattern", RULES, ids=repr)
+def test_the_definition_is_the_rule(pattern):
+    for n_queries, n in [(1, 1), (13, 13), (5, 13), (1, 9)]:
+        assert torch.equal(pattern.mask(H, n_queries, n).expand(H, -1, -1), by_hand(RULES[pattern], n_queries, n))
 
 
-FAST_PATHS = {  # queries, keys, pattern, calls of the kernel for two samples
-    "blocks": (13, 13, partial(segment_pair_attention, segment_len=4, look_back=0), 1),
-    "triples": (13, 13, partial(segment_pair_attention, segment_len=4, look_back=2), 5),
-    "window": (100, 100, partial(sliding_window_attention, window=17), 6),  # 16 alone, two blocks of 32, a rest of 20
-    "segments": (13, 13, partial(segment_pair_attention, segment_len=4), 3),
-    "whole segments": (12, 12, partial(segment_pair_attention, segment_len=4), 3),
-    "many segments": (69, 69, partial(segment_pair_attention, segment_len=2), 7),  # 34 pairs: 16, 16 and 2
-    "tail": (5, 13, causal_attention, 2),
-    "two queries": (2, 13, causal_attention, 2),  # a single one sees all keys, and needs no parts
-}
+@pytest.mark.parametrize("merges", [True, False], ids=["fast", "readable"])
+@pytest.mark.parametrize("n", [1, 4, 5, 9, 12, 33, 64, 113])
+@pytest.mark.parametrize("pattern", FAST, ids=repr)
+def test_fast_paths_are_the_definition(monkeypatch, pattern, n, merges):
+    """Values and gradients, where the queries are all positions, and where they are the last ones alone."""
+    monkeypatch.setattr(local, "can_merge", lambda query, dropout_p: merges)
+    for n_queries in {n, n // 2 + 1, max(1, n - 3), 1}:
+        assert_attends(pattern.attend, pattern.mask(H, n_queries, n), *inputs(n_queries, n))
 
 
-@pytest.mark.parametrize("case", FAST_PATHS)
-def test_the_fast_path_is_the_readable_one(monkeypatch, case):
-    n_queries, n, attend, n_calls = FAST_PATHS[case]
-    inputs = draw(2, 3, n_queries, 8), draw(2, 3, n, 8) + 1, draw(2, 3, n, 8) - 1
-    calls = []
-
-    def counted(forward):
-        return lambda *args, **more: (calls.append(None), forward(*args, **more))[1]
-
-    monkeypatch.setattr(windowed, "fused_forward", counted(windowed.fused_forward))
-    monkeypatch.setitem(KERNELS, "cpu", CPU._replace(forward=counted(CPU.forward)))
-    fast = differentiated(attend, *inputs)
-    assert len(calls) == n_calls
-    monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: False)
-    readable = differentiated(attend, *inputs)
-    assert len(calls) == n_calls
-    for one, other in zip(fast, readable, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("pattern", RULES, ids=repr)
+def test_attention_by_definition(monkeypatch, pattern):
+    """In blocks of 5 queries and whole; a position that sees nothing gets zeros, and finite gradients."""
+    for block_len in (5, 256):
+        monkeypatch.setattr("llp.decoder.patterns._BLOCK_LEN", block_len)
+        for n_queries, n in [(1, 1), (13, 13), (6, 13), (1, 13)]:
+            assert_attends(pattern.attend_by_definition, pattern.mask(H, n_queries, n), *inputs(n_queries, n))
 
 
-def test_the_fast_path_holds_where_scores_are_huge():
-    """The merge works on logarithms: neither part's weights may overflow or vanish."""
-    query, key, value = 100 * draw(1, 1, 8, 4), 100 * draw(1, 1, 8, 4), draw(1, 1, 8, 4)
-    mask = [[j <= i and j // 2 >= i // 2 - 1 for j in range(8)] for i in range(8)]
-    expected = differentiated(partial(masked_attention, mask=mask), query, key, value)
-    got = differentiated(partial(segment_pair_attention, segment_len=2), query, key, value)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(("latent_len", "segment_len"), [(5, None), (5, 3), (5, 20), (1, 1), (20, None)])
+def test_history_attention_is_its_rule(latent_len, segment_len):
+    pattern = HistoryAttention(latent_len, segment_len)
+    for n in (1, 5, 6, 13):
+        whole = pattern.in_window(n)
+        rule = by_hand(history_rule(latent_len, segment_len, n), n, n)
+        assert torch.equal(whole.mask(H, n, n).expand(H, -1, -1), rule)
+        assert whole.pair_count(H, n, n) == rule.sum() / H
+        for n_queries in {n, min(n, latent_len), 1, max(1, n - 1)}:
+            for attend in (whole.attend, whole.attend_by_definition):
+                assert_attends(attend, rule[:, n - n_queries :], *inputs(n_queries, n))
 
 
-def test_dropout_takes_the_readable_path():
-    query = draw(1, 2, 8, 4)
-    assert can_merge(query, 0.0)
-    assert not can_merge(query, 0.1)
-    dropped = segment_pair_attention(query, query, torch.ones_like(query), 4, dropout_p=0.5)
-    assert dropped.std() > 0.1  # without dropout all weights add up to 1
+def test_history_attention_in_a_window_that_is_still_filling():
+    """Which positions are latents depends on the whole window: 9 of its 12 positions are there."""
+    pattern = HistoryAttention(5).in_window(12)
+    rule = by_hand(history_rule(5, None, 12), 12, 12)[:, :9, :9]
+    assert_attends(pattern.attend, rule, *inputs(9, 9))
+    with pytest.raises(ValueError, match="in_window"):
+        HistoryAttention(5).mask(H, 3, 3)
 
 
-@pytest.mark.parametrize(
-    "attend",
-    [
-        partial(segment_pair_attention, segment_len=8),
-        partial(segment_pair_attention, segment_len=8, look_back=2),
-        partial(shifted_segment_attention, segment_len=8),
-        partial(sliding_window_attention, window=8),
-        partial(sliding_window_attention, window=8, dropout_p=0.1),
-    ],
-    ids=["pairs", "triples", "shifted", "window", "readable window"],
-)
-def test_local_patterns_never_hold_all_pairs(attend):
-    """The largest tensor that autograd keeps is linear in the length."""
-    sizes = []
-    for n in (256, 512):
-        saved = []
-
-        def keep(tensor, saved=saved):
-            saved.append(tensor.numel())
-            return tensor
-
-        query, key, value = (draw(1, 2, n, 2).requires_grad_() for _ in range(3))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            attend(query, key, value)
-        sizes.append(max(saved))
-    assert sizes[1] <= 2.1 * sizes[0]
-    assert sizes[1] < 512 * 512 / 8
+@pytest.mark.parametrize("pattern", RULES, ids=repr)
+def test_pairs_and_first_visible_are_counted_from_the_mask(pattern):
+    for n_queries, n in [(1, 1), (40, 40), (17, 40), (1, 40)]:
+        mask = by_hand(RULES[pattern], n_queries, n)
+        assert pattern.pair_count(H, n_queries, n) == mask.sum() / H
+    mask = by_hand(RULES[pattern], 40, 40) | torch.eye(40, dtype=torch.bool)  # the residual stream keeps itself
+    assert torch.equal(pattern.first_visible(H, 40).expand(H, -1), mask.to(torch.uint8).argmax(dim=-1))
 
 
-@pytest.mark.parametrize("merges", [True, False])
-def test_the_forms_that_a_compiler_can_trace_have_the_same_masks(monkeypatch, merges):
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(patterns, "can_merge", lambda query, dropout_p: merges)
-    query, key, value = draw(3, 2, 7, 4), draw(3, 2, 7, 4), draw(3, 2, 7, 4)
-    tail = causal_attention(query[:, :, :3], key[:, :, :5], value[:, :, :5])
-    expected = masked_attention(query[:, :, :3], key[:, :, :5], value[:, :, :5], CAUSAL_TAIL)
-    torch.testing.assert_close(tail, expected, rtol=1e-12, atol=1e-12)
-    pairs = segment_pair_attention(query, key, value, segment_len=2)
-    torch.testing.assert_close(pairs, masked_attention(query, key, value, SEGMENT_PAIRS), rtol=1e-12, atol=1e-12)
-    # One part for the pairs of each sample, of whatever length: here two samples of 20 segments.
-    segments = draw(40, 1, 2, 4)
-    own, *parts = merged.segment_parts(segments, segments, batch=2, look_back=1)
-    assert own == (None, None, True)
-    assert parts == [((0, 1, 19), (0, 0, 19), False), ((0, 21, 19), (0, 20, 19), False)]
+@pytest.mark.parametrize("pattern", RULES, ids=repr)
+def test_what_a_cache_keeps(pattern):
+    """All that queries from a position on can see, from the start of a unit on, and no unit more."""
+    seen = by_hand(RULES[pattern], 60, 60).any(dim=0)
+    for n in range(40):
+        first = pattern.first_kept(H, n)
+        if pattern.reach is None:
+            assert first == 0
+            continue
+        needed = int(seen[n:].any(dim=0).to(torch.uint8).argmax())
+        assert first == needed // pattern.unit * pattern.unit
+
+
+@pytest.mark.parametrize("pattern", LOCAL, ids=repr)
+def test_units_and_reach_are_what_they_say(pattern):
+    """The definition repeats after a unit, and the declared reach cuts nothing off that it sees."""
+    head, query, key = torch.arange(H).view(-1, 1, 1), torch.arange(40, 60).unsqueeze(1), torch.arange(60)
+    seen = pattern.sees(head, query, key)
+    assert torch.equal(seen, pattern.sees(head, query + pattern.unit, key + pattern.unit))
+    assert torch.equal((seen & (key <= query)).expand(H, -1, -1), pattern.visible(head, query, key).expand(H, -1, -1))
+    first = torch.where(pattern.visible(head, query, key), key, 99).amin(dim=-1)
+    assert (query.squeeze() // pattern.unit * pattern.unit - first).max() == pattern.reach
+
+
+def test_a_reach_is_enforced():
+    class Forgetful(SlidingWindowAttention):
+        def sees(self, head, query, key):
+            return torch.ones_like(key - query, dtype=torch.bool)
+
+    assert torch.equal(Forgetful(3).mask(1, 9, 9), SlidingWindowAttention(3).mask(1, 9, 9))
+
+
+@pytest.mark.parametrize("pattern", [*LOCAL, WindowWithSinks()], ids=repr)
+def test_flex_attention_takes_the_same_definition(pattern):
+    """On a GPU it is compiled; on a CPU it has no backward pass."""
+    for n_queries in (1, 5, 13):
+        tensors = [x.float() for x in inputs(n_queries, 13, width=16)]
+        got = flex.flex_masked_attention(pattern.visible, *tensors)
+        expected = masked_attention(*tensors, pattern.mask(H, n_queries, 13))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropped_history_is_a_share_of_it_and_the_rest_keeps_its_order():
+    key = torch.arange(24.0).view(1, 1, 24, 1).expand(3, 2, -1, -1)
+    kept, values = drop_history(key, -key, n_history=20, share=0.25)
+    assert kept.shape == (3, 2, 19, 1)
+    assert torch.equal(values, -kept)
+    for row in kept[:, :, :, 0].reshape(6, 19):
+        assert row.tolist() == sorted(set(row.tolist()))
+        assert row[-4:].tolist() == [20, 21, 22, 23]
+    assert not torch.equal(kept[0], kept[1])  # drawn for each sample

@@ -3,6 +3,7 @@
 import torch
 
 import llp
+from helpers.own_patterns import OwnModel
 from llp.language_model import LanguageModel
 
 SIZES = {"vocab_size": 19, "dim": 16, "n_layers": 3, "n_heads": 2}
@@ -25,14 +26,16 @@ FORMS = [
     ("LLP", {"look_back": 0, "dense_every": 3}),
 ]
 """The architectures, and those forms of them in which other positions attend to each other."""
+OWN_FORMS = [("OwnModel", {"kind": kind}) for kind in ("WindowWithSinks", "Dilated", "Landmarks", "Blind")]
+"""Architectures that a user might bring, of patterns that are nothing but their definition."""
 LATENT = [name for name in ARCHITECTURES if "latent_len" in OWN_SETTINGS[name]]
 
 
 def build(name: str, **settings) -> LanguageModel:
     """A small model of the given architecture in float64 with large random weights, so that nothing is near zero."""
-    own = OWN_SETTINGS[name]
     torch.manual_seed(0)
-    model = getattr(llp, name)(**{**SIZES, **own, **settings})
+    cls = OwnModel if name == "OwnModel" else getattr(llp, name)
+    model = cls(**{**SIZES, **OWN_SETTINGS.get(name, {}), **settings})
     model.configure_model()
     model.double().eval()
     with torch.no_grad():

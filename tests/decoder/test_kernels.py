@@ -13,11 +13,10 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llp.decoder import patterns
-from llp.decoder.kernels import fused
+from llp.decoder.kernels import fused, local
 from llp.decoder.kernels.fused import CUDNN, FLASH, KERNELS, takes_flash
+from llp.decoder.kernels.local import causal_attention, segment_pair_attention
 from llp.decoder.kernels.merged import can_merge, merged_attention, segment_parts, tail_parts
-from llp.decoder.patterns import causal_attention, segment_pair_attention
 
 SEED, OFFSET = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
 
@@ -166,7 +165,7 @@ def test_the_tail_merged_on_the_cuda_operators_is_its_mask(monkeypatch, stand_in
 
 @pytest.mark.parametrize("head_dim", [8, 5])
 def test_the_flash_operator_alone_is_lower_right(monkeypatch, stand_ins, head_dim):
-    monkeypatch.setattr(patterns, "takes_flash", lambda query: True)
+    monkeypatch.setattr(local, "takes_flash", lambda query: True)
     inputs = draw(2, 3, 5, head_dim), draw(2, 3, 13, head_dim), draw(2, 3, 13, head_dim)
     got = differentiated(causal_attention, *inputs)
     expected = differentiated(partial(masked_attention, see=lambda i, j: True), *inputs)
@@ -207,7 +206,7 @@ def test_compiled_segments_are_one_graph_of_parts_without_a_mask(monkeypatch, ke
 
 
 def test_compiled_tails_with_dropout_are_the_flash_operators_lower_right_form(monkeypatch):
-    monkeypatch.setattr(patterns, "takes_flash", lambda query: True)
+    monkeypatch.setattr(local, "takes_flash", lambda query: True)
     inputs = [torch.empty(2, 3, n, 8, device="meta", dtype=torch.bfloat16) for n in (5, 13, 13)]
     forward, backward = traced(partial(causal_attention, dropout_p=0.1), *inputs)
     assert "aten._scaled_dot_product_flash_attention.default" in forward
