@@ -31,7 +31,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
     logit is computed twice.
     """
     trains = torch.is_grad_enabled()  # inside the function it never is, and `needs_input_grad` doesn't tell
-    mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten(), trains)
+    mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten(), trains)  # type: ignore[no-untyped-call]
     return Losses(mean, each.view_as(targets))
 
 

@@ -107,7 +107,7 @@ def takes_flash(query: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # a compiler can't trace these questions
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler can't trace these questions
 def _flash_is_available() -> bool:
     """Whether torch was built with it for an NVIDIA device that has it, and nobody has switched it off."""
     return (

@@ -120,7 +120,7 @@ def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: 
         return causal_attention(query, key, value, dropout_p)
     loops = query.device.type == "cpu" and not torch.compiler.is_compiling()  # which would unroll its loop over blocks
     if loops and can_merge(query, dropout_p):
-        return WindowedAttention.apply(query, key, value, window)
+        return WindowedAttention.apply(query, key, value, window)  # type: ignore[no-untyped-call]
     padding = -(key.shape[2] - n_before) % window
     query, key, value = _aligned(query, key, value, padding)
     output = _in_blocks(_band_attention, query, key, value, window, n_before, dropout_p)

@@ -32,9 +32,9 @@ def merged_attention(
     """
     multiple, head_dim = KERNELS[query.device.type].head_dim_multiple, query.shape[-1]
     if head_dim % multiple == 0:
-        return MergedAttention.apply(query, key, value, None, make_parts, *sizes)
+        return MergedAttention.apply(query, key, value, None, make_parts, *sizes)  # type: ignore[no-untyped-call]
     query, key, value = (with_head_dim_multiple(x, multiple) for x in (query, key, value))
-    return MergedAttention.apply(query, key, value, head_dim**-0.5, make_parts, *sizes)[..., :head_dim]
+    return MergedAttention.apply(query, key, value, head_dim**-0.5, make_parts, *sizes)[..., :head_dim]  # type: ignore[no-untyped-call]
 
 
 class MergedAttention(Function):
