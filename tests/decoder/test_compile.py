@@ -13,12 +13,16 @@ from helpers.small_models import ARCHITECTURES, build
 LENGTHS = (11, 16, 14, 15, 13, 12)
 
 
+SLOWLY = [pytest.param(name, 0.0, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "LLP"]
+SLOWLY += [pytest.param("LLP", 0.25, marks=pytest.mark.slow)]
+
+
 def loss_and_gradients(decoder, tokens):
     loss = decoder.loss(tokens, tokens).mean
     return [loss, *torch.autograd.grad(loss, [*decoder.parameters()])]
 
 
-@pytest.mark.parametrize(("name", "dropout"), [*((name, 0.0) for name in ARCHITECTURES), ("LLP", 0.25)])
+@pytest.mark.parametrize(("name", "dropout"), [("LLP", 0.0), *SLOWLY])
 def test_one_graph_for_all_lengths(monkeypatch, name, dropout):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")  # traced as for Inductor, run by torch's own kernels
@@ -40,6 +44,7 @@ def test_one_graph_for_all_lengths(monkeypatch, name, dropout):
     assert graphs[-1] == graphs[3]
 
 
+@pytest.mark.slow
 def test_inductor_compiles_it():
     torch._dynamo.reset()
     compiled, eager = build("LLP", n_layers=1, compile=True).decoder, build("LLP", n_layers=1).decoder
@@ -49,6 +54,7 @@ def test_inductor_compiles_it():
     assert metrics.generated_kernel_count > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LLP", "SlidingWindow", "ShiftedSegments"])
 def test_layers_of_different_lengths_share_their_graphs(monkeypatch, name):
     """With burn-in each layer lets out less than the one before: one graph for the first length, one for all others."""
