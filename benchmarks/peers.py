@@ -1,13 +1,63 @@
-"""What others do, at the same widths: the published formulation of LLP, and two packages in our block."""
+"""Attention patterns by name: ours, LLP's in its published formulation, and those of two packages."""
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import llp
-from llp.decoder.patterns import LayerPattern, causal_attention, segment_pair_attention, sliding_window_attention
+from llp.decoder.patterns import (
+    LayerPattern,
+    causal_attention,
+    causal_count,
+    segment_pair_attention,
+    segment_pair_count,
+    sliding_window_attention,
+    sliding_window_count,
+)
+
+
+class Attention(NamedTuple):
+    """Attention alone."""
+
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """Maps query (B, H, Q, D), key and value (B, H, N, D) to (B, H, Q, D); the queries are the last Q positions."""
+    pair_count: Callable[[int, int], float]
+    """Maps Q and N to the number of query-key pairs in a head, without the masked ones."""
+    sees: Callable[[Tensor, Tensor], Tensor]
+    """Whether a query position sees a key position that is not later than itself."""
+
+
+def attentions(segment_len: int) -> dict[str, Attention]:
+    """The patterns that are compared; all but the Transformer's have about as many pairs as LLP's."""
+    window = equal_window(segment_len)
+
+    def sees_segment_before(query: Tensor, key: Tensor) -> Tensor:
+        return query // segment_len - key // segment_len <= 1
+
+    def like_llp(attend: Callable[..., Tensor]) -> Attention:
+        return Attention(attend, partial(segment_pair_count, segment_len=segment_len), sees_segment_before)
+
+    return {
+        "LLP": like_llp(partial(segment_pair_attention, segment_len=segment_len)),
+        "SlidingWindow": Attention(
+            partial(sliding_window_attention, window=window),
+            partial(sliding_window_count, window=window),
+            lambda query, key: query - key < window,
+        ),
+        "Transformer": Attention(causal_attention, causal_count, lambda query, key: key <= query),
+        "published LLP": like_llp(partial(published_segment_attention, segment_len=segment_len)),
+        "local-attention": like_llp(
+            lambda query, key, value, dropout_p=0.0: local_attention(segment_len)(query, key, value)
+        ),
+    }
+
+
+def equal_window(segment_len: int) -> int:
+    """The sliding window with as many pairs a query as LLP, which has 1.5 segments and half a position on average."""
+    return (3 * segment_len + 1) // 2
 
 
 def published_segment_attention(
@@ -25,34 +75,18 @@ def published_segment_attention(
     return torch.cat(outputs, dim=2)
 
 
-def local_attention(segment_len: int) -> Any:
-    """The package `local-attention` with one window back: the pattern of LLP, on (B, H, N, D)."""
+@cache
+def local_attention(segment_len: int) -> nn.Module:
+    """The package `local-attention`, looking one window back: the pattern of LLP, on (B, H, N, D)."""
     from local_attention import LocalAttention
 
-    module = LocalAttention(window_size=segment_len, causal=True, look_backward=1, use_rotary_pos_emb=False)
-    return lambda query, key, value, dropout_p=0.0: module(query, key, value)
-
-
-def equal_window(segment_len: int) -> int:
-    """The sliding window with as many pairs a query as LLP, which has 1.5 segments and half a position on average."""
-    return (3 * segment_len + 1) // 2
-
-
-def attention_patterns(segment_len: int) -> dict[str, Any]:
-    """Attention alone, each a function of query, key and value (B, H, N, D)."""
-    return {
-        "LLP": partial(segment_pair_attention, segment_len=segment_len),
-        "SlidingWindow": partial(sliding_window_attention, window=equal_window(segment_len)),
-        "Transformer": causal_attention,
-        "published LLP": partial(published_segment_attention, segment_len=segment_len),
-        "local-attention": local_attention(segment_len),
-    }
+    return LocalAttention(window_size=segment_len, causal=True, look_backward=1, use_rotary_pos_emb=False)
 
 
 class LikeLLP(llp.LLP):
-    """LLP with a peer's attention in its layers: all else is ours, so that only the attention differs."""
+    """LLP with a peer's attention in its layers: everything else is ours, so that only the attention differs."""
 
-    def __init__(self, vocab_size: int, attend: Any = None, **kwargs: Any) -> None:
+    def __init__(self, vocab_size: int, attend: Callable[..., Tensor] | None = None, **kwargs: Any) -> None:
         super().__init__(vocab_size, **kwargs)
         self.attend = attend
 
@@ -61,7 +95,7 @@ class LikeLLP(llp.LLP):
 
 
 def perceiver_ar_pytorch(vocab_size: int, dim: int, n_layers: int, n_heads: int, n: int, latent_len: int) -> nn.Module:
-    """The package `perceiver-ar-pytorch`: one layer that reads the history, the others on the latents."""
+    """The package `perceiver-ar-pytorch`: one layer that reads the history, and the others on the latents."""
     from perceiver_ar_pytorch import PerceiverAR
 
     return PerceiverAR(
