@@ -1,5 +1,6 @@
 """The CPU benchmark: its peers compute what we compute, and it writes what it measures."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -47,7 +48,13 @@ def test_rounds_time_every_arm():
     assert [set(order[first : first + 2]) for first in (4, 6, 8)] == [{"a", "b"}] * 3  # four runs come before
 
 
-def test_it_writes_tables_and_plots(tmp_path):
+def test_a_process_of_its_own():
+    assert measuring.in_own_process(os.getpid) != os.getpid()
+
+
+def test_it_writes_tables_and_plots(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "in_own_process", lambda function, *args: function(*args))
+
     def run(*arguments):
         sizes = ["--dim", "64", "--n_heads", "2", "--segment_len", "8", "--layers", "2", "--rounds", "2"]
         compare.main([*arguments, *sizes, "--out", str(tmp_path)])
