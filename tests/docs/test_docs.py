@@ -39,10 +39,10 @@ def test_drawn_layers_are_the_definition(name):
         "perceiver_ar": [n, LATENTS, LATENTS],
         "compressed_attention": [n, *[draw_patterns.COMPRESSED + LATENTS] * 2],
     }
-    model = draw_patterns.MODELS[name]
-    assert draw_patterns.positions_held(model, n) == held.get(name, [n] * 3)
-    for layer, entering in enumerate(draw_patterns.positions_held(model, n)):
-        drawn = draw_patterns.layer_sees(model, layer, entering)
+    layers = draw_patterns.layers_see(draw_patterns.MODELS[name], n)
+    assert [drawn.shape[1] for drawn in layers] == held.get(name, [n] * 3)
+    for layer, drawn in enumerate(layers):
+        entering = drawn.shape[1]
         n_out = n if name in draw_patterns.ALL_TRAINED else LATENTS
         if layer < 2 and name != "perceiver_ar":
             n_out = entering
@@ -53,8 +53,7 @@ def test_drawn_layers_are_the_definition(name):
 
 
 def test_drawn_halves_are_the_definition():
-    model = draw_patterns.MODELS["shifted_segments"]
-    drawn = draw_patterns.layer_sees(model, 0, 20, head=1)
+    drawn = draw_patterns.layers_see(draw_patterns.MODELS["shifted_segments"], 20, head=1)[0]
     expected = [reference.shifted_sees(SEGMENT)(i, 20) for i in range(20)]
     assert [row.nonzero().flatten().tolist() for row in drawn] == expected
 
@@ -125,7 +124,7 @@ def test_the_guide_for_another_architecture_works(tmp_path, wikitext):
     import window_with_sinks
 
     model = window_with_sinks.WindowWithSinks(vocab_size=9, dim=8, n_layers=1, n_heads=1, window=3, n_sinks=2)
-    drawn = draw_patterns.layer_sees(model, 0, 7)
+    drawn = draw_patterns.layers_see(model, 7)[0]
     expected = [[j for j in range(i + 1) if j < 2 or i - j < 3] for i in range(7)]
     assert [row.nonzero().flatten().tolist() for row in drawn] == expected
     assert model.context_lens(7).tolist() == [len(seen) for seen in expected]
