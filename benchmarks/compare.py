@@ -9,8 +9,8 @@ All arms of a group take turns within each round, so that a busy machine slows t
 import argparse
 import gc
 import statistics
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,17 +32,6 @@ MAX_FLOPS = {"attention": 3e12, "stack": 1.5e12, "perceiver": 2e12, "step": 9e12
 """FLOPs of a run, times --patience, beyond which it is skipped, like perceiver-ar-pytorch at 32,768 (over 24 GB)."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of everything but the length."""
-
-    dim: int
-    n_heads: int
-    segment_len: int
-    layers: int
-    stack_layers: int
-
-
 class Case(NamedTuple):
     """One arm at one length."""
 
@@ -53,9 +42,9 @@ class Case(NamedTuple):
     trained_tokens: int
 
 
-def decoder(name: str, sizes: Sizes, n: int, n_layers: int) -> Decoder:
+def decoder(name: str, options: Namespace, n: int, n_layers: int) -> Decoder:
     """The decoder of an architecture, or LLP's with the attention of a peer; a quarter of `n` are latents."""
-    m, quarter = sizes.segment_len, n // 4
+    m, quarter = options.segment_len, n // 4
     own = {
         "SlidingWindow": {"window": equal_window(m)},
         "ShiftedSegments": {"segment_len": 3 * m},  # as many pairs as LLP
@@ -65,7 +54,7 @@ def decoder(name: str, sizes: Sizes, n: int, n_layers: int) -> Decoder:
         "CompressedAttention": {"latent_len": quarter, "history_len": n - quarter, "compressed_len": quarter},
         "Transformer": {},
     }.get(name, {"segment_len": m})
-    common = {"vocab_size": VOCAB_SIZE, "dim": sizes.dim, "n_layers": n_layers, "n_heads": sizes.n_heads}
+    common = {"vocab_size": VOCAB_SIZE, "dim": options.dim, "n_layers": n_layers, "n_heads": options.n_heads}
     if name in llp.ARCHITECTURES:
         model = getattr(llp, name)(**common, **own)
     else:
@@ -74,41 +63,41 @@ def decoder(name: str, sizes: Sizes, n: int, n_layers: int) -> Decoder:
     return model.decoder
 
 
-def attention(sizes: Sizes, n: int, names: Iterable[str]) -> Iterator[Case]:
+def attention(options: Namespace, n: int) -> Iterator[Case]:
     """Attention alone."""
-    shape = 1, sizes.n_heads, n, sizes.dim // sizes.n_heads
+    shape = 1, options.n_heads, n, options.dim // options.n_heads
     *inputs, upstream = (projections(shape, "cpu", torch.float32) for _ in range(4))
-    for name, arm in attentions(sizes.segment_len).items():
-        if name in names:
+    for name, arm in attentions(options.segment_len).items():
+        if name in options.names:
             yield Case(
                 name,
                 lambda attend=arm.attend: gradients(attend, inputs, upstream),
-                3 * 4 * sizes.dim * arm.pair_count(n, n),
+                3 * 4 * options.dim * arm.pair_count(n, n),
                 n,
             )
 
 
-def stack(sizes: Sizes, n: int, names: Iterable[str]) -> Iterator[Case]:
+def stack(options: Namespace, n: int) -> Iterator[Case]:
     """Embedding, layers and final norm, without the head."""
     for name in (*llp.ARCHITECTURES, "published LLP", "local-attention"):
-        if name in names:
-            yield stack_case(name, sizes, n, sizes.stack_layers)
+        if name in options.names:
+            yield stack_case(name, options, n, options.stack_layers)
 
 
-def stack_case(name: str, sizes: Sizes, n: int, n_layers: int) -> Case:
+def stack_case(name: str, options: Namespace, n: int, n_layers: int) -> Case:
     """The stack of one architecture or peer."""
-    module = decoder(name, sizes, n, n_layers)
+    module = decoder(name, options, n, n_layers)
     n_trained = module.positions_out(n)
     flops = 3 * (module.flops(n) - module.head_flops(n_trained))
     module.head = nn.Identity()  # type: ignore[assignment]
     return Case(name, differentiated(module, n), flops, n_trained)
 
 
-def perceiver(sizes: Sizes, n: int, names: Iterable[str]) -> Iterator[Case]:
+def perceiver(options: Namespace, n: int) -> Iterator[Case]:
     """Our Perceiver AR and that of a package."""
-    ours = stack_case("PerceiverAR", sizes, n, sizes.layers)
+    ours = stack_case("PerceiverAR", options, n, options.layers)
     yield ours
-    peer = perceiver_ar_pytorch(VOCAB_SIZE, sizes.dim, sizes.layers, sizes.n_heads, n, n // 4)
+    peer = perceiver_ar_pytorch(VOCAB_SIZE, options.dim, options.layers, options.n_heads, n, n // 4)
     peer.to_logits = nn.Identity()
     yield Case("perceiver-ar-pytorch", differentiated(peer, n), ours.flops, ours.trained_tokens)
 
@@ -120,16 +109,21 @@ def differentiated(module: nn.Module, n: int) -> Run:
     return lambda: torch.autograd.grad(module(tokens).mean(), parameters, allow_unused=True)
 
 
-def step(sizes: Sizes, n: int, names: Iterable[str]) -> Iterator[Case]:
+def step(options: Namespace, n: int) -> Iterator[Case]:
     """The whole step: forward, loss over 32,000 word pieces, backward, AdamW."""
     for name in (*llp.ARCHITECTURES, "published LLP"):
-        if name in names:
-            module = decoder(name, sizes, n, sizes.layers)
-            run = training_step(module, torch.randint(VOCAB_SIZE, (1, n + 1)))
-            yield Case(name, run, 3 * module.flops(n), module.positions_out(n))
+        if name in options.names:
+            yield step_case(name, options, n)
 
 
-TIMED: dict[str, Callable[[Sizes, int, Iterable[str]], Iterator[Case]]] = {
+def step_case(name: str, options: Namespace, n: int) -> Case:
+    """The step of one architecture or peer."""
+    module = decoder(name, options, n, options.layers)
+    run = training_step(module, torch.randint(VOCAB_SIZE, (1, n + 1)))
+    return Case(name, run, 3 * module.flops(n), module.positions_out(n))
+
+
+TIMED: dict[str, Callable[[Namespace, int], Iterator[Case]]] = {
     "attention": attention,
     "stack": stack,
     "perceiver": perceiver,
@@ -137,10 +131,10 @@ TIMED: dict[str, Callable[[Sizes, int, Iterable[str]], Iterator[Case]]] = {
 }
 
 
-def timed_rows(group: str, n: int, sizes: Sizes, options: argparse.Namespace) -> pd.DataFrame:
+def timed_rows(group: str, n: int, options: Namespace) -> pd.DataFrame:
     """The times of a group at one length."""
     limit = options.patience * MAX_FLOPS[group]
-    cases = [case for case in TIMED[group](sizes, n, options.names) if case.flops <= limit]
+    cases = [case for case in TIMED[group](options, n) if case.flops <= limit]
     product = "matrix product"
     runs = {product: matrix_product(MATRIX_SIZE)} | {case.name: case.run for case in cases}
     times = in_turn(runs, options.rounds, options.budget_s)
@@ -155,25 +149,24 @@ def timed_rows(group: str, n: int, sizes: Sizes, options: argparse.Namespace) ->
     return pd.DataFrame(rows)
 
 
-def memory_rows(n: int, sizes: Sizes, names: Iterable[str]) -> pd.DataFrame:
+def memory_rows(n: int, options: Namespace) -> pd.DataFrame:
     """The peak memory of a step at one length, each measured in a process of its own."""
-    arms = ["head", *(name for name in (*llp.ARCHITECTURES, "published LLP") if name in names)]
-    peaks = [in_own_process(peak_memory, name, sizes, n) for name in arms]
+    arms = ["head", *(name for name in (*llp.ARCHITECTURES, "published LLP") if name in options.names)]
+    peaks = [in_own_process(peak_memory, name, options, n) for name in arms]
     return pd.DataFrame({"group": "memory", "name": arms, "n": n, "peak_bytes": peaks})
 
 
-def peak_memory(name: str, sizes: Sizes, n: int) -> int:
+def peak_memory(name: str, options: Namespace, n: int) -> int:
     """Bytes that a step needs at its peak, including weights and optimizer; of `head` the head with its loss alone."""
     matrix_product(256)()  # the libraries' own buffers
     before = memory()
     if name == "head":
-        x, weight = (torch.randn(*shape, sizes.dim, requires_grad=True) for shape in ((1, n), (VOCAB_SIZE,)))
+        x, weight = (torch.randn(*shape, options.dim, requires_grad=True) for shape in ((1, n), (VOCAB_SIZE,)))
         bias, targets = torch.zeros(VOCAB_SIZE, requires_grad=True), torch.randint(VOCAB_SIZE, (1, n))
         before = memory()
         linear_cross_entropy(x, weight, bias, targets).mean.backward()
     else:
-        (case,) = step(sizes, n, [name])
-        case.run()
+        step_case(name, options, n).run()
     return memory(peak=True) - before
 
 
@@ -194,17 +187,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--add", action="store_true", help="add to the results, replacing what is measured again")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/cpu")
     options = parser.parse_args(arguments)
-    sizes = Sizes(options.dim, options.n_heads, options.segment_len, options.layers, options.stack_layers)
     found = pd.read_csv(options.out / "results.csv") if options.add else pd.DataFrame()
     for group in options.groups:
         for n in options.lengths:
-            is_memory = group == "memory"
-            new = memory_rows(n, sizes, options.names) if is_memory else timed_rows(group, n, sizes, options)
+            new = memory_rows(n, options) if group == "memory" else timed_rows(group, n, options)
             gc.collect()
             found = pd.concat([found, new]).drop_duplicates(["group", "name", "n"], keep="last")
             found = found.sort_values(["group", "n"], key=order, kind="stable")
             tables.write(found, options.out)
-            print(tables.peak_memory(new) if is_memory else tables.times(new), flush=True)
+            print(tables.peak_memory(new) if group == "memory" else tables.times(new), flush=True)
 
 
 def order(column: pd.Series) -> pd.Series:

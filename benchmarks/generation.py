@@ -44,18 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--context_lens", nargs="+", type=int, default=[512, 4096, 16_384, 65_536])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--n_heads", type=int, default=8)
-    parser.add_argument("--batch_size", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)  # whose CPU time other processes hardly change
-    sizes = {"dim": options.dim, "n_layers": options.layers, "n_heads": options.n_heads}
-    models: dict[str, LanguageModel] = {name: getattr(llp, name)(VOCAB_SIZE, **sizes) for name in LONGEST}
+    models: dict[str, LanguageModel] = {
+        name: getattr(llp, name)(VOCAB_SIZE, dim=512, n_layers=6, n_heads=8) for name in LONGEST
+    }
     for model in models.values():
         model.configure_model()
         model.eval()
-    first, n_texts = options.context_lens[0], options.batch_size
+    first, n_texts = options.context_lens[0], 16
     logits = 3 * torch.randn(VOCAB_SIZE)  # a tenth of the tokens have 95 % of the probability
     runs: dict[str | tuple[str, int], Run] = {
         **reading(models["LLP"]),

@@ -68,8 +68,9 @@ def model(dim: int, n_layers: int, n_heads: int, n: int, batch: int = 1, **setti
 
 
 class Sizes(NamedTuple):
-    """How large everything is."""
+    """The device, and how large everything is."""
 
+    device: torch.device
     dtype: torch.dtype
     matrix_size: int
     segment_len: int
@@ -86,6 +87,7 @@ class Sizes(NamedTuple):
 PUBLISHED = {"vocab_size": 28_996, "share_key_value": True, "rotary_first_layer_only": True}
 """What configs/paper/llp_wikitext103.yaml sets."""
 GPU_SIZES = Sizes(
+    device=torch.device("cuda"),
     dtype=torch.bfloat16,
     matrix_size=8192,
     segment_len=256,
@@ -103,6 +105,7 @@ GPU_SIZES = Sizes(
     batches=(1, 16),
 )
 CPU_SIZES = Sizes(
+    device=torch.device("cpu"),
     dtype=torch.float32,
     matrix_size=64,
     segment_len=8,
@@ -120,30 +123,24 @@ LONGEST_DENSE = 2**17
 class Measurement(NamedTuple):
     """One line of the results."""
 
-    part: str
-    arm: str
-    case: dict[str, str | int]
+    label: Row
+    """What is measured: `part`, `arm` and its sizes."""
     measure: Callable[[], Row]
 
-    def label(self) -> Row:
-        """What the line says about how it was measured."""
-        return {"part": self.part, "arm": self.arm, **self.case}
 
-
-def measurements(sizes: Sizes, device: torch.device) -> Iterator[Measurement]:
+def measurements(sizes: Sizes) -> Iterator[Measurement]:
     """All of them, the most important ones first, and those that are compiled, which takes long, last."""
-    dtypes = dict.fromkeys([sizes.dtype, torch.float32])
-    variants = eager_variants(sizes.segment_len, device)
-    yield from correctness_measurements(variants, sizes, device, dtypes, sizes.head_dims)
-    yield from attention_measurements(variants, sizes, device)
-    yield from step_measurements(sizes, device)
-    yield from length_measurements(sizes, device)
-    yield from generation_measurements(sizes, device)
-    if device.type == "cuda":
-        variants = compiled_variants(sizes.segment_len)
-        yield from correctness_measurements(variants, sizes, device, [sizes.dtype], sizes.head_dims[:1])
-        yield from attention_measurements(variants, sizes, device)
-        yield from step_measurements(sizes, device, compile=True)
+    variants = eager_variants(sizes)
+    yield from correctness_measurements(variants, sizes, dict.fromkeys([sizes.dtype, torch.float32]))
+    yield from attention_measurements(variants, sizes)
+    yield from step_measurements(sizes)
+    yield from length_measurements(sizes)
+    yield from generation_measurements(sizes)
+    if sizes.device.type == "cuda":
+        variants = compiled_variants(sizes)
+        yield from correctness_measurements(variants, sizes, [sizes.dtype])
+        yield from attention_measurements(variants, sizes)
+        yield from step_measurements(sizes, compile=True)
 
 
 # Attention alone
@@ -163,23 +160,23 @@ class Variant(NamedTuple):
     context: Context = nullcontext
 
 
-def eager_variants(segment_len: int, device: torch.device) -> dict[str, Variant]:
+def eager_variants(sizes: Sizes) -> dict[str, Variant]:
     """What needs no compiler."""
-    table = attentions(segment_len)
+    table = attentions(sizes.segment_len)
     found = {name: Variant(table[name]) for name in ("LLP", "SlidingWindow", "Transformer")}
-    found["LLP, copied pairs"] = Variant(table["LLP"], partial(merged_on, None, device))
-    if device.type == "cuda":
-        found["LLP on cuDNN"] = Variant(table["LLP"], partial(merged_on, CUDNN, device))
+    found["LLP, copied pairs"] = Variant(table["LLP"], partial(merged_on, None, sizes.device))
+    if sizes.device.type == "cuda":
+        found["LLP on cuDNN"] = Variant(table["LLP"], partial(merged_on, CUDNN, sizes.device))
         for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
             found[f"Transformer on {name}"] = Variant(table["Transformer"], partial(sdpa_kernel, backend))
     return found
 
 
-def compiled_variants(segment_len: int) -> dict[str, Variant]:
+def compiled_variants(sizes: Sizes) -> dict[str, Variant]:
     """LLP and the sliding window compiled, and by FlexAttention."""
     found = {}
     for name in ("LLP", "SlidingWindow"):
-        attention = attentions(segment_len)[name]
+        attention = attentions(sizes.segment_len)[name]
         compiled = torch.compile(attention.attend, fullgraph=True, dynamic=False)
         found[f"{name}, compiled"] = Variant(attention._replace(attend=compiled))
         found[f"{name}, FlexAttention"] = Variant(attention._replace(attend=flex(attention.sees)))
@@ -187,26 +184,22 @@ def compiled_variants(segment_len: int) -> dict[str, Variant]:
 
 
 def correctness_measurements(
-    variants: dict[str, Variant],
-    sizes: Sizes,
-    device: torch.device,
-    dtypes: Iterable[torch.dtype],
-    head_dims: Iterable[int],
+    variants: dict[str, Variant], sizes: Sizes, dtypes: Iterable[torch.dtype]
 ) -> Iterator[Measurement]:
     """Each variant for all queries of a length that is no multiple of a segment, and for the last ones alone."""
     m = sizes.segment_len
     n = 4 * m - m // 3
-    for dtype, head_dim, n_queries, (arm, variant) in product(dtypes, head_dims, (n, 2 * m), variants.items()):
-        run = partial(correctness, variant, (2, 2, n, head_dim), n_queries, device, dtype)
+    for dtype, head_dim, n_queries, (arm, variant) in product(dtypes, sizes.head_dims, (n, 2 * m), variants.items()):
+        run = partial(correctness, variant, (2, 2, n, head_dim), n_queries, sizes.device, dtype)
         case = {"dtype": str(dtype).removeprefix("torch."), "head_dim": head_dim, "n": n, "queries": n_queries}
-        yield Measurement("correctness", arm, case, run)
+        yield Measurement({"part": "correctness", "arm": arm, **case}, run)
 
 
-def attention_measurements(variants: dict[str, Variant], sizes: Sizes, device: torch.device) -> Iterator[Measurement]:
+def attention_measurements(variants: dict[str, Variant], sizes: Sizes) -> Iterator[Measurement]:
     """Each variant at each length, with 8 heads."""
     for n, head_dim, (arm, variant) in product(sizes.attention_lens, sizes.head_dims, variants.items()):
-        run = partial(attention_speed, variant, (1, 8, n, head_dim), sizes, device)
-        yield Measurement("attention", arm, {"n": n, "head_dim": head_dim}, run)
+        run = partial(attention_speed, variant, (1, 8, n, head_dim), sizes)
+        yield Measurement({"part": "attention", "arm": arm, "n": n, "head_dim": head_dim}, run)
 
 
 def flex(sees: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -217,14 +210,12 @@ def flex(sees: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         n_queries, n = query.shape[2], key.shape[2]
         if (n_queries, n) not in masks:
-            masks[n_queries, n] = torch.compile(create_block_mask)(
-                lambda batch, head, q, k: (k <= q + n - n_queries) & sees(q + n - n_queries, k),
-                None,
-                None,
-                n_queries,
-                n,
-                device=query.device,
-            )
+
+            def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return (k <= q + n - n_queries) & sees(q + n - n_queries, k)
+
+            make = torch.compile(create_block_mask)  # otherwise all pairs would be in memory
+            masks[n_queries, n] = make(visible, None, None, n_queries, n, device=query.device)
         return compiled(query, key, value, block_mask=masks[n_queries, n])
 
     return attend
@@ -256,68 +247,64 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact).abs().max() / exact.abs().max()).item()
 
 
-def attention_speed(variant: Variant, shape: Shape, sizes: Sizes, device: torch.device) -> Row:
+def attention_speed(variant: Variant, shape: Shape, sizes: Sizes) -> Row:
     """The time of attention alone, forward and backward."""
-    *inputs, upstream = (projections(shape, device, sizes.dtype) for _ in range(4))
+    *inputs, upstream = (projections(shape, sizes.device, sizes.dtype) for _ in range(4))
     _, n_heads, n, head_dim = shape
 
     def run() -> None:
         with variant.context():
             gradients(variant.attention.attend, inputs, upstream)
 
-    row = speed(run, 3 * 4 * n_heads * head_dim * variant.attention.pair_count(n, n), sizes, device)
+    row = speed(run, 3 * 4 * n_heads * head_dim * variant.attention.pair_count(n, n), sizes)
     return row | {"us_per_token": 1e3 * row["ms"] / n}
 
 
 # Whole models
 
 
-def step_measurements(sizes: Sizes, device: torch.device, compile: bool = False) -> Iterator[Measurement]:
+def step_measurements(sizes: Sizes, compile: bool = False) -> Iterator[Measurement]:
     """Training steps of each model, dense and with LLP's attention, whose parts may be merged on cuDNN, too."""
-    kernels = {"LLP": None, "Transformer": None, **({"LLP on cuDNN": CUDNN} if device.type == "cuda" else {})}
+    kernels = {"LLP": None, "Transformer": None, **({"LLP on cuDNN": CUDNN} if sizes.device.type == "cuda" else {})}
     for (name, of), (arm, kernel) in product(sizes.models.items(), kernels.items()):
-        run = partial(step_speed, of, arm.partition(" ")[0], kernel, sizes, device, compile=compile)
-        case = {"model": name, "n": of.n, "batch": of.batch}
-        yield Measurement("step", f"{arm}, compiled" if compile else arm, case, run)
+        run = partial(step_speed, of, arm.partition(" ")[0], kernel, sizes, compile=compile)
+        label = {"part": "step", "arm": f"{arm}, compiled" if compile else arm, "model": name}
+        yield Measurement({**label, "n": of.n, "batch": of.batch}, run)
 
 
-def length_measurements(sizes: Sizes, device: torch.device) -> Iterator[Measurement]:
+def length_measurements(sizes: Sizes) -> Iterator[Measurement]:
     """Training steps on one text, longer and longer; `checkpointing` recomputes layers in the backward pass."""
     for n, arm in product(sizes.lengths, ("LLP", "LLP, checkpointing", "Transformer")):
         architecture, _, checkpointing = arm.partition(", ")
         if architecture == "LLP" or n <= LONGEST_DENSE:
             of = sizes.models["small"]._replace(n=n, batch=1)
-            options = {"activation_checkpointing": bool(checkpointing)}
-            yield Measurement(
-                "length", arm, {"n": n}, partial(step_speed, of, architecture, None, sizes, device, **options)
-            )
+            run = partial(step_speed, of, architecture, None, sizes, activation_checkpointing=bool(checkpointing))
+            yield Measurement({"part": "length", "arm": arm, "n": n}, run)
 
 
-def generation_measurements(sizes: Sizes, device: torch.device) -> Iterator[Measurement]:
+def generation_measurements(sizes: Sizes) -> Iterator[Measurement]:
     """Tokens after a prompt, one text and several side by side."""
     for n, batch, arm in product(sizes.context_lens, sizes.batches, ("LLP", "Transformer")):
-        run = partial(generation_speed, sizes.models["small"], arm, n, batch, sizes, device)
-        yield Measurement("generation", arm, {"n": n, "batch": batch}, run)
+        run = partial(generation_speed, sizes.models["small"], arm, n, batch, sizes)
+        yield Measurement({"part": "generation", "arm": arm, "n": n, "batch": batch}, run)
 
 
-def step_speed(
-    of: Model, architecture: str, kernel: FusedKernel | None, sizes: Sizes, device: torch.device, **options: bool
-) -> Row:
+def step_speed(of: Model, architecture: str, kernel: FusedKernel | None, sizes: Sizes, **options: bool) -> Row:
     """Time and peak memory of a whole training step."""
-    decoder = of.build(architecture, device, **options).decoder
-    tokens = torch.randint(of.settings["vocab_size"], (of.batch, of.n + 1), device=device)
+    decoder = of.build(architecture, sizes.device, **options).decoder
+    tokens = torch.randint(of.settings["vocab_size"], (of.batch, of.n + 1), device=sizes.device)
     run = training_step(decoder, tokens, sizes.dtype)
-    with nullcontext() if kernel is None else merged_on(kernel, device):
-        row = speed(run, 3 * of.batch * decoder.flops(of.n), sizes, device)
+    with nullcontext() if kernel is None else merged_on(kernel, sizes.device):
+        row = speed(run, 3 * of.batch * decoder.flops(of.n), sizes)
     n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
     return row | {"tokens_per_s": 1e3 * of.n * of.batch / row["ms"], "parameters": n_parameters}
 
 
 @torch.inference_mode()
-def generation_speed(of: Model, architecture: str, n: int, batch: int, sizes: Sizes, device: torch.device) -> Row:
+def generation_speed(of: Model, architecture: str, n: int, batch: int, sizes: Sizes) -> Row:
     """The time to read a prompt of `n` tokens, and the time of a token after it."""
-    model = of.build(architecture, device).to(sizes.dtype).eval()
-    prompt = torch.randint(of.settings["vocab_size"], (batch, n), device=device)
+    model = of.build(architecture, sizes.device).to(sizes.dtype).eval()
+    prompt = torch.randint(of.settings["vocab_size"], (batch, n), device=sizes.device)
     cache = model.new_memory(batch_size=batch)
     prompt_s = seconds(lambda: model.extend(prompt, cache, 1))
     (times,) = in_turn({"token": lambda: model.extend(prompt[:, :1], cache)}, ROUNDS, BUDGET_S, BLOCK_S).values()
@@ -325,12 +312,12 @@ def generation_speed(of: Model, architecture: str, n: int, batch: int, sizes: Si
     return {"ms": 1e3 * token_s, "tokens_per_s": batch / token_s, "prompt_s": prompt_s, "peak_gb": memory(True) / 1e9}
 
 
-def speed(run: Run, flops: float, sizes: Sizes, device: torch.device) -> Row:
+def speed(run: Run, flops: float, sizes: Sizes) -> Row:
     """Time of a run, its peak memory, and its FLOPs per second relative to those of a product of square matrices."""
     run()
     synchronize()
     peak = memory(peak=True)  # before the matrices are there
-    square = matrix_product(sizes.matrix_size, device, sizes.dtype)
+    square = matrix_product(sizes.matrix_size, sizes.device, sizes.dtype)
     times = in_turn({"run": run, "square": square}, ROUNDS, BUDGET_S, BLOCK_S)
     run_s, square_s = (statistics.median(times[arm]) for arm in ("run", "square"))
     rate, limit = flops / run_s, 2 * sizes.matrix_size**3 / square_s
@@ -345,27 +332,27 @@ def speed(run: Run, flops: float, sizes: Sizes, device: torch.device) -> Row:
 def measure_missing(planned: Iterable[Measurement], log: Path, deadline: float, retry: bool = False) -> None:
     """Measure what the log has no line of, or with `retry` only an error, as long as there is time."""
     done = {row_key(row) for row in rows_of(log) if not (retry and "error" in row)}
-    missing = [one for one in planned if row_key(one.label()) not in done]
+    missing = [one for one in planned if row_key(one.label) not in done]
     for number, one in enumerate(missing):
         if time.time() > deadline:
             print(f"The time is over: {len(missing) - number} measurements are missing. Run the command again.")
             return
-        append(log, one.label() | {"error": "the process ended"})  # replaced by the next line, unless it is true
+        append(log, one.label | {"error": "the process ended"})  # replaced by the next line, unless it is true
         try:
             found = one.measure()
         except Exception as error:
             message = str(error).strip().partition("\n")[0][:160]
             found = {"error": f"{type(error).__name__}: {message}"}
-        append(log, one.label() | found)
-        print(*one.label().values(), *(f"{key}={value}" for key, value in found.items()), flush=True)
+        append(log, one.label | found)
+        print(*one.label.values(), *(f"{key}={value}" for key, value in found.items()), flush=True)
         release_memory()
 
 
 def release_memory() -> None:
     """Free what a measurement has left on the device; a device that no longer answers ends the process here."""
     gc.collect()
-    torch.compiler.reset()
     if torch.cuda.is_available():
+        torch.compiler.reset()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -384,13 +371,13 @@ def rows_of(log: Path) -> list[Row]:
 
 
 def row_key(row: Row) -> tuple[Any, ...]:
-    """What a line is about."""
+    """The label of a line."""
     return tuple(row.get(name) for name in ("part", "arm", "dtype", "model", "head_dim", "n", "queries", "batch"))
 
 
-def report(rows: Sequence[Row], device: torch.device) -> str:
+def report(rows: Sequence[Row]) -> str:
     """A table for each part."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     text = [f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"]
     for part, of_part in pd.DataFrame(rows).groupby("part", sort=False):
         table = of_part.drop(columns="part").dropna(axis="columns", how="all")
@@ -408,17 +395,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/gpu")
     options = parser.parse_args(arguments)
     deadline = time.time() + 60 * options.minutes
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device = cuda: torch finds no CUDA device; --device cpu measures tiny sizes")
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "rows.jsonl"
-    planned = measurements(GPU_SIZES if device.type == "cuda" else CPU_SIZES, device)
-    chosen = [one for one in planned if options.parts is None or one.part in options.parts]
+    planned = measurements(GPU_SIZES if options.device == "cuda" else CPU_SIZES)
+    chosen = [one for one in planned if options.parts is None or one.label["part"] in options.parts]
     measure_missing(chosen, log, deadline, options.retry)
     rows = rows_of(log)
     with whole_file(options.out / "report.txt", keeps_older=False) as path:
-        path.write_text(report(rows, device), encoding="utf-8")
+        path.write_text(report(rows), encoding="utf-8")
     print(options.out / "report.txt")
     return int(any(row.get("holds") is False for row in rows))
 

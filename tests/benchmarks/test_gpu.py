@@ -37,7 +37,7 @@ def test_an_error_is_a_row_and_the_others_are_measured(tmp_path):
     def fail():
         raise outcomes.pop(0)
 
-    planned = [gpu.Measurement("part", "fails", {"n": 8}, fail), gpu.Measurement("part", "works", {"n": 8}, dict)]
+    planned = [gpu.Measurement({"arm": "fails"}, fail), gpu.Measurement({"arm": "works"}, dict)]
     gpu.measure_missing(planned, log, deadline=0)  # no time
     assert gpu.rows_of(log) == []
     gpu.measure_missing(planned, log, time.time() + 60)
