@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
             gc.collect()
             found = pd.concat([found, new]).drop_duplicates(["group", "name", "n"], keep="last")
             found = found.sort_values(["group", "n"], key=order, kind="stable")
-            tables.write(found, options.out)
+            tables.write(found, options.out, group)
             print(tables.peak_memory(new) if group == "memory" else tables.times(new), flush=True)
 
 

@@ -35,8 +35,8 @@ FITTED_FROM = 2048
 """The shortest length that the growth of the time is fitted to: below it, overhead matters."""
 
 
-def write(rows: pd.DataFrame, folder: Path) -> None:
-    """Write `results.csv`, `results.txt` with the same measurements as tables, and a plot for each group."""
+def write(rows: pd.DataFrame, folder: Path, group: str) -> None:
+    """Write `results.csv`, `results.txt` with the same measurements as tables, and the plot of a group."""
     folder.mkdir(parents=True, exist_ok=True)
     timed = rows["group"] != "memory"
     parts = [times(rows[timed]), ratios(rows[timed]), growth(rows[timed])] if timed.any() else []
@@ -44,8 +44,7 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     for name, content in (("results.csv", rows.convert_dtypes().to_csv(index=False)), ("results.txt", text)):
         with whole_file(folder / name, keeps_older=False) as path:
             path.write_text(content, encoding="utf-8")
-    for group, measured in rows.groupby("group"):
-        plot(str(group), measured).savefig(folder / f"{group}.png", dpi=110)
+    plot(group, rows[rows["group"] == group]).savefig(folder / f"{group}.png", dpi=110)
 
 
 def times(rows: pd.DataFrame) -> str:
