@@ -1,20 +1,21 @@
-"""What a comparison writes: a CSV file, the same figures as tables of text, and plots."""
+"""What `compare.py` writes: its measurements as CSV, tables of text and plots.
 
-import csv
-import io
-import math
-import statistics
+A row of the frames is one arm of a group at one length n, with the columns of `results.csv`.
+"""
+
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from llp.atomic_files import whole_file
 from llp.evaluation.colours import COLOURS, lighter
-from llp.evaluation.tables import aligned
 
 OURS = {"attention": "LLP", "stack": "LLP", "perceiver": "PerceiverAR", "step": "LLP"}
-"""The groups that are timed, and the one in each that the others are compared with."""
+"""The groups that are timed, and the arm of each that the others are compared with."""
 TITLES = {
     "attention": "Attention alone, forward and backward",
     "stack": "The stack of layers, forward and backward",
@@ -29,160 +30,120 @@ PEERS = {
     "perceiver-ar-pytorch": lighter(COLOURS["PerceiverAR"]),
     "head": lighter(COLOURS["Transformer"]),
 }
-"""The colours of what is measured beside the architectures; it is drawn with square markers."""
-
-Row = dict[str, Any]
-
-
-def growth(points: dict[int, float]) -> tuple[float, float]:
-    """Exponent and factor of the power law through (length, seconds), by least squares of logarithms."""
-    xs, ys = [math.log(n) for n in points], [math.log(seconds) for seconds in points.values()]
-    exponent, intercept = statistics.linear_regression(xs, ys)
-    return exponent, math.exp(intercept)
+"""The colours of the arms that are no architecture of ours; their markers are squares."""
+FITTED_FROM = 2048
+"""The shortest length that the growth of the time is fitted to: below it, overhead matters."""
 
 
-def write(rows: list[Row], folder: Path) -> None:
-    """Write `results.csv`, the same figures as tables of text, and the plots."""
+def write(rows: pd.DataFrame, folder: Path, group: str) -> None:
+    """Write `results.csv`, `results.txt` with the same measurements as tables, and the plot of a group."""
     folder.mkdir(parents=True, exist_ok=True)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _replace(folder / "results.csv", stream.getvalue())
-    tables = (time_table(rows), ratio_table(rows), growth_table(rows), memory_table(rows))
-    _replace(folder / "results.txt", "\n\n".join("\n".join(table) for table in tables) + "\n")
-    plot(rows, folder)
+    timed = rows["group"] != "memory"
+    parts = [times(rows[timed]), ratios(rows[timed]), growth(rows[timed])] if timed.any() else []
+    text = "\n\n".join([*parts, *([] if timed.all() else [peak_memory(rows[~timed])])]) + "\n"
+    for name, content in (("results.csv", rows.convert_dtypes().to_csv(index=False)), ("results.txt", text)):
+        with whole_file(folder / name, keeps_older=False) as path:
+            path.write_text(content, encoding="utf-8")
+    plot(group, rows[rows["group"] == group]).savefig(folder / f"{group}.png", dpi=110)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: it holds hours of measurements."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def times(rows: pd.DataFrame) -> str:
+    """All times, a line each."""
+    table = rows[["group", "name", "n"]].assign(
+        **{
+            "ms": 1e3 * rows["seconds"],
+            "least": 1e3 * rows["least"],
+            "most": 1e3 * rows["most"],
+            "of matrix rate": rows["share_of_matrix_rate"].map("{:.0%}".format),
+            "us/trained token": rows["us_per_trained_token"].map("{:.1f}".format),
+        }
+    )
+    return as_text(table, "{:,.0f}")
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of an earlier run."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        found = list(csv.DictReader(stream))
-    kinds = {"group": str, "name": str, "n": int, "rounds": int, "peak_bytes": int}
-    return [{key: kinds.get(key, float)(value) for key, value in row.items() if value} for row in found]
+def ratios(rows: pd.DataFrame) -> str:
+    """The time of each arm divided by that of ours, length by length."""
+    seconds = by_length(rows, "seconds")
+    ours = seconds.reindex([(group, OURS[group]) for group, _ in seconds.index])
+    ratio = (seconds / ours.to_numpy()).drop(index=OURS.items(), errors="ignore")
+    return "Time relative to ours\n" + as_text(ratio.reset_index(), "{:.2f}")
 
 
-def timed(rows: list[Row], group: str) -> dict[str, dict[int, Row]]:
-    """The rows of a group by name and length."""
-    found: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        if row["group"] == group:
-            found.setdefault(row["name"], {})[row["n"]] = row
-    return found
+def growth(rows: pd.DataFrame) -> str:
+    """The exponent of the power law that the time of each arm follows."""
+    found = [
+        {"group": group, "name": name, f"growth exponent from {FITTED_FROM:,} on": fit[0]}
+        for (group, name), arm in rows.groupby(["group", "name"], sort=False)
+        if (fit := power_law(arm["n"], arm["seconds"])) is not None
+    ]
+    return as_text(pd.DataFrame(found), "{:.3f}")
 
 
-def time_table(rows: list[Row]) -> list[str]:
-    """All times, as lines of text."""
-    table = [["group", "name", "n", "ms", "least", "most", "of matrix rate", "us/trained token"]]
-    for row in rows:
-        if row["group"] != "memory":
-            times = [f"{1e3 * row[key]:,.0f}" for key in ("seconds", "least", "most")]
-            share = f"{100 * row['share_of_matrix_rate']:.0f} %"
-            table.append(
-                [row["group"], row["name"], f"{row['n']:,}", *times, share, f"{row['us_per_trained_token']:.1f}"]
-            )
-    return aligned(table, n_left=2)
+def peak_memory(rows: pd.DataFrame) -> str:
+    """Peak memory in GB, length by length."""
+    return "Peak memory of a step, GB\n" + as_text((by_length(rows, "peak_bytes") / 1e9).reset_index(), "{:.2f}")
 
 
-def ratio_table(rows: list[Row]) -> list[str]:
-    """The time of the others divided by ours, length by length."""
-    ns = sorted({row["n"] for row in rows if row["group"] != "memory"})
-    table = [["group", "times as long as", *(f"{n:,}" for n in ns)]]
-    for group, ours in OURS.items():
-        found = timed(rows, group)
-        for name, points in found.items():
-            if name != ours:
-                ratios = [f"{points[n]['seconds'] / found[ours][n]['seconds']:.2f}" if n in points else "" for n in ns]
-                table.append([group, f"{name} / {ours}", *ratios])
-    return aligned(table, n_left=2)
+def by_length(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One column with a row for each arm and a column for each length."""
+    return rows.pivot_table(column, ["group", "name"], "n", sort=False).sort_index(axis=1)
 
 
-def growth_table(rows: list[Row]) -> list[str]:
-    """How the time grows with the length: the exponent of the power law fitted to it."""
-    table = [["group", "name", "growth exponent from 2,048 on"]]
-    for group in OURS:
-        for name, points in timed(rows, group).items():
-            seconds = {n: row["seconds"] for n, row in points.items() if n >= 2048}
-            if len(seconds) > 1:
-                table.append([group, name, f"{growth(seconds)[0]:.3f}"])
-    return aligned(table, n_left=2)
+def as_text(table: pd.DataFrame, number: str) -> str:
+    """A table as text: names on the left, numbers in the given format, nothing where nothing was measured."""
+    if table.empty:
+        return "(not measured)"
+    names = {name: f"{{:<{table[name].str.len().max()}}}".format for name in ("group", "name")}
+    counts = {"n": "{:,}".format} if "n" in table else {}
+    header = [f"{column:,}" if isinstance(column, int) else column for column in table.columns]
+    table = table.set_axis(header, axis=1)
+    return table.to_string(index=False, formatters=names | counts, float_format=number.format, na_rep="")
 
 
-def memory_table(rows: list[Row]) -> list[str]:
-    """Peak memory, length by length."""
-    found = timed(rows, "memory")
-    ns = sorted({n for points in found.values() for n in points})
-    table = [["peak memory of a step, GB", *(f"{n:,}" for n in ns)]]
-    for name, points in found.items():
-        table.append([name, *(f"{points[n]['peak_bytes'] / 1e9:.2f}" if n in points else "" for n in ns)])
-    return aligned(table, n_left=1)
+def power_law(n: pd.Series, measured: pd.Series) -> tuple[float, float] | None:
+    """Exponent and factor of the power law from `FITTED_FROM` on, by least squares of logarithms, or None."""
+    fitted = n >= FITTED_FROM
+    if fitted.sum() < 2:
+        return None
+    exponent, intercept = np.polyfit(np.log(n[fitted]), np.log(measured[fitted]), 1)
+    return float(exponent), float(np.exp(intercept))
 
 
-def plot(rows: list[Row], folder: Path) -> None:
-    """One picture per group: time per trained token with the fitted growth, or peak memory."""
-    for group in GROUPS:
-        if found := timed(rows, group):
-            figure = Figure(figsize=(9, 5), layout="constrained")
-            axes = figure.subplots()
-            for name, points in found.items():
-                (_draw_memory if group == "memory" else _draw_times)(axes, name, points)
-            axes.set(xscale="log", yscale="log", xlabel="length n (tokens)", title=TITLES[group])
-            axes.set_ylabel("peak memory (GB)" if group == "memory" else "time per trained token (µs)")
-            axes.margins(y=0.12)  # room for the annotation
-            if OURS.get(group) == "LLP":
-                _annotate_growth(axes, "LLP", found)
-            axes.set_xticks(sorted({n for points in found.values() for n in points}))
-            axes.get_xaxis().set_major_formatter("{x:,.0f}")
-            axes.minorticks_off()
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))  # a picture may span less than a decade
-            axes.get_yaxis().set_major_formatter("{x:,.10g}")
-            axes.grid(alpha=0.3)
-            title = None if group == "memory" else "time of a pass, fitted from n = 2,048 on"
-            axes.legend(
-                fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize="small"
-            )
-            figure.savefig(folder / f"{group}.png", dpi=110)
+def plot(group: str, rows: pd.DataFrame) -> Figure:
+    """The time per trained token with its fitted growth, or the peak memory, against the length."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, arm in rows.groupby("name", sort=False):
+        style = {"color": COLOURS.get(name, PEERS.get(name)), "marker": "o" if name in COLOURS else "s"}
+        if group == "memory":
+            axes.plot(arm["n"], arm["peak_bytes"] / 1e9, label=name, **style)
+        else:
+            _plot_times(axes, str(name), arm, style, is_ours=name == OURS[group])
+    unit = "peak memory (GB)" if group == "memory" else "time per trained token (µs)"
+    axes.set(xscale="log", yscale="log", xlabel="length n (tokens)", ylabel=unit, title=TITLES[group])
+    axes.margins(y=0.12)  # room for the annotation
+    axes.set_xticks(sorted(rows["n"].unique()))
+    axes.get_xaxis().set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))  # a plot may span less than a decade
+    axes.get_yaxis().set_major_formatter("{x:,.10g}")
+    axes.grid(alpha=0.3)
+    title = None if group == "memory" else f"time of a pass, fitted from n = {FITTED_FROM:,} on"
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize="small")
+    return figure
 
 
-def _style(name: str) -> dict[str, str]:
-    """Colour and marker of a contestant; peers are drawn as squares."""
-    if name in COLOURS:
-        return {"color": COLOURS[name], "marker": "o"}
-    return {"color": PEERS[name], "marker": "s"}
-
-
-def _draw_memory(axes: Any, name: str, points: dict[int, Row]) -> None:
-    axes.plot(list(points), [row["peak_bytes"] / 1e9 for row in points.values()], label=name, **_style(name))
-
-
-def _growth_per_token(points: dict[int, Row]) -> tuple[float, float, list[int]] | None:
-    """Exponent and factor of the time per trained token, and the lengths that they are fitted to, if there are two."""
-    fitted = {n: row["us_per_trained_token"] for n, row in points.items() if n >= 2048}
-    return (*growth(fitted), list(fitted)) if len(fitted) > 1 else None
-
-
-def _annotate_growth(axes: Any, name: str, found: dict[str, dict[int, Row]]) -> None:
-    """Say what the slope of our line is."""
-    if (fit := _growth_per_token(found[name])) is not None:
-        exponent, factor, ns = fit
-        text = f"{name}: time grows as $n^{{{exponent + 1:.2f}}}$"
-        place = (ns[-1], factor * ns[-1] ** exponent)
-        offset = {"xytext": (0, -26), "textcoords": "offset points", "ha": "right", "color": COLOURS[name]}
-        axes.annotate(text, place, **offset)
-
-
-def _draw_times(axes: Any, name: str, points: dict[int, Row]) -> None:
-    times = [row["us_per_trained_token"] for row in points.values()]
-    (dots,) = axes.plot(list(points), times, label=name, linestyle="none", **_style(name))
-    if (fit := _growth_per_token(points)) is not None:
-        exponent, factor, ns = fit
-        # The time of a pass is that of a token times their number.
-        dots.set_label(f"{name}: $n^{{{exponent + 1:.2f}}}$")
-        axes.plot(ns, [factor * n**exponent for n in ns], color=dots.get_color(), linewidth=1)
+def _plot_times(axes: Axes, name: str, arm: pd.DataFrame, style: dict[str, str | None], is_ours: bool) -> None:
+    n, us_per_token = arm["n"], arm["us_per_trained_token"]
+    (dots,) = axes.plot(n, us_per_token, label=name, linestyle="none", **style)  # type: ignore[arg-type]
+    if (fit := power_law(n, us_per_token)) is None:
+        return
+    exponent, factor = fit
+    growth = f"n^{{{exponent + 1:.2f}}}"  # of a pass, whose time is that of a token times their number
+    dots.set_label(f"{name}: ${growth}$")
+    fitted = n[n >= FITTED_FROM]
+    axes.plot(fitted, factor * fitted**exponent, color=dots.get_color(), linewidth=1)
+    if is_ours and name == "LLP":
+        end = fitted.iloc[-1], factor * fitted.iloc[-1] ** exponent
+        offset = {"xytext": (0, -26), "textcoords": "offset points", "ha": "right", "color": dots.get_color()}
+        axes.annotate(f"{name}: time grows as ${growth}$", end, **offset)

@@ -153,6 +153,20 @@ class Geometry:
         contexts[n - n_scored :] -= first
         return contexts
 
+    def reads(self, n: int) -> Tensor:
+        """Which of `n` tokens each position with a loss depends on, by a product of all masks: (T, n) booleans."""
+        reads = torch.eye(n)
+        for number, (layer, lengths) in enumerate(zip(self.layers, self.lengths(n), strict=True)):
+            heads = layer.pattern.in_window(lengths.n_in).mask(self.n_heads, lengths.n_out, lengths.n_in)
+            itself = torch.eye(lengths.n_in)[lengths.n_in - lengths.n_out :]  # by the residual stream
+            reads = (heads.any(dim=0) + itself).clamp(max=1) @ reads
+            if number == 0 and self.compression is not None and lengths.n_out > self.compression.latent_len:
+                n_history = lengths.n_out - self.compression.latent_len
+                compressed = reads[:n_history].sum(dim=0).expand(self.compression.compressed_len, -1)
+                reads = torch.cat((compressed, reads[n_history:]))
+            reads = (reads > 0).float()
+        return reads > 0
+
     # Windows that follow each other
 
     @property

@@ -9,21 +9,6 @@ from llp.errors import SettingError
 ALL_FORMS = [*FORMS, *OWN_FORMS]
 
 
-def dependencies(model, n):
-    """Which tokens each scored position depends on: (T, n) booleans, by multiplying the masks of the layers."""
-    geometry = model.geometry
-    reads = torch.eye(n)  # of each position of the stream
-    for number, (layer, lengths) in enumerate(zip(geometry.layers, geometry.lengths(n), strict=True)):
-        heads = layer.pattern.in_window(lengths.n_in).mask(geometry.n_heads, lengths.n_out, lengths.n_in)
-        sees = heads.any(dim=0) | torch.eye(lengths.n_in, dtype=torch.bool)[lengths.n_in - lengths.n_out :]
-        reads = sees.float() @ reads
-        if number == 0 and geometry.compression is not None and lengths.n_mlp != lengths.n_out:
-            n_history = lengths.n_out - geometry.compression.latent_len
-            history = reads[:n_history].sum(dim=0).expand(geometry.compression.compressed_len, -1)
-            reads = torch.cat((history, reads[n_history:]))
-    return reads > 0
-
-
 def truly(model, n):
     """The same, by gradients of the model's logits."""
     embedded = torch.randn(1, n, 16, dtype=torch.float64, requires_grad=True)
@@ -39,7 +24,7 @@ def truly(model, n):
 def test_the_masks_say_what_a_model_depends_on(name, form, n):
     """So causality, and contexts, are those of the definition: nothing else in the model connects positions."""
     model = build(name, **form)
-    assert torch.equal(dependencies(model, n), truly(model, n))
+    assert torch.equal(model.geometry.reads(n), truly(model, n))
 
 
 @pytest.mark.parametrize("n_layers", [2, 3, 5])
@@ -47,7 +32,7 @@ def test_the_masks_say_what_a_model_depends_on(name, form, n):
 def test_contexts_are_counted_from_the_first_token_that_is_read(name, form, n_layers):
     model = build(name, n_layers=n_layers, **form)
     for n in (1, 4, 5, 18):
-        reads = dependencies(model, n)
+        reads = model.geometry.reads(n)
         positions = torch.arange(n)[n - len(reads) :]
         first = reads.to(torch.uint8).argmax(dim=1)
         contexts = model.geometry.context_lens(n)
@@ -66,7 +51,7 @@ def test_the_reach_is_the_furthest_dependency_in_whole_units(name, form, n_layer
     if geometry.reach is None:
         assert name in LATENT or "dense_every" in form or name in ("Transformer", "OwnModel")
         return
-    reads = dependencies(build(name, n_layers=n_layers, **form), n)
+    reads = geometry.reads(n)
     far = torch.arange(n // 2, n) if geometry.reach <= n // 2 else torch.arange(geometry.reach, n)
     before = far // geometry.unit * geometry.unit - reads[far].to(torch.uint8).argmax(dim=1)
     furthest = max(0, int(before.max()))

@@ -39,10 +39,10 @@ def test_drawn_layers_are_the_definition(name):
         "perceiver_ar": [n, LATENTS, LATENTS],
         "compressed_attention": [n, *[draw_patterns.COMPRESSED + LATENTS] * 2],
     }
-    model = draw_patterns.MODELS[name]
-    assert draw_patterns.positions_held(model, n) == held.get(name, [n] * 3)
-    for layer, entering in enumerate(draw_patterns.positions_held(model, n)):
-        drawn = draw_patterns.layer_sees(model, layer, entering)
+    layers = draw_patterns.layers_see(draw_patterns.MODELS[name], n)
+    assert [drawn.shape[1] for drawn in layers] == held.get(name, [n] * 3)
+    for layer, drawn in enumerate(layers):
+        entering = drawn.shape[1]
         n_out = n if name in draw_patterns.ALL_TRAINED else LATENTS
         if layer < 2 and name != "perceiver_ar":
             n_out = entering
@@ -53,8 +53,7 @@ def test_drawn_layers_are_the_definition(name):
 
 
 def test_drawn_halves_are_the_definition():
-    model = draw_patterns.MODELS["shifted_segments"]
-    drawn = draw_patterns.layer_sees(model, 0, 20, head=1)
+    drawn = draw_patterns.layers_see(draw_patterns.MODELS["shifted_segments"], 20, head=1)[0]
     expected = [reference.shifted_sees(SEGMENT)(i, 20) for i in range(20)]
     assert [row.nonzero().flatten().tolist() for row in drawn] == expected
 
@@ -69,7 +68,7 @@ REACHES = {  # where the three layers of a picture begin to read, for position i
 
 def test_drawn_reach_is_the_definition():
     for name, model in draw_patterns.MODELS.items():
-        drawn = draw_patterns.model_sees(model, 20)
+        drawn = model.geometry.reads(20)
         first = 20 - len(drawn)
         reach = [max(0, REACHES[name](i)) if name in REACHES else 0 for i in range(first, 20)]
         seen = [list(range(start, first + row + 1)) for row, start in enumerate(reach)]
