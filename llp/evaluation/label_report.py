@@ -6,7 +6,7 @@ from typing import Any
 
 from llp.errors import require
 from llp.evaluation.tables import CERTIFICATE, Report, aligned, readable
-from llp.scoring.label_metric import label_figures
+from llp.scoring.label_metric import label_metrics
 
 _UNLIKELY = 1e-6  # how rarely chance alone may be taken for knowledge
 
@@ -54,7 +54,7 @@ def csv_rows(row: dict[str, Any], distances: Sequence[dict[str, Any]]) -> list[d
     """The whole split, and below it each bin of distances, `first` to `last`, with its figures."""
     columns = ("labels", "correct", "nats", "loss", "accuracy")
     rows = [{**row, "first": None, "last": None}]
-    rows += [{**one, **label_figures(one["labels"], one["correct"], one["nats"])} for one in distances]
+    rows += [{**one, **label_metrics(one["labels"], one["correct"], one["nats"])} for one in distances]
     return [{"split": row["split"], **{name: one[name] for name in ("first", "last", *columns)}} for one in rows]
 
 

@@ -15,7 +15,7 @@ from llp.evaluation.label_report import label_report
 from llp.evaluation.provenance import model_protocol
 from llp.evaluation.tables import Report, format_table, write_csv, write_json
 from llp.scoring.label_metric import LabelScore
-from llp.scoring.metric import figures
+from llp.scoring.metric import metrics
 
 
 class TestReport(Callback):
@@ -84,7 +84,7 @@ def with_unigram(rows: Sequence[dict[str, Any]], nats: Sequence[float]) -> list[
             **row,
             **{
                 f"unigram_{name}": value
-                for name, value in figures(total, row["tokens"], row["words"], row["bytes"]).items()
+                for name, value in metrics(total, row["tokens"], row["words"], row["bytes"]).items()
             },
         }
         for row, total in zip(rows, baseline, strict=True)

@@ -59,7 +59,7 @@ class TokenLosses(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         loader: Any = trainer.predict_dataloaders
-        for place, nats in zip(loader.places(batch_idx), outputs.float().cpu().numpy(), strict=True):
+        for place, nats in zip(loader.positions(batch_idx), outputs.float().cpu().numpy(), strict=True):
             self._file.seek(place * nats.itemsize)
             self._file.write(nats.tobytes())
 
