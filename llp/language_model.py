@@ -1,23 +1,20 @@
 """The LightningModule that every architecture inherits: loss, optimizer, schedule, scoring."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import fields
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 
 from llp import optimization
-from llp.checkpoints import exported_folder, reading, settings_history
-from llp.checkpoints.fingerprints import weights_digest
+from llp.checkpoints.module import CheckpointedModule
 from llp.decoder.block import DecoderSettings
 from llp.decoder.decoder import Decoder
 from llp.decoder.extend import extend
@@ -25,11 +22,14 @@ from llp.decoder.geometry import Compression, Geometry
 from llp.decoder.kv_cache import KVCache
 from llp.decoder.patterns import Layer
 from llp.errors import require
+from llp.optimization import OptimizationSettings
 from llp.scoring.label_metric import LabelScore
 from llp.scoring.metric import Score, ScoringBatch
 
+S = TypeVar("S", DecoderSettings, OptimizationSettings)
 
-class LanguageModel(LightningModule, ABC):
+
+class LanguageModel(CheckpointedModule, ABC):
     """A decoder-only language model with its training and scoring; an architecture adds each layer's attention pattern.
 
     Nothing is allocated until `configure_model` builds `decoder`.
@@ -65,23 +65,9 @@ class LanguageModel(LightningModule, ABC):
         SettingError: If a value can't be used.
     """
 
-    changeable_settings: ClassVar[frozenset[str]] = frozenset(
-        {
-            "dropout",
-            "activation_checkpointing",
-            "compile",
-            "learning_rate",
-            "betas",
-            "weight_decay",
-            "schedule",
-            "warmup_steps",
-            "final_learning_rate",
-            "halve_every",
-        }
+    changeable_settings = frozenset(
+        {"dropout", "activation_checkpointing", "compile", *(field.name for field in fields(OptimizationSettings))}
     )
-    """The settings that can change on a resume; all others make the model what it is."""
-
-    decoder: Decoder
 
     def __init__(
         self,
@@ -109,45 +95,20 @@ class LanguageModel(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_ratio", "halve_every"):
-            require(self.hparams[name] >= 1, name, self.hparams[name], "set it to 1 or more")
-        require(dim % n_heads == 0, "dim", dim, f"n_heads = {n_heads} must divide it; change one of the two")
-        require(
-            dim // n_heads % 2 == 0, "dim", dim, f"dim / n_heads must be even for rotary pairs; here {dim // n_heads}"
-        )
-        remedy = "it normalizes a shared projection; set share_key_value too, or leave it out"
-        require(share_key_value or not key_value_norm, "key_value_norm", key_value_norm, remedy)
-        require(0 <= dropout < 1, "dropout", dropout, "set it to 0 or more and less than 1")
-        for name in ("learning_rate", "rotary_base"):
-            require(
-                0 < self.hparams[name] < math.inf, name, self.hparams[name], "set it above 0, and to a finite number"
-            )
-        for name in ("warmup_steps", "weight_decay", "final_learning_rate"):
-            remedy = "set it to 0 or more, and to a finite number"
-            require(0 <= self.hparams[name] < math.inf, name, self.hparams[name], remedy)
-        require(all(0 <= beta < 1 for beta in betas), "betas", betas, "set both to 0 or more and less than 1")
+        require(n_layers >= 1, "n_layers", n_layers, "set it to 1 or more")
         self.n_layers = n_layers
-        self.settings = DecoderSettings(**{field.name: self.hparams[field.name] for field in fields(DecoderSettings)})
-        self.trained: dict[str, Any] = {"step": None, "seed": None}
-        self.history: list[dict[str, Any]] = []
-        """The run's settings: for each start those that changed, and the step, counted from 1, from which they hold."""
-        self.initialized_from: dict[str, Any] | None = None
-        """The checkpoint whose weights the run started from; None: it started from random ones."""
-        self.initial_weights = ""
-        """Digest of the weights that the run started from, those that all architectures of equal settings share:
-        without `CompressedAttention`'s map."""
-        self.exported: dict[str, Any] | None = None
-        """Of a model from an exported folder: where that comes from, and whether its weights were changed since."""
-        self.loaded_from: str | None = None
-        """The path of the checkpoint that `llp.load` read the model from."""
-        self.run_config: str | None = None
-        """The run's configuration as YAML, if it was started from the command line."""
-        self.optimizer_settings: list[dict[str, Any]] | None = None
-        """The settings of the optimizer's groups, as `configure_optimizers` made them."""
+        self.settings = self._chosen(DecoderSettings)
+        self.optimization = self._chosen(OptimizationSettings)
         self.window_losses: list[Tensor] = []
         """Mean loss of each window (B,) of this rank, for the batches of the optimizer step so far."""
         self.step_loss: Tensor
         """Mean loss of the optimizer step, over its batches and all ranks: ()."""
+        self.score: Score | LabelScore
+        """Sums up the losses of a validation or a test."""
+
+    def _chosen(self, settings: type[S]) -> S:
+        """Those of the hyperparameters that a class of settings has."""
+        return settings(**{field.name: self.hparams[field.name] for field in fields(settings)})
 
     # The architecture
 
@@ -219,16 +180,8 @@ class LanguageModel(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Hand the geometry to the data, which cut their windows by it."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None:
-            data.geometry = self.geometry
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Digests of the initial weights, and of the batches that this process has trained on."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        batches = data.progress.fingerprints if hasattr(data, "progress") else {}
-        return {"initial_weights": self.initial_weights, **batches}
+        if self.data is not None:
+            self.data.geometry = self.geometry
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss.
@@ -266,26 +219,15 @@ class LanguageModel(LightningModule, ABC):
 
     def learning_rate_factor(self, step: int) -> float:
         """The learning rate of an optimizer step, as a fraction of `learning_rate`."""
-        hparams = self.hparams
-        if hparams["schedule"] == "halving":
-            return optimization.halving(step, hparams["warmup_steps"], hparams["halve_every"])
-        return optimization.cosine(
-            step, hparams["warmup_steps"], self.trainer.max_steps, hparams["final_learning_rate"]
-        )
+        return self.optimization.factor(step, self.trainer.max_steps)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with weight decay on linear weights only, and the learning rate as a function of the step."""
-        if self.hparams["schedule"] == "cosine":
-            require(
-                self.trainer.max_steps > 0, "trainer.max_steps", self.trainer.max_steps, "the cosine needs its length"
-            )
-        optimizer = torch.optim.AdamW(
-            optimization.parameter_groups(self.decoder, self.hparams["weight_decay"]),
-            lr=self.hparams["learning_rate"],
-            betas=tuple(self.hparams["betas"]),
-            # Under automatic mixed precision Lightning refuses to clip the gradients of a fused step.
-            fused="mixed" not in str(self.trainer.precision),
-        )
+        max_steps = self.trainer.max_steps
+        has_length = max_steps > 0 or self.optimization.schedule != "cosine"
+        require(has_length, "trainer.max_steps", max_steps, "the cosine needs its length")
+        # Under automatic mixed precision Lightning refuses to clip the gradients of a fused step.
+        optimizer = self.optimization.adamw(self.decoder, fused="mixed" not in str(self.trainer.precision))
         scheduler = LambdaLR(optimizer, self.learning_rate_factor)
         self.optimizer_settings = optimization.group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -309,7 +251,7 @@ class LanguageModel(LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         loader: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
-        self.score: Score | LabelScore = loader.score().to(self.device)
+        self.score = loader.score().to(self.device)
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -328,54 +270,3 @@ class LanguageModel(LightningModule, ABC):
         if is_fitting:  # at the step's own number: Lightning's count can be one behind in a resumed run
             for logger in self.loggers:
                 logger.log_metrics(metrics, self.trainer.global_step - 1)
-
-    # Checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["architecture"] = reading.class_path(type(self))
-        checkpoint["seed"] = settings_history.seed()
-        checkpoint["tokenizer"] = reading.stored_tokenizer(data)
-        checkpoint["settings_history"] = self.history
-        checkpoint["initialized_from"] = self.initialized_from
-        checkpoint["fingerprints"] = self.fingerprints
-        checkpoint["config"] = self.run_config
-        reading.name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        reading.check_fits(checkpoint, self)
-        self.trained = reading.training_record(checkpoint)
-        self.history = checkpoint["settings_history"]
-        self.initialized_from = checkpoint["initialized_from"]
-        self.initial_weights = checkpoint["fingerprints"].get("initial_weights", "")
-        self.exported = exported_folder.outcome(checkpoint)
-        if self.exported is not None and self.exported["weights_changed"]:
-            rank_zero_info(exported_folder.CHANGED)
-        if self._trainer is None:  # `llp.load`
-            return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        reading.check_tokenizer(checkpoint, data)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.check_resume(self.trainer, data)
-            if hasattr(data, "progress"):
-                digests = checkpoint["fingerprints"].items()
-                data.progress.fingerprints = {name: one for name, one in digests if name != "initial_weights"}
-
-    def check_resume(self, trainer: Any, data: Any) -> None:
-        """Raise a `SettingError` for a setting that differs from those in `history` and can't change on a resume."""
-        changeable = self.changeable_settings | getattr(data, "changeable_settings", frozenset())
-        settings_history.check_resume(self.history, settings_history.settings_of(trainer, self, data), changeable)
-
-    def on_train_start(self) -> None:
-        """Take the initial weights' digest; report, record and apply the settings that differ from a resumed run's."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.trainer.global_step == 0:
-            self.initial_weights = weights_digest(self.decoder.named_parameters(), skip=["compress."])
-        now, step = settings_history.settings_of(self.trainer, self, data), self.trainer.global_step + 1
-        changed = settings_history.changes(self.history, now)
-        for line in settings_history.describe(self.history, changed, step):
-            rank_zero_info(line)
-        if changed:
-            self.history = [*self.history, {"step": step, "settings": changed}]
-        if self.optimizer_settings is not None:
-            optimization.apply_settings(self.trainer, self.optimizer_settings)

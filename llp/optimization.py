@@ -2,10 +2,51 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
+
+from llp.errors import require
+
+
+@dataclass(frozen=True)
+class OptimizationSettings:
+    """Settings of AdamW and of its schedule; `LanguageModel` documents each of them.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+
+    learning_rate: float
+    betas: tuple[float, float]
+    weight_decay: float
+    schedule: Literal["cosine", "halving"]
+    warmup_steps: int
+    final_learning_rate: float
+    halve_every: int
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "learning_rate", rate, "set it above 0, and to a finite number")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "set both to 0 or more and less than 1")
+        for name in ("warmup_steps", "weight_decay", "final_learning_rate"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, value, "set it to 0 or more, and to a finite number")
+        require(self.halve_every >= 1, "halve_every", self.halve_every, "set it to 1 or more")
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The learning rate of an optimizer step, as a fraction of `learning_rate`."""
+        if self.schedule == "halving":
+            return halving(step, self.warmup_steps, self.halve_every)
+        return cosine(step, self.warmup_steps, max_steps, self.final_learning_rate)
+
+    def adamw(self, module: nn.Module, fused: bool) -> AdamW:
+        """The optimizer of a module's parameters."""
+        groups = parameter_groups(module, self.weight_decay)
+        beta1, beta2 = self.betas
+        return AdamW(groups, lr=self.learning_rate, betas=(beta1, beta2), fused=fused)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Every module with parameters of its own implements `reset_parameters`, so that a
 materialized piece by piece.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,11 @@ from llp.errors import require
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """The size and the options of a decoder; `LanguageModel` documents each of them."""
+    """The size and the options of a decoder; `LanguageModel` documents each of them.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
 
     vocab_size: int
     dim: int
@@ -38,6 +43,20 @@ class DecoderSettings:
     initialization: Literal["normal", "torch"]
     activation_checkpointing: bool
     compile: bool
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "n_heads", "mlp_ratio"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "set it to 1 or more")
+        dim, n_heads = self.dim, self.n_heads
+        require(dim % n_heads == 0, "dim", dim, f"n_heads = {n_heads} must divide it; change one of the two")
+        is_even = dim // n_heads % 2 == 0
+        require(is_even, "dim", dim, f"dim / n_heads must be even for rotary pairs; here {dim // n_heads}")
+        base = self.rotary_base
+        require(0 < base < math.inf, "rotary_base", base, "set it above 0, and to a finite number")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to 0 or more and less than 1")
+        remedy = "it normalizes a shared projection; set share_key_value too, or leave it out"
+        is_shared = self.share_key_value or not self.key_value_norm
+        require(is_shared, "key_value_norm", self.key_value_norm, remedy)
 
     def std(self, scale: float = 1.0) -> float | None:
         """Standard deviation of the initial weights; None: torch's own initialization."""
