@@ -106,8 +106,9 @@ def test_loads_as_its_checkpoint_does(tmp_path, form):
     write_folder(path, tmp_path / "export")
     ours, theirs = loading.load(path), loading.load(tmp_path / "export")
     with torch.no_grad():
-        assert torch.equal(theirs(TOKENS[:, :16]), ours(TOKENS[:, :16]))
-    assert theirs.text_window == ours.text_window
+        assert torch.equal(theirs.module(TOKENS[:, :16]), ours.module(TOKENS[:, :16]))
+    assert theirs.text.window == ours.text.window
+    theirs, ours = theirs.module, ours.module
     assert theirs.trained == ours.trained
     assert dict(theirs.hparams) == dict(ours.hparams)
     assert theirs.exported == {**theirs.exported, "weights_changed": False}
@@ -116,7 +117,7 @@ def test_loads_as_its_checkpoint_does(tmp_path, form):
 
 def test_numbers_of_another_type(saved):
     write_folder(saved, saved.with_name("half"), "bfloat16")
-    ours, theirs = loading.load(saved), loading.load(saved.with_name("half"))
+    ours, theirs = loading.load(saved).module, loading.load(saved.with_name("half")).module
     for name, weight in ours.state_dict().items():
         assert torch.equal(theirs.state_dict()[name], weight.bfloat16().float()), name
     config = json.loads(saved.with_name("half").joinpath("config.json").read_text())
