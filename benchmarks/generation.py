@@ -24,7 +24,7 @@ LONGEST = {"LLP": 65_536, "SlidingWindow": 16_384, "Transformer": 16_384}
 
 def memory_at(model: Any, place: int, batch_size: int = 1) -> Memory:
     """The memory of texts of `place` tokens, with random keys and values: their time is that of real ones."""
-    memory: Memory = model.new_memory(batch_size)
+    memory: Memory = model.new_cache(batch_size)
     memory.clear((0, 0))
     memory.n_read = place
     n_heads = model.settings.n_heads

@@ -176,7 +176,7 @@ def generation(record: Record, sizes: Sizes, device: torch.device, place: int) -
         for name, model in models.items():
             for batch in (1, sizes.batch):
                 prompt = torch.randint(settings["vocab_size"], (batch, place), device=device)
-                memory = model.new_memory(batch_size=batch)
+                memory = model.new_cache(batch_size=batch)
                 label = f"{name}, batch {batch}"
                 read = partial(model.extend, prompt, memory, 1)
                 took = record.attempt(f"{label}, the prompt", lambda read=read: seconds(read))

@@ -109,7 +109,7 @@ class SyntheticData(LanguageDataModule):
         """Refuse a model that has no loss where labels can be."""
         assert self.trainer is not None
         model: Any = self.trainer.lightning_module
-        n_out = model.positions_out(self.window_len)
+        n_out = model.geometry.positions_out(self.window_len)
         remedy = (
             f"{type(model).__name__} has a loss at the last {n_out} of {self.window_len} positions only, and there "
         )

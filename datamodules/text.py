@@ -224,7 +224,7 @@ class TextDataModule(LanguageDataModule):
     def _burn_in_len(self) -> int:
         assert self.trainer is not None
         model: Any = self.trainer.lightning_module
-        return model.burn_in_len(self.burn_in)
+        return model.geometry.burn_in_len(self.burn_in)
 
     def sample_places(self, n_samples: int) -> list[str]:
         """Where the last samples taken lie in the training text, in the order of their numbers."""
@@ -254,7 +254,7 @@ class TextDataModule(LanguageDataModule):
     def _scoring_window(self) -> tuple[int, int]:
         assert self.trainer is not None
         model: Any = self.trainer.lightning_module
-        return model.scoring_window(self.window_len, self.scoring_window_len, self.scoring_stride)
+        return model.geometry.scoring_window(self.window_len, self.scoring_window_len, self.scoring_stride)
 
     def _scoring_loader(self, split: str, limit: str) -> ScoringLoader:
         trainer = self.trainer
@@ -274,7 +274,7 @@ class TextDataModule(LanguageDataModule):
         }
         scored = self._limited(batches, limit)
         model: Any = trainer.lightning_module
-        if model.scores_as_one_pass(window_len, stride):
+        if model.geometry.scores_as_one_pass(window_len, stride):
             # Joined alike whatever a batch holds, so that figures don't depend on it in their last digits.
             longest = window_len + JOINED * stride
             scored = in_one_pass(scored, longest, self.batch_size * self.window_len)

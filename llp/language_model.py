@@ -1,11 +1,10 @@
 """The LightningModule that every architecture inherits: loss, optimizer, schedule, scoring."""
 
 import math
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -20,10 +19,11 @@ from llp import optimization
 from llp.checkpoints import exported_folder, reading, settings_history
 from llp.checkpoints.fingerprints import add_batch, weights_digest
 from llp.decoder.block import DecoderSettings
-from llp.decoder.decoder import Compress, Decoder
+from llp.decoder.decoder import Decoder
 from llp.decoder.extend import extend
-from llp.decoder.kv_cache import Memory
-from llp.decoder.patterns import LayerPattern
+from llp.decoder.geometry import Compression, Geometry
+from llp.decoder.kv_cache import KVCache
+from llp.decoder.patterns import Layer
 from llp.errors import require
 from llp.scoring.label_metric import LabelScore
 from llp.scoring.metric import Score, ScoringBatch
@@ -155,35 +155,42 @@ class LanguageModel(LightningModule, ABC):
     # The architecture
 
     @abstractmethod
-    def layer_pattern(self, layer: int) -> LayerPattern:
-        """The attention pattern of one layer, counted from 0."""
+    def layers(self) -> list[Layer]:
+        """The layers, first to last: who attends to whom in each."""
+
+    def compression(self) -> Compression | None:
+        """How the history is shortened between the first layer's attention and its MLP; None if it is not."""
+        return None
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """What follows from the layers: reach, context, windows. It needs no weights."""
+        settings = self.settings
+        return Geometry(tuple(self.layers()), settings.n_heads, self.compression(), settings.share_key_value)
 
     def configure_model(self) -> None:
         """Build the decoder, once; under `ModelParallelStrategy` shard it over the ranks, block by block."""
         if hasattr(self, "decoder"):
             return
-        patterns = [self.layer_pattern(layer) for layer in range(self.n_layers)]
         if self.device_mesh is None:
-            self.decoder = Decoder(self.settings, patterns, self.compression)
+            self.decoder = Decoder(self.settings, self.geometry)
             return
         size = self.device_mesh["tensor_parallel"].size()
         remedy = "set it to 1, and data_parallel_size to the number of processes: each reads text of its own"
         require(size == 1, "trainer.strategy.init_args.tensor_parallel_size", size, remedy)
-        shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
-        self.decoder = Decoder(self.settings, patterns, self.compression, shard)
-
-    def compression(self) -> Compress | None:
-        """The module that shortens the history between the first layer's attention and its MLP; None: there is none."""
-        return None
+        self.decoder = Decoder(
+            self.settings, self.geometry, partial(fully_shard, mesh=self.device_mesh["data_parallel"])
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), at the last T positions."""
-        return self.decoder(tokens)
+        logits: Tensor = self.decoder(tokens)
+        return logits
 
     # Text, piece by piece
 
-    def new_memory(self, batch_size: int = 1, window: tuple[int, int] | None = None) -> Memory:
-        """An empty memory, with which `extend` reads a text piece by piece.
+    def new_cache(self, batch_size: int = 1, window: tuple[int, int] | None = None) -> KVCache:
+        """An empty cache, with which `extend` reads a text piece by piece.
 
         Args:
             batch_size: B, sequences that are read side by side.
@@ -191,69 +198,25 @@ class LanguageModel(LightningModule, ABC):
                 it. None: the text is one window without end (for an architecture with latents: its first `latent_len`
                 positions).
         """
-        if window is not None and self.scores_as_one_pass(*window):
+        if window is not None and self.geometry.scores_as_one_pass(*window):
             window = None
-        return Memory([self.layer_pattern(layer) for layer in range(self.n_layers)], batch_size, window)
+        return KVCache(self.geometry, batch_size, window)
 
-    def extend(self, tokens: Tensor, memory: Memory, n_logits: int | None = None) -> tuple[Tensor, Memory]:
+    def extend(self, tokens: Tensor, cache: KVCache, n_logits: int | None = None) -> tuple[Tensor, KVCache]:
         """Read the next tokens of a text; a text in pieces of any lengths gives the logits of the whole.
 
         Args:
             tokens: (B, n) int64, n >= 1.
-            memory: Of what was read before; it takes the tokens in, and is returned.
+            cache: Of what was read before; it takes the tokens in, and is returned.
             n_logits: Compute those after the last so many tokens alone; None: after all of them.
 
         Returns:
-            Logits of the token after each of them, (B, n, vocab_size), or the last `n_logits`, and the memory.
+            Logits of the token after each of them, (B, n, vocab_size), or the last `n_logits`, and the cache.
 
         Raises:
             SettingError: If a text without a window is longer than the architecture's latents.
         """
-        return extend(self, tokens, memory, n_logits), memory
-
-    def scores_as_one_pass(self, window_len: int, stride: int) -> bool:
-        """Whether scoring windows give each position just what one pass over the whole text would give it."""
-        # Shared values are rotated by their places in the window; a pass has other places.
-        return self.reach is not None and window_len >= self.reach + stride and not self.settings.share_key_value
-
-    @property
-    def reach(self) -> int | None:
-        """How many positions before the start of a stride those in it can depend on; None: on all."""
-        return None
-
-    @property
-    def window_unit(self) -> int:
-        """Windows that follow each other are one pass if they begin at multiples of this many positions."""
-        return 1
-
-    def burn_in_len(self, asked: int | Literal["reach"]) -> int:
-        """How many tokens before a training window are read and have no loss.
-
-        Args:
-            asked: The number; `reach`: all that the window can depend on.
-
-        Raises:
-            SettingError: If the architecture can't be trained with it.
-        """
-        setting = "data.init_args.burn_in"
-        if asked != "reach":
-            unit = self.window_unit
-            remedy = "set it to 0 or more" if unit == 1 else f"set it to a multiple of segment_len = {unit}"
-            require(asked >= 0 and asked % unit == 0, setting, asked, f"{remedy}, or to `reach`")
-            return asked
-        remedy = f"{type(self).__name__} with these settings depends on all tokens before its own; set it to a number"
-        require(self.reach is not None, setting, asked, remedy)
-        remedy = "with share_key_value values are rotated by their places in the window; set it to a number"
-        require(not self.settings.share_key_value, setting, asked, remedy)
-        return cast(int, self.reach)
-
-    def first_latent(self, start: int, stop: int) -> int:
-        """The first position with a loss in the window of the positions `start` .. `stop` - 1."""
-        return start
-
-    def room_without_window(self, position: int) -> int:
-        """How many positions a text that is one window has room for, after `position` of them."""
-        return sys.maxsize
+        return extend(self.decoder, tokens, cache, n_logits), cache
 
     # Training
 
@@ -270,7 +233,7 @@ class LanguageModel(LightningModule, ABC):
         (B, S), where others have one.
         """
         inputs, *scored = batch
-        losses = self.decoder(inputs, *scored)
+        losses = self.decoder.loss(inputs, *scored)
         n_scored = losses.each.shape[1]
         n_last = n_scored if len(scored) == 1 else None
         self.window_losses.append(losses.each.mean(dim=1))
@@ -325,43 +288,9 @@ class LanguageModel(LightningModule, ABC):
 
     # Scoring
 
-    def scoring_window(
-        self, train_window_len: int, window_len: int | None = None, stride: int | None = None
-    ) -> tuple[int, int]:
-        """Length and stride of the windows that score a text; each window scores what the one before did not.
-
-        Args:
-            train_window_len: n, the number of positions of a training window.
-            window_len: A length asked for; None: as in training.
-            stride: A stride asked for; None: half a window, so that a token has at least that much context.
-
-        Raises:
-            SettingError: If the architecture can't score with them.
-        """
-        window_len = train_window_len if window_len is None else window_len
-        stride = max(1, window_len // 2) if stride is None else stride
-        require(window_len >= 1, "scoring_window_len", window_len, "set it to 1 or more")
-        require(
-            1 <= stride <= window_len, "scoring_stride", stride, f"set it to 1 .. {window_len}, the window's length"
-        )
-        return window_len, stride
-
-    def pattern_edges(self, n: int) -> list[int]:
-        """The positions of N at which the attention pattern changes, where a leak would show first."""
-        return []
-
-    def context_lens(self, n: int) -> Tensor:
-        """How many tokens each of N positions predicts from, itself included: (N,)."""
-        return torch.arange(1, n + 1)
-
-    def positions_out(self, n: int) -> int:
-        """T, how many of `n` positions can have a loss: those that leave all layers. `decoder` need not be built."""
-        limits = [self.layer_pattern(layer).n_out for layer in range(self.n_layers)]
-        return min([n, *(limit for limit in limits if limit is not None)])
-
     def score_nats(self, batch: ScoringBatch) -> Tensor:
         """Loss in nats of every target: (B, S)."""
-        return self.decoder(batch.inputs, batch.targets).each
+        return self.decoder.loss(batch.inputs, batch.targets).each
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.score.add(self, batch)

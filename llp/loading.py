@@ -86,7 +86,8 @@ def _text_model(module: LanguageModel, checkpoint: dict[str, Any]) -> TextModel 
     if stored is None:
         return None
     lengths = checkpoint["datamodule_hyper_parameters"]
-    window = module.scoring_window(lengths["window_len"], lengths["scoring_window_len"], lengths["scoring_stride"])
+    asked = (lengths[name] for name in ("window_len", "scoring_window_len", "scoring_stride"))
+    window = module.geometry.scoring_window(*asked)
     return TextModel(module, reading.restored_tokenizer(stored), stored["start_token"], window)
 
 

@@ -1,11 +1,10 @@
 """Perceiver AR's enhancement V3, compressed history (arXiv 2412.06106)."""
 
-from functools import partial
 from typing import Any
 
 from llp.architectures.latents import LatentLanguageModel
-from llp.decoder.decoder import Compress
-from llp.decoder.patterns import LayerPattern, history_attention, history_count
+from llp.decoder.geometry import Compression
+from llp.decoder.patterns import HistoryAttention, Layer
 from llp.errors import require
 
 
@@ -40,24 +39,8 @@ class CompressedAttention(LatentLanguageModel):
         require(1 <= compressed_len < history_len, "compressed_len", compressed_len, remedy)
         self.history_len, self.compressed_len = history_len, compressed_len
 
-    def layer_pattern(self, layer: int) -> LayerPattern:
-        attend = partial(history_attention, latent_len=self.latent_len)
-        count = partial(history_count, latent_len=self.latent_len)
-        n_out = self.latent_len if layer == self.n_layers - 1 else None
-        return LayerPattern(attend, n_out, pair_count=count, latent_len=self.latent_len)
+    def layers(self) -> list[Layer]:
+        return self.with_latents_last(HistoryAttention(self.latent_len))
 
-    def compression(self) -> Compress:
-        std = self.history_len**-0.5 if self.settings.initialization == "normal" else None
-        return Compress(self.history_len, self.compressed_len, self.latent_len, std)
-
-    def scoring_window(
-        self, train_window_len: int, window_len: int | None = None, stride: int | None = None
-    ) -> tuple[int, int]:
-        self._require_fits("window_len", train_window_len)
-        window_len, stride = super().scoring_window(train_window_len, window_len, stride)
-        self._require_fits("scoring_window_len", window_len)
-        return window_len, stride
-
-    def _require_fits(self, setting: str, length: int) -> None:
-        longest = self.history_len + self.latent_len
-        require(length <= longest, setting, length, f"history_len + latent_len = {longest} is the longest input")
+    def compression(self) -> Compression:
+        return Compression(self.history_len, self.compressed_len, self.latent_len)

@@ -1,9 +1,7 @@
 """Perceiver AR's enhancement V1, double attention (arXiv 2412.06106)."""
 
-from functools import partial
-
 from llp.architectures.latents import LatentLanguageModel
-from llp.decoder.patterns import LayerPattern, history_attention, history_count
+from llp.decoder.patterns import HistoryAttention, Layer
 
 
 class DoubleAttention(LatentLanguageModel):
@@ -13,8 +11,5 @@ class DoubleAttention(LatentLanguageModel):
     Its arguments are those of `LatentLanguageModel`.
     """
 
-    def layer_pattern(self, layer: int) -> LayerPattern:
-        attend = partial(history_attention, latent_len=self.latent_len)
-        count = partial(history_count, latent_len=self.latent_len)
-        n_out = self.latent_len if layer == self.n_layers - 1 else None
-        return LayerPattern(attend, n_out, pair_count=count, latent_len=self.latent_len)
+    def layers(self) -> list[Layer]:
+        return self.with_latents_last(HistoryAttention(self.latent_len))

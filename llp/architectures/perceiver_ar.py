@@ -3,7 +3,7 @@
 from typing import Any
 
 from llp.architectures.latents import LatentLanguageModel
-from llp.decoder.patterns import LayerPattern, causal_attention
+from llp.decoder.patterns import CausalAttention, Layer
 from llp.errors import require
 
 
@@ -29,5 +29,6 @@ class PerceiverAR(LatentLanguageModel):
         require(0 <= history_dropout < 1, "history_dropout", history_dropout, "set it to 0 or more and less than 1")
         self.history_dropout = history_dropout
 
-    def layer_pattern(self, layer: int) -> LayerPattern:
-        return LayerPattern(causal_attention, self.latent_len, self.history_dropout if layer == 0 else 0.0)
+    def layers(self) -> list[Layer]:
+        first = Layer(CausalAttention(), self.latent_len, self.history_dropout)
+        return [first] + [Layer(CausalAttention(), self.latent_len)] * (self.n_layers - 1)

@@ -1,10 +1,9 @@
 """Perceiver AR's enhancement V2, split attention (arXiv 2412.06106)."""
 
-from functools import partial
 from typing import Any
 
 from llp.architectures.latents import LatentLanguageModel
-from llp.decoder.patterns import LayerPattern, history_attention, history_count
+from llp.decoder.patterns import HistoryAttention, Layer
 from llp.errors import require
 
 
@@ -28,8 +27,5 @@ class SplitAttention(LatentLanguageModel):
         require(segment_len >= 1, "segment_len", segment_len, "set it to 1 or more")
         self.segment_len = segment_len
 
-    def layer_pattern(self, layer: int) -> LayerPattern:
-        attend = partial(history_attention, latent_len=self.latent_len, segment_len=self.segment_len)
-        count = partial(history_count, latent_len=self.latent_len, segment_len=self.segment_len)
-        n_out = self.latent_len if layer == self.n_layers - 1 else None
-        return LayerPattern(attend, n_out, pair_count=count, latent_len=self.latent_len)
+    def layers(self) -> list[Layer]:
+        return self.with_latents_last(HistoryAttention(self.latent_len, self.segment_len))

@@ -1,6 +1,6 @@
 """The dense decoder-only Transformer, the baseline."""
 
-from llp.decoder.patterns import LayerPattern, causal_attention
+from llp.decoder.patterns import CausalAttention, Layer
 from llp.language_model import LanguageModel
 
 
@@ -10,5 +10,5 @@ class Transformer(LanguageModel):
     Its arguments are those of `LanguageModel`.
     """
 
-    def layer_pattern(self, layer: int) -> LayerPattern:
-        return LayerPattern(causal_attention)
+    def layers(self) -> list[Layer]:
+        return [Layer(CausalAttention())] * self.n_layers

@@ -123,7 +123,7 @@ class Comparison:
             model, data = self.arms[arm]
             settings = variants(self.specification)[arm]["class_path"], dict(model.hparams)
             n_batches = trainer.get("accumulate_grad_batches", 1)
-            burn_in = model.burn_in_len(data.burn_in)
+            burn_in = model.geometry.burn_in_len(data.burn_in)
             size = data.batch_size, burn_in, data.window_len, n_batches, accelerator, precision
             steps[arm] = partial(training_step, *settings, *size)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
@@ -218,7 +218,7 @@ def _check_scoring(specification: Specification, model: Any, data: Any) -> None:
         )
         require((value is None) != is_text, setting, value, remedy)
     if is_text:
-        model.scoring_window(data.window_len, *asked.values())
+        model.geometry.scoring_window(data.window_len, *asked.values())
     remedy = f"`llp predict` has no text to slice in {type(data).__name__}; set it to false"
     require(is_text or not specification.slices, "slices", True, remedy)
 

@@ -5,7 +5,7 @@ Every module with parameters of its own implements `reset_parameters`, so that a
 materialized piece by piece.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llp.decoder.kv_cache import LayerMemory
-from llp.decoder.patterns import LayerPattern, drop_history
+from llp.decoder.geometry import LayerLengths
+from llp.decoder.kv_cache import LayerCache
+from llp.decoder.patterns import CausalAttention, Layer, drop_history
 from llp.decoder.rotary import rotate
 from llp.decoder.small_batch_linear import is_small_batch, small_batch_linear
+from llp.errors import require
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class DecoderSettings:
     def std(self, scale: float = 1.0) -> float | None:
         """Standard deviation of the initial weights; None: torch's own initialization."""
         return 0.02 * scale if self.initialization == "normal" else None
+
+
+Compressor = Callable[[Tensor], Tensor]
+"""Maps (B, N, dim) to fewer positions."""
 
 
 class Linear(nn.Linear):
@@ -79,35 +85,29 @@ class Attention(nn.Module):
 
     Args:
         settings: The decoder's settings.
-        pattern: The layer's attention pattern.
+        layer: The layer's pattern.
         rotary: Whether this layer rotates its queries and keys.
         output_std: Standard deviation of the output projection's initial weights.
     """
 
-    def __init__(
-        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
-    ) -> None:
+    def __init__(self, settings: DecoderSettings, layer: Layer, rotary: bool, output_std: float | None) -> None:
         super().__init__()
         dim, std = settings.dim, settings.std()
         self.n_heads, self.dropout = settings.n_heads, settings.dropout
-        self.pattern, self.rotary, self.share_key_value = pattern, rotary, settings.share_key_value
+        self.pattern, self.history_dropout = layer.pattern, layer.history_dropout
+        remedy = f"it changes the numbers of keys, which {type(layer.pattern).__name__} depends on; set it to 0"
+        can_drop = layer.history_dropout == 0 or isinstance(layer.pattern, CausalAttention)
+        require(can_drop, "history_dropout", layer.history_dropout, remedy)
+        self.rotary, self.share_key_value = rotary, settings.share_key_value
         self.query = Linear(dim, dim, std, bias=False)
         self.key_value = Linear(dim, dim if settings.share_key_value else 2 * dim, std, bias=False)
         self.key_value_norm = nn.LayerNorm(dim // settings.n_heads) if settings.key_value_norm else None
         self.output = Linear(dim, dim, output_std)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotations: Tensor,
-        n_out: int,
-        memories: Sequence[LayerMemory] = (),
-        pattern: LayerPattern | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotations: Tensor, n_out: int, caches: Sequence[LayerCache] = ()) -> Tensor:
         """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim).
 
-        With memories, which share out the sequences among them, also to what these keep of the positions before, with a
-        pattern in place of the layer's own.
+        With caches, which share out the sequences among them, positions before those of `x` are attended to, too.
         """
         n_history = x.shape[1] - n_out
         query = self.split_heads(self.query(last_positions(x, n_out)))  # (B, n_out, H, D)
@@ -115,12 +115,13 @@ class Attention(nn.Module):
         if self.rotary:
             query = rotate(query, rotations[..., n_history:, :])
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, N, D)
-        if self.training and self.pattern.history_dropout:
-            key, value = drop_history(key, value, n_history, self.pattern.history_dropout)
-        if pattern is None:
-            attended = self.pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        if caches:
+            attended = _with_caches(query, key, value, caches)  # (B, H, n_out, D)
         else:
-            attended = _with_memories(pattern, query, key, value, memories)  # (B, H, n_out, D)
+            pattern = self.pattern.in_window(x.shape[1])
+            if self.training and self.history_dropout:
+                key, value = drop_history(key, value, n_history, self.history_dropout)
+            attended = pattern.attend(query, key, value, dropout_p=self.dropout if self.training else 0.0)
         return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
 
     def keys_and_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,17 +139,14 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.n_heads, -1))  # (B, N, H D) -> (B, N, H, D)
 
 
-def _with_memories(
-    pattern: LayerPattern, query: Tensor, key: Tensor, value: Tensor, memories: Sequence[LayerMemory]
-) -> Tensor:
-    """Each memory's sequences attend to what it keeps and to their own positions: (B, H, n_out, D)."""
-    if len(memories) == 1:
-        return pattern.attend(query, *memories[0].extend(key, value))
-    sizes = [memory.batch_size for memory in memories]
+def _with_caches(query: Tensor, key: Tensor, value: Tensor, caches: Sequence[LayerCache]) -> Tensor:
+    """Each cache's sequences attend to what it keeps and to their own positions: (B, H, n_out, D)."""
+    sizes = [cache.batch_size for cache in caches]
     keys = key.split(sizes)
     values = keys if value is key else value.split(sizes)
-    parts = zip(query.split(sizes), keys, values, memories, strict=True)
-    return torch.cat([pattern.attend(own, *memory.extend(key, value)) for own, key, value, memory in parts])
+    parts = zip(query.split(sizes), keys, values, caches, strict=True)
+    attended = [cache.pattern.attend(own, *cache.extend(key, value)) for own, key, value, cache in parts]
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
 class MLP(nn.Module):
@@ -173,64 +171,49 @@ def last_positions(x: Tensor, n: int) -> Tensor:
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(
-        self, settings: DecoderSettings, pattern: LayerPattern, rotary: bool, output_std: float | None
-    ) -> None:
+    def __init__(self, settings: DecoderSettings, layer: Layer, rotary: bool, output_std: float | None) -> None:
         super().__init__()
-        self.n_out = pattern.n_out
         self.attention_norm = nn.LayerNorm(settings.dim)
-        self.attention = Attention(settings, pattern, rotary, output_std)
+        self.attention = Attention(settings, layer, rotary, output_std)
         self.mlp_norm = nn.LayerNorm(settings.dim)
         self.mlp = MLP(settings, output_std)
 
-    def forward(self, x: Tensor, rotations: Tensor, n_out: int, between: nn.Module | None = None) -> Tensor:
-        """(B, N, dim) -> (B, n_out, dim), the last ones.
+    def forward(self, x: Tensor, rotations: Tensor, n_out: int, compress: Compressor | None = None) -> Tensor:
+        """Compute the last `n_out` positions: (B, N, dim) -> (B, n_out, dim).
 
-        `rotations` (N, D / 2) is the positions' `rotary_table`; `between` precedes the MLP.
+        Args:
+            x: (B, N, dim).
+            rotations: (N, D / 2), the positions' `rotary_table`.
+            n_out: How many positions query, and leave the layer.
+            compress: Applied between attention and MLP; then as many positions leave as it returns.
         """
-        x = last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out)
-        if between is not None:
-            x = between(x)
-        return x + self.mlp(self.mlp_norm(x))
+        return self._rest(last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out), compress)
 
     def extend(
         self,
         x: Tensor,
         rotations: Tensor,
-        memories: Sequence[LayerMemory],
-        n_latents: int | None,
-        between: nn.Module | None = None,
+        n_out: int,
+        caches: Sequence[LayerCache],
+        compress: Compressor | None = None,
     ) -> Tensor:
-        """What `forward` computes, where `memories` keep what it needs of the positions before.
+        """What `forward` computes for the next positions (B, n, dim), with what it needs of those before in `caches`.
 
-        Args:
-            x: (B, n, dim), the next positions.
-            rotations: (n, D / 2), or (B, n, D / 2): those of these positions.
-            memories: They share out the sequences, and take the positions in.
-            n_latents: How many of the positions are latents; None: as many as the layer has, or all if they are fewer.
-            between: Precedes the MLP.
-
-        Returns:
-            (B, n_out, dim), the positions that leave the layer.
+        The caches share out the sequences among them, and take the positions in. `rotations` are (n, D / 2), or
+        (B, n, D / 2) where the sequences are at different positions.
         """
-        own = self.attention.pattern
-        pattern = own if n_latents is None else own.with_latents(n_latents)
-        n_out = x.shape[1] if pattern.n_out is None else min(pattern.n_out, x.shape[1])
-        attended = self.attention(self.attention_norm(x), rotations, n_out, memories, pattern)
-        x = last_positions(x, n_out) + attended
-        if between is not None:
-            x = between(x, n_latents)
+        attended = self.attention(self.attention_norm(x), rotations, n_out, caches)
+        return self._rest(last_positions(x, n_out) + attended, compress)
+
+    def _rest(self, x: Tensor, compress: Compressor | None) -> Tensor:
+        x = x if compress is None else compress(x)
         return x + self.mlp(self.mlp_norm(x))
 
-    def positions_out(self, n: int) -> int:
-        """The number of positions that leave the attention if `n` enter."""
-        return n if self.n_out is None else min(self.n_out, n)
-
-    def flops(self, n: int, n_out: int, n_mlp: int) -> int:
-        """FLOPs of a sequence's forward pass: `n` positions enter the layer, `n_out` query, `n_mlp` enter the MLP."""
+    def flops(self, lengths: LayerLengths, pairs: float) -> int:
+        """FLOPs of a sequence's forward pass, with so many query-key pairs in a head."""
         attention = self.attention
-        projections = n_out * attention.query.weight.numel() + n * attention.key_value.weight.numel()
-        projections += n_out * attention.output.weight.numel()
-        scores_and_values = int(2 * attention.pattern.pair_count(n_out, n) * attention.query.out_features)
-        mlp = n_mlp * (self.mlp.up.weight.numel() + self.mlp.down.weight.numel())
+        projections = lengths.n_out * (attention.query.weight.numel() + attention.output.weight.numel())
+        projections += lengths.n_in * attention.key_value.weight.numel()
+        scores_and_values = int(2 * pairs * attention.query.out_features)
+        mlp = lengths.n_mlp * (self.mlp.up.weight.numel() + self.mlp.down.weight.numel())
         return 2 * (projections + scores_and_values + mlp)

@@ -1,79 +1,89 @@
 """A text read piece by piece, each position predicted from the window that would score it.
 
-Inside of a window the first latent stands where it does in the full window, so that nothing that was computed changes
-as the window fills. Only when the window moves on is its part of the text read anew.
+Inside of a window latents stand where they do in the full window, so that nothing that was computed changes as the
+window fills. Only when the window moves on is its part of the text read anew.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llp.decoder.kv_cache import Memory
+from llp.decoder.decoder import Decoder
+from llp.decoder.kv_cache import KVCache
 from llp.scoring.windows import window_start
 
 _PIECE_LEN = 4096  # positions at a time of a window without end, so that memory doesn't grow with a long text
 
 
 @torch.inference_mode()
-def extend(model: Any, tokens: Tensor, memory: Memory, n_logits: int | None) -> Tensor:
-    """Logits of the token after each of the next tokens of a text, (B, n, vocab_size); see `LanguageModel.extend`."""
+def extend(decoder: Decoder, tokens: Tensor, cache: KVCache, n_logits: int | None = None) -> Tensor:
+    """Logits of the token after each of the next tokens of a text; see `LanguageModel.extend`.
+
+    Args:
+        decoder: The decoder.
+        tokens: (B, n) int64.
+        cache: It takes the tokens in.
+        n_logits: Compute those after the last so many tokens alone; None: after all of them.
+
+    Returns:
+        (B, n_logits, vocab_size).
+
+    Raises:
+        SettingError: If a text without a window is longer than the architecture's latents.
+    """
     logits, n_wanted = [], tokens.shape[1] if n_logits is None else n_logits
     while tokens.shape[1]:
-        place, n_left = _window_at(model, memory)
+        span, n_left = _window_at(cache)
         piece, tokens = tokens[:, :n_left], tokens[:, n_left:]
         wanted_here = min(piece.shape[1], max(0, n_wanted - tokens.shape[1]))
-        logits.append(_extend_window(model, piece, memory, place, wanted_here))
-        memory.remember(piece)
+        logits.append(_extend_window(decoder, piece, cache, span, wanted_here))
+        cache.remember(piece)
     return torch.cat(logits, dim=1)
 
 
 @torch.inference_mode()
-def extend_each(model: Any, tokens: Tensor, memories: Sequence[Memory]) -> Tensor:
-    """Read the next token of several texts, which may be at different places, in one pass where that can be.
+def extend_each(decoder: Decoder, tokens: Tensor, caches: Sequence[KVCache]) -> Tensor:
+    """Read the next token of several texts, which may be at different positions, in one pass where that can be.
 
     Args:
-        model: A `LanguageModel`.
+        decoder: The decoder.
         tokens: (B, 1) int64, one for each text.
-        memories: They share out the texts among them, and take the tokens in.
+        caches: They share out the texts among them, and take the tokens in.
 
     Returns:
         Logits of the token after each, (B, vocab_size).
     """
-    of_memories = tokens.split([memory.batch_size for memory in memories])  # (b, 1) each
-    logits: list[Tensor] = [*of_memories]
-    moving = [memory.place != _window_at(model, memory)[0] for memory in memories]
+    of_caches = tokens.split([cache.batch_size for cache in caches])  # (b, 1) each
+    logits: list[Tensor] = [*of_caches]
+    moving = [cache.span != _window_at(cache)[0] for cache in caches]
     for number in (number for number, moves in enumerate(moving) if moves):
-        logits[number] = extend(model, of_memories[number], memories[number], 1)[:, -1]  # (b, vocab_size)
+        logits[number] = extend(decoder, of_caches[number], caches[number], 1)[:, -1]  # (b, vocab_size)
     staying = [number for number, moves in enumerate(moving) if not moves]
     if staying:
-        together = torch.cat([of_memories[number] for number in staying])
-        rows = model.decoder.extend(together, [memories[number] for number in staying])[:, -1]
-        for number, own in zip(staying, rows.split([len(of_memories[number]) for number in staying]), strict=True):
-            memories[number].remember(of_memories[number])
+        together = torch.cat([of_caches[number] for number in staying])
+        rows = decoder.extend(together, [caches[number] for number in staying])[:, -1]
+        for number, own in zip(staying, rows.split([len(of_caches[number]) for number in staying]), strict=True):
+            caches[number].remember(of_caches[number])
             logits[number] = own
     return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
-def _extend_window(model: Any, piece: Tensor, memory: Memory, place: tuple[int, int], n_logits: int) -> Tensor:
-    """Logits (B, n_logits, vocab_size) after the last of the tokens (B, n), in the window at `place`."""
-    start, first_latent = place
-    n_latents, n = None, piece.shape[1]
-    if memory.place != place:  # its part of the text so far is read anew
-        memory.clear(place)
-        if memory.n_read > start:
-            piece = torch.cat((memory.tokens_from(start), piece), dim=1)
-        n_latents = memory.n_read + n - first_latent
-    return model.decoder.extend(piece, [memory], n_latents, n_logits)
+def _extend_window(decoder: Decoder, piece: Tensor, cache: KVCache, span: tuple[int, int], n_logits: int) -> Tensor:
+    """Logits (B, n_logits, vocab_size) after the last of the tokens (B, n), in the window `span`."""
+    if cache.span != span:  # its part of the text so far is read anew
+        cache.clear(span)
+        if cache.n_read > span[0]:
+            piece = torch.cat((cache.tokens_from(span[0]), piece), dim=1)
+    return decoder.extend(piece, [cache], n_logits)
 
 
-def _window_at(model: Any, memory: Memory) -> tuple[tuple[int, int], int]:
-    """Start and first latent of the window that predicts from the next position; how many positions to read in it."""
-    position = memory.n_read
-    if memory.window is None:
-        return (0, 0), min(model.room_without_window(position), _PIECE_LEN)
-    window_len, stride = memory.window
+def _window_at(cache: KVCache) -> tuple[tuple[int, int], int]:
+    """Start and stop of the window that predicts from the next position; how many positions to read in it."""
+    position = cache.n_read
+    if cache.window is None:
+        room = cache.geometry.room_without_window(position)
+        return (0, cache.geometry.latent_len or 0), min(room, _PIECE_LEN)
+    window_len, stride = cache.window
     stop = (position // stride + 1) * stride
-    start = window_start(position, window_len, stride)
-    return (start, model.first_latent(start, stop)), stop - position
+    return (window_start(position, window_len, stride), stop), stop - position

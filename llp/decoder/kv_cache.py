@@ -1,33 +1,45 @@
-"""What a model keeps of a text that it has read, so that what follows is computed without reading it again.
+"""Key-value caches: what a model keeps of a text, so that what follows is computed without reading it again.
 
 Shapes: B batch, H heads, D head width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from llp.decoder.patterns import LayerPattern
+from llp.decoder.geometry import Geometry, LayerLengths
+from llp.decoder.patterns import AttentionPattern
 
 
-class LayerMemory:
+class LayerCache:
     """The keys and values that a layer's later queries can still see, in buffers that are filled in place.
 
     Each position is written once, and moved to the front of the buffer now and then: a constant cost per position.
-    Where a pattern forgets, the buffers don't grow with the text.
+    Where a pattern is local, the buffers don't grow with the text.
 
     Args:
-        first_kept: Maps a number of positions N to the first one that queries from position N on can see.
+        pattern: The layer's pattern, in the window that is read.
+        n_heads: H.
+        lengths: The positions of the layer in the whole window, which may still be filling.
         batch_size: B, sequences that are read side by side.
     """
 
-    def __init__(self, first_kept: Callable[[int], int], batch_size: int = 1) -> None:
-        self.first_kept, self.batch_size = first_kept, batch_size
+    def __init__(self, pattern: AttentionPattern, n_heads: int, lengths: LayerLengths, batch_size: int = 1) -> None:
+        self.pattern, self.n_heads, self.lengths, self.batch_size = pattern, n_heads, lengths, batch_size
         self.n_seen = 0
-        """How many positions the layer has held since the memory began."""
+        """How many positions the layer has held since the window began."""
         self._base = 0  # the position at the front of the buffers
         self._buffers: list[Tensor] = []  # of keys and of values, or one for both where they are one
+
+    def n_out(self, n: int) -> int:
+        """How many of the next `n` positions leave the layer: those among the window's last ones that do."""
+        first_out = self.lengths.n_in - self.lengths.n_out
+        return min(n, self.n_seen + n - first_out)
+
+    def first_kept(self, n: int) -> int:
+        """The first position that queries from position `n` on can see."""
+        return self.pattern.first_kept(self.n_heads, n)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add the next n positions; returns all that their queries can see, the n added ones last.
@@ -63,7 +75,7 @@ class LayerMemory:
         return seen[0], seen[-1]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with the sequences of these numbers; see `Memory.select`."""
+        """Go on with the sequences of these numbers; see `KVCache.select`."""
         self.batch_size = len(rows)
         self._buffers = [buffer[rows] for buffer in self._buffers]
 
@@ -81,31 +93,36 @@ class LayerMemory:
         self._base = first
 
 
-class Memory:
-    """What a model keeps of a text that it reads piece by piece: `LanguageModel.new_memory` and `extend`.
+class KVCache:
+    """What a model keeps of a text that it reads piece by piece: `LanguageModel.new_cache` and `extend`.
 
     With a window, positions are predicted from the windows that would score them: when the window moves on, its part of
     the text is read anew, so that its tokens are kept, too.
 
     Args:
-        patterns: The attention pattern of each layer.
+        geometry: The layers.
         batch_size: B, sequences that are read side by side.
         window: Length and stride of scoring windows; None: the text is one window without end.
     """
 
-    def __init__(self, patterns: Sequence[LayerPattern], batch_size: int, window: tuple[int, int] | None) -> None:
-        self.patterns, self.batch_size, self.window = patterns, batch_size, window
+    def __init__(self, geometry: Geometry, batch_size: int, window: tuple[int, int] | None) -> None:
+        self.geometry, self.batch_size, self.window = geometry, batch_size, window
         self.n_read = 0
         """How many tokens have been read."""
-        self.place: tuple[int, int] | None = None
-        """Where the window of `layers` begins, and where its first latent stands; None: nothing was computed."""
-        self.layers: list[LayerMemory] = []
+        self.span: tuple[int, int] | None = None
+        """Where the window of `layers` starts and stops; None: nothing was computed."""
+        self.layers: list[LayerCache] = []
         self._tokens: Tensor | None = None  # of the window, where it can move: the first `_n_tokens` of a buffer
         self._n_tokens = 0
 
-    def clear(self, place: tuple[int, int]) -> None:
-        """Forget the layers: a new window begins."""
-        self.place, self.layers = place, [LayerMemory(pattern.first_kept, self.batch_size) for pattern in self.patterns]
+    def clear(self, span: tuple[int, int]) -> None:
+        """Forget the layers: a new window begins, which starts and stops at these positions."""
+        self.span = span
+        lengths = self.geometry.lengths(span[1] - span[0])
+        self.layers = [
+            LayerCache(layer.pattern.in_window(one.n_in), self.geometry.n_heads, one, self.batch_size)
+            for layer, one in zip(self.geometry.layers, lengths, strict=True)
+        ]
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with the sequences of these numbers, counted from 0, in this order; one may come several times."""

@@ -1,324 +1,362 @@
-"""Who attends to whom: the attention patterns, as functions on (batch, heads, positions, head width).
+"""Who attends to whom: attention patterns as values.
 
-Every pattern takes `query` (B, H, Q, D), `key` and `value` (B, H, N, D) with Q <= N, where the queries are the last Q
-of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D). Each pattern is followed by a function
-that counts its query-key pairs for Q queries and N keys; FLOPs are computed from it.
+A pattern is its definition, `sees`: which positions see which, counted from the start of the window. Everything else
+follows from it: causality and the declared reach are added by `visible`, and attention, the number of query-key pairs,
+what a cache must keep, the masks in plots and the brute force of the tests are computed from `visible`. A pattern may
+override `attend` with a faster path, and a count with a formula; the tests hold both equal to `visible`.
+
+Shapes: B batch, H heads, Q queries, N keys, D head width. The queries are the last Q of the N positions, Q <= N.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
-from llp.decoder.kernels.fused import lower_right_flash, takes_flash
-from llp.decoder.kernels.merged import can_merge, merged_attention, segment_parts, tail_parts
-from llp.decoder.kernels.windowed import WindowedAttention, band_mask
+from llp.decoder.kernels.flex import flex_masked_attention, takes_flex
+from llp.decoder.kernels.local import (
+    causal_attention,
+    segment_attention,
+    segment_pair_attention,
+    shifted_segment_attention,
+    sliding_window_attention,
+)
+from llp.errors import require
 
-Attend = Callable[..., Tensor]
-"""An attention pattern: `attend(query, key, value, dropout_p=...)`."""
-
-
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Lower-right causal: query i of Q sees the keys 0 .. i + (N - Q), so that the last query sees every key.
-
-    With Q = N this is the dense causal attention of a Transformer.
-    """
-    n_queries, n_keys = query.shape[-2], key.shape[-2]
-    if n_queries == n_keys:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
-    if n_queries == 1:  # nothing is masked
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
-    if takes_flash(query):
-        return lower_right_flash(query, key, value, dropout_p)
-    if can_merge(query, dropout_p):
-        return merged_attention(query, key, value, tail_parts)
-    if torch.compiler.is_compiling():  # which can't trace `causal_lower_right`
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
-    else:
-        mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left here: another mask
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+_BLOCK_LEN = 256  # queries whose mask is held at a time
 
 
-def causal_count(n_queries: int, n_keys: int) -> int:
-    """The number of query-key pairs in `causal_attention`, without the masked ones."""
-    return n_queries * n_keys - n_queries * (n_queries - 1) // 2
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Who sees whom in one layer. A pattern of one's own defines `sees`, and `unit` and `reach` if it is local."""
+
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query sees a key, before causality: positions in, booleans out.
+
+        Args:
+            head: Numbers of heads, (H, 1, 1).
+            query: Positions of queries, (Q, 1), counted from the start of the window.
+            key: Positions of keys, (N,). Keys after the query need not be excluded.
+
+        Returns:
+            Booleans that broadcast to (H, Q, N). FlexAttention calls this with tensors of no dimension.
+        """
+        raise NotImplementedError
+
+    @property
+    def unit(self) -> int | None:
+        """The pattern repeats after this many positions: sees(q + unit, k + unit) equals sees(q, k); None: it doesn't.
+
+        The pattern of the first tokens kept in sight, for instance, depends on where the window begins.
+        """
+        return None
+
+    @property
+    def reach(self) -> int | None:
+        """How many positions before the start of its unit a query can see, at most; None if there is no bound.
+
+        It needs a `unit`. The mask enforces it, because no finite number of probes could prove it.
+        """
+        return None
+
+    @property
+    def history_len(self) -> int:
+        """How many of the first positions see each other without a mask. They can have no loss."""
+        return 0
+
+    def in_window(self, n: int) -> Self:
+        """The pattern for a window of `n` positions in all, also while the window is still being filled."""
+        return self
+
+    def check_window(self, n: int) -> None:
+        """Raise a `SettingError` if training windows of `n` positions are too short for the pattern."""
+
+    def visible(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """`sees`, causal, and within the declared reach; arguments and result as there. FlexAttention's `mask_mod`."""
+        seen = self.sees(head, query, key) & (key <= query.clamp(min=self.history_len - 1))
+        if self.unit is not None and self.reach is not None:
+            seen = seen & (key >= query // self.unit * self.unit - self.reach)
+        return seen
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """Attention under this pattern, with scores scaled by 1 / sqrt(D).
+
+        Args:
+            query: (B, H, Q, D).
+            key: (B, H, N, D). Of a pattern with a reach, keys that no query sees may be left out at the front, if their
+                number is a multiple of the unit.
+            value: (B, H, N, D).
+            dropout_p: Probability of dropping an attention weight.
+
+        Returns:
+            (B, H, Q, D), zeros for a query that sees nothing.
+        """
+        return self.attend_by_definition(query, key, value, dropout_p)
+
+    def attend_by_definition(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """What `attend` computes, straight from `visible`."""
+        n_heads, n_queries, n_keys = query.shape[1], query.shape[2], key.shape[2]
+        if takes_flex(query, dropout_p):
+            return flex_masked_attention(self.visible, query, key, value)
+        outputs: list[Tensor] = []
+        for first, mask in self._mask_blocks(n_heads, n_queries, n_keys, query.device):
+            start = len(outputs) * _BLOCK_LEN
+            stop = first + mask.shape[2]
+            inputs = query[:, :, start : start + _BLOCK_LEN], key[:, :, first:stop], value[:, :, first:stop]
+            attended = F.scaled_dot_product_attention(*inputs, attn_mask=mask, dropout_p=dropout_p)
+            outputs.append(torch.where(mask.any(dim=-1, keepdim=True), attended, 0))  # (B, H, block, D)
+        return torch.cat(outputs, dim=2)
+
+    def mask(self, n_heads: int, n_queries: int, n_keys: int) -> Tensor:
+        """Which of N keys the last Q of N positions see: (1, Q, N) booleans, or (H, Q, N) if heads differ."""
+        return self._mask(n_heads, n_keys - n_queries, n_keys, 0, n_keys, torch.device("cpu"))
+
+    def pair_count(self, n_heads: int, n_queries: int, n_keys: int) -> float:
+        """The number of query-key pairs in a head, or the mean over the heads if they differ; for FLOPs."""
+        return _pair_count(self, n_heads, n_queries, n_keys)
+
+    def first_visible(self, n_heads: int, n: int) -> Tensor:
+        """The first of `n` positions that each of them sees: (1, n) int64, or (H, n) if heads differ.
+
+        A position that sees nothing counts as seeing itself, since the residual stream keeps it.
+        """
+        return _first_visible(self, n_heads, n)
+
+    def first_kept(self, n_heads: int, n: int) -> int:
+        """The first position that queries from position `n` on can see, rounded down to the unit."""
+        if self.unit is None or self.reach is None:
+            return 0
+        start, offset = n // self.unit * self.unit, n % self.unit
+        lags = lag_table(self, n_heads)
+        first = start + min(*lags[offset:], min(lags) + self.unit)
+        return max(0, first // self.unit * self.unit)
+
+    def _mask_blocks(
+        self, n_heads: int, n_queries: int, n_keys: int, device: torch.device
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The first key that is needed, and the mask from it on, for each block of queries."""
+        for start in range(n_keys - n_queries, n_keys, _BLOCK_LEN):
+            stop = min(start + _BLOCK_LEN, n_keys)
+            first = 0
+            if self.unit is not None and self.reach is not None:
+                first = max(0, start // self.unit * self.unit - self.reach)
+            last = min(n_keys, max(stop, self.history_len))
+            yield first, self._mask(n_heads, start, stop, first, last, device)
+
+    def _mask(self, n_heads: int, start: int, stop: int, first: int, last: int, device: torch.device) -> Tensor:
+        """Which of the keys first .. last - 1 the queries start .. stop - 1 see: (1 or H, Q, N)."""
+        head = torch.arange(n_heads, device=device).view(-1, 1, 1)
+        query = torch.arange(start, stop, device=device).unsqueeze(1)
+        seen = self.visible(head, query, torch.arange(first, last, device=device))
+        return seen if seen.ndim == 3 else seen.unsqueeze(0)
 
 
-def segment_pair_attention(
-    query: Tensor, key: Tensor, value: Tensor, segment_len: int, look_back: int = 1, dropout_p: float = 0.0
-) -> Tensor:
-    """Long LoRA Perceiver: segment k sees the `look_back` whole segments before it, and itself causally.
+class Layer(NamedTuple):
+    """What an architecture specifies for one layer."""
 
-    The N positions are cut into segments of `segment_len`, from the first one on. With `look_back` 1 the pairs of
-    neighbouring segments form one batch of small lower-right causal problems (`segment_len` queries, twice as many
-    keys), with 2 there are triples, and with 0 every segment is alone: O(N segment_len).
+    pattern: AttentionPattern
+    """Who attends to whom."""
+    n_out: int | None = None
+    """How many positions, counted from the end, query in the layer and leave it; None: all that enter."""
+    history_dropout: float = 0.0
+    """The share of the positions before the queries that is dropped from the keys in training."""
+
+
+@dataclass(frozen=True)
+class CausalAttention(AttentionPattern):
+    """Every position sees itself and all before it: a Transformer; Perceiver AR, where fewer positions query."""
+
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key <= query
+
+    @property
+    def unit(self) -> int:
+        return 1
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        return causal_attention(query, key, value, dropout_p)
+
+    def pair_count(self, n_heads: int, n_queries: int, n_keys: int) -> float:
+        return n_queries * n_keys - n_queries * (n_queries - 1) // 2
+
+
+@dataclass(frozen=True)
+class SegmentAttention(AttentionPattern):
+    """Long LoRA Perceiver: each segment sees itself, causally, and the `look_back` whole segments before it.
+
+    Segments are cut from the first position on, and the last one may be shorter. O(N segment_len).
 
     Source: arXiv 2412.06106, section on the Long LoRA Perceiver; the segments are those of LongLoRA, arXiv 2309.12307.
     """
-    n_queries, n_before = query.shape[2], look_back * segment_len
-    if n_queries < key.shape[2]:
-        first_segment = (key.shape[2] - n_queries) // segment_len
-        key, value = _without_first(max(0, first_segment - look_back) * segment_len, key, value)
-        if key.shape[2] <= n_before + segment_len:  # they are all seen by the last query
-            return causal_attention(query, key, value, dropout_p)
-    if key.shape[2] <= max(n_before, segment_len):
-        return causal_attention(query, key, value, dropout_p)
-    padding = -key.shape[2] % segment_len  # of a shorter last segment; causality hides it from every real query
-    query, key, value = _aligned(query, key, value, padding)
-    if can_merge(query, dropout_p):
-        output = _merged_segments(query, key, value, segment_len, look_back)
-    else:
-        output = _in_blocks(causal_attention, query, key, value, segment_len, n_before, dropout_p)
-    return _unaligned(output, n_queries, padding)
+
+    segment_len: int
+    look_back: int = 1
+
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return query // self.segment_len - key // self.segment_len <= self.look_back
+
+    @property
+    def unit(self) -> int:
+        return self.segment_len
+
+    @property
+    def reach(self) -> int:
+        return self.look_back * self.segment_len
+
+    def check_window(self, n: int) -> None:
+        require(self.segment_len <= n, "segment_len", self.segment_len, f"window_len = {n} is shorter")
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        return segment_pair_attention(query, key, value, self.segment_len, self.look_back, dropout_p)
 
 
-def _merged_segments(query: Tensor, key: Tensor, value: Tensor, segment_len: int, look_back: int) -> Tensor:
-    """Segments without copies: each sees itself, and those before it part by part; all tensors are (B, H, N, D)."""
-    batch = query.shape[0]
-    # (B, H, S M, D) -> (B S, H, M, D)
-    query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    output = merged_attention(query, key, value, segment_parts, batch, look_back)  # (B S, H, M, D)
-    return output.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
-
-
-def segment_pair_count(n_queries: int, n_keys: int, segment_len: int, look_back: int = 1) -> int:
-    """The number of query-key pairs in `segment_pair_attention`."""
-
-    def up_to(n: int) -> int:
-        whole, rest = divmod(n, segment_len)
-        own = whole * causal_count(segment_len, segment_len) + causal_count(rest, rest)
-        return own + sum(max(0, n - back * segment_len) * segment_len for back in range(1, look_back + 1))
-
-    return up_to(n_keys) - up_to(n_keys - n_queries)
-
-
-def shifted_segment_attention(
-    query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
-) -> Tensor:
+@dataclass(frozen=True)
+class ShiftedSegmentAttention(AttentionPattern):
     """Half of the heads see their segment, causally, and half see segments that are shifted by half a length.
 
-    The N positions are cut into segments of `segment_len`, from the first one on; for the second half of the heads the
-    first segment is half as long, so that the others straddle the cuts. The last segments may be shorter; the shifted
-    ones never join the end of the sequence to its beginning.
+    The first of the shifted segments is half as long; none joins the end of the sequence to its beginning.
 
     Source: S2-Attn of LongLoRA, arXiv 2309.12307, without the leak of its published form.
     """
-    half, n_queries = segment_len // 2, query.shape[2]
-    if n_queries < key.shape[2]:
-        first_segment = (key.shape[2] - n_queries) // segment_len
-        key, value = _without_first(max(0, first_segment - 1) * segment_len, key, value)
-    if key.shape[2] <= half:
-        return causal_attention(query, key, value, dropout_p)
-    query, key, value = _aligned(query, key, value)
-    n_heads = query.shape[1] // 2
 
-    def segments(heads: slice, places: slice, length: int) -> Tensor:  # each alone
-        parts = query[:, heads, places], key[:, heads, places], value[:, heads, places]
-        return segment_pair_attention(*parts, segment_len=length, look_back=0, dropout_p=dropout_p)
+    segment_len: int
+    n_heads: int
 
-    in_place = segments(slice(n_heads), slice(None), segment_len)  # (B, H / 2, N, D)
-    first = segments(slice(n_heads, None), slice(half), half)
-    shifted = torch.cat((first, segments(slice(n_heads, None), slice(half, None), segment_len)), dim=2)
-    return _unaligned(torch.cat((in_place, shifted), dim=1), n_queries)  # (B, H, N, D)
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        shift = (head >= self.n_heads // 2) * (self.segment_len // 2)
+        return (query + shift) // self.segment_len == (key + shift) // self.segment_len
 
+    @property
+    def unit(self) -> int:
+        return self.segment_len
 
-def shifted_segment_count(n_queries: int, n_keys: int, segment_len: int) -> float:
-    """The number of query-key pairs in `shifted_segment_attention`, as the mean of the two halves of the heads."""
-    half = segment_len // 2
+    @property
+    def reach(self) -> int:
+        return self.segment_len // 2
 
-    def shifted_up_to(n: int) -> int:
-        first, later = min(n, half), max(0, n - half)
-        return causal_count(first, first) + segment_pair_count(later, later, segment_len, 0)
+    def check_window(self, n: int) -> None:
+        require(self.segment_len <= n, "segment_len", self.segment_len, f"window_len = {n} is shorter")
 
-    shifted = shifted_up_to(n_keys) - shifted_up_to(n_keys - n_queries)
-    return (segment_pair_count(n_queries, n_keys, segment_len, 0) + shifted) / 2
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        if query.shape[2] == 1:  # one mask is faster than the parts of both halves
+            return self.attend_by_definition(query, key, value, dropout_p)
+        return shifted_segment_attention(query, key, value, self.segment_len, dropout_p)
 
 
-def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: int, dropout_p: float = 0.0) -> Tensor:
-    """Position i sees the last `window` positions up to itself: O(N window).
+@dataclass(frozen=True)
+class SlidingWindowAttention(AttentionPattern):
+    """Every position sees the last `window` positions up to itself: O(N window).
 
     Source: the sliding window of Longformer, arXiv 2004.05150, causal.
     """
-    n_queries, n_before = query.shape[2], window - 1
-    if n_queries < key.shape[2]:
-        key, value = _without_first(max(0, key.shape[2] - n_queries - n_before), key, value)
-    if key.shape[2] <= window:
-        return causal_attention(query, key, value, dropout_p)
-    loops = query.device.type == "cpu" and not torch.compiler.is_compiling()  # which would unroll its loop over blocks
-    if loops and can_merge(query, dropout_p):
-        return WindowedAttention.apply(query, key, value, window)
-    padding = -(key.shape[2] - n_before) % window
-    query, key, value = _aligned(query, key, value, padding)
-    output = _in_blocks(_band_attention, query, key, value, window, n_before, dropout_p)
-    return _unaligned(output, n_queries, padding)
+
+    window: int
+
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return query - key < self.window
+
+    @property
+    def unit(self) -> int:
+        return 1
+
+    @property
+    def reach(self) -> int:
+        return self.window - 1
+
+    def check_window(self, n: int) -> None:
+        require(self.window <= n, "window", self.window, f"window_len = {n} is shorter")
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        return sliding_window_attention(query, key, value, self.window, dropout_p)
 
 
-def _band_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Query i of Q sees the keys i .. i + (N - Q): each equally many of them, the last query up to the last key."""
-    n_queries, n_keys = query.shape[-2], key.shape[-2]
-    mask = band_mask(n_queries, n_keys, n_keys - n_queries + 1, query.device)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+@dataclass(frozen=True)
+class HistoryAttention(AttentionPattern):
+    """The latents, the last `latent_len` positions, see everything, causally; the history before sees itself.
 
-
-def sliding_window_count(n_queries: int, n_keys: int, window: int) -> int:
-    """The number of query-key pairs in `sliding_window_attention`."""
-
-    def up_to(n: int) -> int:
-        first = min(n, window)
-        return causal_count(first, first) + (n - first) * window
-
-    return up_to(n_keys) - up_to(n_keys - n_queries)
-
-
-def _in_blocks(
-    attend: Attend,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_len: int,
-    n_before: int,
-    dropout_p: float,
-) -> Tensor:
-    """A local pattern by definition: blocks of queries attend to their own positions and the `n_before` before them.
-
-    The blocks begin after the first `n_before` positions, which see all before them and themselves. The keys are
-    copied, so that all blocks form one batch. All tensors are (B, H, n_before + S block_len, D).
-    """
-    batch = query.shape[0]
-
-    def fold(x: Tensor, size: int) -> Tensor:  # (B, H, N, D) -> (B S, H, size, D)
-        return x.unfold(2, size, block_len).permute(0, 2, 1, 4, 3).flatten(0, 1)
-
-    def unfold(x: Tensor) -> Tensor:  # (B S, H, block_len, D) -> (B, H, S block_len, D)
-        return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
-
-    blocks = fold(query[:, :, n_before:], block_len), *(fold(x, n_before + block_len) for x in (key, value))
-    if n_before == 0:
-        return unfold(attend(*blocks, dropout_p=dropout_p))
-    first = causal_attention(query[:, :, :n_before], key[:, :, :n_before], value[:, :, :n_before], dropout_p)
-    return torch.cat((first, unfold(attend(*blocks, dropout_p=dropout_p))), dim=2)
-
-
-def _without_first(n: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the first `n` keys, which no query sees."""
-    return key[:, :, n:], value[:, :, n:]
-
-
-def _aligned(query: Tensor, key: Tensor, value: Tensor, padding: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """As many queries as keys, at the same places: zeros before the queries, and `padding` zeros after everything."""
-    n_missing = key.shape[2] - query.shape[2]
-    if n_missing or padding:
-        query = F.pad(query, (0, 0, n_missing, padding))
-    if padding:
-        key, value = (F.pad(x, (0, 0, 0, padding)) for x in (key, value))
-    return query, key, value
-
-
-def _unaligned(output: Tensor, n_queries: int, padding: int = 0) -> Tensor:
-    """The output at the last `n_queries` places before the padding."""
-    stop = output.shape[2] - padding
-    return output if n_queries == output.shape[2] else output[:, :, stop - n_queries : stop]
-
-
-def history_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    latent_len: int,
-    segment_len: int | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """The latents, the last `latent_len` positions, see everything, lower-right causally; the history sees itself.
-
-    The history's own attention has no mask. With `segment_len` the history is cut into segments from its first
-    position on, and each sees only itself. Q is N, or at most `latent_len` if only latents query.
+    The history's own attention has no mask. With `segment_len` the history is cut into segments from its first position
+    on, and each sees only itself.
 
     Source: arXiv 2412.06106, enhancements V1 (double attention) and V2 (split attention).
     """
-    n_latents = min(latent_len, key.shape[-2])
-    n_history = max(0, query.shape[-2] - n_latents)  # 0 if only latents query
-    latents = causal_attention(query[:, :, n_history:], key, value, dropout_p)  # (B, H, L, D)
-    if n_history == 0:
-        return latents
-    query, key, value = query[:, :, :n_history], key[:, :, :n_history], value[:, :, :n_history]
-    attended = segment_attention(query, key, value, segment_len or n_history, dropout_p)
-    return torch.cat((attended, latents), dim=2)  # (B, H, N, D)
 
+    latent_len: int
+    segment_len: int | None = None
+    window_len: int | None = None
+    """Positions of the whole window, set by `in_window`: they tell latents from history."""
 
-def history_count(n_queries: int, n_keys: int, latent_len: int, segment_len: int | None = None) -> int:
-    """The number of query-key pairs in `history_attention`."""
-    n_latents = min(latent_len, n_keys)
-    n_history = n_queries - n_latents
-    whole, rest = divmod(n_history, segment_len or max(1, n_history))
-    return causal_count(n_latents, n_keys) + whole * (segment_len or n_history) ** 2 + rest**2
+    def in_window(self, n: int) -> Self:
+        return replace(self, window_len=n)
 
+    @property
+    def history_len(self) -> int:
+        if self.window_len is None:
+            raise ValueError("call in_window(n) first: which positions are latents depends on the window's length")
+        return max(0, self.window_len - self.latent_len)
 
-def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0) -> Tensor:
-    """Each segment of `segment_len` positions sees itself, without a mask; the last one may be shorter. Q must be N."""
-    batch, n = query.shape[0], query.shape[2]
-    n_whole = n - n % segment_len
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        segment_len = self.segment_len or max(1, self.history_len)
+        return (query >= self.history_len) | (query // segment_len == key // segment_len)
 
-    def fold(x: Tensor) -> Tensor:  # the whole segments into the batch: (B S, H, M, D)
-        return x[:, :, :n_whole].unflatten(2, (-1, segment_len)).transpose(1, 2).flatten(0, 1)
-
-    outputs = []
-    if n_whole:
-        attended = F.scaled_dot_product_attention(fold(query), fold(key), fold(value), dropout_p=dropout_p)
-        outputs.append(attended.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3))  # (B, H, S M, D)
-    if n_whole < n:
-        query, key, value = query[:, :, n_whole:], key[:, :, n_whole:], value[:, :, n_whole:]
-        outputs.append(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p))
-    return torch.cat(outputs, dim=2)  # (B, H, N, D)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
+        n_before = key.shape[2] - query.shape[2]
+        n_history = max(0, self.history_len - n_before)  # queries that belong to the history
+        if n_history and n_before:
+            return self.attend_by_definition(query, key, value, dropout_p)
+        latents = causal_attention(query[:, :, n_history:], key, value, dropout_p)  # (B, H, L, D)
+        if n_history == 0:
+            return latents
+        query, key, value = query[:, :, :n_history], key[:, :, :n_history], value[:, :, :n_history]
+        history = segment_attention(query, key, value, self.segment_len or n_history, dropout_p)
+        return torch.cat((history, latents), dim=2)  # (B, H, N, D)
 
 
 def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tuple[Tensor, Tensor]:
     """Drop a share of the first `n_history` of N positions: equally many in each sample, drawn independently.
 
     Perceiver AR's cross-attend (prefix) dropout, arXiv 2202.07765. The keys are already rotated, so those that remain
-    keep their positions. `key` and `value` (B, H, N, D) -> (B, H, N - round(share * n_history), D).
+    keep their positions; their numbers change, so that only `CausalAttention` can be used with it. `key` and `value`
+    are (B, H, N, D), and what is returned is (B, H, N - round(share * n_history), D).
     """
     batch, n = key.shape[0], key.shape[2]
     n_kept = n_history - round(share * n_history)
     kept = torch.rand(batch, n_history, device=key.device).topk(n_kept, dim=1).indices.sort(dim=1).values
     latents = torch.arange(n_history, n, device=key.device).expand(batch, -1)
-    places = torch.cat((kept, latents), dim=1)[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
-    return key.gather(2, places), value.gather(2, places)  # (B, H, n_kept + N - n_history, D)
+    positions = torch.cat((kept, latents), dim=1)[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
+    return key.gather(2, positions), value.gather(2, positions)  # (B, H, n_kept + N - n_history, D)
 
 
-class LayerPattern(NamedTuple):
-    """What an architecture specifies for one layer."""
+@lru_cache(maxsize=256)
+def _pair_count(pattern: AttentionPattern, n_heads: int, n_queries: int, n_keys: int) -> float:
+    blocks = pattern._mask_blocks(n_heads, n_queries, n_keys, torch.device("cpu"))
+    return sum(mask.sum().item() / len(mask) for _, mask in blocks)
 
-    attend: Attend
-    """The attention pattern: who attends to whom."""
-    n_out: int | None = None
-    """How many positions, counted from the end, query in the layer and leave it; None: all that enter."""
-    history_dropout: float = 0.0
-    """The share of the positions before the queries that is dropped from the keys in training."""
-    pair_count: Callable[[int, int], float] = causal_count
-    """Maps numbers of queries and keys to the number of their pairs in a head, from which FLOPs are computed.
 
-    It is the mean over the heads if these see different keys.
+@lru_cache(maxsize=64)
+def _first_visible(pattern: AttentionPattern, n_heads: int, n: int) -> Tensor:
+    blocks = [first + _first_true(mask) for first, mask in pattern._mask_blocks(n_heads, n, n, torch.device("cpu"))]
+    found = torch.cat(blocks, dim=1)  # (1 or H, n)
+    return torch.minimum(found, torch.arange(n))
+
+
+@lru_cache(maxsize=64)
+def lag_table(pattern: AttentionPattern, n_heads: int) -> tuple[int, ...]:
+    """The first position that each position of a unit sees in any head, far from the start of the window.
+
+    Both are counted from the start of the unit, so that the table holds for every unit. The pattern must have a reach.
     """
-    first_kept: Callable[[int], int] = lambda n: 0
-    """Maps N to the first of N positions that queries from position N on can see, or that their pattern is cut from."""
-    latent_len: int | None = None
-    """How many of the last positions `attend` takes for latents, where it has an argument of that name."""
-
-    def with_latents(self, n: int) -> "LayerPattern":
-        """The pattern for another number of latents: a window that is not full yet has fewer."""
-        attend = self.attend if self.latent_len is None else partial(self.attend, latent_len=n)
-        return self._replace(attend=attend, n_out=None if self.n_out is None else n)
+    assert pattern.unit is not None
+    assert pattern.reach is not None
+    start = -(-pattern.reach // pattern.unit) * pattern.unit
+    mask = pattern._mask(n_heads, start, start + pattern.unit, 0, start + pattern.unit, torch.device("cpu"))
+    first = _first_true(mask).amin(dim=0) - start  # (unit,)
+    return tuple(torch.minimum(first, torch.arange(pattern.unit)).tolist())
 
 
-def segments_kept(n: int, segment_len: int, look_back: int) -> int:
-    """Where the first segment begins that the segment of position `n` sees."""
-    return max(0, n // segment_len - look_back) * segment_len
-
-
-def window_kept(n: int, window: int) -> int:
-    """The first position in the window of position `n`."""
-    return max(0, n - window + 1)
+def _first_true(mask: Tensor) -> Tensor:
+    """The first key that is seen, (..., Q, N) -> (..., Q); N if none is."""
+    return torch.where(mask.any(dim=-1), mask.to(torch.uint8).argmax(dim=-1), mask.shape[-1])

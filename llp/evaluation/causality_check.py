@@ -34,8 +34,9 @@ class CausalityCheck(Callback):
             with trainer.precision_plugin.forward_context():
                 return model(tokens.to(model.device))
 
+        geometry = model.geometry
         probes = [
-            check_causality(logits, model.hparams["vocab_size"], n, model.pattern_edges(n), model.context_lens(n))
+            check_causality(logits, model.hparams["vocab_size"], n, geometry.edges(n), geometry.context_lens(n))
             for n in sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
         ]
         self.outcome = {"causal": True, "probes": probes}

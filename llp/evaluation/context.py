@@ -86,7 +86,7 @@ def loss_by_context(
         SettingError: If a value can't be used, or no document is long enough.
     """
     require(n_blocks >= 1, "n_blocks", n_blocks, "set it to 1 or more")
-    window_len, stride = model.scoring_window(data.window_len, data.scoring_window_len, data.scoring_stride)
+    window_len, stride = model.geometry.scoring_window(data.window_len, data.scoring_window_len, data.scoring_stride)
     block_len = min(32, stride) if block_len is None else block_len
     remedy = f"set it to 1 .. {stride}, the stride of scoring windows"
     require(1 <= block_len <= stride, "block_len", block_len, remedy)

@@ -100,7 +100,7 @@ def scored_context(model: Any, window_shapes: Mapping[tuple[int, int, bool], int
     """
     least, greatest, total, n_tokens = None, 0, 0, 0
     for (length, n_scored, is_first), number in window_shapes.items():
-        context = model.context_lens(length)[length - n_scored :]
+        context = model.geometry.context_lens(length)[length - n_scored :]
         total += int(context.sum()) * number
         n_tokens += n_scored * number
         greatest = max(greatest, int(context.max()))

@@ -2,52 +2,51 @@
 
 import hashlib
 import json
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
+from llp.decoder.geometry import Compression, Geometry
 from llp.decoder.patterns import (
-    LayerPattern,
-    causal_attention,
-    history_attention,
-    segment_pair_attention,
-    shifted_segment_attention,
-    sliding_window_attention,
+    CausalAttention,
+    HistoryAttention,
+    Layer,
+    SegmentAttention,
+    ShiftedSegmentAttention,
+    SlidingWindowAttention,
 )
 from llp.errors import require
 
-_FUNCTIONS = {
-    function.__name__: function
-    for function in (
-        causal_attention,
-        history_attention,
-        segment_pair_attention,
-        shifted_segment_attention,
-        sliding_window_attention,
+PATTERNS = {
+    pattern.__name__: pattern
+    for pattern in (
+        CausalAttention,
+        HistoryAttention,
+        SegmentAttention,
+        ShiftedSegmentAttention,
+        SlidingWindowAttention,
     )
 }
 """The attention patterns whose source an exported folder holds, by name."""
 
 
-def described(pattern: LayerPattern) -> dict[str, Any]:
-    """What a layer's logits depend on in its pattern, as JSON can hold it.
+def described(layer: Layer) -> dict[str, Any]:
+    """What a layer's logits depend on, as JSON can hold it.
 
     Raises:
-        SettingError: If its attention is none of the package's own functions, or a `partial` of one.
+        SettingError: If its pattern is none of the package's own.
     """
-    attend: Any = pattern.attend
-    function, arguments = (attend.func, attend.keywords) if isinstance(attend, partial) else (attend, {})
-    name = getattr(function, "__name__", type(function).__name__)
-    positional = isinstance(attend, partial) and len(attend.args) > 0
-    names = ", ".join(_FUNCTIONS)
-    remedy = f"only these can be exported, alone or as a partial with keywords: {names}; write the layer with them"
-    require(_FUNCTIONS.get(name) is function and not positional, "attend", name, remedy)
-    return {"attend": name, "arguments": arguments, "n_out": pattern.n_out, "latent_len": pattern.latent_len}
+    name = type(layer.pattern).__name__
+    remedy = f"only these can be exported: {', '.join(PATTERNS)}; write the layer with them"
+    require(PATTERNS.get(name) is type(layer.pattern), "pattern", name, remedy)
+    return {"pattern": name, "arguments": asdict(layer.pattern), "n_out": layer.n_out}
 
 
-def layer_pattern(description: dict[str, Any]) -> LayerPattern:
-    """The pattern that `described` gave, as far as its logits go."""
-    attend = partial(_FUNCTIONS[description["attend"]], **description["arguments"])
-    return LayerPattern(attend, description["n_out"], latent_len=description["latent_len"])
+def geometry_of(
+    layers: list[dict[str, Any]], n_heads: int, compression: dict[str, int] | None, rotates_values: bool
+) -> Geometry:
+    """The geometry whose layers were `described`, as far as logits go."""
+    built = tuple(Layer(PATTERNS[one["pattern"]](**one["arguments"]), one["n_out"]) for one in layers)
+    return Geometry(built, n_heads, None if compression is None else Compression(**compression), rotates_values)
 
 
 def digest(parts: dict[str, Any]) -> str:

@@ -85,21 +85,15 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
 def _parts(model: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What makes the model what it is, as plain values."""
     settings = replace(model.settings, dropout=0.0, activation_checkpointing=False, compile=False)
-    compress = model.compression()
+    compression = model.compression()
     lengths = checkpoint.get("datamodule_hyper_parameters", {})
     asked = lengths.get("window_len"), lengths.get("scoring_window_len"), lengths.get("scoring_stride")
     require(asked[0] is not None, "ckpt_path", "(its data)", "it does not say in which windows it was trained")
-    window_len, stride = model.scoring_window(*asked)
+    window_len, stride = model.geometry.scoring_window(*asked)
     return {
         "settings": asdict(settings),
-        "patterns": [described(model.layer_pattern(layer)) for layer in range(model.n_layers)],
-        "compress": None
-        if compress is None
-        else {
-            "history_len": compress.in_features,
-            "compressed_len": compress.out_features,
-            "latent_len": compress.latent_len,
-        },
+        "patterns": [described(layer) for layer in model.layers()],
+        "compress": None if compression is None else asdict(compression),
         "window_len": window_len,
         "stride": stride,
     }

@@ -12,9 +12,9 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from llp.decoder.block import DecoderSettings
-from llp.decoder.decoder import Compress, Decoder
-from llp.decoder.kv_cache import Memory
-from llp.export.layers import digest, layer_pattern
+from llp.decoder.decoder import Decoder
+from llp.decoder.kv_cache import KVCache
+from llp.export.layers import digest, geometry_of
 from llp.scoring.windows import scoring_windows, window_start
 
 
@@ -66,11 +66,9 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
         if digest({name: getattr(config, name) for name in names}) != config.digest:
             changed = f"one of {', '.join(names)} in config.json was changed since the export"
             raise ValueError(f"{changed}: the weights were trained with other values; restore it, or export again")
-        compress = config.compress
-        compression = (lambda: None) if compress is None else (lambda: Compress(**compress, std=None))
-        self.patterns = [layer_pattern(one) for one in config.patterns]
-        self.latent_len = min((one.n_out for one in self.patterns if one.n_out is not None), default=None)
-        self.decoder = Decoder(DecoderSettings(**config.settings), self.patterns, compression)
+        settings = DecoderSettings(**config.settings)
+        geometry = geometry_of(config.patterns, settings.n_heads, config.compress, settings.share_key_value)
+        self.decoder = Decoder(settings, geometry)
         self.post_init()
 
     @classmethod
@@ -144,7 +142,6 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
         """
         n, window_len, stride = tokens.shape[1], self.config.window_len, self.config.stride
         start, stop = window_start(n - 1, window_len, stride), ((n - 1) // stride + 1) * stride
-        first_latent = start if self.latent_len is None else max(start, stop - self.latent_len)
-        memory = Memory(self.patterns, len(tokens), None)
-        memory.clear((start, first_latent))
-        return self.decoder.extend(tokens[:, start:], [memory], n - first_latent, 1)
+        cache = KVCache(self.decoder.geometry, len(tokens), None)
+        cache.clear((start, stop))
+        return self.decoder.extend(tokens[:, start:], [cache], 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llp.decoder.extend import extend_each
-from llp.decoder.kv_cache import Memory
+from llp.decoder.kv_cache import KVCache
 from llp.errors import require
 from llp.generation.sampling import Sampling
 from llp.language_model import LanguageModel
@@ -161,23 +161,23 @@ def generate(
         groups = [group for group in groups if group.keep(drawn)]
         numbers = [number for group in groups for number in group.numbers]
         tokens = torch.tensor([[drawn[number]] for number in numbers], device=model.device)  # (B, 1)
-        rows = extend_each(model, tokens, [group.memory for group in groups])  # (B, vocab_size)
+        rows = extend_each(model.decoder, tokens, [group.cache for group in groups])  # (B, vocab_size)
         logits = dict(zip(numbers, rows, strict=True))
 
 
 class _Group:
-    """The texts with one prompt: they are always at the same place, and share a memory."""
+    """The texts with one prompt: they are always at the same place, and share a cache."""
 
-    def __init__(self, memory: Memory, numbers: list[int]) -> None:
-        self.memory, self.numbers = memory, numbers
+    def __init__(self, cache: KVCache, numbers: list[int]) -> None:
+        self.cache, self.numbers = cache, numbers
         if len(numbers) > 1:
-            memory.select([0] * len(numbers))  # each goes on from the prompt, which was read once
+            cache.select([0] * len(numbers))  # each goes on from the prompt, which was read once
 
     def keep(self, numbers: Container[int]) -> bool:
         """Go on with those texts that are among the numbers; returns whether there is any."""
         rows = [row for row, number in enumerate(self.numbers) if number in numbers]
         if len(rows) < len(self.numbers):
-            self.memory.select(rows)
+            self.cache.select(rows)
             self.numbers = [self.numbers[row] for row in rows]
         return bool(rows)
 
@@ -192,9 +192,9 @@ def _read(
     groups: list[_Group] = []
     logits: dict[int, Tensor] = {}
     for prompt, own in numbers.items():
-        memory = model.new_memory(1, window)
-        row = model.extend(torch.tensor([prompt], device=model.device), memory, n_logits=1)[0][0, -1]
-        groups.append(_Group(memory, own))
+        cache = model.new_cache(1, window)
+        row = model.extend(torch.tensor([prompt], device=model.device), cache, n_logits=1)[0][0, -1]
+        groups.append(_Group(cache, own))
         logits |= dict.fromkeys(own, row)
     return groups, logits
 

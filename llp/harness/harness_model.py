@@ -58,7 +58,7 @@ class HarnessModel(LM):
         """The windows in which `llp test` scores documents of these lengths."""
         window_len, stride = self.model.window
         batches = scoring_batches(n_tokens, window_len, stride, self.batch_size)
-        if not self.model.module.scores_as_one_pass(window_len, stride):
+        if not self.model.module.geometry.scores_as_one_pass(window_len, stride):
             return batches
         return in_one_pass(batches, window_len + JOINED * stride, self.batch_size * window_len)
 
@@ -108,7 +108,7 @@ class HarnessModel(LM):
             row[: len(continuation)] = torch.tensor(continuation)
         contexts = list(dict.fromkeys(context for context, _ in pairs))
         rows = torch.tensor(contexts)
-        memory = model.module.new_memory(len(contexts), model.window)
+        memory = model.module.new_cache(len(contexts), model.window)
         if rows.shape[1] > 1:
             model.module.extend(rows[:, :-1].to(self.device), memory, n_logits=1)
         of_pairs = [contexts.index(context) for context, _ in pairs]

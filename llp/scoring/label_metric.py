@@ -50,7 +50,7 @@ class LabelScore(Metric):
     def add(self, model: Any, batch: LabelBatch) -> None:
         """Score a batch with a `LanguageModel`."""
         logits = model.decoder(batch.inputs, places=batch.places)  # (B, K, vocab_size)
-        context = model.context_lens(batch.inputs.shape[1]).to(logits.device)[batch.places]  # (B, K)
+        context = model.geometry.context_lens(batch.inputs.shape[1]).to(logits.device)[batch.places]  # (B, K)
         self.update(logits, batch.labels, batch.distances, batch.distances > context)
 
     def update(self, logits: Tensor, labels: Tensor, distances: Tensor, beyond: Tensor) -> None:

@@ -77,8 +77,8 @@ def _settings(model: LightningModule) -> str:
 def _window(model: Any, window: TrainingWindow) -> str:
     """What a training window is to the model: where it has a loss, and from how much context."""
     burn_in, n, n_trained, has_labels = window
-    n_out = min(n, model.decoder.positions_out(window.n_read))
-    contexts = model.context_lens(window.n_read)[window.n_read - n_out :]
+    n_out = min(n, model.geometry.positions_out(window.n_read))
+    contexts = model.geometry.context_lens(window.n_read)[window.n_read - n_out :]
     where = "each" if n_trained == n else f"the last {n_trained:,}"
     where = _plural(n_trained, "label") if has_labels else where
     before = f" after {burn_in:,} that are read without one" if burn_in else ""

@@ -31,6 +31,6 @@ class TrainingWindow(NamedTuple):
 
 def training_window(model: Any, data: Any) -> TrainingWindow:
     """The training window of a data module to a `LanguageModel` whose decoder is built."""
-    burn_in, n_labels = model.burn_in_len(data.burn_in), data.labels_per_window
-    n_trained = n_labels or min(data.window_len, model.decoder.positions_out(burn_in + data.window_len))
+    burn_in, n_labels = model.geometry.burn_in_len(data.burn_in), data.labels_per_window
+    n_trained = n_labels or min(data.window_len, model.geometry.positions_out(burn_in + data.window_len))
     return TrainingWindow(burn_in, data.window_len, n_trained, n_labels is not None)

@@ -200,8 +200,8 @@ def test_the_context_of_a_position_is_what_it_has_a_gradient_from(name, settings
     model = build(name, n_layers=max(n_layers, 2) if name == "CompressedAttention" else n_layers, **settings)
     matrix = influence(model, 18)  # (T, N)
     expected = (matrix > 0).sum(dim=1)
-    assert torch.equal(model.context_lens(18)[-len(matrix) :], expected)
-    assert len(model.context_lens(18)) == 18
+    assert torch.equal(model.geometry.context_lens(18)[-len(matrix) :], expected)
+    assert len(model.geometry.context_lens(18)) == 18
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_the_context_of_a_position_is_what_it_has_a_gradient_from(name, settings
     ],
 )
 def test_where_something_new_begins_in_the_pattern(name, edges):
-    assert {n: build(name).pattern_edges(n) for n in edges} == edges
+    assert {n: build(name).geometry.edges(n) for n in edges} == edges
 
 
 def test_perceiver_ar_leaves_history_out_in_layer_0_only():

@@ -46,7 +46,7 @@ def test_pieces_give_the_logits_of_the_whole(name, form, options):
     model = build(name, **form, **options)
     for n in (1, 5) if name in LATENT else (1, 4, 12, 41):
         tokens = draw(2, n)
-        got = in_pieces(model, tokens, model.new_memory(2), seed=n)
+        got = in_pieces(model, tokens, model.new_cache(2), seed=n)
         torch.testing.assert_close(got, model(tokens), rtol=0, atol=1e-12)
 
 
@@ -59,7 +59,7 @@ def test_with_a_window_each_position_is_predicted_from_the_window_that_scores_it
         if window_len % unit or stride % unit or (name in LATENT and stride > model.latent_len):
             continue
         tokens = draw(2, stride * (50 // stride))
-        got = in_pieces(model, tokens, model.new_memory(2, (window_len, stride)))
+        got = in_pieces(model, tokens, model.new_cache(2, (window_len, stride)))
         torch.testing.assert_close(got, in_windows(model, tokens, window_len, stride), rtol=0, atol=1e-12)
 
 
@@ -67,18 +67,18 @@ def test_with_a_window_each_position_is_predicted_from_the_window_that_scores_it
 def test_windows_that_hold_the_reach_are_never_left(name):
     """Where windows score as one pass does, nothing is ever read anew."""
     model = build(name)
-    if model.reach is None:
-        assert model.new_memory(1, (24, 12)).window == (24, 12)
+    if model.geometry.reach is None:
+        assert model.new_cache(1, (24, 12)).window == (24, 12)
         return
     unit = UNITS.get(name, 1)
     stride = 2 * unit
-    assert model.new_memory(1, (model.reach + stride, stride)).window is None
-    assert model.new_memory(1, (model.reach + stride - unit, stride)).window is not None
+    assert model.new_cache(1, (model.geometry.reach + stride, stride)).window is None
+    assert model.new_cache(1, (model.geometry.reach + stride - unit, stride)).window is not None
     tokens = draw(1, stride * 20)
-    got = in_pieces(model, tokens, model.new_memory(1, (model.reach + stride, stride)))
-    torch.testing.assert_close(got, in_windows(model, tokens, model.reach + stride, stride), rtol=0, atol=1e-12)
+    got = in_pieces(model, tokens, model.new_cache(1, (model.geometry.reach + stride, stride)))
+    torch.testing.assert_close(got, in_windows(model, tokens, model.geometry.reach + stride, stride), rtol=0, atol=1e-12)
     shared = build(name, share_key_value=True)
-    assert shared.new_memory(1, (model.reach + stride, stride)).window is not None
+    assert shared.new_cache(1, (model.geometry.reach + stride, stride)).window is not None
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS, ids=str)
@@ -86,8 +86,8 @@ def test_texts_at_different_places_side_by_side(name, form):
     model = build(name, **form)
     window = (12, 6 if name == "ShiftedSegments" else 4)
     texts, lengths = draw(3, 30), (1, 7, 11)
-    alone = [in_pieces(model, text[None], model.new_memory(1, window))[0] for text in texts]
-    memories = [model.new_memory(1, window) for _ in texts]
+    alone = [in_pieces(model, text[None], model.new_cache(1, window))[0] for text in texts]
+    memories = [model.new_cache(1, window) for _ in texts]
     for text, n, memory in zip(texts, lengths, memories, strict=True):
         model.extend(text[None, :n], memory)
     for step in range(18):
@@ -102,13 +102,13 @@ def test_some_sequences_of_a_memory_go_on_and_one_goes_on_twice(name, form):
     model = build(name, **form)
     window = (12, 6 if name == "ShiftedSegments" else 4)
     texts = draw(3, 30)
-    memory = model.new_memory(3, window)
+    memory = model.new_cache(3, window)
     model.extend(texts[:, :10], memory)
     memory.select([2, 0, 2])
     texts = torch.cat((texts[[2, 0, 2], :10], draw(3, 20)), dim=1)
-    other = model.new_memory(1, window)
+    other = model.new_cache(1, window)
     model.extend(texts[:1, :5], other)
-    alone = in_pieces(model, texts, model.new_memory(3, window))
+    alone = in_pieces(model, texts, model.new_cache(3, window))
     for step in range(18):
         tokens = torch.cat((texts[:, 10 + step], texts[:1, 5 + step]))[:, None]
         got = extend_each(model, tokens, [memory, other])
@@ -125,10 +125,10 @@ def test_a_long_piece_is_read_in_parts(name, form, options, monkeypatch):
     whole = model(tokens)
     extend = model.decoder.extend
     model.decoder.extend = lambda tokens, *rest: n_read.append(tokens.shape[1]) or extend(tokens, *rest)
-    memory = model.new_memory(2)
+    memory = model.new_cache(2)
     torch.testing.assert_close(model.extend(tokens, memory)[0], whole, rtol=0, atol=1e-12)
     assert max(n_read) <= 7
-    torch.testing.assert_close(model.extend(tokens, model.new_memory(2), 9)[0], whole[:, -9:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.extend(tokens, model.new_cache(2), 9)[0], whole[:, -9:], rtol=0, atol=1e-12)
 
 
 def test_what_is_kept_of_a_long_piece_is_no_more_than_of_a_short_one():
@@ -148,8 +148,8 @@ def test_logits_of_the_last_tokens_alone():
     for name in OWN_SETTINGS:
         model = build(name)
         tokens, window = draw(1, 23), (12, 6 if name == "ShiftedSegments" else 4)
-        whole, _ = model.extend(tokens, model.new_memory(1, window))
-        last, memory = model.extend(tokens, model.new_memory(1, window), n_logits=2)
+        whole, _ = model.extend(tokens, model.new_cache(1, window))
+        last, memory = model.extend(tokens, model.new_cache(1, window), n_logits=2)
         torch.testing.assert_close(last, whole[:, -2:], rtol=0, atol=1e-12)
         assert memory.n_read == 23
 
@@ -157,7 +157,7 @@ def test_logits_of_the_last_tokens_alone():
 def test_what_is_kept_does_not_grow_where_the_pattern_forgets():
     for name in ("LLP", "SlidingWindow", "ShiftedSegments"):
         model, sizes = build(name), []
-        memory = model.new_memory()
+        memory = model.new_cache()
         for _ in range(40):
             for token in draw(20, 1, 1):
                 model.extend(token, memory)
@@ -194,7 +194,7 @@ def test_shared_keys_and_values_are_kept_once():
 
 def test_a_text_without_a_window_is_no_longer_than_the_latents():
     model = build("PerceiverAR")
-    memory = model.new_memory()
+    memory = model.new_cache()
     model.extend(draw(1, 5), memory)
     with pytest.raises(SettingError, match="tokens = 6: without a window a text has latent_len = 5 positions"):
         model.extend(draw(1, 1), memory)

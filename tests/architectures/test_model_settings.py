@@ -133,10 +133,10 @@ def test_a_norm_needs_a_shared_projection():
 def test_scoring_windows(name, asked, expected):
     model = make(name)
     if isinstance(expected, tuple):
-        assert model.scoring_window(*asked) == expected
+        assert model.geometry.scoring_window(*asked) == expected
     else:
         with pytest.raises(SettingError, match=expected):
-            model.scoring_window(*asked)
+            model.geometry.scoring_window(*asked)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_scoring_windows(name, asked, expected):
 def test_scoring_windows_with_other_settings(name, settings, asked, expected):
     model = make(name, **settings)
     if isinstance(expected, tuple):
-        assert model.scoring_window(*asked) == expected
+        assert model.geometry.scoring_window(*asked) == expected
     else:
         with pytest.raises(SettingError, match=expected):
-            model.scoring_window(*asked)
+            model.geometry.scoring_window(*asked)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -174,7 +174,7 @@ def test_contexts_are_what_gradients_reach(name, n):
     probe = torch.randn(19, dtype=torch.float64)
     rows = [torch.autograd.grad(row @ probe, embedded, retain_graph=True)[0][0] for row in logits]
     seen = [int((row.abs().amax(-1) > 0).sum()) for row in rows]
-    assert model.context_lens(n)[n - len(seen) :].tolist() == seen
+    assert model.geometry.context_lens(n)[n - len(seen) :].tolist() == seen
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_contexts_are_what_gradients_reach(name, n):
     ],
 )
 def test_edges_of_patterns(name, n, edges):
-    assert make(name).pattern_edges(n) == edges
+    assert make(name).geometry.edges(n) == edges
 
 
 def test_the_decoder_is_built_once():

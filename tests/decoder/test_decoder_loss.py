@@ -52,7 +52,7 @@ def test_places_pick_positions(name):
     """Logits there, and the loss whose gradient is that of the whole window with all other positions ignored."""
     model = build(name)
     decoder, (tokens, targets) = model.decoder, torch.randint(19, (2, 3, N))
-    first = N - model.positions_out(N)
+    first = N - model.geometry.positions_out(N)
     assert first == (N - 5 if name in LATENT else 0)
     places = first + torch.stack([torch.randperm(N - first)[:4] for _ in range(3)])  # (3, 4), in no order
     labels = targets.gather(1, places)
@@ -75,6 +75,6 @@ def test_places_pick_positions(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_head_is_counted_where_it_is(name):
     decoder = build(name).decoder
-    n_out = decoder.positions_out(N)
+    n_out = geometry.positions_out(N)
     assert decoder.flops(N) == decoder.flops(N, n_out)
     assert decoder.flops(N) - decoder.flops(N, 2) == 2 * (n_out - 2) * 16 * 19

@@ -1,0 +1,296 @@
+"""What follows from an architecture's layers alone: what positions read, which have a loss, and in which windows.
+
+Nothing here needs weights. Lengths and positions are numbers of tokens.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llp.decoder.patterns import AttentionPattern, Layer, lag_table
+from llp.errors import SettingError, require
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Shortening of the history between the first layer's attention and its MLP.
+
+    Attributes:
+        history_len: h, the longest history.
+        compressed_len: c, what becomes of it; a shorter history becomes as many positions, too.
+        latent_len: l, the positions at the end that pass unchanged.
+    """
+
+    history_len: int
+    compressed_len: int
+    latent_len: int
+
+    def positions_out(self, n: int) -> int:
+        """The number of positions that leave if `n` enter."""
+        return self.compressed_len + self.latent_len if n > self.latent_len else n
+
+
+class LayerLengths(NamedTuple):
+    """How many positions a layer computes."""
+
+    first: int
+    """The number of its first position, which rotary embedding counts from."""
+    n_in: int
+    """Positions that enter it."""
+    n_out: int
+    """Positions, the last ones, that query in its attention."""
+    n_mlp: int
+    """Positions that enter its MLP and leave the layer."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The layers of an architecture, and what follows from them.
+
+    Attributes:
+        layers: One for each layer.
+        n_heads: Attention heads.
+        compression: How the history is shortened, if it is.
+        rotates_values: Whether values are rotated, too (`share_key_value`): what a position computes then depends on
+            where its window begins.
+    """
+
+    layers: tuple[Layer, ...]
+    n_heads: int
+    compression: Compression | None = None
+    rotates_values: bool = False
+
+    # Positions of a window
+
+    @property
+    def latent_len(self) -> int | None:
+        """How many of the last positions have a loss; None if all have."""
+        return min((layer.n_out for layer in self.layers if layer.n_out is not None), default=None)
+
+    def positions_out(self, n: int) -> int:
+        """T, how many of `n` positions can have a loss: the last ones, which leave all layers."""
+        return n if self.latent_len is None else min(n, self.latent_len)
+
+    def lengths(self, n: int, n_last: int | None = None) -> list[LayerLengths]:
+        """What each layer has to compute for `n` tokens, if only the last `n_last` positions are wanted; None: all T.
+
+        A position that nothing wanted depends on need not leave its layer: where patterns are local, the layers form a
+        trapezoid. Latents and a compressed history are as they are.
+        """
+        if n_last is not None and n_last < n and self.latent_len is None and self.compression is None:
+            # The first position that each layer lets out, from the last layer to the first, and one at least.
+            wanted = [n - max(1, n_last)]
+            for layer in reversed(self.layers[1:]):
+                wanted.append(layer.pattern.first_kept(self.n_heads, wanted[-1]))
+            firsts = [0, *reversed(wanted)]
+            return [LayerLengths(first, n - first, n - out, n - out) for first, out in pairwise(firsts)]
+        lengths: list[LayerLengths] = []
+        for number, layer in enumerate(self.layers):
+            # Each layer numbers the positions that it holds from 0.
+            n_out = n_mlp = n if layer.n_out is None else min(layer.n_out, n)
+            if number == 0 and self.compression is not None:
+                n_mlp = self.compression.positions_out(n_out)
+            lengths.append(LayerLengths(0, n, n_out, n_mlp))
+            n = n_mlp
+        return lengths
+
+    def pair_count(self, n: int, n_last: int | None = None) -> float:
+        """Query-key pairs of a head in all layers of one sequence of `n` tokens, without the masked ones.
+
+        It is the mean over the heads where these differ. If only the last `n_last` positions have a loss, those are
+        counted that these need.
+        """
+        return sum(self.layer_pairs(n, n_last))
+
+    def layer_pairs(self, n: int, n_last: int | None = None) -> list[float]:
+        """`pair_count`, of each layer."""
+        return [
+            layer.pattern.in_window(lengths.n_in).pair_count(self.n_heads, lengths.n_out, lengths.n_in)
+            for layer, lengths in zip(self.layers, self.lengths(n, n_last), strict=True)
+        ]
+
+    def edges(self, n: int) -> list[int]:
+        """The positions of `n` at which the pattern changes, where a leak would show first.
+
+        These are the starts of units, the first latent, and positions from which a head begins to leave keys out.
+        """
+        found: set[int] = set() if self.latent_len is None else {n - self.latent_len}
+        for layer, lengths in zip(self.layers, self.lengths(n), strict=True):
+            pattern, offset = layer.pattern.in_window(lengths.n_in), n - lengths.n_in
+            if (pattern.unit or 1) > 1:
+                found |= {offset + start for start in range(0, lengths.n_in, pattern.unit or 1)}
+            steps = F.pad(pattern.first_visible(self.n_heads, lengths.n_in).diff(dim=1), (1, 0))  # (1 or H, n)
+            changes = (F.pad(steps.diff(dim=1), (1, 0)) > 0).any(dim=0)
+            found |= {offset + position for position in changes.nonzero().flatten().tolist()}
+        return sorted(position for position in found if 0 < position < n)
+
+    def context_lens(self, n: int) -> Tensor:
+        """How many tokens each of `n` positions predicts from, itself included: (n,) int64.
+
+        They are counted from the first token that the position depends on through all layers. For a position without a
+        loss, all tokens up to itself are counted.
+        """
+        lengths = self.lengths(n)
+        n_scored = self.positions_out(n)
+        first = torch.arange(lengths[-1].n_out - n_scored, lengths[-1].n_out)  # within the output of a layer
+        for number in reversed(range(len(lengths))):
+            if number == 0 and self.compression is not None:  # latents keep their distance to the end
+                n_after, n_before = lengths[0].n_mlp, lengths[0].n_out
+                first = torch.where(first < n_after - self.compression.latent_len, 0, first + n_before - n_after)
+            first = first + lengths[number].n_in - lengths[number].n_out
+            seen = self.layers[number].pattern.in_window(lengths[number].n_in)
+            lowest = seen.first_visible(self.n_heads, lengths[number].n_in).amin(dim=0)
+            # A position depends on all that lies between, through other layers; the least of it is never too late.
+            first = lowest.flip(0).cummin(0).values.flip(0)[first]
+        contexts = torch.arange(1, n + 1)
+        contexts[n - n_scored :] -= first
+        return contexts
+
+    # Windows that follow each other
+
+    @property
+    def unit(self) -> int:
+        """Windows that follow each other are one pass if they begin at multiples of this many positions."""
+        return math.lcm(*(layer.pattern.unit or 1 for layer in self.layers))
+
+    @cached_property
+    def reach(self) -> int | None:
+        """How many positions before the start of its unit a position can depend on, in whole units; None: on all."""
+        if self.latent_len is not None or self.compression is not None:
+            return None
+        first = torch.arange(self.unit)
+        for layer in reversed(self.layers):
+            if layer.pattern.unit is None or layer.pattern.reach is None:
+                return None
+            first = torch.minimum(first, _earliest(layer.pattern, self.n_heads, first))
+        return math.ceil(-int(first.min()) / self.unit) * self.unit
+
+    def scores_as_one_pass(self, window_len: int, stride: int) -> bool:
+        """Whether scoring windows give each position just what one pass over the whole text would give it."""
+        return self.reach is not None and window_len >= self.reach + stride and not self.rotates_values
+
+    def scoring_window(
+        self, train_window_len: int, window_len: int | None = None, stride: int | None = None
+    ) -> tuple[int, int]:
+        """Length and stride of the windows that score a text; each window scores what the one before did not.
+
+        By default windows are as long as in training, with a stride of half of that, so that a token has at least so
+        much context. Of an architecture with latents the stride is at most their number. With a finite reach, windows
+        hold the reach and as much again, so that scores are exactly those of one pass over the text; a window may be
+        shorter: then, as where values are rotated, scores depend on where a window begins, which is part of the
+        protocol.
+
+        Args:
+            train_window_len: The number of positions of a training window.
+            window_len: A length asked for; None: the default.
+            stride: A stride asked for; None: the default.
+
+        Raises:
+            SettingError: If the architecture can't train or score with them.
+        """
+        for pattern in {layer.pattern for layer in self.layers}:
+            pattern.check_window(train_window_len)
+        self._check_longest("window_len", train_window_len)
+        if self.latent_len is not None:
+            stride = self._latent_stride(self.latent_len, train_window_len, window_len, stride)
+        elif self.reach is not None:
+            self._check_aligned("scoring_window_len", window_len)
+            self._check_aligned("scoring_stride", stride)
+            window_len, stride = _windows_with_reach(self.reach, self.unit, window_len, stride)
+        window_len = train_window_len if window_len is None else window_len
+        stride = max(1, window_len // 2) if stride is None else stride
+        require(window_len >= 1, "scoring_window_len", window_len, "set it to 1 or more")
+        require(
+            1 <= stride <= window_len, "scoring_stride", stride, f"set it to 1 .. {window_len}, the window's length"
+        )
+        self._check_longest("scoring_window_len", window_len)
+        return window_len, stride
+
+    def _latent_stride(self, latent_len: int, train_window_len: int, window_len: int | None, stride: int | None) -> int:
+        remedy = f"window_len = {train_window_len} is shorter; set it to {train_window_len} or less"
+        require(latent_len <= train_window_len, "latent_len", latent_len, remedy)
+        if stride is None:
+            return min(latent_len, window_len or train_window_len)
+        remedy = f"only the latents are scored; set it to latent_len = {latent_len} or less"
+        require(stride <= latent_len, "scoring_stride", stride, remedy)
+        return stride
+
+    def _check_longest(self, setting: str, length: int) -> None:
+        if self.compression is not None:
+            longest = self.compression.history_len + self.compression.latent_len
+            require(length <= longest, setting, length, f"history_len + latent_len = {longest} is the longest input")
+
+    def _check_aligned(self, setting: str, value: int | None) -> None:
+        is_aligned = value is None or self.unit == 1 or (value >= 1 and value % self.unit == 0)
+        require(is_aligned, setting, value, f"set it to a multiple of {self.unit}, after which the pattern repeats")
+
+    def burn_in_len(self, asked: int | Literal["reach"]) -> int:
+        """How many tokens before a training window are read and have no loss.
+
+        Args:
+            asked: The number; `reach`: all that the window can depend on.
+
+        Raises:
+            SettingError: If the architecture can't be trained with it.
+        """
+        setting = "data.init_args.burn_in"
+        if self.latent_len is not None:
+            remedy = "the history before the latents is read without a loss already; set it to 0, and raise window_len"
+            require(asked == 0, setting, asked, remedy)
+            return 0
+        if asked != "reach":
+            remedy = "set it to 0 or more"
+            if self.unit > 1:
+                remedy = f"set it to a multiple of {self.unit}, after which the attention pattern repeats"
+            require(asked >= 0 and asked % self.unit == 0, setting, asked, f"{remedy}, or to `reach`")
+            return asked
+        if self.reach is None:
+            remedy = "the architecture with these settings depends on all tokens before its own; set it to a number"
+            raise SettingError(setting, asked, remedy)
+        remedy = "with share_key_value values are rotated by their positions in the window; set it to a number"
+        require(not self.rotates_values, setting, asked, remedy)
+        return self.reach
+
+    def room_without_window(self, position: int) -> int:
+        """How many positions a text that is one window has room for, after `position` of them.
+
+        Raises:
+            SettingError: If it has none.
+        """
+        if self.latent_len is None:
+            return sys.maxsize
+        remedy = f"without a window a text has latent_len = {self.latent_len} positions; give new_cache a window"
+        require(position < self.latent_len, "tokens", position + 1, remedy)
+        return self.latent_len - position
+
+
+def _earliest(pattern: AttentionPattern, n_heads: int, first: Tensor) -> Tensor:
+    """The first position that any position from `first` on sees, far from the start of the window; elementwise."""
+    assert pattern.unit is not None
+    lags = torch.tensor(lag_table(pattern, n_heads))  # (unit,)
+    lowest = torch.minimum(lags.flip(0).cummin(0).values.flip(0), lags.min() + pattern.unit)
+    return first // pattern.unit * pattern.unit + lowest[first % pattern.unit]
+
+
+def _windows_with_reach(reach: int, unit: int, window_len: int | None, stride: int | None) -> tuple[int, int]:
+    """Length and stride of scoring windows that hold the reach.
+
+    Without a stride it is what the window leaves beside the reach, or half a window if the window is no longer than the
+    reach; without a length either, it is the reach.
+    """
+    if stride is None:
+        if window_len is None:
+            stride = reach
+        elif window_len > reach:
+            stride = window_len - reach
+        else:
+            stride = window_len // 2
+        stride = max(unit, stride // unit * unit)
+    return reach + stride if window_len is None else window_len, stride
