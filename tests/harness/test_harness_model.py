@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from helpers.letters import LETTERS, START, lettered
 from helpers.small_models import ARCHITECTURES
 from llp.errors import SettingError
-from llp.evaluation.text_losses import text_losses
+from llp.evaluation.token_losses import text_losses
 from llp.generation.continuation import continue_text
 from llp.harness.harness_model import HarnessModel
 from llp.scoring.windows import window_start
