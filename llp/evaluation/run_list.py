@@ -164,17 +164,19 @@ def format_runs(runs: pd.DataFrame) -> str:
     metrics = {"val loss": "validation_loss", **(_OF_TASKS if has_tasks else {}), **(_OF_TEXT if has_text else {})}
     head = ["run", "state", "architecture", *(name.removeprefix("settings.") for name in settings)]
     table = [[*head, "parameters", "steps", "tokens", "time", *metrics]]
-    for _, run in runs.iterrows():
-        seconds = run.training_seconds
+    for run in runs.to_dict("records"):
+        seconds, steps = run["training_seconds"], _number(run["step"])
+        if run["total_steps"] not in (None, run["step"]):
+            steps += f"/{run['total_steps']:,}"
         table.append(
             [
-                run.run,
-                run.state,
-                (run.architecture or "-").rpartition(".")[2],
+                run["run"],
+                run["state"],
+                (run["architecture"] or "-").rpartition(".")[2],
                 *(_value(run[name]) for name in settings),
-                _number(run.parameters),
-                _number(run.step) + ("" if run.total_steps in (None, run.step) else f"/{run.total_steps:,}"),
-                _number(run.trained_tokens),
+                _number(run["parameters"]),
+                steps,
+                _number(run["trained_tokens"]),
                 "-" if seconds is None else tqdm.format_interval(seconds),
                 *(_metric(run, name) for name in metrics.values()),
             ]
@@ -196,7 +198,7 @@ def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _metric(run: pd.Series, name: str) -> str:
+def _metric(run: dict[str, Any], name: str) -> str:
     """A metric, with a star before it if only a part of the split was scored."""
     if run[name] is None:
         return "-"

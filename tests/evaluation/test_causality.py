@@ -196,7 +196,7 @@ def test_tokens_are_changed_everywhere_after_a_position_or_everywhere_before(voc
     for p, after, before in zip(positions, others[::2], others[1::2], strict=True):
         assert torch.equal(after != plain, torch.arange(N) > p)
         assert torch.equal(before != plain, torch.arange(N) < p)
-        assert 0 <= min(after.min(), before.min())
+        assert min(after.min(), before.min()) >= 0
         assert max(after.max(), before.max()) < vocab_size
 
 
