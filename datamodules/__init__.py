@@ -1,12 +1,12 @@
 """Benchmarks and tasks as LightningDataModules.
 
-A benchmark: text -> tokens on disk -> training and scoring windows. A task: windows that are drawn.
+A benchmark goes from text to tokens on disk, and from there to training and scoring windows. The windows of a task
+are drawn.
 """
 
 from datamodules.mirrored_copy import MirroredCopy
 from datamodules.pg19 import PG19
-from datamodules.python_reference import PythonReference
-from datamodules.python_source import PythonSource
+from datamodules.python_texts import PythonReference, PythonSource
 from datamodules.recall import AssociativeRecall
 from datamodules.text_files import TextFiles
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece

@@ -1,9 +1,10 @@
-"""Text before it is encoded: documents as blocks of whole lines, with errors that name the file and the place."""
+"""Text before it is encoded: documents as blocks of whole lines, from files or from the Hub.
 
-import io
+Errors name the file and the place in it.
+"""
+
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -13,7 +14,7 @@ _BLOCK = 1 << 18  # bytes
 
 
 class Text(NamedTuple):
-    """A document: its name, its text, and the file and byte where it begins, if any.
+    """A document: its name and text, and the file and byte where it begins, if it comes from a file.
 
     The text comes as blocks of UTF-8 that end with whole lines, each read when it is asked for.
     """
@@ -24,10 +25,10 @@ class Text(NamedTuple):
     start: int = 0
 
     def lines(self) -> Iterator[list[str]]:
-        """The lines of each block, each with its line end.
+        """The lines of each block, with their line ends.
 
         Raises:
-            SettingError: Where the text is not UTF-8; it names the file and the byte's offset.
+            SettingError: If the text is not UTF-8; it names the file and the byte's offset.
         """
         offset = self.start
         for block in self.blocks:
@@ -44,12 +45,7 @@ class Text(NamedTuple):
 
 def read_text(path: Path, name: str) -> Text:
     """A file as one document."""
-    return Text(name, read_blocks(partial(open_file, path)), path)
-
-
-def open_file(path: Path) -> BinaryIO:
-    """A file, to be read as bytes."""
-    return path.open("rb")
+    return Text(name, read_blocks(lambda: path.open("rb")), path)
 
 
 def read_blocks(opened: Callable[[], BinaryIO], start: int = 0, stop: int = sys.maxsize) -> Iterator[bytes]:
@@ -62,20 +58,6 @@ def read_blocks(opened: Callable[[], BinaryIO], start: int = 0, stop: int = sys.
                 block += (rest := stream.readline())
                 start += len(rest)
             yield block
-
-
-def line_start(stream: BinaryIO, offset: int) -> int:
-    """Where the first line begins that does not begin before `offset`; the end of the file if none does."""
-    if offset == 0:
-        return 0
-    stream.seek(offset - 1)
-    stream.readline()
-    return stream.tell()
-
-
-def size_of(stream: BinaryIO) -> int:
-    """The bytes of an open file."""
-    return stream.seek(0, io.SEEK_END)
 
 
 def blocks_of(lines: Iterable[str]) -> Iterator[bytes]:
@@ -93,7 +75,7 @@ def blocks_of(lines: Iterable[str]) -> Iterator[bytes]:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise a `SettingError` unless the folder is there."""
+    """Raise a `SettingError` unless the folder exists."""
     if not folder.is_dir():
         raise SettingError("data.init_args.path", folder, "there is no such folder; give the one that holds the text")
 
@@ -103,10 +85,10 @@ def describe_file(path: Path, split: str | None = None) -> dict[str, Any]:
 
     Args:
         path: The file.
-        split: The split that it holds; None: of several.
+        split: The split that it holds, if it holds just one.
 
     Raises:
-        SettingError: If its folder or the file is missing, or it is empty.
+        SettingError: If its folder or the file is missing, or the file is empty.
     """
     require_folder(path.parent)
     if not path.is_file():
@@ -116,3 +98,33 @@ def describe_file(path: Path, split: str | None = None) -> dict[str, Any]:
         name = path.name if split is None else f"{path.name} of the {split} split"
         raise SettingError("data.init_args.path", path.parent, f"{name} is empty; remove it")
     return {"file": str(path.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+
+
+def hub_rows(
+    hub_id: str, configuration: str | None, split: str, revision: str, columns: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Stream the rows of a data set on the Hub, which is never in memory or on disk as a whole.
+
+    Args:
+        hub_id: Name on the Hub, or a local folder in the same layout.
+        configuration: Its configuration, if it has several.
+        split: Name of the split.
+        revision: Branch, tag or commit.
+        columns: The columns to read.
+
+    Raises:
+        SettingError: If the Hub can't be reached or has no such data.
+    """
+    import datasets  # takes seconds, and only the Hub needs it
+
+    try:
+        rows = datasets.load_dataset(hub_id, configuration, split=split, revision=revision, streaming=True)
+        yield from rows.select_columns(columns)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        where = f"revision {revision}" if configuration is None else f"revision {revision}, {configuration}"
+        remedy = (
+            f"can't read its {split} split at {where} ({reason}); name a local copy with data.init_args.path, or "
+            "run where there is a network"
+        )
+        raise SettingError("data.init_args.hub_id", hub_id, remedy) from error

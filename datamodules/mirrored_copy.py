@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.examples import Example
-from datamodules.synthetic import SyntheticData
+from datamodules.synthetic import Example, SyntheticData
 from llp.errors import require
 
 _START, _END, _FIRST_SYMBOL = 0, 1, 2
@@ -14,17 +13,17 @@ _START, _END, _FIRST_SYMBOL = 0, 1, 2
 class MirroredCopy(SyntheticData):
     """A start token, h symbols, the same symbols in reverse, and an end token; the second half are the labels.
 
-    Copied symbol j, counted from 0, has a distance of 2j + 1 from its source: each odd distance once a window.
+    Copied symbol j, counted from 0, has a distance of 2j + 1 from its source: each odd distance occurs once a window.
 
-    The symbols are drawn without repetition, from twice as many or more. Then a copied symbol occurs once before, and
-    the one before it there is the next label: there is a way by content, which needs no count of positions, of which
-    rotary attention has none. And what is left of the symbols, once all but the source have been read, is still h + 1
-    or more: no label can be told by elimination.
+    The symbols are drawn without repetition, from at least twice as many. So a copied symbol has occurred just once
+    before, and the symbol before it there is the next label: the task can be solved by content, without counting
+    positions, which rotary attention can't do. After all symbols but the source have been read, h + 1 or more are left,
+    so that no label can be inferred by elimination.
 
     Args:
         vocab_size: Number of tokens: start, end, and at least 2h symbols.
-        kwargs: The arguments of `SyntheticData`; `window_len` is 2h + 2. With a `label_len`, only the labels in so many
-            positions at the end count, those from afar.
+        kwargs: The arguments of `SyntheticData`; `window_len` is 2h + 2. With a `label_len`, only the labels among so
+            many positions at the end count, those with the greatest distances.
 
     Raises:
         SettingError: If a value can't be used.
@@ -43,16 +42,16 @@ class MirroredCopy(SyntheticData):
         remedy = "the last two positions have no label; set it to 3 or more"
         require(label_len is None or label_len >= 3, "data.init_args.label_len", label_len, remedy)
         start = self.n_symbols if label_len is None else max(self.n_symbols, n - label_len)
-        self.places = np.arange(start, 2 * self.n_symbols)
-        self.sources = 2 * self.n_symbols - self.places
+        self.positions = np.arange(start, 2 * self.n_symbols)
+        self.sources = 2 * self.n_symbols - self.positions
 
     @property
     def labels_per_window(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     @property
-    def first_place(self) -> int:
-        return int(self.places[0])
+    def first_position(self) -> int:
+        return int(self.positions[0])
 
     @property
     def n_answers(self) -> int:
@@ -65,4 +64,4 @@ class MirroredCopy(SyntheticData):
     def draw(self, rng: np.random.Generator) -> Example:
         symbols = _FIRST_SYMBOL + rng.choice(self.n_answers, self.n_symbols, replace=False)
         tokens = np.concatenate(([_START], symbols, symbols[::-1], [_END]))
-        return Example(tokens, self.places, self.sources)
+        return Example(tokens, self.positions, self.sources)

@@ -1,14 +1,13 @@
-"""PG-19 (Rae et al., 2020), books of Project Gutenberg from before 1919, from its files or from the Hub."""
+"""PG-19 (Rae et al., 2020): books of Project Gutenberg from before 1919, from files or from the Hub."""
 
 import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.documents import Text, blocks_of, describe_file, read_text, require_folder
-from datamodules.hub import hub_rows
+from datamodules.documents import Text, describe_file, hub_rows, read_text, require_folder
 from datamodules.text import TextDataModule
-from llp.errors import SettingError
+from llp.errors import SettingError, require
 
 _OFFICIAL = {  # books and words of the whole splits
     "train": (28_602, 1_973_136_207),
@@ -18,10 +17,10 @@ _OFFICIAL = {  # books and words of the whole splits
 
 
 class PG19(TextDataModule):
-    """PG-19: each book is a document. It begins with the start token, and no context crosses that when it is scored.
+    """PG-19: each book is a document, which begins with the start token; no context crosses it when books are scored.
 
-    Word perplexity on a whole official split uses the official number of words; on a part of one, the words of the
-    books that are there, and the report says so.
+    Word perplexity on a whole official split uses the official number of words; on a part of it, the words of the books
+    that are there, and the report says so.
 
     Args:
         path: Folder with `<id>.txt` in `train/`, `validation/` and `test/`, and `metadata.csv` (id, short title, year,
@@ -33,7 +32,7 @@ class PG19(TextDataModule):
         kwargs: The arguments of `TextDataModule`.
 
     Raises:
-        SettingError: If a value can't be used, or files and metadata don't agree.
+        SettingError: If a value can't be used, or books or metadata are missing or damaged.
     """
 
     name = "pg19"
@@ -56,10 +55,9 @@ class PG19(TextDataModule):
             return {"hub": self.hub_id, "revision": self.hub_revision, "columns": [self.title_column, self.text_column]}
         titles = self._titles()
         books = {split: self._books(split) for split in self.splits}
-        numbers = {book.stem for paths in books.values() for book in paths}
-        for number in sorted(titles.keys() ^ numbers):
-            what = "a row of metadata.csv has no book" if number in titles else "a book has no row in metadata.csv"
-            raise SettingError("data.init_args.path", self.path, f"{what}: {number}; add it, or remove its counterpart")
+        untitled = {book.stem for paths in books.values() for book in paths} - titles.keys()
+        remedy = f"no row in metadata.csv for {', '.join(sorted(untitled))}; add it, or remove the book"
+        require(not untitled, "data.init_args.path", self.path, remedy)
         return {split: [describe_file(book, split) for book in paths] for split, paths in books.items()}
 
     def n_bytes(self, split: str) -> int | None:
@@ -69,7 +67,7 @@ class PG19(TextDataModule):
         if self.path is None:
             columns = [self.title_column, self.text_column]
             for row in hub_rows(self.hub_id, None, split, self.hub_revision, columns):
-                yield Text(row[self.title_column], blocks_of([row[self.text_column]]))
+                yield Text(row[self.title_column], [row[self.text_column].encode()])
             return
         titles = self._titles()
         for book in self._books(split):
@@ -92,28 +90,21 @@ class PG19(TextDataModule):
         assert self.path is not None
         require_folder(self.path)
         books = sorted((self.path / split).glob("*.txt"), key=lambda book: (len(book.stem), book.stem))
-        if not books:
-            remedy = f"the {split} split is missing: there is no {split}/<id>.txt"
-            raise SettingError("data.init_args.path", self.path, remedy)
+        remedy = f"the {split} split is missing: there is no {split}/<id>.txt"
+        require(len(books) > 0, "data.init_args.path", self.path, remedy)
         return books
 
     def _titles(self) -> dict[str, str]:
         assert self.path is not None
         require_folder(self.path)
         metadata = self.path / "metadata.csv"
-        if not metadata.is_file():
-            raise SettingError("data.init_args.path", self.path, "there is no metadata.csv; add it")
-        titles = {}
+        require(metadata.is_file(), "data.init_args.path", self.path, "there is no metadata.csv; add it")
         with metadata.open(encoding="utf-8", newline="") as stream:
             rows = csv.reader(stream)
             try:
-                for row in rows:
-                    if row:
-                        number, title, *_ = row
-                        titles[number] = title
+                return {number: title for number, title, *_ in filter(None, rows)}
             except UnicodeDecodeError as error:
                 raise SettingError("data.init_args.path", self.path, "metadata.csv is not UTF-8; convert it") from error
             except (ValueError, csv.Error) as error:
                 remedy = f"line {rows.line_num} of metadata.csv is no `id,short title,…`; repair it"
                 raise SettingError("data.init_args.path", self.path, remedy) from error
-        return titles

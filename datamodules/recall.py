@@ -4,28 +4,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.examples import Example
-from datamodules.synthetic import SyntheticData
+from datamodules.synthetic import Example, SyntheticData
 from llp.errors import require
 
 
 class AssociativeRecall(SyntheticData):
-    """A window begins with K pairs of a key and its value; later each key comes once more, and its value is the label.
+    """A window begins with K pairs of a key and its value; later each key occurs once more, and its value is the label.
 
     With V tokens, keys are drawn from 1 .. V/2 - 1 and values from V/2 .. V - 1, without repetition. The pairs
-    `k1 v1 k2 v2 ...` take the first 2K positions. The queries, the same keys, stand in the rest of the window at even
-    positions, which are drawn uniformly without repetition: Zoology draws most of them near to the pairs, and so says
-    little about distance. The label at a query is the key's value, which does not follow in the window. All positions
-    between are filler. It holds none of the window's keys, so that a key has one value; in Zoology, random filler may
-    repeat a key before something else.
+    `k1 v1 k2 v2 ...` take the first 2K positions. The queries, the same keys, are in the rest of the window at even
+    positions, drawn uniformly without repetition: Zoology draws most of them near the pairs, which says little about
+    distance. The label at a query is the key's value, which does not follow in the window. All other positions are
+    filler, which holds none of the window's keys, so that a key has one value; in Zoology, random filler may repeat a
+    key before something else.
 
-    A label's distance is that of the query from its key, and of the label from its value: an even number from 2 on.
+    A label's distance is that of the query from its key, and of the label from its value: an even number, at least 2.
 
     Args:
         vocab_size: V.
         n_pairs: K. Pairs and queries take at most the whole window: 4K <= `window_len`.
-        filler: `zero`, the token 0, as in Zoology's figure; or `random` tokens, any but the keys of the window, among
-            which a model takes far longer to find out what is asked.
+        filler: `zero`, the token 0, as in Zoology's figure; or `random` tokens, any but the keys of the window, with
+            which the task takes far longer to learn.
         kwargs: The arguments of `SyntheticData`.
 
     Raises:
@@ -44,17 +43,17 @@ class AssociativeRecall(SyntheticData):
         require(1 <= n_pairs <= most, "data.init_args.n_pairs", n_pairs, f"set it to 1 or more; {remedy}")
         label_len = self.window_len if self.label_len is None else self.label_len
         start = max(2 * n_pairs, self.window_len - label_len)
-        self.query_places = np.arange(start + start % 2, self.window_len, 2)
-        remedy = f"n_pairs = {n_pairs} queries stand at every second position; set it to {2 * n_pairs} or more"
-        require(len(self.query_places) >= n_pairs, "data.init_args.label_len", label_len, remedy)
+        self.query_positions = np.arange(start + start % 2, self.window_len, 2)
+        remedy = f"n_pairs = {n_pairs} queries are at every second position; set it to {2 * n_pairs} or more"
+        require(len(self.query_positions) >= n_pairs, "data.init_args.label_len", label_len, remedy)
 
     @property
     def labels_per_window(self) -> int:
         return self.n_pairs
 
     @property
-    def first_place(self) -> int:
-        return int(self.query_places[0])
+    def first_position(self) -> int:
+        return int(self.query_positions[0])
 
     @property
     def n_answers(self) -> int:
@@ -68,10 +67,10 @@ class AssociativeRecall(SyntheticData):
         first_value = self.vocab_size // 2
         keys = 1 + rng.choice(first_value - 1, self.n_pairs, replace=False)
         values = first_value + rng.choice(self.n_answers, self.n_pairs, replace=False)
-        places = rng.choice(self.query_places, self.n_pairs, replace=False)  # of the queries, in the order of the keys
+        positions = rng.choice(self.query_positions, self.n_pairs, replace=False)  # in the order of the keys
         tokens = np.zeros(self.window_len, np.int64)
         if self.filler == "random":
             tokens[:] = rng.choice(np.delete(np.arange(self.vocab_size), keys), self.window_len)
         sources = 1 + 2 * np.arange(self.n_pairs)
-        tokens[sources - 1], tokens[sources], tokens[places] = keys, values, keys
-        return Example(tokens, places, sources)
+        tokens[sources - 1], tokens[sources], tokens[positions] = keys, values, keys
+        return Example(tokens, positions, sources)

@@ -1,34 +1,113 @@
-"""What the tasks share whose examples are drawn, not read: fresh ones to train on, fixed ones to score."""
+"""What the tasks share, whose examples are drawn instead of read: fresh ones to train on, fixed ones to score."""
 
 import hashlib
 from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from datamodules.examples import Example, ExampleLoader, ExampleScoringLoader
-from datamodules.language_data import LanguageDataModule
-from datamodules.windows import ScoringWindow, share_of_rank
+from datamodules.base import LanguageDataModule
+from datamodules.loaders import Batch, TrainingLoader, share_of_rank
+from llp.decoder.geometry import Geometry
 from llp.errors import SettingError, require
+from llp.scoring.label_metric import LabelBatch, LabelProtocol, LabelScore
+from llp.scoring.windows import ScoringWindow, WindowShape
 
 _MOST_EXAMPLES = 1_000_000
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
+class Example(NamedTuple):
+    """A window and its labels: the label at a position is the token at its source.
+
+    `tokens` is (N,), `positions` and `sources` are (K,), all int64. A model predicts the label from the tokens up to
+    the position, itself included. The label's distance is that of the following position from the source:
+    `positions + 1 - sources`.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    sources: np.ndarray
+
+
+class Examples(NamedTuple):
+    """Several examples with equally many labels: tokens (B, N), positions, labels and distances (B, K) each."""
+
+    tokens: Tensor
+    positions: Tensor
+    labels: Tensor
+    distances: Tensor
+
+
+def stacked(examples: Sequence[Example]) -> Examples:
+    """The examples as tensors."""
+    tokens, positions, sources = (torch.from_numpy(np.stack(parts)) for parts in zip(*examples, strict=True))
+    return Examples(tokens, positions, tokens.gather(1, sources), positions + 1 - sources)
+
+
+class ExampleScoringLoader:
+    """A split's examples, each a window of its own, and what is known about them.
+
+    Args:
+        example: The example of a number.
+        batches: Windows, each of which is the example of its `document` number, scored at `n_scored` labels.
+        split: Its name.
+        protocol: How it is scored.
+        n_examples: Examples of the whole split, on all ranks.
+        context_lens: How many tokens each position predicts from, itself included: (N,).
+    """
+
+    def __init__(
+        self,
+        example: Callable[[int], Example],
+        batches: list[list[ScoringWindow]],
+        split: str,
+        protocol: LabelProtocol,
+        n_examples: int,
+        context_lens: Tensor,
+    ) -> None:
+        self.example, self.batches, self.split, self.protocol = example, batches, split, protocol
+        self.n_examples, self.context_lens = n_examples, context_lens
+
+    @property
+    def window_shapes(self) -> Counter[WindowShape]:
+        """Number of windows of each shape, over all ranks."""
+        shape = WindowShape(self.protocol["window_len"], self.protocol["labels_per_window"], True)
+        return Counter({shape: self.n_examples})
+
+    def score(self) -> LabelScore:
+        """The metric that sums the predictions of the labels."""
+        return LabelScore(self.protocol["window_len"], self.n_examples * self.protocol["labels_per_window"])
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[LabelBatch]:
+        for batch in self.batches:
+            n_scored = batch[0].n_scored  # 0 where a rank has no example left
+            tokens, *scored = stacked([self.example(window.document) for window in batch])
+            positions, labels, distances = (part[:, :n_scored] for part in scored)
+            yield LabelBatch(tokens, positions, labels, distances, distances > self.context_lens[positions])
+
+
 class SyntheticData(LanguageDataModule):
-    """Windows that are drawn by a rule, with a loss at some of their positions alone: the labels.
+    """Windows that are drawn by a rule, with a loss at some of their positions only: the labels.
 
     An example is a function of the seed, the split and the example's number. So no training example comes twice, a
-    resumed run continues with the very next one, and the ranks share out one order. Validation and test are the first
-    so many examples of two other streams, which don't depend on the seed: runs of all seeds are scored on the same.
+    resumed run continues with the very next one, and the ranks share one order. Validation and test are the first
+    examples of two other streams, which don't depend on the seed: runs of all seeds are scored on the same examples.
 
-    A task says how an example is drawn (`draw`), where its labels are, and what a guess is worth.
+    A task defines how an example is drawn (`draw`), where its labels are, and how likely a guess is right.
 
     Args:
         vocab_size: Number of tokens.
         window_len: N, the positions of a window, which is one example.
-        label_len: All labels lie in so many positions at the end of the window, for an architecture that has a loss
+        label_len: All labels are among so many positions at the end of the window, for an architecture that has a loss
             only there; null: anywhere.
         batch_size: Training windows in a batch of one device.
         n_validation: Examples of the validation split.
@@ -56,13 +135,11 @@ class SyntheticData(LanguageDataModule):
     ) -> None:
         super().__init__(window_len, batch_size, seed)
         self.save_hyperparameters()
-        for setting in ("n_validation", "n_test", "distance_bin"):
-            value = self.hparams[setting]
-            require(value is None or value >= 1, f"data.init_args.{setting}", value, "set it to 1 or more")
-        for setting in ("n_validation", "n_test"):
-            remedy = f"set it to {_MOST_EXAMPLES:,} or less: each example is drawn whenever the split is scored"
-            value = self.hparams[setting]
-            require(value <= _MOST_EXAMPLES, f"data.init_args.{setting}", value, remedy)
+        for setting, value in (("n_validation", n_validation), ("n_test", n_test)):
+            remedy = f"set it to 1 .. {_MOST_EXAMPLES:,}: each example is drawn whenever the split is scored"
+            require(1 <= value <= _MOST_EXAMPLES, f"data.init_args.{setting}", value, remedy)
+        is_bin = distance_bin is None or distance_bin >= 1
+        require(is_bin, "data.init_args.distance_bin", distance_bin, "set it to 1 or more")
         in_window = label_len is None or 1 <= label_len <= window_len
         remedy = f"set it to 1 .. window_len = {window_len}, or to null"
         require(in_window, "data.init_args.label_len", label_len, remedy)
@@ -83,59 +160,53 @@ class SyntheticData(LanguageDataModule):
 
     @property
     @abstractmethod
-    def first_place(self) -> int:
+    def first_position(self) -> int:
         """The first position that can have a label."""
 
     @property
     @abstractmethod
     def n_answers(self) -> int:
-        """How many tokens are equally likely to be a label, to a guess that has not read the window."""
+        """Number of tokens that are equally likely to be a label, for a guess without reading the window."""
 
     @property
     @abstractmethod
     def n_candidates(self) -> int:
-        """How many tokens at least are equally likely to be a label, to one who has read all but its source."""
+        """Number of tokens at least that are equally likely to be a label after reading all but its source."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Example:
         """An example."""
 
     def example(self, split: str, number: int) -> Example:
-        """The example of a split with this number, from 0."""
+        """The example of a split with this number, counted from 0."""
         seed = self.seed if split == "train" else 0
         return self.draw(np.random.default_rng([seed, _SPLITS[split], number]))
 
-    def setup(self, stage: str) -> None:
-        """Refuse a model that has no loss where labels can be."""
-        assert self.trainer is not None
-        model: Any = self.trainer.lightning_module
-        n_out = model.geometry.positions_out(self.window_len)
+    def check_geometry(self, geometry: Geometry) -> None:
+        n_out = geometry.positions_out(self.window_len)
         remedy = (
-            f"{type(model).__name__} has a loss at the last {n_out} of {self.window_len} positions only, and there "
+            f"the model has a loss at the last {n_out} of {self.window_len} positions only, and there are labels from "
+            f"position {self.first_position} on; set it to {n_out} or less"
         )
-        remedy += f"are labels from position {self.first_place} on; set it to {n_out} or less"
-        is_at_end = self.first_place >= self.window_len - n_out
+        is_at_end = self.first_position >= self.window_len - n_out
         require(is_at_end, "data.init_args.label_len", self.label_len, remedy)
 
     # Training
 
-    def train_dataloader(self) -> ExampleLoader:
-        """Batches of `(inputs, labels, places)`, from where the run stands."""
-        trainer = self.trainer
-        assert trainer is not None
+    def train_dataloader(self) -> TrainingLoader:
+        """Batches of `(inputs, labels, positions)`, (B, N), (B, K) and (B, K), from where the run stands."""
+        trainer, geometry = self._attached()
+        self.check_geometry(geometry)
         remedy = "fresh examples never come to an end; set it to the number of optimizer steps"
         require(trainer.max_steps > 0, "trainer.max_steps", trainer.max_steps, remedy)
-        return ExampleLoader(
-            partial(self.example, "train"),
-            self.counter,
-            self.batch_size,
-            trainer.max_steps * trainer.accumulate_grad_batches,
-            trainer.global_rank,
-            trainer.world_size,
-        )
+        return self._training_loader(self._batch, n_batches=0)
 
-    def sample_places(self, n_samples: int) -> list[str]:
-        taken = self.counter.samples
+    def _batch(self, samples: range) -> Batch:
+        examples = stacked([self.example("train", sample) for sample in samples])
+        return examples.tokens, examples.labels, examples.positions
+
+    def describe_samples(self, n_samples: int) -> list[str]:
+        taken = self.progress.samples
         return [f"sample {sample:,} of {self.name}" for sample in range(taken - n_samples, taken)]
 
     # Scoring
@@ -149,21 +220,17 @@ class SyntheticData(LanguageDataModule):
         return self._scoring_loader("test", "limit_test_batches")
 
     def predict_dataloader(self) -> ExampleScoringLoader:
-        """There is none.
-
-        Raises:
-            SettingError: Always.
-        """
+        """Always raise a `SettingError`, since a task has no text."""
         remedy = "it has no text, and `llp predict` writes the loss of each token of one; use `llp test`"
         raise SettingError("data", type(self).__name__, remedy)
 
     def _scoring_loader(self, split: str, limit: str) -> ExampleScoringLoader:
-        trainer = self.trainer
-        assert trainer is not None
+        trainer, geometry = self._attached()
+        self.check_geometry(geometry)
         n_examples, n_labels = self.n_examples[split], self.labels_per_window
         windows = [ScoringWindow(number, 0, self.window_len, n_labels) for number in range(n_examples)]
         batches = [windows[first : first + self.batch_size] for first in range(0, n_examples, self.batch_size)]
-        protocol = {
+        protocol: LabelProtocol = {
             "data_fingerprint": self.fingerprint(split),
             "tokenizer_fingerprint": None,
             "window_len": self.window_len,
@@ -174,7 +241,8 @@ class SyntheticData(LanguageDataModule):
             "distance_bin": self.distance_bin,
         }
         share = share_of_rank(self._limited(batches, limit), trainer.global_rank, trainer.world_size)
-        return ExampleScoringLoader(partial(self.example, split), share, split, protocol, n_examples)
+        context_lens = geometry.context_lens(self.window_len)
+        return ExampleScoringLoader(partial(self.example, split), share, split, protocol, n_examples, context_lens)
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 of a scored split's examples."""

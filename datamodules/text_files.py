@@ -1,24 +1,27 @@
-"""Any text of one's own: `.txt`, one document per file, or `.jsonl`, one document per line; a folder, or one file."""
+"""Text of one's own: `.txt`, one document per file, or `.jsonl`, one document per line; a folder or a single file."""
 
 import io
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from datamodules.documents import Text, describe_file, line_start, open_file, read_blocks, read_text, size_of
-from datamodules.named_splits import NamedSplit, named_splits
-from datamodules.shares import Shares
+from datamodules.documents import Text, describe_file, read_blocks, read_text
 from datamodules.text import TextDataModule
 from llp.errors import SettingError, require
 
 _SUFFIXES = (".txt", ".jsonl")
+_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-class _Source(NamedTuple):
-    """A document that is not read yet. `file` is that of a document that is a file of its own."""
+class _Document(NamedTuple):
+    """A document that is not read yet. `file` is set if the document is a whole file."""
 
     name: str
     open: Callable[[], BinaryIO]
@@ -30,16 +33,16 @@ class TextFiles(TextDataModule):
 
     In a folder with subfolders or files named `train`, `validation` (or `valid`, `val`, `dev`) and `test`, each holds
     its split; a folder that names only some of them, or has text beside them, is refused. Otherwise whole documents are
-    dealt out evenly, in the order of files and lines, so that validation and test get their shares. Where there are too
+    dealt out evenly, in the order of files and lines, so that validation and test get their shares. If there are too
     few documents for that (fewer than 20 with the default shares), each is cut at line ends: its beginning is for
-    training, then comes the part for validation, and its end is for the test. What became which split is said when the
-    text is prepared. Hidden files and folders are left out.
+    training, then comes the part for validation, and its end is for the test. A line at the start of the preparation
+    says what became which split. Hidden files and folders are left out.
 
     Args:
         path: The folder, or a single file of any name.
         text_key: The key of a document's text in a line of `.jsonl`.
-        validation_share: Share of the text for validation, where nothing is named after a split.
-        test_share: Share of the text for the test, where nothing is named after a split.
+        validation_share: Share of the text for validation, if nothing is named after a split.
+        test_share: Share of the text for the test, if nothing is named after a split.
         kwargs: The arguments of `TextDataModule`.
 
     Raises:
@@ -57,53 +60,61 @@ class TextFiles(TextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(path, **kwargs)
-        self.root = Path(path).expanduser()
-        self.text_key, self.shares = text_key, Shares(validation_share, test_share)
+        self.root, self.text_key = Path(path).expanduser(), text_key
+        self.validation_share, self.test_share = validation_share, test_share
+        for setting, share in (("validation_share", validation_share), ("test_share", test_share)):
+            require(0 < share <= 0.5, f"data.init_args.{setting}", share, "set it above 0 and to 0.5 at most")
+        remedy = f"with test_share = {test_share} nothing is left for training; lower one of them"
+        require(validation_share + test_share < 1, "data.init_args.validation_share", validation_share, remedy)
 
     def source(self) -> dict[str, Any]:
         named = self._named()
         if named is not None:
-            files = {name: [describe_file(file, name) for file in split.files] for name, split in named.items()}
+            files = {split: [describe_file(file, split) for file in files] for split, (_, files) in named.items()}
             return {**files, "text_key": self.text_key}
-        files = {"files": [describe_file(file) for file in self._files()]}
-        if self._is_cut():
+        is_cut = self._is_cut()
+        if is_cut:
             for split in self.splits:  # now, not after the tokenizer was trained
                 self._require_part(split)
-        shares = {"validation_share": self.shares.validation, "test_share": self.shares.test}
-        return {**files, "text_key": self.text_key, **shares, "cut": self._is_cut()}
+        return {
+            "files": [describe_file(file) for file in self._files()],
+            "text_key": self.text_key,
+            "validation_share": self.validation_share,
+            "test_share": self.test_share,
+            "cut": is_cut,
+        }
 
     def splits_note(self) -> str:
         named = self._named()
         if named is not None:
-            counts = {split: _documents(sum(1 for _ in self.texts(split))) for split in self.splits}
-            return ", ".join(f"{split} is {named[split].name} ({counts[split]})" for split in self.splits)
-        number = sum(1 for _ in self._sources(self._files()))
-        if not self._is_cut():
-            dealt = Counter(self.shares.split_of(document) for document in range(number))
-            shares = ", ".join(f"{dealt[split]:,} for {split}" for split in self.splits)
-            return f"no file is named after a split, so the {number:,} documents are dealt out evenly: {shares}"
-        sizes = ", ".join(f"{self.n_bytes(split):,} bytes for {split}" for split in self.splits)
-        each = "it is" if number == 1 else "each is"
-        return f"{_documents(number)}, too few to deal out, so {each} cut at line ends, in this order: {sizes}"
+            counts = {split: _counted(self.texts(split)) for split in self.splits}
+            return ", ".join(f"{split} is {named[split][0]} ({counts[split]})" for split in self.splits)
+        if self._is_cut():
+            number = _counted(self._documents(self._files()))
+            sizes = ", ".join(f"{self.n_bytes(split):,} bytes for {split}" for split in self.splits)
+            return f"too few documents to deal out ({number}), so each is cut at line ends, in this order: {sizes}"
+        dealt = Counter(self._split_of(number) for number, _ in enumerate(self._documents(self._files())))
+        shares = ", ".join(f"{dealt[split]:,} for {split}" for split in self.splits)
+        return f"no file is named after a split, so {dealt.total():,} documents are dealt out evenly: {shares}"
 
     def n_bytes(self, split: str) -> int | None:
         named = self._named()
         if named is not None:
-            return sum(file.stat().st_size for file in named[split].files)
+            return sum(file.stat().st_size for file in named[split][1])
         return sum(stop - start for _, start, stop in self._parts(split)) if self._is_cut() else None
 
     def texts(self, split: str) -> Iterator[Text]:
         named = self._named()
         if named is None and self._is_cut():
-            for source, start, stop in self._parts(split):
-                name = f"{source.name}, bytes {start}-{stop}"
-                yield Text(name, read_blocks(source.open, start, stop), source.file, start)
+            for document, start, stop in self._parts(split):
+                name = f"{document.name}, bytes {start}-{stop}"
+                yield Text(name, read_blocks(document.open, start, stop), document.file, start)
             return
-        for number, source in enumerate(self._sources(self._files() if named is None else named[split].files)):
-            if named is not None or self.shares.split_of(number) == split:
-                yield Text(source.name, read_blocks(source.open), source.file)
+        for number, document in enumerate(self._documents(self._files() if named is None else named[split][1])):
+            if named is not None or self._split_of(number) == split:
+                yield Text(document.name, read_blocks(document.open), document.file)
 
-    # Which files, and how they are split
+    # Files and documents
 
     def _files(self) -> list[Path]:
         if self.root.is_file():
@@ -115,46 +126,16 @@ class TextFiles(TextDataModule):
         require(len(visible) > 0, "data.init_args.path", self.root, "there is no .txt and no .jsonl file; add one")
         return visible
 
-    def _named(self) -> dict[str, NamedSplit] | None:
-        files = self._files()
-        return None if files == [self.root] else named_splits(self.root, files)
-
-    def _is_cut(self) -> bool:
-        """Whether there are too few documents to deal out whole ones to all three splits."""
-        dealt = set()
-        for number, _ in enumerate(self._sources(self._files())):
-            dealt.add(self.shares.split_of(number))
-            if len(dealt) == len(self.splits):
-                return False
-        return True
-
-    def _parts(self, split: str) -> Iterator[tuple[_Source, int, int]]:
-        """A split's part of each document: its first byte, and the one after its last. Both begin a line."""
-        for source in self._sources(self._files()):
-            with source.open() as stream:
-                size = size_of(stream)
-                start, stop = (line_start(stream, place) for place in self.shares.part(split, size))
-            if start < stop:
-                yield source, start, stop
-
-    def _require_part(self, split: str) -> None:
-        setting = "test_share" if split == "test" else "validation_share"
-        share = self.shares.test if split == "test" else self.shares.validation
-        remedy = f"no line of the text begins in the part for {split}; change it, or give more text in lines"
-        require(any(self._parts(split)), f"data.init_args.{setting}", share, remedy)
-
-    # Documents
-
-    def _sources(self, files: list[Path]) -> Iterator[_Source]:
+    def _documents(self, files: list[Path]) -> Iterator[_Document]:
         for file in files:
             name = file.name if file == self.root else str(file.relative_to(self.root))
             if file.suffix.lower() != ".jsonl":
-                yield _Source(name, partial(open_file, file), file)
+                yield _Document(name, partial(_open, file), file)
                 continue
             lines = (line for block in read_text(file, name).lines() for line in block)
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _Source(f"{name}:{number}", partial(self._open_line, line, file, number))
+                    yield _Document(f"{name}:{number}", partial(self._open_line, line, file, number))
 
     def _open_line(self, line: str, file: Path, number: int) -> BinaryIO:
         try:
@@ -164,6 +145,106 @@ class TextFiles(TextDataModule):
             remedy = f"line {number} of {file.name} has no text under {self.text_key!r}; repair it or set text_key"
             raise SettingError("data.init_args.path", self.root, remedy) from error
 
+    # Splits by name
 
-def _documents(number: int) -> str:
-    return f"{number:,} document{'' if number == 1 else 's'}"
+    def _named(self) -> dict[str, tuple[str, list[Path]]] | None:
+        """For each split the name of its subfolder, file or shards, and its files; None if nothing is named so.
+
+        Raises:
+            SettingError: If only some splits are named, or one of them twice, or a file belongs to none.
+        """
+        files = self._files()
+        if files == [self.root]:
+            return None
+        found: dict[str, dict[str, list[Path]]] = {split: {} for split in _NAMES}
+        loose = []
+        for file in files:
+            name, split = _name_and_split(file.relative_to(self.root))
+            if split is None:
+                loose.append(file.relative_to(self.root))
+            else:
+                found[split].setdefault(name, []).append(file)
+        names = ", ".join(name for members in found.values() for name in members)
+        if not names:
+            return None
+        missing = " and ".join(" or ".join(_NAMES[split]) for split in _NAMES if not found[split])
+        for split, members in found.items():
+            remedy = f"it has {len(members)} names for the {split} split ({', '.join(members)}); keep one of them in it"
+            require(len(members) <= 1, "data.init_args.path", self.root, remedy)
+        remedy = f"it names only some of the splits ({names}); add {missing}, or rename the others to split by share"
+        require(not missing, "data.init_args.path", self.root, remedy)
+        if loose:
+            remedy = f"{loose[0]} belongs to none of the splits ({names}); move it into one of them, or elsewhere"
+            raise SettingError("data.init_args.path", self.root, remedy)
+        return {split: next(iter(members.items())) for split, members in found.items()}
+
+    # Splits by share
+
+    def _is_cut(self) -> bool:
+        """Whether there are too few documents to deal out whole ones to all three splits."""
+        dealt = set()
+        for number, _ in enumerate(self._documents(self._files())):
+            dealt.add(self._split_of(number))
+            if len(dealt) == len(self.splits):
+                return False
+        return True
+
+    def _split_of(self, number: int) -> str:
+        """The split of a whole document, by its number.
+
+        They are spread evenly: a document is held out where its number times the share passes a whole number.
+        """
+        held_out_share = self.validation_share + self.test_share
+        if not _passes_whole(number, held_out_share):
+            return "train"
+        held_out = math.floor(round(number * held_out_share, 9))
+        return "test" if _passes_whole(held_out, self.test_share / held_out_share) else "validation"
+
+    def _parts(self, split: str) -> Iterator[tuple[_Document, int, int]]:
+        """A split's part of each document: its first byte and the one after its last. Both begin a line."""
+        for document in self._documents(self._files()):
+            with document.open() as stream:
+                size = stream.seek(0, io.SEEK_END)
+                train, validation = 1 - self.validation_share - self.test_share, 1 - self.test_share
+                cuts = pairwise((0, round(size * train), round(size * validation), size))
+                start, stop = (_line_start(stream, cut) for cut in dict(zip(self.splits, cuts, strict=True))[split])
+            if start < stop:
+                yield document, start, stop
+
+    def _require_part(self, split: str) -> None:
+        setting = "test_share" if split == "test" else "validation_share"
+        remedy = f"no line of the text begins in the part for {split}; change it, or give more text in lines"
+        require(any(self._parts(split)), f"data.init_args.{setting}", getattr(self, setting), remedy)
+
+
+def _name_and_split(file: Path) -> tuple[str, str | None]:
+    """The subfolder that a file is in, or its own name, and the split with this name, if there is one."""
+    if len(file.parts) > 1:
+        name, bare = f"{file.parts[0]}/", file.parts[0]
+    else:
+        bare = _SHARD.sub("", file.stem)
+        name = f"{bare}{'' if bare == file.stem else '-*'}{file.suffix}"
+    return name, next((split for split in _NAMES if bare.lower() in _NAMES[split]), None)
+
+
+def _passes_whole(number: int, share: float) -> bool:
+    """Whether a whole number lies in (number * share, (number + 1) * share]; rounded, so that 0.1 * 10 is 1."""
+    return math.floor(round((number + 1) * share, 9)) > math.floor(round(number * share, 9))
+
+
+def _line_start(stream: BinaryIO, offset: int) -> int:
+    """Where the first line begins that begins at `offset` or later, or the end of the file if none does."""
+    if offset == 0:
+        return 0
+    stream.seek(offset - 1)
+    stream.readline()
+    return stream.tell()
+
+
+def _open(file: Path) -> BinaryIO:
+    return file.open("rb")
+
+
+def _counted(documents: Iterable[object]) -> str:
+    number = sum(1 for _ in documents)
+    return f"{number:,} {'document' if number == 1 else 'documents'}"

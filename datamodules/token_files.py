@@ -1,4 +1,7 @@
-"""Tokens on disk: one memory-mapped file per split beside an index of its documents, one line of JSON each."""
+"""Tokens on disk: a prepared folder has a memory-mapped file per split and an index of its documents.
+
+Its `about.json` says where it came from and holds the digests of the files beside it and of itself.
+"""
 
 import hashlib
 import json
@@ -7,20 +10,81 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
-from datamodules.prepared_folder import unusable
+from llp.atomic_files import KEY, file_sha256, file_sha256_once, json_with_digest, own_sha256
+from llp.errors import SettingError
 
 _BLOCK = 1 << 22  # bytes
 
 
+class About(TypedDict):
+    """What is read of `about.json`; the rest says where the folder came from."""
+
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+    sha256: dict[str, str]
+    """Of each file, by name."""
+
+
+def unusable(path: Path, reason: str = "is missing or damaged") -> SettingError:
+    """The error for a file of a prepared folder that can't be used."""
+    folder = path.parent
+    remedy = f"{path} {reason}; remove {folder}, and the next run prepares it anew"
+    return SettingError("data.init_args.cache_dir", folder.parent, remedy)
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Write `about.json`: the given entries and the digests of the folder's files."""
+    digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "about.json"}
+    (folder / "about.json").write_text(json_with_digest({**about, "sha256": digests}), encoding="utf-8")
+
+
+def read_about(folder: Path) -> About:
+    """Read `about.json`.
+
+    Raises:
+        SettingError: If it is missing or damaged.
+    """
+    path = folder / "about.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unusable(path) from error
+    if not isinstance(about, dict) or about.pop(KEY, None) != own_sha256(about):
+        raise unusable(path)
+    if not About.__annotations__.keys() <= about.keys():
+        raise unusable(path, "is of another version of this package")
+    return About(**about)  # type: ignore[typeddict-item]
+
+
+def check_file(path: Path, about: About) -> None:
+    """Compare a file with its digest in `about.json`. It is read once per process.
+
+    Raises:
+        SettingError: If it has changed.
+    """
+    try:
+        digest = file_sha256_once(path)
+    except OSError as error:
+        raise unusable(path) from error
+    if digest != about["sha256"].get(path.name):
+        raise unusable(path, "is not what was prepared: its SHA-256 differs from that in about.json")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every token."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 @dataclass(frozen=True)
 class Document:
-    """A document in a token file: its start token lies at `start`, its `tokens` after it.
+    """A document in a token file: its start token is at `start`, followed by its `tokens`.
 
-    `words` are the benchmark's words of its text, `plain_words` the whitespace-separated ones, `bytes` those of UTF-8.
-    `sha256` is that of the text, `tokens_sha256` that of the tokens as they lie in the file, the start token included.
+    `words` are counted as the benchmark does, `plain_words` are separated by whitespace, `bytes` are those of UTF-8.
+    `sha256` is that of the text, `tokens_sha256` that of the tokens in the file, including the start token.
     """
 
     name: str
@@ -34,15 +98,15 @@ class Document:
 
 
 class TokenWriter:
-    """Writes a split's tokens, document by document, and after a kill goes on where the last whole document ends.
+    """Writes a split's tokens, document by document; if files of a killed process are there, it resumes after them.
 
-    A document of the index counts as whole if its tokens are in the token file, which its digest tells: after a power
-    cut either file may be older than the other.
+    A document of the index counts as whole if its digest is that of its tokens in the token file: after a power cut
+    either file may be older than the other.
 
     Args:
-        folder: Where to; nobody reads it yet.
-        split: Its name.
-        dtype: Of the tokens.
+        folder: The unfinished folder.
+        split: Name of the split.
+        dtype: Type of the tokens.
     """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype) -> None:
@@ -66,7 +130,7 @@ class TokenWriter:
         self._begin_document()
 
     def _whole_document(self, line: bytes) -> Document | None:
-        """The document of a line of the index; None if the line or the document's tokens are not whole."""
+        """The document of a line of the index, or None if the line or the document's tokens are not whole."""
         try:
             document = Document(**json.loads(line))
             left = (1 + document.tokens) * self.dtype.itemsize
@@ -87,14 +151,14 @@ class TokenWriter:
         self._digest = hashlib.sha256()
 
     def write(self, tokens: np.ndarray) -> None:
-        """Append tokens of the document at hand, its start token first."""
+        """Append tokens to the current document, beginning with its start token."""
         data = tokens.astype(self.dtype).tobytes()
         self._tokens.write(data)
         self._digest.update(data)
         self._written += len(tokens)
 
     def finish(self, name: str, words: int, plain_words: int, n_bytes: int, sha256: str) -> None:
-        """The document at hand is whole: from here on a kill loses nothing of it. For the arguments see `Document`."""
+        """End the current document, which a kill can no longer lose. For the arguments see `Document`."""
         digests = sha256, self._digest.hexdigest()
         document = Document(name, self.length, self._written - 1, words, plain_words, n_bytes, *digests)
         self._tokens.flush()  # before the line that vouches for them
@@ -130,20 +194,19 @@ class TokenFile:
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where the documents begin, in ascending order."""
+        """The starts of the documents, in ascending order."""
         return [document.start for document in self.documents]
 
-    def document_at(self, place: int) -> Document:
-        """The document that holds the token at a place, which may be its start token."""
-        return self.documents[bisect_right(self.starts, place) - 1]
+    def document_at(self, position: int) -> Document:
+        """The document that holds the token at a position of the stream, which may be its start token."""
+        return self.documents[bisect_right(self.starts, position) - 1]
 
     def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token occurs in the text: (vocab_size,). The documents' start tokens are not counted."""
+        """Number of occurrences of each token, without the documents' start tokens: (vocab_size,)."""
         counts = np.zeros(vocab_size, dtype=np.int64)
         for block in blocks(self.tokens, 1 << 24):
             counts += np.bincount(block, minlength=vocab_size)
-        starts = self.tokens[[document.start for document in self.documents]]
-        return counts - np.bincount(starts, minlength=vocab_size)
+        return counts - np.bincount(self.tokens[self.starts], minlength=vocab_size)
 
     def text_of(self, document: Document) -> np.ndarray:
         """The tokens of a document's text, without its start token."""
@@ -151,5 +214,5 @@ class TokenFile:
 
 
 def blocks(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Consecutive pieces of an array, so that a memory map never sits in memory whole."""
+    """Consecutive pieces of an array, so that a memory map is never in memory as a whole."""
     return (array[i : i + size] for i in range(0, len(array), size))

@@ -1,14 +1,12 @@
-"""WikiText-103 (Merity et al., 2016), from its files or from the Hub."""
+"""WikiText-103 (Merity et al., 2016), from files or from the Hub."""
 
 import re
-from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.documents import Text, blocks_of, describe_file, read_text
-from datamodules.hub import hub_rows
+from datamodules.documents import Text, blocks_of, describe_file, hub_rows, read_text
 from datamodules.text import TextDataModule
 
 _FILES = {"train": "train", "validation": "valid", "test": "test"}
@@ -16,11 +14,11 @@ _TITLE = re.compile(r" = [^=].* = \n")
 
 
 class WikiText103(TextDataModule):
-    """WikiText-103: each split one stream of text, as in the literature, or its articles as documents.
+    """WikiText-103: each split is one stream of text, as in the literature, or its articles are documents.
 
     A line end counts as one word, also as in the literature: 245,569 words in the test split and 217,646 in the
-    validation split; the report states the count without line ends as well. The token before the stream is a newline,
-    as before most lines of the text; an article begins with the start token.
+    validation split; the report also states the count without line ends. The stream is preceded by a newline token, as
+    most lines of the text are; an article begins with the start token.
 
     Args:
         path: Folder with `wiki.{train,valid,test}.tokens` (or `.raw`); without it the Hub is the source.
@@ -58,20 +56,19 @@ class WikiText103(TextDataModule):
 
     def source(self) -> dict[str, Any]:
         if self.path is None:
-            where: dict[str, Any] = {
-                "hub": self.hub_id, "configuration": self.hub_configuration, "revision": self.hub_revision
-            }  # fmt: skip
-        else:
-            where = {split: describe_file(self._file(split), split) for split in self.splits}
-        return {**where, "articles": self.articles}
+            name = {"hub": self.hub_id, "configuration": self.hub_configuration, "revision": self.hub_revision}
+            return {**name, "articles": self.articles}
+        files = {split: describe_file(self._file(split), split) for split in self.splits}
+        return {**files, "articles": self.articles}
 
     def n_bytes(self, split: str) -> int | None:
         return None if self.path is None else self._file(split).stat().st_size
 
     def texts(self, split: str) -> Iterator[Text]:
-        whole = (
-            Text(split, blocks_of(self._hub_lines(split))) if self.path is None else read_text(self._file(split), split)
-        )
+        if self.path is None:
+            whole = Text(split, blocks_of(self._hub_lines(split)))
+        else:
+            whole = read_text(self._file(split), split)
         return _articles(whole) if self.articles else iter([whole])
 
     def _file(self, split: str) -> Path:
@@ -88,19 +85,12 @@ def _articles(whole: Text) -> Iterator[Text]:
     """Cut a split before each blank line that is followed by a title and another blank line."""
     article: list[str] = []
     title = ""
-    for line, following, after in _triples(line for block in whole.lines() for line in block):
-        if not line.strip() and _TITLE.fullmatch(following) and not after.strip():
+    lines, following, after = tee((line for block in whole.lines() for line in block), 3)
+    ahead = zip(lines, chain(islice(following, 1, None), [""]), chain(islice(after, 2, None), ["", ""]), strict=False)
+    for line, second, third in ahead:
+        if not line.strip() and _TITLE.fullmatch(second) and not third.strip():
             if article:
                 yield Text(title, blocks_of(article))
-            article, title = [], following.strip(" =\n")
+            article, title = [], second.strip(" =\n")
         article.append(line)
     yield Text(title, blocks_of(article))
-
-
-def _triples(lines: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Each line with the two that follow it; after the last one come empty ones."""
-    ahead: deque[str] = deque(maxlen=3)
-    for line in chain(lines, ("", "")):
-        ahead.append(line)
-        if len(ahead) == 3:
-            yield ahead[0], ahead[1], ahead[2]

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from llp import optimization
 from llp.checkpoints import exported_folder, reading, settings_history
-from llp.checkpoints.fingerprints import add_batch, weights_digest
+from llp.checkpoints.fingerprints import weights_digest
 from llp.decoder.block import DecoderSettings
 from llp.decoder.decoder import Decoder
 from llp.decoder.extend import extend
@@ -133,12 +133,9 @@ class LanguageModel(LightningModule, ABC):
         """The run's settings: for each start those that changed, and the step, counted from 1, from which they hold."""
         self.initialized_from: dict[str, Any] | None = None
         """The checkpoint whose weights the run started from; None: it started from random ones."""
-        self.fingerprints: dict[str, str] = {"initial_weights": "", "training_windows": ""}
-        """Digests of the weights that the run started from, and of the batches that this process has trained on: of
-        all of them, and of the first 1, 2, 4, 8, ...
-
-        The weights are those that all architectures of equal settings share: `CompressedAttention`'s map is left out.
-        """
+        self.initial_weights = ""
+        """Digest of the weights that the run started from, those that all architectures of equal settings share:
+        without `CompressedAttention`'s map."""
         self.exported: dict[str, Any] | None = None
         """Of a model from an exported folder: where that comes from, and whether its weights were changed since."""
         self.loaded_from: str | None = None
@@ -220,11 +217,18 @@ class LanguageModel(LightningModule, ABC):
 
     # Training
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self.trainer.training:  # here, where it is still in the memory of the CPU
-            before = self.trainer.global_step * self.trainer.accumulate_grad_batches + len(self.window_losses)
-            add_batch(self.fingerprints, batch, before + 1)
-        return batch
+    def setup(self, stage: str) -> None:
+        """Hand the geometry to the data, which cut their windows by it."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            data.geometry = self.geometry
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the initial weights, and of the batches that this process has trained on."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        batches = data.progress.fingerprints if hasattr(data, "progress") else {}
+        return {"initial_weights": self.initial_weights, **batches}
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss.
@@ -293,7 +297,10 @@ class LanguageModel(LightningModule, ABC):
         return self.decoder.loss(batch.inputs, batch.targets).each
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.score.add(self, batch)
+        if isinstance(self.score, LabelScore):
+            self.score.update(self.decoder(batch.inputs, batch.positions), batch)
+        else:
+            self.score.update(self.score_nats(batch), batch)
 
     test_step = validation_step
 
@@ -313,14 +320,14 @@ class LanguageModel(LightningModule, ABC):
         self._log_score("test")
 
     def _log_score(self, split: str) -> None:
-        # The metric has summed over the ranks already; every rank logs the same figures.
-        figures = {f"{split}/{name}": value for name, value in self.score.total().items()}
+        # The metric has summed over the ranks already; every rank logs the same metrics.
+        metrics = {f"{split}/{name}": value for name, value in self.score.total().items()}
         is_fitting = self.trainer.state.fn == TrainerFn.FITTING
         # None: to a logger if there is one; if not, only into what `Trainer.test` returns, without a warning.
-        self.log_dict(figures, sync_dist=True, logger=False if is_fitting else None)
+        self.log_dict(metrics, sync_dist=True, logger=False if is_fitting else None)
         if is_fitting:  # at the step's own number: Lightning's count can be one behind in a resumed run
             for logger in self.loggers:
-                logger.log_metrics(figures, self.trainer.global_step - 1)
+                logger.log_metrics(metrics, self.trainer.global_step - 1)
 
     # Checkpoints
 
@@ -340,7 +347,7 @@ class LanguageModel(LightningModule, ABC):
         self.trained = reading.training_record(checkpoint)
         self.history = checkpoint["settings_history"]
         self.initialized_from = checkpoint["initialized_from"]
-        self.fingerprints = checkpoint["fingerprints"]
+        self.initial_weights = checkpoint["fingerprints"].get("initial_weights", "")
         self.exported = exported_folder.outcome(checkpoint)
         if self.exported is not None and self.exported["weights_changed"]:
             rank_zero_info(exported_folder.CHANGED)
@@ -350,6 +357,9 @@ class LanguageModel(LightningModule, ABC):
         reading.check_tokenizer(checkpoint, data)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.check_resume(self.trainer, data)
+            if hasattr(data, "progress"):
+                digests = checkpoint["fingerprints"].items()
+                data.progress.fingerprints = {name: one for name, one in digests if name != "initial_weights"}
 
     def check_resume(self, trainer: Any, data: Any) -> None:
         """Raise a `SettingError` for a setting that differs from those in `history` and can't change on a resume."""
@@ -360,7 +370,7 @@ class LanguageModel(LightningModule, ABC):
         """Take the initial weights' digest; report, record and apply the settings that differ from a resumed run's."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.trainer.global_step == 0:
-            self.fingerprints["initial_weights"] = weights_digest(self.decoder.named_parameters(), skip=["compress."])
+            self.initial_weights = weights_digest(self.decoder.named_parameters(), skip=["compress."])
         now, step = settings_history.settings_of(self.trainer, self, data), self.trainer.global_step + 1
         changed = settings_history.changes(self.history, now)
         for line in settings_history.describe(self.history, changed, step):

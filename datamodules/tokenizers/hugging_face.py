@@ -1,4 +1,4 @@
-"""Tokenizers of the library `tokenizers`: a `tokenizer.json`."""
+"""Tokenizers of the library `tokenizers`: a `tokenizer.json` without what changes a text before it is looked up."""
 
 import hashlib
 import json
@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
-from datamodules.tokenizers.space_mark import MARK_PIECES, SPACE_MARK, encode_around_marks
+from datamodules.tokenizers.roundtrip import HARD_LINES, MARK_PIECES, SPACE_MARK, encode_around_marks, lost_line
 from datamodules.tokenizers.tokenizer import Tokenizer
-from datamodules.tokenizers.tokenizer_json import with_start_token, without_text_changes
 from llp.errors import SettingError, require
 
 _SETTINGS = "data.init_args.tokenizer.init_args"
@@ -20,8 +18,10 @@ _START_TOKENS = (
     "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "<|end_of_text|>", "</s>",
     "<eos>", "[EOS]",
 )  # fmt: skip
-"""Where a file puts no token before a text, the first of these that it has begins a document."""
-_LOSES = "it does not give every string back, {!r} for one"
+"""If a file puts no token before a text, the first of these that it has begins a document."""
+_LEFT_OUT = ("NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Nmt", "Prepend", "Strip")
+"""Normal forms of Unicode, a space before the text, and the decoder that takes that space away again."""
+_LOSES = "it does not return every string, {!r} for one"
 _REMEDY = "use one that falls back to bytes (byte-level BPE, or BPE with byte_fallback) and keeps case and spaces"
 
 
@@ -29,9 +29,10 @@ class HuggingFaceTokenizer(Tokenizer):
     """A given `tokenizer.json`. It needs the package `tokenizers`: `pip install "long-lora-perceiver[tokenizers]"`.
 
     A special token's name in a text is text like any other. What changes a text before its tokens are looked up is
-    switched off, so that every string comes back: Unicode normal forms, the space before a text, dropout, truncation,
-    padding, and the removal of spaces beside special tokens. The fingerprint is that of the tokenizer without them. One
-    that still loses something is refused: if it lowercases, drops spaces, or has an unknown token instead of bytes.
+    switched off, so that decoding returns every string: Unicode normal forms, the space before a text, dropout,
+    truncation, padding, and the removal of spaces beside special tokens. The fingerprint is that of the tokenizer
+    without them. A tokenizer that still loses something is refused: if it lowercases, drops spaces, or has an unknown
+    token instead of bytes.
 
     Args:
         file: The file, or the folder that holds it.
@@ -39,7 +40,7 @@ class HuggingFaceTokenizer(Tokenizer):
             or else one with a usual name (`<s>`, `<bos>`, `<|endoftext|>`, ...).
 
     Raises:
-        SettingError: If the file or the start token can't be used, or a string does not come back.
+        SettingError: If the file or the start token can't be used, or a string is not returned.
     """
 
     file_name = "tokenizer.json"
@@ -48,7 +49,7 @@ class HuggingFaceTokenizer(Tokenizer):
         path = Path(file).expanduser()
         path = path / self.file_name if path.is_dir() else path
         try:
-            spec = without_text_changes(json.loads(path.read_text(encoding="utf-8")))
+            spec = _without_text_changes(json.loads(path.read_text(encoding="utf-8")))
             given = _open(spec)
         except SettingError:
             raise
@@ -60,9 +61,9 @@ class HuggingFaceTokenizer(Tokenizer):
         number = None if start is None else given.token_to_id(start)
         if start is None or number is None:
             names = ", ".join(token["content"] for token in spec["added_tokens"][:20]) or "none"
-            remedy = f"a document begins with a token of its own; name one that {path} has (special ones: {names})"
+            remedy = f"a document needs a token to begin with; name one that {path} has (special ones: {names})"
             raise SettingError(f"{_SETTINGS}.start_token", start_token, remedy)
-        self.restore(json.dumps(with_start_token(spec, start, number), ensure_ascii=False).encode())
+        self.restore(json.dumps(_with_start_token(spec, start, number), ensure_ascii=False).encode())
         specials = [start, *(token["content"] for token in spec["added_tokens"])]
         lost = lost_line(self._encode, self.decode, [*HARD_LINES, *(f"a{special} b\n" for special in specials)])
         require(lost is None, f"{_SETTINGS}.file", path, f"{_LOSES.format(lost)}; {_REMEDY}")
@@ -75,13 +76,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def restore(self, data: bytes) -> None:
         tokenizer = _open(json.loads(data))
-        tokenizer.encode_special_tokens = True  # as the text that they are
+        tokenizer.encode_special_tokens = True  # as text
         self._data, self._tokenizer = data, tokenizer
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         (self.start_token,) = tokenizer.encode("").ids
         mark = [tokenizer.token_to_id(piece) for piece in MARK_PIECES]
-        comes_back = self.decode(tokenizer.encode(SPACE_MARK, add_special_tokens=False).ids) == SPACE_MARK
-        self._mark = None if comes_back or None in mark else mark
+        is_returned = self.decode(tokenizer.encode(SPACE_MARK, add_special_tokens=False).ids) == SPACE_MARK
+        self._mark = None if is_returned or None in mark else mark
 
     def serialized(self) -> bytes:
         return self._data
@@ -91,10 +92,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return hashlib.sha256(self._data).hexdigest()
 
     def encode(self, lines: list[str]) -> np.ndarray:
-        """Tokens of the lines' text in one row. A line holds its line end; no token crosses it.
+        """Token ids of lines of text, each with its line end, which no token crosses: (N,).
 
         Raises:
-            SettingError: If the tokens don't give the text back. Nothing but the text itself can tell for sure.
+            SettingError: If the tokens don't return the text, which only the text itself can tell for certain.
         """
         tokens = self._encode(lines)
         if self.decode(tokens) != "".join(lines):
@@ -133,8 +134,62 @@ def _open(spec: dict[str, Any]) -> Any:
 
 
 def _usual_start(tokenizer: Any) -> str | None:
-    """The token that a tokenizer puts before a text, or else one with a usual name; None: neither."""
+    """The token that a tokenizer puts before a text, or else one with a usual name, if there is one."""
     bare, whole = (tokenizer.encode("a", add_special_tokens=special).tokens for special in (False, True))
     if whole[:1] != bare[:1]:
         return str(whole[0])
     return next((token for token in _START_TOKENS if tokenizer.token_to_id(token) is not None), None)
+
+
+def _without_text_changes(spec: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer without text changes, dropout, truncation and padding.
+
+    Args:
+        spec: The content of the file.
+
+    Raises:
+        ValueError: If it is not a tokenizer.
+    """
+    try:
+        parts = {part: _exact(spec[part]) for part in ("normalizer", "pre_tokenizer", "decoder")}
+        return {
+            **spec,
+            **parts,
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{**token, "lstrip": False, "rstrip": False} for token in spec["added_tokens"]],
+            "model": {**spec["model"], "dropout": None} if "dropout" in spec["model"] else spec["model"],
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("it does not describe a tokenizer") from error
+
+
+def _exact(component: Any) -> dict[str, Any] | None:
+    """What is left of a normalizer, pre-tokenizer or decoder."""
+    if component is None or component["type"] in _LEFT_OUT:
+        return None
+    if component["type"] == "Sequence":
+        (name,) = component.keys() - {"type"}
+        parts = [part for part in map(_exact, component[name]) if part is not None]
+        return {"type": "Sequence", name: parts} if parts else None
+    if component["type"] == "ByteLevel":
+        return {**component, "add_prefix_space": False}
+    if component["type"] == "Metaspace":
+        kept = {key: value for key, value in component.items() if key not in ("add_prefix_space", "str_rep")}
+        return {**kept, "prepend_scheme": "never"}
+    return component
+
+
+def _with_start_token(spec: dict[str, Any], token: str, number: int) -> dict[str, Any]:
+    """The tokenizer with this special token, and nothing else, before every text."""
+    others = [added for added in spec["added_tokens"] if added["content"] != token]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = sorted([*others, {"id": number, "content": token, **flags}], key=lambda added: added["id"])
+    start, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [start, text],
+        "pair": [start, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+    return {**spec, "added_tokens": added, "post_processor": processor}

@@ -1,4 +1,4 @@
-"""SentencePiece models: trained here, or given."""
+"""SentencePiece models, trained here or given."""
 
 import hashlib
 import io
@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import sentencepiece as spm
 
-from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
-from datamodules.tokenizers.space_mark import MARK_PIECES, encode_around_marks
+from datamodules.tokenizers.roundtrip import HARD_LINES, MARK_PIECES, encode_around_marks, lost_line
 from datamodules.tokenizers.tokenizer import Tokenizer
 from llp.errors import SettingError, require
 
+_SETTINGS = "data.init_args.tokenizer.init_args"
 _FLAGS = (
     "--byte_fallback=true --bos_id=1 --normalization_rule_name=identity --add_dummy_prefix=false "
     "--remove_extra_whitespaces=false --allow_whitespace_only_pieces=true"
@@ -22,33 +22,33 @@ _FLAGS = (
 _SPEC = b"\x0a\x08identity" + b"\x12\x00" + b"\x18\x00" + b"\x20\x00"
 """Protobuf of a NormalizerSpec: its `name`, and no `precompiled_charsmap`, dummy prefix or removal of spaces."""
 _NO_NORMALIZATION = b"\x1a" + bytes([len(_SPEC)]) + _SPEC
-"""The field `normalizer_spec` of a ModelProto. Where a field comes twice, protobuf lets the second one win."""
+"""The field `normalizer_spec` of a ModelProto. If a field occurs twice, the second one wins."""
 
 
 class SentencePiece(Tokenizer):
     """A SentencePiece model trained on the training split, or a given one.
 
-    Trained here it normalizes nothing, and unknown characters become bytes; newlines and WikiText's `<unk>` are always
-    tokens of their own.
+    A model trained here normalizes nothing, and unknown characters become bytes; newlines and WikiText's `<unk>` are
+    always tokens of their own.
 
     A given model needs byte fallback and a start token (`bos`). What it does to a text before it looks for pieces is
-    switched off, so that every string comes back: normalization, the removal of spaces, and the space before a text
-    (the dummy prefix, which LLaMA's model has). The fingerprint is that of the model without them.
+    switched off, so that decoding returns every string: normalization, the removal of spaces, and the space before a
+    text (the dummy prefix, which LLaMA's model has). The fingerprint is that of the model without them.
 
     Args:
         vocab_size: Number of tokens, including the 256 bytes and 4 special ones.
         model_type: `bpe` or `unigram`.
         sample_lines: Train on at most this many lines, drawn at random.
         seed: Seed of that sample.
-        model_file: A given model to use instead; the other settings have no meaning then.
+        model_file: A given model to use instead; the other settings are then ignored.
 
     Raises:
-        SettingError: If a value can't be used, or the given model does not give every string back.
+        SettingError: If a value can't be used, or the given model does not return every string.
     """
 
     file_name = "tokenizer.model"
     _training: dict[str, Any] | None = None
-    """The settings of a model that is trained here; None: it is a given one."""
+    """The settings of a model that is trained here, or None for a given one."""
 
     def __init__(
         self,
@@ -58,20 +58,18 @@ class SentencePiece(Tokenizer):
         seed: int = 0,
         model_file: str | None = None,
     ) -> None:
-        prefix = "data.init_args.tokenizer.init_args"
         remedy = "set it above 260: 256 bytes and 4 special tokens"
-        require(vocab_size > 260, f"{prefix}.vocab_size", vocab_size, remedy)
-        require(sample_lines >= 1, f"{prefix}.sample_lines", sample_lines, "set it to 1 or more")
+        require(vocab_size > 260, f"{_SETTINGS}.vocab_size", vocab_size, remedy)
+        require(sample_lines >= 1, f"{_SETTINGS}.sample_lines", sample_lines, "set it to 1 or more")
         if model_file is not None:
             self._read_given(Path(model_file).expanduser())
             return
         self.vocab_size = vocab_size
-        self._training = {
-            "vocab_size": vocab_size, "model_type": model_type, "sample_lines": sample_lines, "seed": seed
-        }  # fmt: skip
+        sample = {"sample_lines": sample_lines, "seed": seed}
+        self._training = {"vocab_size": vocab_size, "model_type": model_type, **sample}
 
     def _read_given(self, path: Path) -> None:
-        setting = "data.init_args.tokenizer.init_args.model_file"
+        setting = f"{_SETTINGS}.model_file"
         try:
             self.restore(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -82,7 +80,7 @@ class SentencePiece(Tokenizer):
             lost = lost_line(self.encode, self.decode, HARD_LINES)
         advice = f"train it with `spm_train {_FLAGS}`, or leave model_file out"
         require(self.start_token >= 0, setting, path, f"it has no start token; {advice}")
-        require(lost is None, setting, path, f"it does not give every string back, {lost!r} for one; {advice}")
+        require(lost is None, setting, path, f"it does not return every string, {lost!r} for one; {advice}")
 
     def settings(self) -> dict[str, Any]:
         if self._training is None:
@@ -101,7 +99,7 @@ class SentencePiece(Tokenizer):
                 vocab_size=self.vocab_size,
                 model_type=self._training["model_type"],
                 max_sentence_length=1 << 20,
-                # Every string comes back exactly: nothing normalized, nothing trimmed, unknown characters as bytes.
+                # Every string is returned exactly: nothing normalized, nothing trimmed, unknown characters as bytes.
                 byte_fallback=True,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
@@ -114,12 +112,8 @@ class SentencePiece(Tokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            reason = str(error).rpartition("] ")[2].strip()
-            raise SettingError(
-                "data.init_args.tokenizer.init_args.vocab_size",
-                self.vocab_size,
-                f"the training text does not support it. SentencePiece: {reason}",
-            ) from error
+            remedy = f"the training text does not support it. SentencePiece: {str(error).rpartition('] ')[2].strip()}"
+            raise SettingError(f"{_SETTINGS}.vocab_size", self.vocab_size, remedy) from error
         return model.getvalue()
 
     def restore(self, data: bytes) -> None:
@@ -147,12 +141,12 @@ class SentencePiece(Tokenizer):
 
 
 def _sample(lines: Iterable[str], size: int, seed: int) -> list[str]:
-    """At most `size` of the lines, each with the same chance (reservoir sampling: one pass, bounded memory)."""
+    """At most `size` of the lines, all equally likely (reservoir sampling: one pass, bounded memory)."""
     rng = random.Random(seed)
     sample: list[str] = []
     for number, line in enumerate(lines):
         if number < size:
             sample.append(line)
-        elif (place := int(rng.random() * (number + 1))) < size:
-            sample[place] = line
+        elif (index := int(rng.random() * (number + 1))) < size:
+            sample[index] = line
     return sample

@@ -1,4 +1,4 @@
-"""What every tokenizer does, and how a trained one is kept."""
+"""What every tokenizer does, and how a trained one is stored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from datamodules.prepared_folder import unusable
+from datamodules.token_files import unusable
 from llp.atomic_files import whole_file
 
 
@@ -15,12 +15,12 @@ class Tokenizer(ABC):
     """Text to tokens and back. `vocab_size` is known before the tokenizer is trained."""
 
     file_name: ClassVar[str]
-    """Of what `train` writes."""
+    """Name of the file that `train` writes."""
     vocab_size: int
     start_token: int
-    """The token that a document begins with; it stands for no text."""
+    """The token that a document begins with; it has no text."""
     made_with: dict[str, Any] | None = None
-    """Of a restored tokenizer the `settings` that it was made with."""
+    """The `settings` that a restored tokenizer was made with."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -32,26 +32,26 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def restore(self, data: bytes) -> None:
-        """Make the tokenizer ready to encode and decode, whatever it was constructed with.
+        """Make the tokenizer ready to encode and decode, regardless of its arguments.
 
         Args:
-            data: What `serialized` gave.
+            data: What `serialized` returned.
 
         Raises:
-            ValueError: If it is no such tokenizer.
+            ValueError: If it is not such a tokenizer.
         """
 
     @abstractmethod
     def serialized(self) -> bytes:
-        """The whole tokenizer, ready as it is."""
+        """The whole tokenizer as bytes."""
 
     @classmethod
     def restored(cls, data: bytes, made_with: dict[str, Any]) -> Self:
-        """The tokenizer that `serialized` gave, without the file that it was made from.
+        """A tokenizer from what `serialized` returned, without the file that it was made from.
 
         Args:
-            data: What `serialized` gave.
-            made_with: The `settings` of the tokenizer that gave it.
+            data: What `serialized` returned.
+            made_with: The `settings` of that tokenizer.
         """
         tokenizer = cls.__new__(cls)
         tokenizer.made_with = made_with
@@ -63,7 +63,7 @@ class Tokenizer(ABC):
         return (folder / self.file_name).exists()
 
     def train(self, lines: Iterable[str], folder: Path) -> None:
-        """Make the tokenizer from lines of text, unless it is restored, and write it into `folder`, whole or not."""
+        """Make the tokenizer from lines of text, unless it is restored, and write it to `folder`, whole or not at all."""
         if self.made_with is None:
             self.restore(self.made_from(lines))
         with whole_file(folder / self.file_name, keeps_older=False) as temporary:
@@ -84,12 +84,12 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Equal for tokenizers that encode alike."""
+        """A digest, equal for tokenizers that encode alike."""
 
     @abstractmethod
     def encode(self, lines: list[str]) -> np.ndarray:
-        """Tokens of the lines' text in one row. A line holds its line end; no token crosses it."""
+        """Token ids of lines of text, each with its line end, which no token crosses: (N,)."""
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens; a start token gives none."""
+        """The text of token ids; a start token has none."""

@@ -1,4 +1,4 @@
-"""What a run really started from and really read, as digests: proof that two runs can be compared."""
+"""Digests of weights: whether two runs started from the same ones. Those of their batches are the data's."""
 
 import hashlib
 from collections.abc import Iterable
@@ -24,31 +24,6 @@ def weights_digest(weights: Iterable[tuple[str, Tensor]], skip: Iterable[str] = 
             digest.update(name.encode())
             digest.update(_bytes(weight.to_local() if isinstance(weight, DTensor) else weight))
     return digest.hexdigest()
-
-
-def chained_digest(before: str, batch: Iterable[Tensor]) -> str:
-    """SHA-256 over the digest of all batches before and the next batch: that of the whole sequence of batches."""
-    digest = hashlib.sha256(before.encode())
-    for tensor in batch:
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def add_batch(fingerprints: dict[str, str], batch: Iterable[Tensor], number: int) -> None:
-    """Bring the digests of a run's batches up to date, in place.
-
-    `training_windows` is that of all batches so far; `first_<k>_batches` stays as it was after k batches, for k = 1, 2,
-    4, 8, ..., so that runs of unequal length can be compared as far as both went.
-
-    Args:
-        fingerprints: By name.
-        batch: The next one.
-        number: How many they are with this one.
-    """
-    digest = chained_digest(fingerprints["training_windows"], batch)
-    fingerprints["training_windows"] = digest
-    if number.bit_count() == 1:
-        fingerprints[f"first_{number}_batches"] = digest
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from datamodules.language_data import LanguageDataModule
-from datamodules.prepared_folder import read_about
+from datamodules.base import LanguageDataModule
 from datamodules.text import TextDataModule
+from datamodules.token_files import read_about
 from llp.commands.configurations import read_configuration
 from llp.commands.parser import Parser
 from llp.comparison.folder import ComparisonFolder
@@ -147,8 +147,7 @@ class Comparison:
             return
         about, records = read_about(data.prepared_folder()), self.folder.records()
         done = [run.name for run in self.plan().runs() if run.name in records]
-        for name in ("data", "tokenizer"):
-            digest = about[f"{name}_fingerprint"]
+        for name, digest in (("data", about["data_fingerprint"]), ("tokenizer", about["tokenizer_fingerprint"])):
             others = [run for run in done if records[run].hashes.get(name, digest) != digest]
             what = f"{len(others)} of {len(done)} records are of another one, {', '.join(others[:3])} among them"
             remedy = f"{what}; give back what they were made with, or another name to the comparison"

@@ -1,6 +1,6 @@
 """`llp context`: how far back a trained model really reads."""
 
-from datamodules.language_data import LanguageDataModule
+from datamodules.base import LanguageDataModule
 from datamodules.text import TextDataModule
 from llp.atomic_files import run_folder
 from llp.checkpoints import reading

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datamodules.language_data import LanguageDataModule
+from datamodules.base import LanguageDataModule
 from datamodules.text import TextDataModule
 from llp.atomic_files import run_folder
 from llp.checkpoints import reading

@@ -101,7 +101,6 @@ def silence() -> None:
     threading.excepthook = _thread_error
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # they are those of the command line
-    warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")  # as it is meant
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a test has no checkpoint folder
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # its state is the data module's
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")  # a resumed run's own

@@ -1,6 +1,6 @@
 """`llp prepare`: the tokenizer and the tokens alone, on a login node say."""
 
-from datamodules.language_data import LanguageDataModule
+from datamodules.base import LanguageDataModule
 from datamodules.text import TextDataModule
 from llp.commands.parser import parser_for_part
 from llp.evaluation.tables import aligned

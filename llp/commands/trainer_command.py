@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from datamodules.language_data import LanguageDataModule
+from datamodules.base import LanguageDataModule
 from llp.atomic_files import is_exported, run_folder
 from llp.checkpoints import reading
 from llp.checkpoints.callback import RunCheckpoint
@@ -181,7 +181,8 @@ class TrainerCommand(LightningCLI):
         return {**kwargs, "ckpt_path": self._get(self.config, "ckpt_path"), "weights_only": True}
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another model before any long work."""
+        """Refuse a checkpoint of another model before any long work, and let the data check their windows."""
+        self.datamodule.geometry = self.model.geometry
         strategy = self.trainer.strategy
         if self.checkpoint is not None:
             reading.check_fits(self.checkpoint, self.model)

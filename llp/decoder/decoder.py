@@ -106,9 +106,15 @@ class Decoder(nn.Module):
         """The layers."""
         return [block for block in self.layers if isinstance(block, Block)]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), after the last T tokens."""
-        logits: Tensor = self.head(self.final_norm(self._states(tokens)))
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), after the last T tokens.
+
+        With `positions` (B, S) int64, among the last T, only the logits there: (B, S, vocab_size).
+        """
+        x = self._states(tokens)
+        if positions is not None:
+            x = _taken(x, positions, tokens.shape[1])
+        logits: Tensor = self.head(self.final_norm(x))
         return logits
 
     def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
@@ -124,8 +130,7 @@ class Decoder(nn.Module):
         """
         x = self._states(tokens, None if positions is not None else targets.shape[1])  # (B, T, dim)
         if positions is not None:
-            within = positions - (tokens.shape[1] - x.shape[1])  # among the T that are left
-            x = x.take_along_dim(within.unsqueeze(2), dim=1)  # (B, S, dim)
+            x = _taken(x, positions, tokens.shape[1])  # (B, S, dim)
         n_scored = min(targets.shape[1], x.shape[1])
         x = self.final_norm(last_positions(x, n_scored))
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
@@ -197,3 +202,9 @@ class Decoder(nn.Module):
     def head_flops(self, n: int) -> int:
         """FLOPs of the head on `n` positions."""
         return 2 * n * self.head.weight.numel()
+
+
+def _taken(x: Tensor, positions: Tensor, n: int) -> Tensor:
+    """The states at `positions` (B, S) of the `n` that entered, of which `x` (B, T, dim) holds the last T."""
+    within = positions - (n - x.shape[1])
+    return x.take_along_dim(within.unsqueeze(2), dim=1)

@@ -49,7 +49,7 @@ class TextLoader(ScoringLoader, Protocol):
     def unigram_nats(self) -> list[float]:
         """Loss in nats of each document under a unigram model of the training split."""
 
-    def places(self, batch: int) -> list[int]:
+    def positions(self, batch: int) -> list[int]:
         """Index of the first scored token of each window of a batch, among all scored tokens of the split."""
 
     def scored_tokens(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,8 +17,8 @@ from llp.evaluation.causality_check import CausalityCheck, describe
 from llp.evaluation.loaders import ScoringLoader, TextLoader
 from llp.evaluation.tables import readable, with_rule, write_csv, write_json
 from llp.language_model import LanguageModel
-from llp.scoring.label_metric import LabelScore, label_figures
-from llp.scoring.metric import Score, figures
+from llp.scoring.label_metric import LabelScore, label_metrics
+from llp.scoring.metric import Score, metrics
 from llp.training.software import git_commit, versions
 
 Row = dict[str, Any]
@@ -126,7 +126,7 @@ def with_unigram(rows: Sequence[Row], nats: Sequence[float]) -> list[Row]:
     """The rows with the metrics of a unigram model as `unigram_*`, given its loss on each document."""
     extended = []
     for row, total in zip(rows, [sum(nats), *nats][: len(rows)], strict=True):
-        unigram = figures(total, row["tokens"], row["words"], row["bytes"])
+        unigram = metrics(total, row["tokens"], row["words"], row["bytes"])
         extended.append({**row, **{f"unigram_{name}": value for name, value in unigram.items()}})
     return extended
 
@@ -229,7 +229,7 @@ def require_chance(labels: int, correct: int, candidates: int) -> None:
 def label_rows(row: Row, distances: Sequence[Row]) -> list[Row]:
     """The metrics of the whole split, then those of each bin of distances, `first` to `last`."""
     rows = [{**row, "first": None, "last": None}]
-    rows += [{**one, **label_figures(one["labels"], one["correct"], one["nats"])} for one in distances]
+    rows += [{**one, **label_metrics(one["labels"], one["correct"], one["nats"])} for one in distances]
     return [{"split": row["split"], **{name: one[name] for name in ("first", "last", *_LABEL_COLUMNS)}} for one in rows]
 
 

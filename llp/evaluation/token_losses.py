@@ -91,7 +91,7 @@ class TokenLosses(Callback):
     ) -> None:
         loader = _loader(trainer)
         losses = cast(Tensor, outputs).float().cpu().numpy()  # (B, S)
-        for place, nats in zip(loader.places(batch_idx), losses, strict=True):
+        for place, nats in zip(loader.positions(batch_idx), losses, strict=True):
             self._file.seek(place * nats.itemsize)
             self._file.write(nats.tobytes())
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from datamodules.tokenizers.lost_text import HARD_LINES
+from datamodules.tokenizers.roundtrip import HARD_LINES
 
 HARD_TEXTS = (
     *HARD_LINES,

@@ -1,7 +1,7 @@
-"""The score of a task whose windows have labels at some positions alone: how many are known, by distance."""
+"""The score of a task whose windows have labels at some positions only: accuracy and loss by distance."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -10,24 +10,40 @@ from torchmetrics import Metric
 
 
 class LabelBatch(NamedTuple):
-    """Windows that are scored at their labels alone, as a loader of examples yields them.
+    """Windows that are scored at their labels only, as a loader of examples yields them.
 
-    `inputs` is (B, N); `places` (B, K) are the positions that predict the `labels` (B, K). A label repeats a token of
-    the window; `distances` (B, K) are those from the label, which follows its place, back to that token: the token at
-    position i is predicted at p from a distance of p + 1 - i. A position that reads c tokens, itself included, sees it
-    if the distance is c or less.
+    `inputs` is (B, N); `positions` (B, K) are those that predict the `labels` (B, K). A label repeats a token of the
+    window, and `distances` (B, K) lead from the label, which follows its position, back to that token: the token at
+    position i is predicted at p from a distance of p + 1 - i. `beyond` (B, K) says whether the token is beyond the
+    model's reach: a position that reads c tokens, itself included, sees distances up to c.
     """
 
     inputs: Tensor
-    places: Tensor
+    positions: Tensor
     labels: Tensor
     distances: Tensor
+    beyond: Tensor
+
+
+class LabelProtocol(TypedDict):
+    """How a task is scored, for its report."""
+
+    data_fingerprint: str
+    tokenizer_fingerprint: None
+    window_len: int
+    stride: int
+    labels_per_window: int
+    answers: int
+    """How many tokens are equally likely to be a label without reading the window."""
+    candidates: int
+    """How many tokens at least are equally likely to be a label after reading all but its source."""
+    distance_bin: int
 
 
 class LabelScore(Metric):
     """Labels, correct predictions and nats by distance, summed over batches and ranks.
 
-    Those whose token lies beyond the reach of the model are counted apart: of these it can know no more than a guess.
+    Labels whose token is beyond the model's reach are counted apart: the model can only guess them.
 
     Args:
         window_len: N, the length of a window.
@@ -47,48 +63,42 @@ class LabelScore(Metric):
         self.add_state("correct", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("nats", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def add(self, model: Any, batch: LabelBatch) -> None:
-        """Score a batch with a `LanguageModel`."""
-        logits = model.decoder(batch.inputs, places=batch.places)  # (B, K, vocab_size)
-        context = model.geometry.context_lens(batch.inputs.shape[1]).to(logits.device)[batch.places]  # (B, K)
-        self.update(logits, batch.labels, batch.distances, batch.distances > context)
-
-    def update(self, logits: Tensor, labels: Tensor, distances: Tensor, beyond: Tensor) -> None:
-        """Add predictions `logits` (B, K, vocab_size) of `labels` (B, K), and whether each lies `beyond` reach."""
-        logits, labels = logits.flatten(0, 1), labels.flatten()  # (R, vocab_size), (R,)
+    def update(self, logits: Tensor, batch: LabelBatch) -> None:
+        """Add the predictions of a batch's labels, `logits` (B, K, vocab_size)."""
+        logits, labels = logits.flatten(0, 1), batch.labels.flatten()  # (R, vocab_size), (R,)
         exact = torch.promote_types(logits.dtype, torch.float32)
         nats = F.cross_entropy(logits.to(exact), labels, reduction="none").double()  # (R,)
         correct = (logits.argmax(dim=1) == labels).long()
-        where = (beyond * self.labels.shape[1] + distances).flatten()
+        where = (batch.beyond * self.labels.shape[1] + batch.distances).flatten()
         for state, counts in ((self.labels, torch.ones_like(labels)), (self.correct, correct), (self.nats, nats)):
             state.view(-1).index_add_(0, where, counts)
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels, correct ones and nats over all ranks, (2, N + 1) each: within and beyond reach, by distance."""
+        """Labels, correct predictions and nats over all ranks: (2, N + 1), within and beyond reach, by distance."""
         return self.labels, self.correct, self.nats
 
     def scored(self) -> tuple[int, int]:
-        """How many labels were scored, over all ranks, and how many the split has."""
+        """Number of labels that were scored, over all ranks, and of those in the split."""
         return int(self.compute()[0].sum()), self.n_labels
 
     def total(self) -> dict[str, float]:
-        """The figures of the whole split, over all ranks: loss in nats per label, and accuracy."""
+        """The metrics of the whole split, over all ranks: loss in nats per label, and accuracy."""
         row = self.row()
         return {"loss": row["loss"], "accuracy": row["accuracy"]}
 
     def row(self) -> dict[str, Any]:
-        """Counts and figures of the whole split."""
+        """Counts and metrics of the whole split."""
         sums = [state.sum() for state in self.compute()]
         labels, correct, nats = int(sums[0]), int(sums[1]), float(sums[2])
-        return {"labels": labels, "correct": correct, "nats": nats, **label_figures(labels, correct, nats)}
+        return {"labels": labels, "correct": correct, "nats": nats, **label_metrics(labels, correct, nats)}
 
     def beyond_reach(self) -> dict[str, int]:
-        """How many labels repeat a token that the model can't read, and how many of them are predicted correctly."""
+        """Number of labels whose token is beyond reach, and how many of them are predicted correctly."""
         labels, correct, _ = (int(state[1].sum()) for state in self.compute())
         return {"labels": labels, "correct": correct}
 
     def distances(self, width: int) -> list[dict[str, Any]]:
-        """Counts by distance in bins 1 .. width, width + 1 .. 2 width and so on; those without labels are left out."""
+        """Counts by distance in bins 1 .. width, width + 1 .. 2 width and so on, without bins that have no labels."""
         labels, correct, nats = (state.sum(dim=0)[1:].split(width) for state in self.compute())
         return [
             {
@@ -103,8 +113,8 @@ class LabelScore(Metric):
         ]
 
 
-def label_figures(labels: int, correct: int, nats: float) -> dict[str, float]:
-    """Loss in nats per label and the share that is correct; nan if there are none."""
+def label_metrics(labels: int, correct: int, nats: float) -> dict[str, float]:
+    """Loss in nats per label and accuracy, or nan if there are no labels."""
     if labels == 0:
         return {"loss": math.nan, "accuracy": math.nan}
     return {"loss": nats / labels, "accuracy": correct / labels}

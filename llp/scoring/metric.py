@@ -1,8 +1,8 @@
-"""The score of a text: nats, tokens, words and bytes, and the figures computed from them."""
+"""The score of a text: nats, tokens, words and bytes, and the metrics computed from them."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,8 +21,20 @@ class ScoringBatch(NamedTuple):
     documents: Tensor
 
 
+class TextProtocol(TypedDict):
+    """How a text is scored, for its report."""
+
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+    window_len: int
+    stride: int
+    word_count: str
+    """What the words are."""
+    official_words: int | None
+
+
 class ScoredDocument(Protocol):
-    """A document's size: `tokens` that are scored (its start token is not), `words` and `bytes` of its text.
+    """The size of a document: scored `tokens` (all but its start token), and `words` and `bytes` of its text.
 
     `words` are counted as the benchmark does, `plain_words` are separated by whitespace.
     """
@@ -39,12 +51,12 @@ class ScoredDocument(Protocol):
     def bytes(self) -> int: ...
 
 
-def figures(nats: float, tokens: float, words: float, n_bytes: float) -> dict[str, float]:
-    """The four figures of a score.
+def metrics(nats: float, tokens: float, words: float, n_bytes: float) -> dict[str, float]:
+    """The four metrics of a score.
 
     `loss` (in nats) and `perplexity` are per token, so both depend on the tokenizer; `word_perplexity`
-    = exp(nats / words) and `bits_per_byte` do not, and can be compared across tokenizers. A figure is nan if the text
-    has none of what it is divided by: tokens, words or bytes.
+    = exp(nats / words) and `bits_per_byte` do not, and can be compared across tokenizers. A metric is nan if its
+    denominator (tokens, words or bytes) is zero.
     """
     return {
         "loss": _ratio(nats, tokens),
@@ -67,7 +79,7 @@ class Score(Metric):
 
     Args:
         documents: The documents of the split; windows refer to them by index.
-        official_words: The benchmark's official number of words in the split; None: the sum over the documents.
+        official_words: The benchmark's official number of words in the split, or None for the sum over the documents.
     """
 
     full_state_update = False
@@ -80,25 +92,21 @@ class Score(Metric):
         self.add_state("nats", torch.zeros(len(documents), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros(len(documents), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def add(self, model: Any, batch: ScoringBatch) -> None:
-        """Score a batch with a `LanguageModel`."""
-        self.update(model.score_nats(batch), batch.documents)
-
-    def update(self, nats: Tensor, documents: Tensor) -> None:
-        """Add the loss of each scored token, `nats` (B, S), to the documents (B,) that the windows belong to."""
-        self.nats.index_add_(0, documents, nats.double().sum(dim=1))
-        self.tokens.index_add_(0, documents, torch.full_like(documents, nats.shape[1]))
+    def update(self, nats: Tensor, batch: ScoringBatch) -> None:
+        """Add the loss of each target of a batch, `nats` (B, S), to the windows' documents."""
+        self.nats.index_add_(0, batch.documents, nats.double().sum(dim=1))
+        self.tokens.index_add_(0, batch.documents, torch.full_like(batch.documents, nats.shape[1]))
 
     def compute(self) -> tuple[list[float], list[int]]:
         """Nats and scored tokens of each document, over all ranks."""
         return self.nats.tolist(), self.tokens.tolist()
 
     def scored(self) -> tuple[int, int]:
-        """How many tokens were scored, over all ranks, and how many the split has."""
+        """Number of tokens that were scored, over all ranks, and of those in the split."""
         return sum(self.compute()[1]), sum(document.tokens for document in self.documents)
 
     def total(self) -> dict[str, float]:
-        """The figures of the whole split, over all ranks."""
+        """The metrics of the whole split, over all ranks."""
         row = self.rows()[0]
         return {name: row[name] for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte")}
 
@@ -121,7 +129,7 @@ class Score(Metric):
         return [
             {
                 **row,
-                **figures(row["nats"], row["tokens"], row["words"], row["bytes"]),
+                **metrics(row["nats"], row["tokens"], row["words"], row["bytes"]),
                 "plain_word_perplexity": _exp(_ratio(row["nats"], row["plain_words"])),
             }
             for row in rows

@@ -1,10 +1,10 @@
-"""The places of the windows that score a text: pure arithmetic, without tokens."""
+"""The windows that score a text, and what a score is computed on: arithmetic on positions, without tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 JOINED = 8
-"""Windows that are scored along with another in one pass: 9 + 1 strides are computed for 9, not 18."""
+"""How many following windows are joined to one at most: 9 + 1 strides are then computed for 9 strides, not 18."""
 
 
 class ScoringWindow(NamedTuple):
@@ -14,6 +14,15 @@ class ScoringWindow(NamedTuple):
     start: int
     stop: int
     n_scored: int
+
+
+class WindowShape(NamedTuple):
+    """What the context of a window's tokens depends on."""
+
+    length: int
+    n_scored: int
+    is_first: bool
+    """Whether it is its document's first."""
 
 
 def scoring_windows(document: int, n_tokens: int, window_len: int, stride: int) -> Iterator[ScoringWindow]:
@@ -33,7 +42,7 @@ def window_start(position: int, window_len: int, stride: int) -> int:
 
 
 def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_size: int) -> list[list[ScoringWindow]]:
-    """Batches of windows over documents of the given lengths. In a batch all have one length: nothing is padded."""
+    """Batches of windows over documents of the given lengths; those of a batch have one length, without padding."""
     windows = [
         window for document, n in enumerate(n_tokens) for window in scoring_windows(document, n, window_len, stride)
     ]
@@ -41,15 +50,15 @@ def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_siz
 
 
 def in_one_pass(batches: list[list[ScoringWindow]], longest: int, n_positions: int) -> list[list[ScoringWindow]]:
-    """Batches that score the same positions as these, with windows that follow each other joined to longer ones.
+    """Batches that score the same positions as these, with consecutive windows joined to longer ones.
 
-    For a model that reads no further back than the first of them begins, nothing changes but that a position is
-    computed once, not in each window that holds it.
+    If the model reads no further back than the start of the first window, the scores stay the same, and each position
+    is computed once instead of once per window that holds it.
 
     Args:
-        batches: Of scoring windows.
-        longest: Positions of a joined window at most, the ones that precede those that are scored included.
-        n_positions: Of a batch; a window that is longer by itself is one.
+        batches: Batches of scoring windows.
+        longest: The most positions of a joined window, including those before the scored ones.
+        n_positions: The most positions of a batch; a longer window is a batch of its own.
     """
     joined: list[ScoringWindow] = []
     for window in sorted(window for batch in batches for window in batch):
@@ -63,7 +72,7 @@ def in_one_pass(batches: list[list[ScoringWindow]], longest: int, n_positions: i
 
 
 def _of_equal_shape(windows: list[ScoringWindow], size: Callable[[int], int]) -> list[list[ScoringWindow]]:
-    """Batches of windows of one length and as many scored positions; `size` says how many of a length."""
+    """Batches of windows with equal lengths and scored positions; `size` gives the batch size for a length."""
     groups: dict[tuple[int, int], list[ScoringWindow]] = {}
     for window in windows:
         groups.setdefault((window.stop - window.start, window.n_scored), []).append(window)

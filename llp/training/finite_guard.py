@@ -57,8 +57,8 @@ class FiniteGuard(Callback):
         ranks = model.all_gather(losses).view(trainer.world_size, trainer.accumulate_grad_batches, -1)
         in_order = ranks.permute(1, 2, 0).flatten()  # rank r takes the samples r, r + world_size, ...
         broken = (~torch.isfinite(in_order)).nonzero().flatten().tolist() or range(len(in_order))
-        places = trainer.datamodule.sample_places(len(in_order))
-        shown = "".join(f"\n  {places[number]}" for number in list(broken)[:8])
+        windows = trainer.datamodule.describe_samples(len(in_order))
+        shown = "".join(f"\n  {windows[number]}" for number in list(broken)[:8])
         more = f"\n  … and {len(broken) - 8} more" if len(broken) > 8 else ""
         remedy = (
             f"in optimizer step {trainer.global_step + 1:,} the loss is {loss.item()} and the gradient's norm "

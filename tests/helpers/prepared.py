@@ -14,13 +14,13 @@ def prepare(path, cache, **settings):
 
 
 def attach(data, model=None, **trainer):
-    """A stand-in for the parts of a trainer that the data module asks."""
+    """A stand-in for the parts of a trainer that the data module asks, and the model's geometry."""
     model = model or build("LLP")
     limits = {f"limit_{stage}_batches": 1.0 for stage in ("val", "test", "predict")}
     data.trainer = SimpleNamespace(
-        **{"max_steps": 10, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1, **limits, **trainer},
-        lightning_module=model,
+        **{"max_steps": 10, "accumulate_grad_batches": 1, "global_rank": 0, "world_size": 1, **limits, **trainer}
     )
+    data.geometry = model.geometry
     return data
 
 
