@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llp.scoring.metric import ScoredDocument
+from llp.scoring.windows import WindowShape
 from llp.text_model import Tokenizer
 
 
@@ -34,8 +35,8 @@ class ScoringLoader(Protocol):
     """How the split is scored, in a form that JSON can hold."""
 
     @property
-    def window_shapes(self) -> Mapping[tuple[int, int, bool], int]:
-        """Number of windows, over all ranks, by length, scored positions and whether it is its document's first."""
+    def window_shapes(self) -> Mapping[WindowShape, int]:
+        """Number of windows of each shape, over all ranks."""
 
 
 class TextLoader(ScoringLoader, Protocol):
@@ -52,7 +53,7 @@ class TextLoader(ScoringLoader, Protocol):
     def positions(self, batch: int) -> list[int]:
         """Index of the first scored token of each window of a batch, among all scored tokens of the split."""
 
-    def scored_tokens(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def scored_tokens(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Document, position in the document and id of the scored tokens with these indices."""
 
 

@@ -19,6 +19,7 @@ from llp.evaluation.tables import readable, with_rule, write_csv, write_json
 from llp.language_model import LanguageModel
 from llp.scoring.label_metric import LabelScore, label_metrics
 from llp.scoring.metric import Score, metrics
+from llp.scoring.windows import WindowShape
 from llp.training.software import git_commit, versions
 
 Row = dict[str, Any]
@@ -131,13 +132,13 @@ def with_unigram(rows: Sequence[Row], nats: Sequence[float]) -> list[Row]:
     return extended
 
 
-def scored_context(geometry: Geometry, window_shapes: Mapping[tuple[int, int, bool], int]) -> dict[str, float | None]:
+def scored_context(geometry: Geometry, window_shapes: Mapping[WindowShape, int]) -> dict[str, float | None]:
     """The number of tokens that a scored token was predicted from: least, mean and greatest.
 
     Args:
         geometry: The model's.
-        window_shapes: See `ScoringLoader`. The least is over windows that are not their document's first; None if all
-            are.
+        window_shapes: Number of windows of each shape. The least is over those that are not their document's first;
+            None if all are.
     """
     least, greatest, total, n_tokens = None, 0, 0, 0
     for (length, n_scored, is_first), number in window_shapes.items():
