@@ -30,4 +30,4 @@ def lettered(name, window_len=12, **settings):
     module = build(name, **settings)
     with torch.no_grad():
         module.decoder.head.bias[[PAIR, START]] -= 100
-    return TextModel(module, Letters(), START, module.scoring_window(window_len))
+    return TextModel(module, Letters(), START, module.geometry.scoring_window(window_len))
