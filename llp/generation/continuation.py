@@ -40,10 +40,7 @@ def continue_text(
 
     There is one piece for each token, empty while a character or a stop string may be unfinished, and one at the end.
 
-    Args:
-        model: The model with its tokenizer, in evaluation mode.
-        prompt: The text to continue.
-        max_tokens, temperature, top_k, top_p, seed, stop: As for `continue_texts`.
+    The arguments are those of `continue_texts`.
 
     Raises:
         SettingError: If a value can't be used.

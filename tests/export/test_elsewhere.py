@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer
 from helpers import exported, small_models
 from llp import loading
-from llp.export.hard_texts import HARD_TEXTS, trial_texts
+from llp.export.fast_tokenizer import HARD_TEXTS, trial_texts
 from llp.export.model_folder import write_folder
 from llp.generation.continuation import continue_text, generate
 from llp.generation.sampling import Sampling
@@ -192,8 +192,8 @@ def test_the_harness_finds_what_the_definition_says(results):
     last = tokens[:, -HARNESS_LEN - 1 :]
     n_rest = parts[-1].shape[1] - 1
     with torch.no_grad():
-        nats = [model.module.decoder(part[:, :-1], part[:, 1:]).each[0].double() for part in (*parts[:-1], last)]
-        pair = model.module.decoder(tokens[:, 1:9], tokens[:, 2:10]).each[0, 2:].double()
+        nats = [model.module.decoder.loss(part[:, :-1], part[:, 1:]).each[0].double() for part in (*parts[:-1], last)]
+        pair = model.module.decoder.loss(tokens[:, 1:9], tokens[:, 2:10]).each[0, 2:].double()
     assert 1 < n_rest < HARNESS_LEN
     assert result["rolling"] == pytest.approx(-float(nats[0].sum() + nats[1].sum() + nats[2][-n_rest:].sum()), rel=1e-6)
     assert result["pair"][0] == pytest.approx(-float(pair.sum()), rel=1e-6)
