@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llp.checkpoints import reading
 from llp.errors import SettingError
-from llp.evaluation.text_losses import TokenLoss, text_losses
+from llp.evaluation.token_losses import TokenLoss, text_losses
 from llp.generation.continuation import continue_text
 from llp.language_model import LanguageModel
 from llp.text_model import TextModel

@@ -15,7 +15,7 @@ from llp.commands.named_checkpoint import named_checkpoint, with_run_defaults
 from llp.commands.parser import Parser, parser_for_part
 from llp.commands.stored_tokenizer import with_stored_tokenizer
 from llp.errors import require
-from llp.evaluation.provenance import model_protocol
+from llp.evaluation.report import model_protocol
 from llp.evaluation.tables import write_json
 
 

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llp.evaluation.run_list import find_runs, format_runs, rows_of
-from llp.evaluation.tables import write_csv
+from llp.evaluation.run_list import find_runs, format_runs, write_runs
 
 
 def run(options: list[str]) -> None:
@@ -16,4 +15,4 @@ def run(options: list[str]) -> None:
     runs = find_runs(arguments.folder)
     print(format_runs(runs))
     if arguments.csv is not None:
-        print(f"Written to {write_csv(arguments.csv, rows_of(runs))}")
+        print(f"Written to {write_runs(runs, arguments.csv)}")

@@ -23,7 +23,7 @@ from llp.errors import SettingError, require
 from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport
 from llp.evaluation.token_losses import TokenLosses
-from llp.generation.sample_text import SampleText
+from llp.generation.continuation import SampleText
 from llp.language_model import LanguageModel
 from llp.training.final_hyperparameters import FinalHyperparameters
 from llp.training.finite_guard import FiniteGuard

@@ -1,4 +1,4 @@
-"""The colour that each architecture has in every picture."""
+"""The colour that each architecture has in every plot."""
 
 COLOURS = {
     "Transformer": "#5c636a",

@@ -1,29 +1,34 @@
 """How far back a model really reads: the loss of the same tokens with more and more context before them."""
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from llp.atomic_files import whole_file
 from llp.errors import require
+from llp.evaluation.loaders import Document, TextData
 from llp.evaluation.recall import distance_bins, recall_distances
+from llp.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ContextLoss(NamedTuple):
     """Mean loss in nats of the same `targets` tokens, with `context` tokens before each of the `blocks` they lie in.
 
     `standard_error` is that of the loss, estimated from the spread of the blocks' means; nan for a single block. All
-    points of a curve share the same blocks, so that the difference of two is more certain than either; in a short text,
+    points of a curve share the same blocks, so that the difference of two is more certain than either. In a short text,
     where blocks overlap, all are less certain.
 
-    `recall_loss` is the mean over the `recall_targets` of them that are recall tokens with the longest context of the
-    curve (see `recall_distances`), `other_loss` that over the others: the same tokens for each length of context. nan
-    where there are none.
+    `recall_loss` is the mean over those `recall_targets` that are recall tokens with the longest context of the curve
+    (see `recall_distances`), `other_loss` that over the others: the same tokens for each length of context. They are
+    nan where there are no such tokens.
     """
 
     context: int
@@ -38,9 +43,9 @@ class ContextLoss(NamedTuple):
 
 
 class RecallLoss(NamedTuple):
-    """Mean loss in nats of those recall tokens that the longest context has `first` to `last` tokens before them.
+    """Mean loss in nats of the recall tokens whose distance in the longest context is `first` to `last`.
 
-    They have `context` tokens before each of the blocks they lie in, and so some more before themselves.
+    The block that holds them has `context` tokens before it, and so they have some more.
     """
 
     context: int
@@ -64,8 +69,8 @@ def context_lengths(longest: int) -> list[int]:
 
 @torch.inference_mode()
 def loss_by_context(
-    model: Any,
-    data: Any,
+    model: LanguageModel,
+    data: TextData,
     max_context: int | None = None,
     split: Literal["validation", "test"] = "validation",
     n_blocks: int = 256,
@@ -76,11 +81,11 @@ def loss_by_context(
     Args:
         model: A `LanguageModel` in evaluation mode.
         data: Its data module, after `setup`.
-        max_context: The longest context in tokens; None: as much as a scoring window has before a block.
+        max_context: The longest context in tokens; by default as much as a scoring window has before a block.
         split: The split whose tokens are scored.
-        n_blocks: How many blocks of tokens to score, spread evenly over the places where there is room.
-        block_len: Tokens per block, which are scored together: at most the stride of scoring windows. None: 32, or the
-            stride if that is less.
+        n_blocks: How many blocks of tokens to score, spread evenly over the positions where there is room.
+        block_len: Tokens per block, which are scored together: at most the stride of scoring windows. By default 32, or
+            the stride if that is less.
 
     Raises:
         SettingError: If a value can't be used, or no document is long enough.
@@ -94,24 +99,21 @@ def loss_by_context(
     require(longest >= 1, "max_context", longest, "set it to 1 or more")
     file = data.checked_file(split)
     starts = _block_starts(file.documents, longest, block_len, n_blocks)
+    blocks = np.stack([file.tokens[s - longest : s + block_len + 1] for s in starts])  # (blocks, longest + block + 1)
+    whole = np.zeros(longest + block_len, np.int64)  # each context begins where the window does
+    distances = np.stack([recall_distances(block, whole)[-block_len:] for block in blocks])  # (blocks, block_len)
     batch_size = max(1, data.batch_size * data.window_len // (longest + block_len))
-    distances = np.stack([_distances(file.tokens[s - longest : s + block_len + 1], block_len) for s in starts])
     curve = ContextCurve([], [])
     for context in context_lengths(longest):
         batches = []
-        for first in range(0, len(starts), batch_size):
-            rows = np.stack([file.tokens[s - context : s + block_len + 1] for s in starts[first : first + batch_size]])
-            window = torch.from_numpy(rows.astype(np.int64)).to(model.device)  # (B, context + block_len + 1)
-            batches.append(model.decoder(window[:, :-1], window[:, -block_len:]).each.double().cpu().numpy())
-        nats = np.concatenate(batches)  # (blocks, block_len), as `distances`
+        for first in range(0, len(blocks), batch_size):
+            rows = blocks[first : first + batch_size, longest - context :].astype(np.int64)
+            window = torch.from_numpy(rows).to(model.device)  # (B, context + block_len + 1)
+            batches.append(model.decoder.loss(window[:, :-1], window[:, -block_len:]).each.double().cpu())
+        nats = torch.cat(batches).numpy()  # (blocks, block_len)
         curve.points.append(_point(context, nats, distances > 0))
         curve.recall.extend(_by_distance(context, nats, distances))
     return curve
-
-
-def _distances(tokens: np.ndarray, block_len: int) -> np.ndarray:
-    """How far before each target of a block its bigram stood last in a window that ends with the block; 0: nowhere."""
-    return recall_distances(tokens, np.zeros(len(tokens) - 1, np.int64))[-block_len:]
 
 
 def _point(context: int, nats: np.ndarray, is_recall: np.ndarray) -> ContextLoss:
@@ -125,7 +127,7 @@ def _point(context: int, nats: np.ndarray, is_recall: np.ndarray) -> ContextLoss
 
 
 def _by_distance(context: int, nats: np.ndarray, distances: np.ndarray) -> Iterator[RecallLoss]:
-    """The losses of the recall tokens at each distance; both arrays are (blocks, block_len)."""
+    """The losses of the recall tokens by distance; both arrays are (blocks, block_len)."""
     for first, last in distance_bins(int(distances.max())):
         inside = nats[(first <= distances) & (distances <= last)]
         if len(inside):
@@ -136,72 +138,63 @@ def _mean(nats: np.ndarray) -> float:
     return math.fsum(nats) / len(nats) if len(nats) else math.nan
 
 
-def _block_starts(documents: Sequence[Any], longest: int, block_len: int, n_blocks: int) -> list[int]:
-    """Where in the stream each block's first input is; the block and its longest context lie in one document."""
-    rooms = [max(0, document.tokens - longest - block_len + 1) for document in documents]
+def _block_starts(documents: Sequence[Document], longest: int, block_len: int, n_blocks: int) -> list[int]:
+    """The position of each block's first input in the stream; a block and its longest context are in one document."""
+    room = np.array([max(0, document.tokens - longest - block_len + 1) for document in documents])
     remedy = "no document has that many tokens before a block; set it lower"
-    require(sum(rooms) > 0, "max_context", longest, remedy)
-    ends = np.cumsum(rooms)
-    places = np.unique(np.linspace(0, ends[-1] - 1, n_blocks).astype(np.int64))
-    numbers = np.searchsorted(ends, places, side="right")
-    return [
-        documents[number].start + longest + place - (ends[number] - rooms[number])
-        for number, place in zip(numbers, places, strict=True)
-    ]
+    require(int(room.sum()) > 0, "max_context", longest, remedy)
+    first = np.array([document.start for document in documents]) + longest
+    possible = np.concatenate([np.arange(start, start + n) for start, n in zip(first, room, strict=True)])
+    chosen = np.unique(np.linspace(0, len(possible) - 1, n_blocks).astype(np.int64))
+    return [int(start) for start in possible[chosen]]
 
 
-def draw(curve: ContextCurve, title: str) -> Any:
+def plot(curve: ContextCurve, title: str) -> "Figure":
     """Plot the loss, with its standard error, against the context; beside it that of recall tokens by distance."""
     from matplotlib import colormaps
-    from matplotlib.figure import Figure  # takes a second, and only this needs it
+    from matplotlib.figure import Figure  # it takes a second to import
 
+    points, recall = pd.DataFrame(curve.points), pd.DataFrame(curve.recall)
     figure = Figure(figsize=(11, 4), layout="constrained")
     figure.suptitle(title)
-    loss, recall = figure.subplots(1, 2)
-    contexts, losses, errors = ([point[column] for point in curve.points] for column in range(3))
+    of_all, by_distance = figure.subplots(1, 2)
     n = curve.points[0].blocks
     label = "one block" if n == 1 else f"mean of {n:,} blocks ± its standard error"
-    loss.errorbar(contexts, losses, errors, marker="o", markersize=4, capsize=3, label=label)
-    for name, means in (
-        ("recall tokens", [point.recall_loss for point in curve.points]),
-        ("other tokens", [point.other_loss for point in curve.points]),
-    ):
-        loss.plot(contexts, means, marker="o", markersize=3, linewidth=1, label=name)
-    bins = list(dict.fromkeys((entry.first, entry.last) for entry in curve.recall))
-    for number, (first, last) in enumerate(bins):
-        means = [entry.loss for entry in curve.recall if entry.first == first]
-        colour = colormaps["viridis"](number / len(bins))
+    of_all.errorbar(
+        points.context, points.loss, points.standard_error, marker="o", markersize=4, capsize=3, label=label
+    )
+    for column in ("recall", "other"):
+        means = points[f"{column}_loss"]
+        of_all.plot(points.context, means, marker="o", markersize=3, linewidth=1, label=f"{column} tokens")
+    of_all.legend()
+    bins = recall.groupby(["first", "last"]) if len(recall) else ()
+    for number, ((first, last), losses) in enumerate(bins):
         label = f"{first:,} back" if first == last else f"{first:,} .. {last:,} back"
-        recall.plot(contexts, means, marker="o", markersize=3, color=colour, label=label)
-    for axes in (loss, recall):
+        colour = colormaps["viridis"](number / len(bins))
+        by_distance.plot(losses.context, losses.loss, marker="o", markersize=3, color=colour, label=label)
+    if len(bins):
+        by_distance.legend(title="recall tokens", fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    for axes in (of_all, by_distance):
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set(xlabel="context before the scored tokens (tokens)", ylabel="loss (nats per token)")
         axes.grid(alpha=0.3)
-    loss.legend()
-    if bins:
-        recall.legend(title="recall tokens", fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 def write(curve: ContextCurve, folder: Path, title: str) -> list[Path]:
-    """Write the curve into the run's folder, as tables, a picture and into its TensorBoard.
-
-    The files are `context.csv`, `context_recall.csv` and `context.png`.
-    """
+    """Write the curve into the run's folder: `context.csv`, `context_recall.csv`, `context.png` and in TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    table, recall_table, picture = (folder / f"context{end}" for end in (".csv", "_recall.csv", ".png"))
-    for path, fields, rows in (
-        (table, ContextLoss._fields, curve.points),
-        (recall_table, RecallLoss._fields, curve.recall),
-    ):
-        with whole_file(path, keeps_older=False) as temporary, temporary.open("w", newline="") as stream:
-            csv.writer(stream, lineterminator="\n").writerows([fields, *rows])
-    figure = draw(curve, title)
-    with whole_file(picture, keeps_older=False) as temporary:
+    paths = [folder / f"context{end}" for end in (".csv", "_recall.csv", ".png")]
+    tables = ((curve.points, ContextLoss._fields), (curve.recall, RecallLoss._fields))
+    for path, (rows, columns) in zip(paths, tables, strict=False):
+        with whole_file(path, keeps_older=False) as temporary:
+            pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, na_rep="nan")
+    figure = plot(curve, title)
+    with whole_file(paths[2], keeps_older=False) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     with SummaryWriter(str(folder)) as board:
         for point in curve.points:
             board.add_scalar("context/loss", point.loss, point.context)
         board.add_figure("context", figure)
-    return [table, recall_table, picture]
+    return paths

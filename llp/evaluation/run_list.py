@@ -1,71 +1,46 @@
-"""Runs side by side, from the small files in their folders alone: what differs, what it took, what came of it."""
+"""`llp runs`: runs side by side, read from the small files in their folders alone."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from llp.atomic_files import checked_json, checked_text
+from llp.atomic_files import checked_json, checked_text, whole_file
 from llp.errors import require
-from llp.evaluation.tables import aligned, readable
+from llp.evaluation.tables import readable, with_rule
 from llp.training.run_lock import is_held
 
-_NO_SETTINGS = {"name", "model.class_path", "trainer.default_root_dir", "data.init_args.cache_dir"}
-"""The run's name, its architecture, which has a column of its own, and where files lie."""
+_NO_SETTINGS = ("name", "model.class_path", "trainer.default_root_dir", "data.init_args.cache_dir")
+"""The run's name, its architecture, which has a column of its own, and paths."""
 _CONFIG, _RECORD, _VALIDATION, _TEST = "config.yaml", "run.json", "validation.json", "test.json"
+_RECORDED = ("parameters", "step", "total_steps", "trained_tokens", "training_seconds")
+_SCORE = ("step", "complete", "loss", "word_perplexity", "bits_per_byte", "accuracy")
+_OF_TASKS = {"val accuracy": "validation_accuracy", "test accuracy": "test_accuracy"}
+_OF_TEXT = {
+    "val bits/byte": "validation_bits_per_byte",
+    "test bits/byte": "test_bits_per_byte",
+    "test word perplexity": "test_word_perplexity",
+}
+
+Score = dict[str, Any]
+"""The metrics of a validation or test after `step` optimizer steps, and whether the whole split was scored."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """The figures of a validation or a test after `step` optimizer steps, of the whole split if it is `complete`."""
-
-    step: int | None
-    complete: bool
-    loss: float
-    word_perplexity: float | None
-    bits_per_byte: float | None
-    """None: of a task without text, which has an accuracy."""
-    accuracy: float | None
-    text: str | None = None
-    """Fingerprint of the text, or of a task's examples, where the file says it."""
-
-    @property
-    def rank(self) -> float:
-        """What the best is the least of."""
-        return self.loss if self.bits_per_byte is None else self.bits_per_byte
-
-
-@dataclass
-class Run:
-    """What the files in a run's folder say; None: nothing does."""
-
-    name: str
-    state: str
-    architecture: str | None
-    settings: dict[str, Any]
-    """The run's configuration: dotted name to value."""
-    parameters: int | None = None
-    step: int | None = None
-    total_steps: int | None = None
-    trained_tokens: int | None = None
-    training_seconds: float | None = None
-    validation: Score | None = None
-    """The best one: of those that trained the run, or `llp validate`'s."""
-    test: Score | None = None
-    damaged: list[str] = field(default_factory=list)
-    """Files that can't be read."""
-
-
-def find_runs(folder: Path) -> list[Run]:
+def find_runs(folder: Path) -> pd.DataFrame:
     """The runs in a folder, the best first: by the test's bits per byte (of a task: its loss), then the validation's.
 
     Args:
         folder: It holds the runs' folders, or the `lightning_logs` that does.
+
+    Returns:
+        One row per run. The columns are `run`, `state`, `architecture`, each setting that is not the same in all runs
+        as `settings.NAME`, what the run recorded of itself, the best validation as `validation_*`, the test as
+        `test_*`, and `damaged`, the files that can't be read. What is not known is missing.
 
     Raises:
         SettingError: If there are none.
@@ -74,46 +49,56 @@ def find_runs(folder: Path) -> list[Run]:
     folder = inner if inner.is_dir() else folder
     files = (_CONFIG, _RECORD, _VALIDATION, _TEST, "checkpoints")
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    runs = [_read_run(path) for path in paths if any((path / name).exists() for name in files)]
-    require(len(runs) > 0, "FOLDER", folder, "there are no runs in it; name the folder that holds those of `llp fit`")
-    return sorted(runs, key=lambda run: (_rank(run.test), _rank(run.validation), run.name))
+    rows = [_read_run(path) for path in paths if any((path / name).exists() for name in files)]
+    require(len(rows) > 0, "FOLDER", folder, "there are no runs in it; name the folder that holds those of `llp fit`")
+    rows.sort(key=lambda row: (_rank(row, "test"), _rank(row, "validation"), row["run"]))
+    differing = differing_settings([row.pop("settings") for row in rows])
+    runs = pd.DataFrame(rows, dtype=object)
+    for number, (name, column) in enumerate(differing.items(), start=runs.columns.get_loc("architecture") + 1):
+        runs.insert(number, f"settings.{name}", pd.Series(column, dtype=object))
+    return runs
 
 
-def _rank(score: Score | None) -> float:
-    return score.rank if score is not None and score.complete else math.inf
+def _rank(row: dict[str, Any], split: str) -> float:
+    """What the best run has the least of; infinite without a score of the whole split."""
+    if not row[f"{split}_complete"]:
+        return math.inf
+    return _quality({name: row[f"{split}_{name}"] for name in _SCORE})
 
 
-def _read_run(folder: Path) -> Run:
+def _quality(score: Score) -> float:
+    return float(score["loss"] if score["bits_per_byte"] is None else score["bits_per_byte"])
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
     damaged: list[str] = []
 
-    def read(name: str, parse: Callable[[str], Any], make: Callable[[Any], Any], nothing: Any) -> Any:
-        """What `make` takes from a file; `nothing` if it is not there, or damaged."""
+    def read(name: str, make: Callable[[str], Any]) -> Any:
+        """What `make` takes from a file; None if the file does not exist or is damaged."""
         try:
-            return make(parse((folder / name).read_text(encoding="utf-8")))
+            return make((folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return nothing
+            return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
             damaged.append(name)
-            return nothing
+            return None
 
-    settings = read(_CONFIG, _settings, _flat, {})
-    record = read(_RECORD, checked_json, _record, {})
-    scores = [record.pop("validation", None), read(_VALIDATION, checked_json, _report_score, None)]
-    known = [score for score in scores if score is not None]
-    return Run(
-        name=folder.name,
-        state=_state(folder, record.pop("state", None)),
-        architecture=record.pop("architecture", None) or settings.get("model.class_path"),
-        settings=settings,
-        **record,
-        validation=min(known, key=lambda score: (not score.complete, score.rank), default=None),
-        test=read(_TEST, checked_json, _report_score, None),
-        damaged=damaged,
-    )
-
-
-def _settings(text: str) -> Any:
-    return yaml.safe_load(checked_text(text))
+    nothing: dict[str, Any] = {}
+    settings = read(_CONFIG, lambda text: _flat(yaml.safe_load(checked_text(text)))) or nothing
+    record, best = read(_RECORD, lambda text: _record(checked_json(text))) or (nothing, None)
+    scores = filter(None, [best, read(_VALIDATION, lambda text: _report_score(checked_json(text)))])
+    validation = min(scores, key=lambda score: (not score["complete"], _quality(score)), default=nothing)
+    test = read(_TEST, lambda text: _report_score(checked_json(text))) or nothing
+    return {
+        "run": folder.name,
+        "state": _state(folder, record.get("state")),
+        "architecture": record.get("architecture") or settings.get("model.class_path"),
+        "settings": settings,
+        **{name: record.get(name) for name in _RECORDED},
+        **{f"validation_{name}": validation.get(name) for name in _SCORE},
+        **{f"test_{name}": test.get(name) for name in (*_SCORE, "data_fingerprint")},
+        "damaged": " ".join(damaged),
+    }
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -125,137 +110,87 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _state(folder: Path, recorded: str | None) -> str:
-    """What a run says of itself, unless it was killed and couldn't say that it no longer runs."""
+    """The state that a run recorded, unless it was killed and could not record that it no longer runs."""
     if recorded is None:
         return "unknown" if (folder / "checkpoints").exists() else "not started"
     return "unfinished" if recorded == "running" and not is_held(folder) else recorded
 
 
-def _record(content: dict[str, Any]) -> dict[str, Any]:
-    """What a run says of itself."""
-    names = ("architecture", "state", "parameters", "step", "total_steps", "trained_tokens", "training_seconds")
-    record = {name: content[name] for name in names}
+def _record(content: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
+    """What a run recorded of itself, and its best validation."""
     best = content["best_validation"]
-    record["validation"] = best and _score(best, best["step"], best["complete"])
-    return record
+    record = {name: content[name] for name in ("architecture", "state", *_RECORDED)}
+    return record, best and _score(best, best["step"], best["complete"])
 
 
 def _report_score(content: dict[str, Any]) -> Score | None:
-    """What `llp test` or `llp validate` has written."""
+    """The score that `llp test` or `llp validate` wrote."""
     protocol = content["protocol"]
-    return _score(content["rows"][0], protocol["step"], protocol["complete"], protocol["data_fingerprint"])
+    score = _score(content["rows"][0], protocol["step"], protocol["complete"])
+    return score and {**score, "data_fingerprint": protocol["data_fingerprint"]}
 
 
-def _score(row: dict[str, Any], step: int | None, complete: bool, text: str | None = None) -> Score | None:
-    """A row's figures; None where they were not finite."""
-    if row["loss"] is None:
-        return None
-    if "accuracy" in row:
-        return Score(step, complete, float(row["loss"]), None, None, float(row["accuracy"]), text)
-    if row["bits_per_byte"] is None:
-        return None
-    return Score(step, complete, float(row["loss"]), row["word_perplexity"], float(row["bits_per_byte"]), None, text)
+def _score(row: dict[str, Any], step: int | None, complete: bool) -> Score | None:
+    """A row's metrics, or None if they are not finite."""
+    known = {"step": step, "complete": complete, **dict.fromkeys(_SCORE[2:])}
+    names = ("loss", "accuracy") if "accuracy" in row else ("loss", "word_perplexity", "bits_per_byte")
+    return None if row["loss"] is None or row[names[-1]] is None else {**known, **{name: row[name] for name in names}}
 
 
-def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differing_settings(settings: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """The settings that are not the same in all runs: the shortest name that tells them apart, to each run's value.
 
-    None stands where a run has no such setting. Names of runs, the architecture and places of files are left out.
+    A setting that a run does not have is None. Names of runs, the architecture and paths are left out.
     """
-    names = dict.fromkeys(name for run in runs for name in run.settings)  # in their order
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
-    differing = {
-        name: column
-        for name, column in values.items()
-        if name not in _NO_SETTINGS and any(value != column[0] for value in column)
-    }
-    paths = {name: _path(name) for name in differing}
-    return {_shortest(paths[name], list(paths.values())): column for name, column in differing.items()}
+    names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in _NO_SETTINGS]
+    values = {name: [one.get(name) for one in settings] for name in names}
+    differing = {name: column for name, column in values.items() if any(value != column[0] for value in column)}
+    # A class is named after the setting that holds it.
+    paths = {name: [part for part in name.split(".") if part not in ("init_args", "class_path")] for name in differing}
+    return {_shortest(paths[name], [*paths.values()]): column for name, column in differing.items()}
 
 
-def _path(name: str) -> tuple[str, ...]:
-    """The parts of a setting's name that say something: a class is named after where it stands."""
-    return tuple(part for part in name.split(".") if part not in ("init_args", "class_path"))
+def _shortest(path: list[str], others: list[list[str]]) -> str:
+    """The shortest end of a path that no other one has."""
+    ends = (path[-length:] for length in range(1, len(path)))
+    return ".".join(next((end for end in ends if sum(one[-len(end) :] == end for one in others) == 1), path))
 
 
-def _shortest(path: tuple[str, ...], others: list[tuple[str, ...]]) -> str:
-    """The shortest end of a path that is no other's."""
-    for length in range(1, len(path)):
-        if sum(other[-length:] == path[-length:] for other in others) == 1:
-            return ".".join(path[-length:])
-    return ".".join(path)
-
-
-def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """All that is known of the runs, as rows of a table for programs; a setting that differs is `settings.NAME`."""
-    differing = differing_settings(runs)
-    return [
-        {
-            "run": run.name,
-            "state": run.state,
-            "architecture": run.architecture,
-            **{f"settings.{name}": column[number] for name, column in differing.items()},
-            **{name: getattr(run, name) for name in ("parameters", "step", "total_steps", "trained_tokens")},
-            "training_seconds": run.training_seconds,
-            **_columns("validation", run.validation),
-            **_columns("test", run.test),
-            "damaged": " ".join(run.damaged),
-        }
-        for number, run in enumerate(runs)
-    ]
-
-
-def _columns(split: str, score: Score | None) -> dict[str, Any]:
-    names = ("step", "complete", "loss", "word_perplexity", "bits_per_byte", "accuracy")
-    return {f"{split}_{name}": None if score is None else getattr(score, name) for name in names}
-
-
-def format_runs(runs: Sequence[Run]) -> str:
+def format_runs(runs: pd.DataFrame) -> str:
     """The runs as a table of text, with notes below it."""
-    differing = differing_settings(runs)
-    head = ["run", "state", "architecture", *differing, "parameters", "steps", "tokens", "time"]
-    figures = _shown_figures(runs)
-    table = [[*head, *figures]]
-    for number, run in enumerate(runs):
+    settings = [name for name in runs if name.startswith("settings.")]
+    has_tasks = bool(runs[[*_OF_TASKS.values()]].notna().any(axis=None))
+    has_text = not has_tasks or bool(runs[[*_OF_TEXT.values()]].notna().any(axis=None))
+    metrics = {"val loss": "validation_loss", **(_OF_TASKS if has_tasks else {}), **(_OF_TEXT if has_text else {})}
+    head = ["run", "state", "architecture", *(name.removeprefix("settings.") for name in settings)]
+    table = [[*head, "parameters", "steps", "tokens", "time", *metrics]]
+    for run in runs.to_dict("records"):
+        seconds, steps = run["training_seconds"], _number(run["step"])
+        if run["total_steps"] not in (None, run["step"]):
+            steps += f"/{run['total_steps']:,}"
         table.append(
             [
-                run.name,
-                run.state,
-                (run.architecture or "-").rpartition(".")[2],
-                *(_value(column[number]) for column in differing.values()),
-                _number(run.parameters),
-                _steps(run),
-                _number(run.trained_tokens),
-                "-" if run.training_seconds is None else tqdm.format_interval(run.training_seconds),
-                *(_figure(getattr(run, split), name) for split, name in figures.values()),
+                run["run"],
+                run["state"],
+                (run["architecture"] or "-").rpartition(".")[2],
+                *(_value(run[name]) for name in settings),
+                _number(run["parameters"]),
+                steps,
+                _number(run["trained_tokens"]),
+                "-" if seconds is None else tqdm.format_interval(seconds),
+                *(_metric(run, name) for name in metrics.values()),
             ]
         )
-    lines = aligned(table, n_left=3)
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *_notes(runs)])
+    return "\n".join([*with_rule(table, n_left=3), *_notes(runs)])
 
 
-def _shown_figures(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
-    """The columns of figures, and where each stands in a run: those of text, of tasks, or of both."""
-    scores = [score for run in runs for score in (run.validation, run.test) if score is not None]
-    has_tasks = any(score.accuracy is not None for score in scores)
-    has_text = not has_tasks or any(score.accuracy is None for score in scores)
-    columns = {"val loss": ("validation", "loss")}
-    if has_tasks:
-        columns |= {"val accuracy": ("validation", "accuracy"), "test accuracy": ("test", "accuracy")}
-    if has_text:
-        columns["val bits/byte"] = ("validation", "bits_per_byte")
-        columns |= {"test bits/byte": ("test", "bits_per_byte"), "test word perplexity": ("test", "word_perplexity")}
-    return columns
-
-
-def _notes(runs: Sequence[Run]) -> list[str]:
+def _notes(runs: pd.DataFrame) -> list[str]:
     notes = []
-    if any(score is not None and not score.complete for run in runs for score in (run.validation, run.test)):
-        notes.append("* on a part of the split only; such a figure does not count for the order.")
-    if len({run.test.text for run in runs if run.test is not None}) > 1:
-        notes.append("The runs were not all tested on the same text: their figures can't be compared.")
-    notes += [f"Damaged: {run.name}/{name}" for run in runs for name in run.damaged]
+    if (runs[["validation_complete", "test_complete"]] == False).any(axis=None):  # noqa: E712  None is neither
+        notes.append("* on a part of the split only; such a metric does not count for the order.")
+    if runs.loc[runs["test_loss"].notna(), "test_data_fingerprint"].nunique(dropna=False) > 1:
+        notes.append("The runs were not all tested on the same text: their metrics can't be compared.")
+    notes += [f"Damaged: {run.run}/{name}" for run in runs.itertuples() for name in run.damaged.split()]
     return notes
 
 
@@ -263,14 +198,11 @@ def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _steps(run: Run) -> str:
-    return _number(run.step) if run.total_steps in (None, run.step) else f"{run.step:,}/{run.total_steps:,}"
-
-
-def _figure(score: Score | None, name: str) -> str:
-    """A figure, with a star before it where it is that of a part."""
-    value = None if score is None else getattr(score, name)
-    return "-" if score is None or value is None else ("" if score.complete else "*") + readable(float(value))
+def _metric(run: dict[str, Any], name: str) -> str:
+    """A metric, with a star before it if only a part of the split was scored."""
+    if run[name] is None:
+        return "-"
+    return ("" if run[f"{name.partition('_')[0]}_complete"] else "*") + readable(float(run[name]))
 
 
 def _value(value: Any) -> str:
@@ -279,3 +211,10 @@ def _value(value: Any) -> str:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.rpartition(".")[2] if isinstance(value, str) and value.startswith(("llp.", "datamodules.")) else text
+
+
+def write_runs(runs: pd.DataFrame, path: Path) -> Path:
+    """Write the runs as CSV; an older file is kept under a numbered name."""
+    with whole_file(path) as temporary:
+        runs.drop(columns="test_data_fingerprint").to_csv(temporary, index=False)
+    return path

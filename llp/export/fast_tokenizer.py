@@ -1,58 +1,72 @@
-"""A model's tokenizer as a fast tokenizer of transformers, where that gives the very same tokens.
+"""A model's tokenizer as a fast tokenizer of transformers, if that gives exactly the same tokens.
 
-Whether it does is not believed but tried: each export encodes hard texts with both.
+Each export tries it: it encodes texts on which tokenizers tend to differ with both.
 """
 
 import json
 import os
+import random
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from datamodules.tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece
-from llp.export.hard_texts import first_difference, trial_texts
+from datamodules.tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece, Tokenizer
+from datamodules.tokenizers.roundtrip import HARD_LINES, SPACE_MARK
 
 _LINE_ENDS = "\r\n|[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]"
-"""Where lines end, which no token crosses."""
+"""Line ends, which no token crosses."""
 _NORMAL, _UNKNOWN, _CONTROL, _OWN_SYMBOL, _BYTE = 1, 2, 3, 4, 6  # types of pieces of SentencePiece
-_SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+HARD_TEXTS = (
+    *HARD_LINES,
+    "", " ", "  ", "   \t  ", "\n\n\n", "\r", "\r\n\r\n", "\t", "a", " a", "a ", " a ", "  a", "a\nb", "a \n b", "\na",
+    "****", "--------", "== Title ==", "@-@ @,@ @.@", "don't can't", "x=1;y+=2", "1,234.5678", "http://a.b/c?d=e&f#g",
+    "<s>", "</s>", "<unk>", "<unknown>", "<pad>", "<0x0A>", "<0xFF>", "a<s>b", "\u2581", "\u2581\u2581a", " \u2581 ",
+    "Ünïcode", "e\u0301e\u0301", "\u1e9b\u0323", "ﬁﬂ", "\uff21\uff22", "Ελληνικά", "кириллица", "עברית", "العربية",
+    "ไทย", "日本語テキスト", "한국어", "😀👍🏽👨‍👩‍👧",
+    "\U0001f1e9\U0001f1ea", "\u200b\u200d\ufeff", "\0\x01\x7f", "\xa0\u3000\u2009",
+    "\x0b\x0c\x1c\x85\u2028\u2029", "\U0010ffff\ue000\ufffd", "a" * 300, "ab " * 100,
+)  # fmt: skip
+
+_RANGES = ((32, 127), (0, 32), (160, 592), (768, 880), (1024, 1280), (9600, 9632), (12352, 12544), (128512, 128592))
+"""Of characters: ASCII, control characters, Latin, combining marks, Cyrillic, blocks, kana, emoji."""
 
 
 class FastTokenizer(NamedTuple):
-    """What an exported folder has of a tokenizer."""
+    """A tokenizer in an exported folder."""
 
     own_file: str
     """The name of the file that llp reads its own tokenizer from."""
     files: dict[str, dict[str, Any]]
-    """What transformers reads, by the file's name; empty: there is no fast tokenizer that is exact."""
+    """What transformers reads, by the file's name; empty if no fast tokenizer is exact."""
     token_ids: dict[str, int | None]
-    """The tokens that begin, end and fill a text, by the names that they have in a configuration."""
-    words: str
-    """What the user is told of it."""
+    """The tokens that begin, end and pad a text, by their names in a configuration."""
+    note: str
+    """One sentence for the user."""
 
 
 class _NotExactError(Exception):
-    """A fast tokenizer would not be exact; says why."""
+    """Why a fast tokenizer would not be exact."""
 
 
-def fast_tokenizer(own: Any, start_token: int) -> FastTokenizer:
-    """The fast tokenizer of `own`, with the start token before each text, if it gives the same tokens.
+def fast_tokenizer(own: Tokenizer, start_token: int) -> FastTokenizer:
+    """The fast tokenizer that puts the start token before each text, if it gives the same tokens as `own`.
 
     Args:
-        own: A tokenizer of `datamodules.tokenizers`, ready to encode.
+        own: The tokenizer, ready to encode.
         start_token: The token that a document begins with.
     """
     own_file = "llp_tokenizer.json" if own.file_name == "tokenizer.json" else own.file_name
-    # Where a token that begins texts would fill them, too, `generate` would take it for padding.
+    # If the token that begins texts also padded them, `generate` would take it for padding.
     token_ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id"), start_token)
     token_ids["pad_token_id"] = None
     try:
         spec, special, padding = _spec(own, start_token)
         n_texts = _try(own, spec, start_token)
     except _NotExactError as difference:
-        why = f"No tokenizer.json: {difference}. {own_file} is what llp reads; give other programs tokens"
-        return FastTokenizer(own_file, {}, token_ids, why)
+        note = f"No tokenizer.json: {difference}. {own_file} is what llp reads; give other programs tokens"
+        return FastTokenizer(own_file, {}, token_ids, note)
     names = {"bos_token": special, "eos_token": special, "pad_token": padding or special}
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # 4.57 knows no other name
+        "tokenizer_class": "PreTrainedTokenizerFast",  # the only name that 4.57 knows
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # a special token's name in a text is text
         "model_max_length": 10**30,
@@ -61,12 +75,12 @@ def fast_tokenizer(own: Any, start_token: int) -> FastTokenizer:
     }
     if padding is not None:
         token_ids["pad_token_id"] = spec["model"]["vocab"][padding]
-    words = f"tokenizer.json gives the tokens of llp's own tokenizer, tried on {n_texts:,} texts"
-    return FastTokenizer(own_file, {"tokenizer.json": spec, "tokenizer_config.json": settings}, token_ids, words)
+    note = f"tokenizer.json gives the tokens of llp's own tokenizer, tried on {n_texts:,} texts"
+    return FastTokenizer(own_file, {"tokenizer.json": spec, "tokenizer_config.json": settings}, token_ids, note)
 
 
-def _spec(own: Any, start_token: int) -> tuple[dict[str, Any], str | None, str | None]:
-    """The content of `tokenizer.json`, the start token's name where it is a special one, and a token to fill with."""
+def _spec(own: Tokenizer, start_token: int) -> tuple[dict[str, Any], str | None, str | None]:
+    """The content of `tokenizer.json`, the start token's name if it is a special token, and a token for padding."""
     if isinstance(own, Bytes):
         vocab = {_byte_name(byte): byte for byte in range(256)} | {"<s>": own.start_token}
         special = start_token == own.start_token
@@ -96,19 +110,19 @@ def _sentence_piece_spec(own: SentencePiece, start_token: int) -> tuple[dict[str
 
 
 def merges(scores: dict[str, float]) -> list[list[str]]:
-    """The merges of a BPE model in the order of their pieces, the likeliest first: each piece from any two others."""
+    """The merges of a BPE model, the most likely piece first: each piece from any two others."""
     ordered = sorted(scores, key=lambda text: -scores[text])
     pairs = ((text[:place], text[place:]) for text in ordered for place in range(1, len(text)))
     return [[left, right] for left, right in pairs if left in scores and right in scores]
 
 
 def _byte_fallback(vocab: dict[str, int], pairs: list[list[str]], added: dict[str, bool], start: str) -> dict[str, Any]:
-    """A BPE model with bytes for unknown characters, which changes nothing in a text.
+    """A BPE model that encodes unknown characters as bytes and changes nothing in a text.
 
     Args:
-        vocab: The number of each token.
-        pairs: What is merged, the first first.
-        added: Tokens that are looked up in the text before, and whether they are special ones.
+        vocab: The id of each token.
+        pairs: The merges, in their order.
+        added: Tokens that are looked up in the text first, and whether they are special.
         start: The token before each text.
     """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -137,7 +151,7 @@ def _byte_fallback(vocab: dict[str, int], pairs: list[list[str]], added: dict[st
 
 
 def _given_spec(own: HuggingFaceTokenizer, start_token: int) -> tuple[dict[str, Any], str | None, str | None]:
-    """The file that was given, cut into lines first, as it is here."""
+    """The given file, with a text cut into lines first, as llp does."""
     spec = json.loads(own.serialized())
     spec["pre_tokenizer"] = _line_by_line(spec["pre_tokenizer"])
     start = _library(spec).id_to_token(start_token)
@@ -162,33 +176,39 @@ def _template(token: str, number: int) -> dict[str, Any]:
     }
 
 
-def _try(own: Any, spec: dict[str, Any], start_token: int) -> int:
+def _try(own: Tokenizer, spec: dict[str, Any], start_token: int) -> int:
     """Encode and decode hard texts with both; returns how many."""
     fast = _library(spec)
     fast.encode_special_tokens = True  # what `split_special_tokens` sets
     texts = list(trial_texts(own.decode, own.vocab_size))
-
-    def whole(text: str) -> list[int]:
-        return [start_token, *own.encode(text.splitlines(keepends=True)).tolist()]
-
-    other = first_difference(whole, lambda text: fast.encode(text).ids, texts)
-    if other is not None:
-        raise _NotExactError(f"it would give {other!r} other tokens than llp's own tokenizer does")
-    lost = next((text for text in texts if fast.decode(whole(text)[1:], skip_special_tokens=False) != text), None)
-    if lost is not None:
-        raise _NotExactError(f"it would not give {lost!r} back")
+    for text in texts:
+        tokens = own.encode(text.splitlines(keepends=True)).tolist()
+        if fast.encode(text).ids != [start_token, *tokens]:
+            raise _NotExactError(f"it would give {text!r} other tokens than llp's own tokenizer does")
+        if fast.decode(tokens, skip_special_tokens=False) != text:
+            raise _NotExactError(f"it would not give {text!r} back")
     return len(texts)
+
+
+def trial_texts(decode: Callable[[list[int]], str], vocab_size: int, seed: int = 0) -> Iterator[str]:
+    """The hard texts, then random ones made of characters and of the vocabulary's own pieces."""
+    rng = random.Random(seed)
+    yield from HARD_TEXTS
+    for _ in range(300):
+        yield "".join(chr(rng.randrange(*rng.choice(_RANGES))) for _ in range(rng.randint(1, 40)))
+    for _ in range(700):
+        yield "".join(decode([rng.randrange(vocab_size)]) for _ in range(rng.randint(2, 12)))
 
 
 def _library(spec: dict[str, Any]) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from tokenizers import Tokenizer  # an extra; read after it is set
+    from tokenizers import Tokenizer as Library  # an extra, which reads the variable
 
-    return Tokenizer.from_str(json.dumps(spec))
+    return Library.from_str(json.dumps(spec))
 
 
 def _text(piece: str) -> str:
-    return piece.replace(_SPACE_MARK, " ")
+    return piece.replace(SPACE_MARK, " ")
 
 
 def _byte_name(byte: int) -> str:

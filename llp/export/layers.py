@@ -1,4 +1,4 @@
-"""An architecture's layers as plain values, and back: what a configuration file holds of them."""
+"""An architecture's layers as plain values in a configuration file, and back."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what the model is, its figures and their protocol, how to load and cite it."""
+"""The model card of an exported folder: what the model is, its metrics and their protocol, how to load and cite it."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from llp.atomic_files import checked_json, run_folder
 from llp.checkpoints import reading
 from llp.errors import SettingError
 from llp.export.fast_tokenizer import FastTokenizer
+from llp.language_model import LanguageModel
 
 _METRICS = {
     "loss": "loss in nats",
@@ -24,7 +25,8 @@ _CARD = """\
 {front}---
 # {name}
 
-{what}
+A language model of the architecture `{architecture}` of [long-lora-perceiver](https://arxiv.org/abs/2412.06106)
+{version}, with {n_parameters:,} parameters in {dtype}, trained for {steps:,} steps{tokens} on {data}.
 
 ## Use
 
@@ -38,18 +40,18 @@ pip install torch transformers
 
 `trust_remote_code=True` runs `modeling_llp.py` of this folder, which is llp's own decoder in one file: read it first.
 With `pip install "long-lora-perceiver[export]"`, `llp generate --ckpt_path FOLDER` and `llp test --ckpt_path FOLDER`
-take the folder as they take a checkpoint, and execute nothing that is in it.
+take the folder like a checkpoint, and execute nothing in it.
 
-## Figures
+## Metrics
 
-{figures}
+{metrics}
 
-## What it is not
+## Limitations
 
-- It is a language model as it was trained: it follows no instructions, and nothing was filtered out of what it says.
+- The model was trained on text only: it follows no instructions, and its output is not filtered.
 - There is no cache: each new token is computed from its whole window, so `generate` is slower than `llp generate`.
-- There is no padding: a batch must hold texts of equal length; a mask that hides positions is refused.
-- A text is scored in windows of {window_len:,} tokens that move on by {stride:,}, as `llp test` does; a document begins
+- There is no padding: the texts of a batch must be equally long; a mask that hides positions is refused.
+- A text is scored in windows of {window_len:,} tokens with a stride of {stride:,}, as by `llp test`; a document begins
   with the start token{start}.
 - {tokenizer}.
 
@@ -84,19 +86,22 @@ logits = model(torch.tensor([[1, 2, 3]])).logits  # of the token after each"""
 
 _PROTOCOL = """\
 `llp test` scored {tokens:,} tokens of the {split} split of {data}, each once, in windows of {window_len:,} tokens,
-stride {stride:,}{context}. Words counted: {words:,}, {word_count}; bytes: {bytes:,}.
-The precision was {precision}{certified}.
+stride {stride:,}; a token was predicted from {context:,.1f} tokens on average. Words counted: {words:,}, {word_count};
+bytes: {bytes:,}. The precision was {precision}{probed}.
 
-Perplexity per token depends on the tokenizer; per word and bits per byte can be compared, if the same words and bytes
-of the same text are counted. The task `wikitext` of the evaluation harness scores another form of its text and counts
-other words: its figures can't stand beside these."""
+Perplexity per token depends on the tokenizer. Perplexity per word and bits per byte can be compared if the same words
+and bytes of the same text are counted; the task `wikitext` of the evaluation harness, for one, counts other words."""
 
 
 def model_card(
-    ckpt_path: Path, model: Any, checkpoint: dict[str, Any], record: dict[str, Any], n_parameters: int,
+    ckpt_path: Path,
+    model: LanguageModel,
+    checkpoint: dict[str, Any],
+    record: dict[str, Any],
+    n_parameters: int,
     tokenizer: FastTokenizer | None,
-) -> str:  # fmt: skip
-    """The content of `README.md`, with the figures of `test.json` in the run's folder if they are of this checkpoint.
+) -> str:
+    """The content of `README.md`, with the metrics of the run's `test.json` if they are of this checkpoint.
 
     Args:
         ckpt_path: The checkpoint.
@@ -104,37 +109,38 @@ def model_card(
         checkpoint: Its content.
         record: What the folder keeps of it.
         n_parameters: Number of weights.
-        tokenizer: What the folder has of its tokenizer; None: it has none.
+        tokenizer: The tokenizer in the folder, or None.
 
     Raises:
         SettingError: If `test.json` is damaged.
     """
     name, report = run_folder(ckpt_path).name, _report(ckpt_path, record)
-    data = "its data" if checkpoint["config"] is None else _data_name(checkpoint["config"])
+    data = "its data"
+    if checkpoint["config"] is not None:
+        data = str(yaml.safe_load(checkpoint["config"])["data"]["class_path"]).rpartition(".")[2]
     trained = reading.training_record(checkpoint)
-    n_tokens = "" if trained["trained_tokens"] is None else f", {trained['trained_tokens']:,} tokens,"
-    dtype = record["exported"]["dtype"]
-    what = (
-        f"A language model of the architecture `{type(model).__name__}` of "
-        f"[long-lora-perceiver](https://arxiv.org/abs/2412.06106) {llp.__version__}, with {n_parameters:,} parameters "
-        f"in {dtype}, trained for {trained['step']:,} steps{n_tokens} on {data}."
-    )
     fast = tokenizer is not None and len(tokenizer.files) > 0
     return _CARD.format(
         front=yaml.safe_dump(_front(name, data, report), sort_keys=False, allow_unicode=True),
         name=name,
-        what=what,
+        architecture=type(model).__name__,
+        version=llp.__version__,
+        n_parameters=n_parameters,
+        dtype=record["exported"]["dtype"],
+        steps=trained["step"],
+        tokens="" if trained["trained_tokens"] is None else f", {trained['trained_tokens']:,} tokens,",
+        data=data,
         code=_CODE if fast else _CODE_OF_TOKENS,
-        figures=_figures(report, data) if report else "None of this checkpoint: `llp test` had not scored it.",
+        metrics=_metrics(report, data) if report else "None of this checkpoint: `llp test` had not scored it.",
         window_len=record["model"]["window_len"],
         stride=record["model"]["stride"],
         start=", which the tokenizer puts there" if fast else "",
-        tokenizer="It has no tokenizer: it was not trained on text" if tokenizer is None else tokenizer.words,
+        tokenizer="It has no tokenizer: it was not trained on text" if tokenizer is None else tokenizer.note,
     )
 
 
 def _report(ckpt_path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
-    """The whole test of this very checkpoint in its run's folder; None: there is none."""
+    """The test of this very checkpoint on the whole split, or None if the run's folder has none."""
     path = run_folder(ckpt_path) / "test.json"
     if not path.is_file():
         return None
@@ -147,12 +153,8 @@ def _report(ckpt_path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     return report if is_its else None
 
 
-def _data_name(config: str) -> str:
-    return str(yaml.safe_load(config)["data"]["class_path"]).rpartition(".")[2]
-
-
 def _front(name: str, data: str, report: dict[str, Any] | None) -> dict[str, Any]:
-    """What the Hub reads."""
+    """The metadata that the Hub reads."""
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -161,31 +163,31 @@ def _front(name: str, data: str, report: dict[str, Any] | None) -> dict[str, Any
     if report is None:
         return front
     row = report["rows"][0]
-    metrics = [
-        {"type": metric, "value": row[metric], "name": words}
-        for metric, words in _METRICS.items()
-        if row.get(metric) is not None
-    ]
     result = {
         "task": {"type": "text-generation", "name": "Language modeling"},
         "dataset": {"type": data, "name": data, "split": row["split"]},
-        "metrics": metrics,
+        "metrics": [
+            {"type": metric, "value": row[metric], "name": words}
+            for metric, words in _METRICS.items()
+            if row.get(metric) is not None
+        ],
     }
     return {**front, "model-index": [{"name": name, "results": [result]}]}
 
 
-def _figures(report: dict[str, Any], data: str) -> str:
+def _metrics(report: dict[str, Any], data: str) -> str:
     row, protocol = report["rows"][0], report["protocol"]
-    lines = ["| figure | value |", "| --- | ---: |"]
+    lines = ["| metric | value |", "| --- | ---: |"]
     lines += [f"| {words} | {row[metric]:,.4f} |" for metric, words in _METRICS.items() if row.get(metric) is not None]
     table = "\n".join(lines)
     if "words" not in row:  # of a task
         return f"{table}\n\n`llp test` scored {row['labels']:,} labels of the {row['split']} split of {data}."
-    context = f"; a token was predicted from {protocol['context_mean']:,.1f} tokens on average"
-    is_certified = protocol.get("certificate", {}).get("causal")
-    certified = ", and the model was certified to read no token that it predicts" if is_certified else ""
-    return f"{table}\n\n" + _PROTOCOL.format(
-        tokens=row["tokens"], split=row["split"], data=data, window_len=protocol["window_len"],
-        stride=protocol["stride"], context=context, words=row["words"], word_count=protocol["word_count"],
-        bytes=row["bytes"], precision=protocol["precision"], certified=certified,
-    )  # fmt: skip
+    is_probed = protocol.get("certificate", {}).get("causal")
+    values = {
+        **{name: row[name] for name in ("tokens", "split", "words", "bytes")},
+        **{name: protocol[name] for name in ("window_len", "stride", "word_count", "precision")},
+        "data": data,
+        "context": protocol["context_mean"],
+        "probed": ", and probes found no logit that depends on a later token" if is_probed else "",
+    }
+    return f"{table}\n\n{_PROTOCOL.format(**values)}"

@@ -1,4 +1,4 @@
-"""The whole folder of an exported model: weights, configuration, code, tokenizer and card."""
+"""Writes an exported folder: weights, configuration, code, tokenizer and model card."""
 
 import json
 from dataclasses import asdict, replace
@@ -25,40 +25,42 @@ _UNKNOWN = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
 def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
-    """Write a checkpoint as a folder that transformers opens, whole or not at all; returns what to tell the user.
+    """Write a checkpoint as a folder that transformers opens, whole or not at all; returns a message for the user.
 
     Args:
         ckpt_path: A checkpoint, which may be sharded.
-        output: The folder, which must not be there yet.
-        dtype: Of the numbers, one of `DTYPES`.
+        output: The folder, which must not exist yet.
+        dtype: Type of the weights, one of `DTYPES`.
 
     Raises:
-        SettingError: If a value can't be used, or the model has a layer whose attention can't be exported.
+        SettingError: If a value can't be used, or a layer has a pattern that can't be exported.
     """
     for package in ("safetensors", "tokenizers"):
         remedy = 'it needs the packages safetensors and tokenizers: pip install "long-lora-perceiver[export]"'
         require(find_spec(package) is not None, "llp export", package, remedy)
     require(dtype in DTYPES, "dtype", dtype, f"choose {', '.join(DTYPES)}")
-    require(not output.exists(), "output", output, "it is there already; remove it, or name another with --output")
+    require(not output.exists(), "output", output, "it exists already; remove it, or name another with --output")
     require(output.parent.is_dir(), "output", output, f"there is no folder {output.parent}; create it")
     remedy = "this folder was exported already; name the checkpoint of a run"
     require(not is_exported(ckpt_path), "ckpt_path", ckpt_path, remedy)
-    discard(output)  # what a killed process left
+    discard(output)  # left by a killed process
     folder = unfinished(output)
     folder.mkdir()
     try:
-        said = _write(ckpt_path, folder, output, dtype)
+        message = _write(ckpt_path, folder, output, dtype)
         publish(output)
     except BaseException:
         discard(output)
         raise
-    return said
+    return message
 
 
 def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     shards = folder / "weights.pt"
     checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else reading.read(ckpt_path)
-    model = reading.import_class(checkpoint["architecture"], LanguageModel)(**checkpoint["hyper_parameters"])
+    model: LanguageModel = reading.import_class(checkpoint["architecture"], LanguageModel)(
+        **checkpoint["hyper_parameters"]
+    )
     parts = _parts(model, checkpoint)
     weights = _weights(checkpoint, model, ckpt_path, dtype)
     origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": reading.sha256(ckpt_path), "dtype": dtype}
@@ -78,11 +80,11 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     card = model_card(ckpt_path, model, checkpoint, record, n_parameters, tokenizer)
     (folder / "README.md").write_text(card, encoding="utf-8")
     _write_json(folder / EXPORT_RECORD, record)
-    said = f"Written to {output}: {n_parameters:,} parameters in {dtype}"
-    return said if tokenizer is None else f"{said}\n{tokenizer.words}"
+    message = f"Written to {output}: {n_parameters:,} parameters in {dtype}"
+    return message if tokenizer is None else f"{message}\n{tokenizer.note}"
 
 
-def _parts(model: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What makes the model what it is, as plain values."""
     settings = replace(model.settings, dropout=0.0, activation_checkpointing=False, compile=False)
     compression = model.compression()
@@ -99,8 +101,8 @@ def _parts(model: Any, checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _weights(checkpoint: dict[str, Any], model: Any, path: Path, dtype: str) -> dict[str, Tensor]:
-    """The checkpoint's weights by name, as numbers of the given type; those that are so already are not copied."""
+def _weights(checkpoint: dict[str, Any], model: LanguageModel, path: Path, dtype: str) -> dict[str, Tensor]:
+    """The checkpoint's weights by name, in the given type."""
     weights, shapes = checkpoint["state_dict"], reading.shapes(checkpoint["hyper_parameters"], model)
     for name in [*shapes, *(name for name in weights if name not in shapes)]:
         ours, theirs = shapes.get(name), getattr(weights.get(name), "shape", None)
@@ -112,7 +114,7 @@ def _weights(checkpoint: dict[str, Any], model: Any, path: Path, dtype: str) -> 
     return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
 
 
-def _config(model: Any, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
+def _config(model: LanguageModel, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`."""
     return {
         "model_type": "llp",
@@ -128,7 +130,7 @@ def _config(model: Any, parts: dict[str, Any], dtype: str, tokens: dict[str, Any
 
 
 def _write_tokenizer(folder: Path, checkpoint: dict[str, Any], record: dict[str, Any]) -> FastTokenizer | None:
-    """Write the tokenizer as llp reads it, and as a fast tokenizer if that is exact; None: the model has none."""
+    """Write the tokenizer as llp reads it, and as a fast tokenizer if that is exact; None if the model has none."""
     stored, record["files"] = checkpoint["tokenizer"], {}
     if stored is None:
         return None
@@ -146,7 +148,7 @@ def _write_tokenizer(folder: Path, checkpoint: dict[str, Any], record: dict[str,
 def _save(weights: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file  # an extra
 
-    save_file(weights, path, metadata={"format": "pt"})  # lets nobody but the owner read it
+    save_file(weights, path, metadata={"format": "pt"})  # readable by the owner only
     path.chmod(0o644)
 
 

@@ -1,6 +1,6 @@
-"""The configuration and the model that transformers opens: around the decoder, which is llp's own.
+"""The configuration and the model that transformers opens, around llp's own decoder.
 
-Nothing here imports this file. `llp.export.modeling_file` puts the files that it imports in front of it, into one file.
+No module imports this one. `llp.export.modeling_file` joins it with the modules that it imports into one file.
 """
 
 from typing import Any
@@ -19,16 +19,16 @@ from llp.scoring.windows import scoring_windows, window_start
 
 
 class LLPConfig(PretrainedConfig):
-    """What makes the model what it is.
+    """What determines the model's logits, apart from its weights.
 
     Args:
-        settings: Those of the decoder: sizes and options.
-        patterns: The attention pattern of each layer: a function's name and its arguments.
+        settings: Sizes and options of the decoder.
+        patterns: The attention pattern of each layer: a class's name and its arguments.
         compress: Lengths of the map that shortens the history, if there is one.
         window_len: Length of the windows in which a text is scored and continued.
         stride: How many positions each of them scores.
-        digest: Of all these, so that a change by hand is noticed.
-        kwargs: Those that every configuration of transformers has.
+        digest: Digest of all these, so that a change by hand is noticed.
+        kwargs: Settings that every configuration of transformers has.
     """
 
     model_type = "llp"
@@ -51,9 +51,9 @@ class LLPConfig(PretrainedConfig):
 
 
 class LLPForCausalLM(PreTrainedModel, GenerationMixin):
-    """A trained model of llp. There is no cache: each token is computed from its window anew.
+    """A trained model of llp. There is no cache: each token is computed from its whole window.
 
-    A text is scored in llp's own windows, so that a position's logits are those that `llp test` scores it with.
+    A text is scored in llp's own windows, so that each position has the logits with which `llp test` scores it.
     """
 
     config_class = LLPConfig
@@ -73,7 +73,7 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers does, but no weight may be missing: it would be drawn at random."""
+        """As in transformers, but a missing weight is an error instead of drawn at random."""
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         lost = {name: sorted(map(str, value)) for name, value in info.items() if value}
@@ -104,12 +104,12 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits of the token after each position, or after the last one alone.
 
         Args:
-            input_ids: (B, N), each a text from its start token on; without padding.
-            attention_mask: (B, N) of ones; there is nothing to hide.
-            labels: (B, N), for a loss in nats per token: the very tokens, or -100 where none counts.
-            logits_to_keep: Give those of the last so many positions alone; 0: of all N.
-            next_token_only: Those of the last position, as `llp generate` predicts from it.
-            kwargs: Ignored: there is no cache.
+            input_ids: (B, N), texts from their start tokens on, without padding.
+            attention_mask: (B, N) of ones.
+            labels: (B, N), the same tokens for a loss in nats per token, or -100 where none counts.
+            logits_to_keep: Return the logits of this many last positions; 0: of all N.
+            next_token_only: Return the logits of the last position, as `llp generate` predicts from it.
+            kwargs: Ignored, since there is no cache.
 
         Raises:
             ValueError: If the mask hides a position.
@@ -126,7 +126,7 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def _in_windows(self, tokens: Tensor, n_last: int) -> Tensor:
-        """Each position as its scoring window predicts from it: (B, N, vocab_size), or the last `n_last` of them."""
+        """Logits of each position in its scoring window: (B, N, vocab_size), or of the last `n_last`."""
         first = tokens.shape[1] - n_last if n_last else 0
         windows = scoring_windows(0, tokens.shape[1], self.config.window_len, self.config.stride)
         parts = [self._scored(tokens, *window[1:]) for window in windows if window.stop > first]
@@ -136,9 +136,9 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
         return self.decoder(tokens[:, start:stop])[:, -n_scored:]
 
     def _next(self, tokens: Tensor) -> Tensor:
-        """The last position as its full window will predict from it: (B, 1, vocab_size).
+        """Logits of the last position in its window once that is full: (B, 1, vocab_size).
 
-        The first latent stands where it does in the full window.
+        The first latent is where it is in the full window.
         """
         n, window_len, stride = tokens.shape[1], self.config.window_len, self.config.stride
         start, stop = window_start(n - 1, window_len, stride), ((n - 1) // stride + 1) * stride

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from llp.decoder.extend import extend_each
@@ -37,15 +40,7 @@ def continue_text(
 
     There is one piece for each token, empty while a character or a stop string may be unfinished, and one at the end.
 
-    Args:
-        model: The model with its tokenizer, in evaluation mode.
-        prompt: The text to continue.
-        max_tokens: How many tokens to draw at most.
-        temperature: Divides the logits; 0 always picks the most likely token.
-        top_k: Draw only from this many most likely tokens; null: from all.
-        top_p: Draw only from the most likely tokens that together have at least this probability.
-        seed: Seed of the random draws.
-        stop: Strings that a text ends before.
+    The arguments are those of `continue_texts`.
 
     Raises:
         SettingError: If a value can't be used.
@@ -54,7 +49,7 @@ def continue_text(
     _check(max_tokens, stop)
     tokens = model.tokens(prompt)[0].tolist()
     drawn = generate(model.module, [tokens], max_tokens, model.window, [sampling], model.start_token)
-    return stream_text(model.tokenizer.decode, tokens, (token for _, token in drawn), stop)
+    return stream_text(TextStream(model.tokenizer.decode, tokens, stop), (token for _, token in drawn))
 
 
 def continue_texts(
@@ -69,9 +64,10 @@ def continue_texts(
     n_samples: int = 1,
     batch_size: int = 16,
 ) -> Iterator[list[Completion]]:
-    """Continue many prompts, of any lengths, side by side; yields the completions of each prompt, in their order.
+    """Continue many prompts of any lengths side by side; yields the completions of each prompt, in their order.
 
-    A completion is what `continue_text` gives for its prompt and seed, whatever it is computed beside.
+    A completion is what `continue_text` gives for its prompt and seed. Because rounding depends on the batch size, a
+    sample can occasionally differ.
 
     Args:
         model: The model with its tokenizer, in evaluation mode.
@@ -88,7 +84,7 @@ def continue_texts(
     Raises:
         SettingError: If a value can't be used.
     """
-    Sampling(temperature, top_k, top_p, seed)  # a bad value is refused now, not when the first text is drawn
+    Sampling(temperature, top_k, top_p, seed)  # refuse a bad value now, not when the first text is drawn
     _check(max_tokens, stop)
     require(n_samples >= 1, "n_samples", n_samples, "set it to 1 or more")
     require(batch_size >= 1, "batch_size", batch_size, "set it to 1 or more")
@@ -147,8 +143,8 @@ def generate(
         n_tokens: How many tokens to draw for each at most.
         window: Length and stride of the scoring windows.
         samplings: How to draw, for each text.
-        end_token: A text ends before this one; None: after `n_tokens`.
-        ended: Numbers of texts that draw no more; whoever reads the tokens may add to it.
+        end_token: A text ends before this token; None to draw `n_tokens` always.
+        ended: Numbers of texts that draw no more. The caller may add to it while it reads the tokens.
     """
     groups, logits = _read(model, prompts, window)
     for step in range(n_tokens):
@@ -166,15 +162,15 @@ def generate(
 
 
 class _Group:
-    """The texts with one prompt: they are always at the same place, and share a cache."""
+    """The texts with one prompt: they are always at the same position, and share a cache."""
 
     def __init__(self, cache: KVCache, numbers: list[int]) -> None:
         self.cache, self.numbers = cache, numbers
         if len(numbers) > 1:
-            cache.select([0] * len(numbers))  # each goes on from the prompt, which was read once
+            cache.select([0] * len(numbers))  # the prompt was read once
 
     def keep(self, numbers: Container[int]) -> bool:
-        """Go on with those texts that are among the numbers; returns whether there is any."""
+        """Go on with those texts that are among the numbers; returns whether there are any."""
         rows = [row for row, number in enumerate(self.numbers) if number in numbers]
         if len(rows) < len(self.numbers):
             self.cache.select(rows)
@@ -202,12 +198,12 @@ def _read(
 class TextStream:
     """The text of tokens as they come, up to a stop string.
 
-    A character of several tokens comes with the last of them; what may be the beginning of a stop string comes once it
-    is none.
+    A character of several tokens comes with the last of them. Text that may begin a stop string is held back until it
+    is certain that it does not.
 
     Args:
         decode: Maps tokens to their text.
-        prompt: The tokens before, which belong to the text and aren't shown.
+        prompt: The tokens before, which are not shown.
         stop: Strings that the text ends before.
     """
 
@@ -215,7 +211,7 @@ class TextStream:
         self.decode, self.stop = decode, stop
         self.has_ended = False
         """Whether a stop string has come."""
-        self._tokens = list(prompt)  # what the next ones are decoded behind
+        self._tokens = list(prompt)  # the next tokens are decoded together with these
         self._n_old, self._n_shown = len(self._tokens), len(decode(self._tokens))
         self._held = ""
 
@@ -231,14 +227,14 @@ class TextStream:
         return shown + self._held
 
     def _take(self, text: str) -> str:
-        """Of the tokens' text, what can be shown."""
+        """The part of the tokens' text that can be shown."""
         self._held += text[self._n_shown :]
         if len(text) > self._n_shown:
-            # Decoding from the start would take a time that grows with the text. A tokenizer treats a beginning in its
-            # own way, so that the tokens of the newest text stand there from now on.
+            # Decoding from the start would take a time that grows with the text. Because a tokenizer may treat the
+            # beginning of a text differently, the tokens of the newest text stand there from now on.
             del self._tokens[: self._n_old]
             self._n_old, self._n_shown = len(self._tokens), len(self.decode(self._tokens))
-        found = [place for place in map(self._held.find, self.stop) if place >= 0]
+        found = [start for start in map(self._held.find, self.stop) if start >= 0]
         if found:
             self.has_ended = True
             shown, self._held = self._held[: min(found)], ""
@@ -249,17 +245,54 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest beginning of `stop`, short of all of it, that `text` ends with."""
+    """The length of the longest proper beginning of `stop` that `text` ends with."""
     return next(n for n in range(len(stop) - 1, -1, -1) if text.endswith(stop[:n]))
 
 
-def stream_text(
-    decode: Callable[[list[int]], str], prompt: Sequence[int], drawn: Iterable[int], stop: Sequence[str] = ()
-) -> Iterator[str]:
-    """Yield what each drawn token adds to the text, and what is left at the end, or before the first stop string."""
-    stream = TextStream(decode, prompt, stop)
+def stream_text(stream: TextStream, drawn: Iterable[int]) -> Iterator[str]:
+    """Yield what each drawn token adds to the text, and the rest at the end or before the first stop string."""
     for token in drawn:
         yield stream.add(token)
         if stream.has_ended:
             break
     yield stream.rest()
+
+
+class SampleText(Callback):
+    """Writes a sample to TensorBoard at each validation: a continuation of the beginning of the validation text.
+
+    Data without a tokenizer get no samples.
+
+    Args:
+        sample_tokens: How many tokens to draw; 0: no samples.
+        prompt_tokens: How many tokens of the validation text to use as the prompt.
+        temperature: Divides the logits; 0 always picks the most likely token.
+        top_p: Draw only from the most likely tokens that together have at least this probability.
+    """
+
+    def __init__(
+        self, sample_tokens: int = 64, prompt_tokens: int = 32, temperature: float = 1.0, top_p: float = 0.95
+    ) -> None:
+        require(sample_tokens >= 0, "sample.sample_tokens", sample_tokens, "set it to 0 or more")
+        require(prompt_tokens >= 0, "sample.prompt_tokens", prompt_tokens, "set it to 0 or more")
+        Sampling(temperature, top_p=top_p)  # refuse a bad value now, not at the first validation
+        self.sample_tokens, self.prompt_tokens = sample_tokens, prompt_tokens
+        self.temperature, self.top_p = temperature, top_p
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger, data = trainer.logger, trainer.datamodule  # type: ignore[attr-defined]
+        if not self.sample_tokens or trainer.state.fn != TrainerFn.FITTING or not isinstance(logger, TensorBoardLogger):
+            return
+        if not hasattr(data, "tokenizer"):
+            return
+        assert isinstance(pl_module, LanguageModel)
+        loader: Any = trainer.val_dataloaders
+        prompt = loader.file.tokens[: self.prompt_tokens + 1].tolist()
+        window = loader.protocol["window_len"], loader.protocol["stride"]
+        sampling = Sampling(self.temperature, top_p=self.top_p)
+        # Every rank draws the same tokens: a sharded model needs all of them in its forward passes.
+        with trainer.precision_plugin.forward_context():
+            drawn = [token for _, token in generate(pl_module, [prompt], self.sample_tokens, window, [sampling])]
+        text = f"{data.tokenizer.decode(prompt)}**{data.tokenizer.decode(drawn)}**"
+        if trainer.is_global_zero:
+            logger.experiment.add_text("sample", text, trainer.global_step - 1)  # where Lightning logs `val/loss`

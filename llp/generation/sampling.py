@@ -28,7 +28,7 @@ class Sampling:
         self.generator = torch.Generator().manual_seed(seed)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits (vocab_size,) -> the probabilities (vocab_size,) that the next token is drawn from."""
+        """Logits (vocab_size,) -> the probabilities (vocab_size,) from which the next token is drawn."""
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
         shares = (logits / self.temperature).softmax(-1)
@@ -38,25 +38,25 @@ class Sampling:
         return kept / kept.sum()
 
     def _kept(self, shares: Tensor) -> Tensor:
-        """Which tokens can be drawn, given the probabilities of all: (vocab_size,) booleans."""
+        """Which tokens can be drawn, given the probabilities (vocab_size,) of all: (vocab_size,) booleans."""
         if self.top_k is None and self.top_p == 1:
             return torch.ones_like(shares, dtype=torch.bool)
-        # A token that is drawn from is as likely as those behind it or more, which have 1 - top_p together: the others
-        # need no order. NumPy sorts without the places, in a third of torch's time.
+        # A kept token is at least as likely as each of those after it, which have 1 - top_p together: the others need
+        # no order. NumPy sorts without the indices, in a third of torch's time.
         likely = shares[shares > (1 - self.top_p) / len(shares)]
         ordered = torch.from_numpy(np.sort(likely.numpy())).flip(0)
-        before = ordered.cumsum(0, dtype=torch.float64) - ordered  # of the more likely ones; 0 for the most likely
+        before = ordered.cumsum(0, dtype=torch.float64) - ordered  # of the more likely tokens
         n = min(int((before < self.top_p).sum()), self.top_k or len(shares))
         least = ordered[n - 1]
         kept = shares > least
-        kept[(shares == least).nonzero()[: n - int(kept.sum())]] = True  # of equally likely tokens the first ones
+        kept[(shares == least).nonzero()[: n - int(kept.sum())]] = True  # of equally likely tokens the first
         return kept
 
     def draw(self, logits: Tensor) -> int:
         """Draw a token from logits (vocab_size,), on the CPU, so that every device and rank draws the same.
 
-        One random number is used for each, so that the next ones don't depend on rounding.
+        Each draw takes one random number, so that later draws don't depend on rounding.
         """
         up_to = self.probabilities(logits.float().cpu()).double().cumsum(-1)
-        place = torch.rand((), dtype=torch.float64, generator=self.generator) * up_to[-1]
-        return int(torch.searchsorted(up_to, place, right=True))
+        drawn = torch.rand((), dtype=torch.float64, generator=self.generator) * up_to[-1]
+        return int(torch.searchsorted(up_to, drawn, right=True))

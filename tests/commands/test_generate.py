@@ -18,14 +18,14 @@ def lines(text):
 
 
 def alone(model, prompt, seed, **settings):
-    return "".join(continue_text(model, prompt, max_tokens=25, temperature=0.8, seed=seed, **settings))
+    return "".join(continue_text(model.as_text_model(), prompt, max_tokens=25, temperature=0.8, seed=seed, **settings))
 
 
 def attentive(path):
     """A model that was trained for a few steps hardly heeds its prompt; with larger weights it does."""
     model = load(path)
     with torch.no_grad():
-        for name, weight in model.decoder.named_parameters():
+        for name, weight in model.module.decoder.named_parameters():
             if weight.ndim == 2 and "embed" not in name:
                 weight.mul_(20)
     return model
@@ -65,7 +65,7 @@ def test_a_prompt_with_several_samples(run, trained):
 
 def test_stop_strings_and_the_count_of_tokens(run, trained):
     """As many tokens were drawn as it takes until a stop string stands in the text."""
-    model = load(trained)
+    model = load(trained).as_text_model()
     pieces = [*continue_text(model, "the", max_tokens=60, temperature=0.3, seed=2)]
     whole = "".join(pieces)
     first, second = whole[20:22], whole[9:11]

@@ -21,7 +21,7 @@ def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
     assert not (trained / "test.json").exists()
     status, out, err = run("test", "--ckpt_path", checkpoint, "--certificate.enabled", "false")
     assert status == 0, err
-    assert "NOT certified" in out
+    assert "NOT probed for causality" in out
     assert json.loads((trained / "test.json").read_text())["protocol"]["certificate"] == {"causal": None}
 
 

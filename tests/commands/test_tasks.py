@@ -59,7 +59,7 @@ def test_from_training_to_the_list_of_runs(run, task):
 
     status, out, err = run("test", "--ckpt_path", folder)
     assert status == 0, err
-    assert "Certified: " in out
+    assert "Probed for causality" in out
     assert "nan" not in out
     content = json.loads((folder / "test.json").read_text())
     (row,) = content["rows"]

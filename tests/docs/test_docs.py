@@ -117,7 +117,7 @@ def test_the_guide_for_another_architecture_works(tmp_path, wikitext):
     run_llp(tmp_path, "fit", "--config", "window_with_sinks.yaml", "--name", "run", *small)
     out = run_llp(tmp_path, "test", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt")
     assert "WindowWithSinks" in out
-    assert "Certified" in out
+    assert "Probed for causality" in out
     assert run_llp(tmp_path, "generate", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt", "--max_tokens", 5)
 
     sys.path.insert(0, str(tmp_path))

@@ -1,48 +1,196 @@
-"""The picture of the loss over the context: what it shows, and how sure it is."""
+"""The loss over growing context, by hand: which tokens are scored, behind how many, and what is written of it."""
 
 import math
+import statistics
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llp.evaluation.context import ContextCurve, ContextLoss, RecallLoss, draw
+from llp.errors import SettingError
+from llp.evaluation.context import (
+    ContextCurve,
+    ContextLoss,
+    RecallLoss,
+    _block_starts,
+    context_lengths,
+    loss_by_context,
+    plot,
+    write,
+)
 
-CONTEXTS = (0, 1, 2, 4, 5)
-POINTS = [ContextLoss(n, 3.0 - n / 8, 0.25, 1.0, 128, 32, 2.0 - n / 8, 32, 4.0 - n / 8) for n in CONTEXTS]
-RECALL = [RecallLoss(n, first, last, 16, first - n / 8) for n in CONTEXTS for first, last in ((1, 1), (3, 4))]
-CURVE = ContextCurve(POINTS, RECALL)
+# Documents of 10, 3 and 8 tokens, each behind its start token.
+DOCUMENTS = [SimpleNamespace(start=start, tokens=tokens) for start, tokens in ((0, 10), (11, 3), (15, 8))]
+TOKENS = np.arange(100, 124, dtype=np.uint8)
 
 
-def test_the_picture_shows_its_uncertainty_and_says_what_is_drawn():
-    figure = draw(CURVE, "LLP: 128 tokens")
-    axes = figure.axes[0]
-    (container,) = axes.containers
+@pytest.mark.parametrize(
+    ("longest", "expected"),
+    [(1, [0, 1]), (2, [0, 1, 2]), (8, [0, 1, 2, 4, 8]), (9, [0, 1, 2, 4, 8, 9]), (20, [0, 1, 2, 4, 8, 16, 20])],
+)
+def test_contexts_are_the_powers_of_two_below_the_longest(longest, expected):
+    assert context_lengths(longest) == expected
+
+
+@pytest.mark.parametrize(
+    ("longest", "n_blocks", "expected"),
+    [
+        # 4 tokens before the first input and 2 behind it in one document: 5 positions in the first, 3 in the last.
+        (4, 8, [4, 5, 6, 7, 8, 19, 20, 21]),
+        (4, 100, [4, 5, 6, 7, 8, 19, 20, 21]),  # none twice
+        (4, 3, [4, 7, 21]),  # 0, 3.5 and 7 of 0 .. 7
+        (4, 2, [4, 21]),
+        (4, 1, [4]),
+        (8, 9, [8]),
+    ],
+)
+def test_blocks_stand_wherever_the_longest_context_and_the_block_have_room(longest, n_blocks, expected):
+    assert _block_starts(DOCUMENTS, longest, 2, n_blocks) == expected
+
+
+class Known:
+    """A model whose loss is 0.001 times a token's id, and 1 for each token of context; it keeps what it was given."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.geometry = SimpleNamespace(scoring_window=lambda *asked: {(8, "length", "stride"): (9, 3)}[asked])
+        self.decoder = SimpleNamespace(loss=self.loss)
+
+    def loss(self, inputs, targets):
+        self.batches.append((inputs, targets))
+        return SimpleNamespace(each=inputs.shape[1] - targets.shape[1] + 0.001 * targets)
+
+
+def data(batch_size=1, tokens=TOKENS):
+    texts = {"validation": tokens, "test": TOKENS[::-1].copy()}
+    return SimpleNamespace(
+        window_len=8,
+        scoring_window_len="length",
+        scoring_stride="stride",
+        batch_size=batch_size,
+        checked_file=lambda split: SimpleNamespace(tokens=texts[split], documents=DOCUMENTS),
+    )
+
+
+def test_the_same_tokens_are_scored_behind_every_context():
+    model = Known()
+    curve, recall = loss_by_context(model, data(), max_context=4, n_blocks=3, block_len=2)
+    assert recall == []
+    targets = [105, 106, 108, 109, 122, 123]  # behind the inputs 4, 7 and 21
+    for point, context in zip(curve, [0, 1, 2, 4], strict=True):
+        loss = context + 0.001 * sum(targets) / 6
+        error = 0.001 * statistics.stdev([105.5, 108.5, 122.5]) / math.sqrt(3)  # of the means of three blocks
+        expected = (context, loss, error, math.exp(loss), 6, 3, math.nan, 0, loss)  # no token twice: nothing to recall
+        assert point == pytest.approx(expected, rel=1e-4, nan_ok=True)
+    assert [(inputs.tolist(), targets.tolist()) for inputs, targets in model.batches[-3:]] == [
+        ([[100, 101, 102, 103, 104, 105]], [[105, 106]]),
+        ([[103, 104, 105, 106, 107, 108]], [[108, 109]]),
+        ([[117, 118, 119, 120, 121, 122]], [[122, 123]]),
+    ]
+
+
+def test_batches_hold_as_many_tokens_as_training_ones():
+    model = Known()
+    loss_by_context(model, data(batch_size=2), max_context=4, n_blocks=8, block_len=2)  # 2 * 8 // (4 + 2)
+    assert [len(inputs) for inputs, _ in model.batches] == [2, 2, 2, 2] * 4
+
+
+def test_by_default_a_block_is_a_stride_and_the_context_what_its_window_has():
+    curve = loss_by_context(Known(), data()).points  # 9 and 3: 6 tokens before a block of 3
+    assert [point.context for point in curve] == [0, 1, 2, 4, 6]
+    assert curve[0].targets == 3 * (2 + 0 + 0)  # positions: 10 - 6 - 3 + 1 in the first document, none elsewhere
+    loss = loss_by_context(Known(), data(), n_blocks=1, split="test").points[0].loss
+    assert loss == pytest.approx(0.001 * (123 - 7 + 123 - 8 + 123 - 9) / 3)
+
+
+def test_recall_tokens_are_those_of_the_longest_context():
+    """Two tokens behind each of the inputs 4, 7 and 21, and the four tokens before that input."""
+    tokens = TOKENS.copy()
+    tokens[:11] = [9, 6, 6, 2, 6, 2, 7, 2, 6, 6, 8]
+    tokens[20:23] = 117
+    # 9 6 6 2 6, then 2 7: 6 2 stood two tokens before, 2 7 nowhere. 2 6 2 7 2, then 6 6: 2 6 stood four tokens before,
+    # where the context begins, and 6 6 only before that. The last block begins with the third of three equal tokens.
+    recall, others = {(1, 1): 117, (2, 2): 2, (3, 4): 6}, [7, 6, 123]
+    curve = loss_by_context(Known(), data(tokens=tokens), max_context=4, n_blocks=3, block_len=2)
+    by_distance = iter(curve.recall)
+    for point, context in zip(curve.points, [0, 1, 2, 4], strict=True):
+        assert point.recall_targets == 3
+        assert point.recall_loss == pytest.approx(context + 0.001 * sum(recall.values()) / 3, rel=1e-4)
+        assert point.other_loss == pytest.approx(context + 0.001 * sum(others) / 3, rel=1e-4)
+        for bounds, target in recall.items():
+            assert next(by_distance) == pytest.approx((context, *bounds, 1, context + 0.001 * target), rel=1e-4)
+    assert not [*by_distance]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_blocks": 0}, "n_blocks = 0"),
+        ({"block_len": 0}, "block_len = 0: set it to 1 .. 3"),
+        ({"block_len": 4}, "block_len = 4: set it to 1 .. 3"),
+        ({"max_context": 0}, "max_context = 0"),
+        ({"max_context": 9, "block_len": 2}, "max_context = 9: no document has that many tokens"),
+    ],
+)
+def test_settings_that_can_not_be_used(settings, message):
+    with pytest.raises(SettingError, match=message):
+        loss_by_context(Known(), data(), **settings)
+    loss_by_context(Known(), data(), n_blocks=1, block_len=1, max_context=1)  # the least
+
+
+CURVE = ContextCurve(
+    [
+        ContextLoss(0, 3.0, 0.5, 20.5, 6, 3, 2.5, 2, 3.25),
+        ContextLoss(1, 2.5, 0.25, 12.0, 6, 3, 1.0, 2, 3.25),
+        ContextLoss(4, 2.0, 0.125, 7.5, 6, 3, 0.5, 2, 2.75),
+    ],
+    [RecallLoss(n, *bins, 2, loss) for n, loss in ((0, 2.5), (1, 1.0), (4, 0.5)) for bins in ((1, 1), (3, 4))],
+)
+
+
+def test_the_plot_shows_the_curve_and_its_uncertainty():
+    of_all, by_distance = plot(CURVE, "A model").axes
+    (container,) = of_all.containers
     line, _, (bars,) = container.lines
-    assert list(line.get_xdata()) == [0, 1, 2, 4, 5]
-    assert list(line.get_ydata()) == [point.loss for point in POINTS]
-    for segment, point in zip(bars.get_segments(), POINTS, strict=True):
-        assert segment[:, 1] == pytest.approx([point.loss - 0.25, point.loss + 0.25])
-    assert figure.get_suptitle() == "LLP: 128 tokens"
-    assert "tokens" in axes.get_xlabel()
-    assert "nats" in axes.get_ylabel()
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert sorted(labels) == ["mean of 32 blocks ± its standard error", "other tokens", "recall tokens"]
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert drawn["recall tokens"] == [[n, 2.0 - n / 8] for n in CONTEXTS]
-    assert drawn["other tokens"] == [[n, 4.0 - n / 8] for n in CONTEXTS]
+    assert line.get_xydata().tolist() == [[0, 3.0], [1, 2.5], [4, 2.0]]
+    for segment, point in zip(bars.get_segments(), CURVE.points, strict=True):
+        assert segment[:, 1].tolist() == [point.loss - point.standard_error, point.loss + point.standard_error]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in of_all.lines}
+    assert drawn["recall tokens"] == [[0, 2.5], [1, 1.0], [4, 0.5]]
+    assert drawn["other tokens"] == [[0, 3.25], [1, 3.25], [4, 2.75]]
+    labels = {text.get_text() for text in of_all.get_legend().get_texts()}
+    assert labels == {"mean of 3 blocks ± its standard error", "other tokens", "recall tokens"}
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in by_distance.lines}
+    assert drawn == {name: [[0, 2.5], [1, 1.0], [4, 0.5]] for name in ("1 back", "3 .. 4 back")}
+    positions = of_all.xaxis.get_transform().transform(np.array([0.0, 1.0, 2.0, 4.0]))
+    assert positions[0] == 0
+    assert positions[3] - positions[2] == pytest.approx(positions[2] - positions[1])
 
 
-def test_recall_tokens_have_a_line_for_each_bin_of_distances():
-    axes = draw(CURVE, "").axes[1]
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert drawn == {
-        "1 back": [[n, 1 - n / 8] for n in CONTEXTS],
-        "3 .. 4 back": [[n, 3 - n / 8] for n in CONTEXTS],
-    }
-    assert len({line.get_color() for line in axes.lines}) == 2
-    assert len(axes.get_legend().get_texts()) == 2
-    assert draw(ContextCurve(POINTS, []), "").axes[1].get_legend() is None
+def test_a_single_block_has_no_error_to_show_and_no_recall_no_legend():
+    points = [point._replace(standard_error=math.nan, blocks=1) for point in CURVE.points]
+    of_all, by_distance = plot(ContextCurve(points, []), "").axes
+    assert "one block" in [text.get_text() for text in of_all.get_legend().get_texts()]
+    assert by_distance.get_legend() is None
 
 
-def test_a_single_block_has_no_error_to_show():
-    axes = draw(ContextCurve([point._replace(standard_error=math.nan, blocks=1) for point in POINTS], []), "").axes[0]
-    assert "one block" in [text.get_text() for text in axes.get_legend().get_texts()]
+def test_the_curve_is_written_as_tables_plot_and_tensorboard_tag(tmp_path):
+    (tmp_path / "context.csv").write_text("an older one")
+    names = ["context.csv", "context_recall.csv", "context.png"]
+    assert write(CURVE, tmp_path, "A model") == [tmp_path / name for name in names]
+    assert (tmp_path / "context.csv").read_text() == (
+        "context,loss,standard_error,perplexity,targets,blocks,recall_loss,recall_targets,other_loss\n"
+        "0,3.0,0.5,20.5,6,3,2.5,2,3.25\n1,2.5,0.25,12.0,6,3,1.0,2,3.25\n4,2.0,0.125,7.5,6,3,0.5,2,2.75\n"
+    )
+    head, first, *_ = (tmp_path / "context_recall.csv").read_text().splitlines()
+    assert (head, first) == ("context,first,last,targets,loss", "0,1,1,2,2.5")
+    assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("context/loss")] == [(0, 3.0), (1, 2.5), (4, 2.0)]
+    assert events.Tags()["images"] == ["context"]
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.")} == set(names)

@@ -1,49 +1,33 @@
-"""Which tokens can be recalled, and from how far: by hand and by the definition."""
+"""Recall tokens and the slices of a loss: by hand, against the definition token by token, and as they are plotted."""
 
 import random
+from itertools import accumulate, chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from llp.evaluation.recall import distance_bins, last_occurrences, recall_distances
+from helpers.slices_by_definition import slices_by_definition
+from llp.evaluation.recall import distance_bins, last_occurrences, loss_slices, plot, recall_distances, summary
+
+LEFT_OUT = -1.0
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         # Position i holds character i and has the next one as its target.
-        ("abcabdab", [-1, -1, -1, 0, -1, -1, 3]),
-        ("aaaa", [-1, 0, 1]),  # each next to the one before: the nearest one counts
-        ("abba", [-1, -1, -1]),  # ba is not ab
-        ("ab", [-1]),
-        ("a", []),
+        (b"abcabdab", [-1, -1, -1, 0, -1, -1, 3]),
+        (b"aaaa", [-1, 0, 1]),  # each next to the one before: the nearest one counts
+        (b"abba", [-1, -1, -1]),  # ba is not ab
+        (b"a", []),
+        ([1, 0, 1 << 8], [-1, -1]),
+        ([1 << 31, 5, 0, 5, 1 << 31], [-1, -1, -1, -1]),  # large ids are not mixed up
+        ([1 << 31, 1, 1 << 31, 1], [-1, -1, 0]),
     ],
 )
-def test_a_bigram_is_found_where_it_stood_last(text, expected):
-    assert last_occurrences(np.frombuffer(text.encode(), np.uint8)).tolist() == expected
-
-
-@pytest.mark.parametrize("bits", [8, 16, 31])
-def test_large_tokens_are_not_mixed_up(bits):
-    assert last_occurrences(np.array([1, 0, 1 << bits], np.uint32)).tolist() == [-1, -1]
-    assert last_occurrences(np.array([1 << bits, 5, 0, 5, 1 << bits], np.uint32)).tolist() == [-1, -1, -1, -1]
-    assert last_occurrences(np.array([1 << bits, 1, 1 << bits, 1], np.uint32)).tolist() == [-1, -1, 0]
-
-
-def test_only_what_the_context_holds_counts():
-    tokens = np.frombuffer(b"xyabxyaxy", np.uint8)
-    whole = np.zeros(8, np.int64)
-    #                                                      a  b  x  y  a  x  y  behind x y a b x y a x
-    assert recall_distances(tokens, whole).tolist() == [0, 0, 0, 0, 4, 4, 0, 3]
-    starts = np.array([0, 0, 0, 0, 1, 1, 1, 4])
-    # From place 1 on there is no x before the y, but y before a; the x at place 4 is the first of the last context.
-    assert recall_distances(tokens, starts).tolist() == [0, 0, 0, 0, 0, 4, 0, 3]
-    assert recall_distances(tokens, starts + (np.arange(8) == 7))[-1] == 0
-
-
-def test_the_token_that_a_document_begins_with_counts_like_any_other():
-    """A line's end precedes the text `a \\n a`, so the second a completes a bigram with it again."""
-    assert recall_distances(np.frombuffer(b"\na\na", np.uint8), np.zeros(3, np.int64)).tolist() == [0, 0, 2]
+def test_a_bigram_is_found_where_it_last_occurred(text, expected):
+    assert last_occurrences(np.array([*text], np.uint32)).tolist() == expected
 
 
 def test_distances_by_definition():
@@ -58,16 +42,128 @@ def test_distances_by_definition():
         assert recall_distances(np.array(text, np.uint16), np.array(starts)).tolist() == expected
 
 
+def test_the_token_that_a_document_begins_with_counts_like_any_other():
+    """A line's end precedes the text `a \\n a`, so the second a completes a bigram with it again."""
+    assert recall_distances(np.frombuffer(b"\na\na", np.uint8), np.zeros(3, np.int64)).tolist() == [0, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("longest", "expected"),
     [
         (1, [(1, 1)]),
-        (2, [(1, 1), (2, 2)]),
         (3, [(1, 1), (2, 2), (3, 4)]),
         (4, [(1, 1), (2, 2), (3, 4)]),
-        (5, [(1, 1), (2, 2), (3, 4), (5, 8)]),
         (9, [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16)]),
     ],
 )
 def test_bins_end_at_powers_of_two(longest, expected):
     assert distance_bins(longest) == expected
+
+
+# Slices
+
+
+def written(path, documents, losses, window_len, stride):
+    """A file of losses and a loader for these documents, each its start token and its tokens."""
+    nats = [LEFT_OUT if loss is None else loss for document in losses for loss in document]
+    path.write_bytes(np.array(nats, np.float32).tobytes())
+    starts = [0, *accumulate(map(len, documents))][:-1]
+    return SimpleNamespace(
+        documents=[
+            SimpleNamespace(start=start, tokens=len(document) - 1)
+            for start, document in zip(starts, documents, strict=True)
+        ],
+        file=SimpleNamespace(tokens=np.array([*chain(*documents)], np.uint16)),
+        protocol={"window_len": window_len, "stride": stride},
+    )
+
+
+def test_slices_by_hand(tmp_path):
+    """Windows of 4 inputs that score 2: inputs 0 .. 1, 0 .. 3, 2 .. 5 and 4 .. 6. A loss tells whose it is."""
+    document = [9, 1, 2, 1, 2, 1, 2, 2]  # the start token and seven more
+    loader = written(tmp_path / "losses", [document], [[1, 2, 4, 8, 16, 32, 64]], window_len=4, stride=2)
+    assert loss_slices(tmp_path / "losses", loader, LEFT_OUT, segment_len=2) == {
+        # Predicted from 1 2 3 4 3 4 3 tokens: the last three windows begin at 0, 2 and 4.
+        "position": [
+            {"first": 1, "last": 1, "tokens": 1, "nats": 1.0},
+            {"first": 2, "last": 2, "tokens": 1, "nats": 2.0},
+            {"first": 3, "last": 3, "tokens": 3, "nats": 4.0 + 16 + 64},
+            {"first": 4, "last": 4, "tokens": 2, "nats": 8.0 + 32},
+        ],
+        # 1 2 at 3 and 4 repeats that at 1 and 2; 2 1 at 4 and 5 that at 2 and 3, where the window begins; 1 2 at 5 and
+        # 6 that at 3 and 4. 2 2 is new.
+        "recall": [{"first": 2, "last": 2, "tokens": 3, "nats": 8.0 + 16 + 32}],
+        "other": {"tokens": 4, "nats": 1.0 + 2 + 4 + 64},
+        # The 2 at 4 is predicted at 3, in one segment with 2, where it stood; the 2 at 6 likewise at 5. The 1 at 5 is
+        # predicted at 4, which begins a segment, and stood at 3.
+        "segment_len": 2,
+        "recall_by_segment": [
+            {"segments": 0, "tokens": 2, "nats": 8.0 + 32},
+            {"segments": 1, "tokens": 1, "nats": 16.0},
+        ],
+    }
+
+
+@pytest.mark.parametrize("segment_len", [None, 3])
+def test_slices_by_definition(tmp_path, segment_len):
+    rng = random.Random(0)
+    for _ in range(30):
+        window_len = rng.choice([1, 2, 5, 12, 33, 70, 100])
+        stride = rng.randint(1, window_len)
+        documents = [[rng.randrange(5) for _ in range(rng.choice([1, 2, 9, 90]))] for _ in range(rng.randint(1, 6))]
+        documents.append([0, 1, 2])  # not all are empty
+        nats = [None, *(n / 64 for n in range(100))]  # sums are exact
+        losses = [[rng.choice(nats) for _ in document[1:]] for document in documents]
+        loader = written(tmp_path / "losses", documents, losses, window_len, stride)
+        content = loss_slices(tmp_path / "losses", loader, LEFT_OUT, segment_len)
+        assert content == slices_by_definition(documents, losses, window_len, stride, segment_len)
+        scored = [loss for document in losses for loss in document if loss is not None]
+        by_segment = [] if segment_len is None else [[*content["recall_by_segment"], content["other"]]]
+        for entries in (content["position"], [*content["recall"], content["other"]], *by_segment):
+            assert sum(entry["tokens"] for entry in entries) == len(scored)
+            assert sum(entry["nats"] for entry in entries) == sum(scored)
+
+
+@pytest.mark.parametrize(("window_len", "width", "number"), [(32, 1, 32), (33, 2, 17), (1024, 32, 32)])
+def test_positions_have_32_bins_or_fewer(tmp_path, window_len, width, number):
+    loader = written(tmp_path / "losses", [[*range(2000)]], [[1.0] * 1999], window_len, window_len)
+    bins = loss_slices(tmp_path / "losses", loader, LEFT_OUT)["position"]
+    assert [entry["first"] for entry in bins] == [1 + k * width for k in range(number)]
+    assert [entry["last"] for entry in bins] == [*(entry["first"] - 1 for entry in bins[1:]), window_len]
+
+
+CONTENT = {
+    "position": [
+        {"first": 1, "last": 32, "tokens": 4, "nats": 12.0},
+        {"first": 33, "last": 64, "tokens": 4, "nats": 8.0},
+    ],
+    "recall": [{"first": 1, "last": 1, "tokens": 2, "nats": 1.0}, {"first": 3, "last": 4, "tokens": 1, "nats": 2.0}],
+    "other": {"tokens": 5, "nats": 17.0},
+    "segment_len": 16,
+    "recall_by_segment": [{"segments": 0, "tokens": 3, "nats": 3.0}],
+}
+NO_RECALL = {**CONTENT, "recall": [], "segment_len": None, "recall_by_segment": None}
+
+
+def test_the_plot_shows_means_over_position_and_distance():
+    by_position, by_distance = plot(CONTENT, "A model").axes
+    assert by_position.lines[0].get_xydata().tolist() == [[32, 3.0], [64, 2.0]]
+    recall, other, segment = by_distance.lines
+    assert recall.get_xydata().tolist() == [[1, 0.5], [4, 2.0]]
+    assert set(other.get_ydata()) == {3.4}
+    assert set(segment.get_xdata()) == {16}
+    labels = [text.get_text() for text in by_distance.get_legend().get_texts()]
+    assert labels == ["recall tokens", "other tokens", "length of a segment"]
+    assert by_distance.get_xscale() == "log"
+    assert [line.get_label() for line in plot(NO_RECALL, "").axes[1].lines] == ["recall tokens", "other tokens"]
+
+
+@pytest.mark.parametrize(
+    ("content", "recall", "other"),
+    [
+        (CONTENT, ["recall tokens", "3", "37.5%", "1.0000"], ["other tokens", "5", "62.5%", "3.4000"]),
+        (NO_RECALL, ["recall tokens", "0", "0.0%", "-"], ["other tokens", "5", "100.0%", "3.4000"]),
+    ],
+)
+def test_the_summary_has_the_mean_of_both_kinds(content, recall, other):
+    assert summary(content) == [["", "tokens", "share", "loss"], recall, other]

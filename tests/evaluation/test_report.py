@@ -1,4 +1,4 @@
-"""The figures of a report by hand: a whole split or a part of it, documents, official words, the unigram model."""
+"""The metrics of a report by hand: a whole split or a part of it, documents, official words, the unigram model."""
 
 import csv
 import hashlib
@@ -7,31 +7,27 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from lightning.pytorch.trainer.states import TrainerFn
 
 import llp
 from datamodules import TextFiles
 from helpers.documents import Document
 from helpers.small_models import build
 from llp.atomic_files import checked_json
-from llp.errors import SettingError
-from llp.evaluation.causality_check import CausalityCheck
-from llp.evaluation.report import TestReport, scored_context, with_unigram
-from llp.evaluation.tables import aligned, format_table, write_csv, write_json
-from llp.scoring.metric import Score
+from llp.evaluation.report import format_table, scored_context, with_unigram
+from llp.evaluation.tables import readable, with_rule, write_csv, write_json
+from llp.scoring.metric import Score, ScoringBatch
 from llp.training import software
 from llp.training.software import git_commit
 
-FIGURES = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
+METRICS = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
 
 
-def figures(nats, tokens, words, n_bytes):
+def metrics(nats, tokens, words, n_bytes):
     """The definitions, again."""
     return {
         "loss": nats / tokens,
@@ -50,7 +46,8 @@ def scored(*batches, documents=DOCUMENTS, official_words=None):
     """A score of windows: (document, nats of each token) in each batch, all of one size there."""
     metric = Score(documents, official_words)
     for batch in batches:
-        metric.update(torch.stack([nats for _, nats in batch]), torch.tensor([number for number, _ in batch]))
+        numbers, nats = torch.tensor([number for number, _ in batch]), torch.stack([nats for _, nats in batch])
+        metric.update(nats, ScoringBatch(nats, nats, numbers))
     return metric
 
 
@@ -70,7 +67,7 @@ def test_official_words_are_those_of_the_whole_split():
         sizes = [(row["tokens"], row["words"], row["plain_words"], row["bytes"], row["nats"]) for row in (whole, a, b)]
         assert sizes == [(150, words, 46, 900, 200), (100, 40, 30, 600, 100), (50, 20, 16, 300, 100)]
         for row, expected in ((whole, (200, 150, words, 900)), (a, (100, 100, 40, 600)), (b, (100, 50, 20, 300))):
-            assert {name: row[name] for name in FIGURES} == pytest.approx(figures(*expected))
+            assert {name: row[name] for name in METRICS} == pytest.approx(metrics(*expected))
         assert whole["plain_word_perplexity"] == pytest.approx(math.exp(200 / 46))
         assert b["plain_word_perplexity"] == pytest.approx(math.exp(100 / 16))
 
@@ -82,18 +79,13 @@ def test_a_part_of_a_split_has_no_official_words():
     sizes = [(row["tokens"], row["words"], row["plain_words"], row["bytes"], row["nats"]) for row in (whole, a, b)]
     # Of a 75 of 100 tokens: 30 of 40 words, 22.5 of 30; of b 25 of 50: 10 of 20 words, 8 of 16.
     assert sizes == [(100, 40, 30, 600, 125), (75, 30, 22, 450, 75), (25, 10, 8, 150, 50)]
-    assert {name: whole[name] for name in FIGURES} == pytest.approx(figures(125, 100, 40, 600))
-    assert metric.total() == pytest.approx(figures(125, 100, 40, 600))
+    assert {name: whole[name] for name in METRICS} == pytest.approx(metrics(125, 100, 40, 600))
+    assert metric.total() == pytest.approx(metrics(125, 100, 40, 600))
     whole, _, b = scored(*WHOLE[2:], WHOLE[1][1:], official_words=77).rows()  # of b nothing at all
     assert (whole["tokens"], whole["words"]) == (50, 20)
     assert (b["tokens"], b["words"], b["bytes"]) == (0, 0, 0)
     assert math.isnan(b["loss"])
     assert math.isnan(b["bits_per_byte"])
-
-
-def test_a_text_without_tokens_has_no_figure():
-    _, _, b = scored(WHOLE[2]).rows()
-    assert all(math.isnan(b[name]) for name in (*FIGURES, "plain_word_perplexity"))
 
 
 def test_a_single_document_is_the_whole():
@@ -105,7 +97,7 @@ def test_an_empty_document_counts_for_nothing():
     whole, _, empty = scored([(0, ones(100))], documents=[DOCUMENTS[0], Document("c", 0, 0, 0, 0)]).rows()
     assert (whole["tokens"], whole["loss"]) == (100, 1)
     assert (empty["tokens"], empty["nats"]) == (0, 0)
-    assert math.isnan(empty["loss"])
+    assert all(math.isnan(empty[name]) for name in (*METRICS, "plain_word_perplexity"))
 
 
 def test_nats_are_summed_in_float64():
@@ -132,32 +124,27 @@ def test_the_unigram_model_beside_the_model():
     rows = scored(*WHOLE, official_words=77).rows()
     whole, a, b = with_unigram(rows, [300.0, 200.0])
     for row, expected in ((whole, (500, 150, 77, 900)), (a, (300, 100, 40, 600)), (b, (200, 50, 20, 300))):
-        got = {name: row[f"unigram_{name}"] for name in FIGURES}
-        assert got == pytest.approx(figures(*expected))
+        got = {name: row[f"unigram_{name}"] for name in METRICS}
+        assert got == pytest.approx(metrics(*expected))
     assert whole["loss"] == rows[0]["loss"]
     (single,) = with_unigram(scored([(0, ones(100))], documents=DOCUMENTS[:1]).rows(), [250.0])
     assert single["unigram_loss"] == 2.5
 
 
-class Dense:
-    """Each position is predicted from all of its window."""
-
-    def context_lens(self, n):
-        return torch.arange(1, n + 1)
-
-
-def test_context_of_scored_tokens():
-    shapes = Counter({(10, 4, True): 2, (10, 3, False): 5, (6, 2, False): 1, (2, 2, True): 1})
-    # (10, 4): 7 + 8 + 9 + 10 = 34, twice; (10, 3): 8 + 9 + 10 = 27, five times; (6, 2): 5 + 6; (2, 2): 1 + 2
-    mean = (2 * 34 + 5 * 27 + 11 + 3) / (8 + 15 + 2 + 2)
-    expected = {"context_least": 5, "context_mean": pytest.approx(mean), "context_greatest": 10}
-    assert scored_context(Dense(), shapes) == expected
-    assert scored_context(Dense(), Counter({(6, 2, False): 1, (10, 3, False): 5}))["context_least"] == 5
-    single = {"context_least": None, "context_mean": 4.0, "context_greatest": 7}
-    assert scored_context(Dense(), Counter({(7, 7, True): 3})) == single
-    sliding = build("SlidingWindow", n_layers=2)  # of 5 positions: a reach of 8
-    found = scored_context(sliding, Counter({(6, 6, True): 1, (12, 6, False): 1}))
-    assert found == {"context_least": 7, "context_mean": (21 + 7 + 8 + 4 * 9) / 12, "context_greatest": 9}
+@pytest.mark.parametrize(
+    ("name", "settings", "shapes", "expected"),
+    [
+        # (10, 4): 7 + 8 + 9 + 10 = 34, twice; (10, 3): 8 + 9 + 10 = 27, five times; (6, 2): 5 + 6; (2, 2): 1 + 2
+        ("Transformer", {}, {(10, 4, True): 2, (10, 3, False): 5, (6, 2, False): 1, (2, 2, True): 1},
+         (5, (2 * 34 + 5 * 27 + 11 + 3) / (8 + 15 + 2 + 2), 10)),
+        ("Transformer", {}, {(6, 2, False): 1, (10, 3, False): 5}, (5, (11 + 5 * 27) / 17, 10)),
+        ("Transformer", {}, {(7, 7, True): 3}, (None, 4.0, 7)),
+        ("SlidingWindow", {"n_layers": 2}, {(6, 6, True): 1, (12, 6, False): 1}, (7, (21 + 7 + 8 + 4 * 9) / 12, 9)),
+    ],
+)  # fmt: skip
+def test_context_of_scored_tokens(name, settings, shapes, expected):
+    found = scored_context(build(name, **settings).geometry, shapes)
+    assert [*found.values()] == [pytest.approx(value) for value in expected]
 
 
 def test_the_table():
@@ -171,16 +158,16 @@ def test_the_table():
         "context_least": 1025,
         "context_mean": 1234.56,
         "context_greatest": 2048,
-        "certificate": {"causal": True},
+        "certificate": {"causal": True, "probes": [{"length": 9, "positions": [3, 8]}]},
     }
     lines = format_table(rows, protocol).splitlines()
     cells = [line.split() for line in lines]
-    assert cells[0] == ["split", "document", "model", "tokens", "words", "bytes", *FIGURES]
+    assert cells[0] == ["split", "document", "model", "tokens", "words", "bytes", *METRICS]
     assert set(lines[1]) == {"-"}
     assert len(lines[1]) == max(len(line) for line in lines[:8])
-    own = [f"{value:,.4f}" for value in figures(200, 150, 60, 900).values()]
+    own = [f"{value:,.4f}" for value in metrics(200, 150, 60, 900).values()]
     assert cells[2] == ["test", "(all)", "Model", "150", "60", "900", *own]
-    assert cells[3] == ["unigram", *(f"{value:,.4f}" for value in figures(500, 150, 60, 900).values())]
+    assert cells[3] == ["unigram", *(f"{value:,.4f}" for value in metrics(500, 150, 60, 900).values())]
     assert cells[4][:6] == ["test", "a", "Model", "100", "40", "600"]
     assert cells[6][:6] == ["test", "b", "Model", "50", "20", "300"]
     for own, unigram in (lines[2:4], lines[4:6], lines[6:8]):  # a figure stands under a figure
@@ -190,8 +177,8 @@ def test_the_table():
     assert "first window, from 1,234.6 tokens on average, and from at most 2,048." in text
     assert "Words: as they come." in text
     assert f"whitespace-separated words (46), the word perplexity is {math.exp(200 / 46):,.4f}" in text
-    assert "Certified: no logit" in text
-    # Without what a part of a split can't know, and without a certificate.
+    assert "Probed for causality at 2 positions" in text
+    # Without what a part of a split can't know, and without a check of causality.
     for key in ("context_least", "context_mean", "context_greatest", "certificate"):
         del protocol[key]
     rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[Document("a", 100, 7, 600)]).rows()]
@@ -199,16 +186,48 @@ def test_the_table():
     assert "unigram" not in text
     assert "predicted from" not in text
     assert "whitespace-separated words" not in text  # they are the same
-    assert "ertified" not in text
+    assert "robed" not in text
     protocol |= {"context_least": None, "context_mean": 3.0, "context_greatest": 5, "certificate": {"causal": None}}
     text = format_table(rows, protocol)
     assert "a token is predicted from 3.0 tokens on average, and from at most 5." in text
-    assert "NOT certified" in text
+    assert "NOT probed" in text
+
+
+@pytest.mark.parametrize(
+    ("n_documents", "n_shown", "n_more"), [(1, 1, 0), (9, 9, 0), (10, 10, 0), (11, 10, 1), (99, 10, 89)]
+)
+def test_the_table_shows_ten_documents_and_says_where_the_others_are(n_documents, n_shown, n_more):
+    """Documents of which nothing was scored are left out."""
+    documents = [Document(f"document {number}", 1, 1, 1) for number in range(-1, n_documents)]
+    metric = scored(*([(number, ones(1))] for number in range(1, n_documents + 1)), documents=documents)
+    protocol = {"architecture": "llp.LLP", "complete": False, "window_len": 64, "stride": 32, "word_count": "words"}
+    text = format_table([{"split": "test", **row} for row in metric.rows()], protocol)
+    shown = [f"document {number} " in text for number in range(-1, n_documents)]
+    assert shown == [False] + [True] * n_shown + [False] * n_more
+    assert (f"\n… and {n_more} more in test.csv\n" in text) == ("more in" in text) == (n_more > 0)
+    assert "(part)" in text
+    assert "(all)" not in text
 
 
 def test_columns_are_aligned():
     table = [["a", "name", "1"], ["long", "b", "1,000"], ["", "c", ""]]
-    assert aligned(table, n_left=2) == ["a     name      1", "long  b     1,000", "      c"]
+    assert with_rule(table, n_left=2) == ["a     name      1", "-" * 17, "long  b     1,000", "      c"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12_000_000_000, "12,000,000,000"),  # a count is exact
+        (3_612_321.7625, "3,612,321.7625"),
+        (999_999_999.0, "999,999,999.0000"),
+        (1e9, "1.0e9"),
+        (9.97e300, "1.0e301"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_numbers_of_any_size_are_short(value, text):
+    assert readable(value) == text
 
 
 # Files
@@ -291,7 +310,7 @@ def test_a_partial_report_by_hand(run, trained):
     assert row["plain_words"] == round(plain_words * 80 / n)
     assert n > 800
     assert row["nats"] == pytest.approx(nats, rel=1e-6)
-    assert {name: row[name] for name in FIGURES} == pytest.approx(figures(nats, 80, row["words"], 80), rel=1e-5)
+    assert {name: row[name] for name in METRICS} == pytest.approx(metrics(nats, 80, row["words"], 80), rel=1e-5)
     assert row["plain_word_perplexity"] == pytest.approx(math.exp(nats / row["plain_words"]), rel=1e-5)
     assert not [key for key in row if "unigram" in key]
     assert not [key for key in protocol if "context" in key]
@@ -346,15 +365,15 @@ def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
         unigram = -sum(math.log((counts[byte] + 1) / total) for byte in text)
         assert row["document"] == f"test/{name}.txt"
         assert (row["tokens"], row["bytes"], row["words"], row["plain_words"]) == (n, n, n_words, n_words)
-        assert {key: row[key] for key in FIGURES} == pytest.approx(figures(nats, n, n_words, n), rel=1e-5)
-        expected = {f"unigram_{key}": value for key, value in figures(unigram, n, n_words, n).items()}
+        assert {key: row[key] for key in METRICS} == pytest.approx(metrics(nats, n, n_words, n), rel=1e-5)
+        expected = {f"unigram_{key}": value for key, value in metrics(unigram, n, n_words, n).items()}
         assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-9)
         sums = [so_far + more for so_far, more in zip(sums, (nats, unigram, n, n_words), strict=True)]
         contexts += [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]
     nats, unigram, n, n_words = sums
     assert (whole["document"], whole["tokens"], whole["words"], whole["plain_words"]) == (None, n, 300, n_words)
-    assert {key: whole[key] for key in FIGURES} == pytest.approx(figures(nats, n, 300, n), rel=1e-5)
-    expected = {f"unigram_{key}": value for key, value in figures(unigram, n, 300, n).items()}
+    assert {key: whole[key] for key in METRICS} == pytest.approx(metrics(nats, n, 300, n), rel=1e-5)
+    expected = {f"unigram_{key}": value for key, value in metrics(unigram, n, 300, n).items()}
     assert {key: whole[key] for key in expected} == pytest.approx(expected, rel=1e-9)
     assert whole["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_words), rel=1e-5)
     assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
@@ -363,7 +382,7 @@ def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
 
     status, out, err = run("validate", "--ckpt_path", checkpoint)  # which probes nothing, and says nothing of it
     assert status == 0, err
-    assert "ertified" not in out
+    assert "robed" not in out
     assert "unigram" in out
 
     status, out, err = run("test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", 1)
@@ -371,128 +390,3 @@ def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
     row = checked_json((folder / "test.json").read_text())["rows"][0]
     assert row["words"] == row["plain_words"] < 300  # counted ones, in proportion
     assert "PARTIAL" in out
-
-
-# When and where
-
-
-class Reported:
-    """A scored split of two documents, 100 and 50 tokens; everything that the report asks is a stand-in."""
-
-    def __init__(self, monkeypatch, folder, scored=(100, 50), stage=TrainerFn.TESTING, ckpt_path=None):
-        self.asked = []
-        documents = [Document("a", 100, 40, 600), Document("b", 50, 20, 300)]
-        self.model = SimpleNamespace(
-            score=Score(documents), context_lens=lambda n: torch.arange(1, n + 1), loaded_from=None, exported=None
-        )
-        for number, n in enumerate(scored):
-            self.model.score.update(torch.full((1, n), 2.0), torch.tensor([number]))
-
-        def loader(split):
-            return SimpleNamespace(
-                split=split,
-                protocol={"stride": 9},
-                documents=documents,
-                window_shapes=Counter({(10, 10, True): 1}),
-                unigram_nats=lambda: self.asked.append("unigram") or [500.0, 250.0],
-            )
-
-        monkeypatch.setattr(
-            "llp.evaluation.report.model_protocol", lambda model, path, precision: {"model": "m", "checkpoint": path}
-        )
-        monkeypatch.setattr(
-            "llp.evaluation.report.format_table",
-            lambda rows, protocol: f"table of {len(rows)} rows, {len(protocol)} notes",
-        )
-        certificate = CausalityCheck()
-        certificate.outcome = {"causal": True}
-        self.trainer = SimpleNamespace(
-            state=SimpleNamespace(fn=stage),
-            is_global_zero=True,
-            test_dataloaders=loader("test"),
-            val_dataloaders=loader("validation"),
-            callbacks=[object(), certificate],
-            ckpt_path=ckpt_path,
-            precision="32-true",
-            log_dir=None,
-            default_root_dir=str(folder),
-            limit_test_batches=0.0,
-            limit_val_batches=0.5,
-        )
-
-    def __call__(self):
-        TestReport().teardown(self.trainer, self.model, "any")
-
-
-def test_a_whole_report_stands_beside_its_baseline_in_its_file(monkeypatch, tmp_path, capsys):
-    reported = Reported(monkeypatch, tmp_path)
-    reported()
-    content = checked_json((tmp_path / "test.json").read_text())
-    assert content["protocol"] == {
-        "model": "m",
-        "checkpoint": None,
-        "stride": 9,
-        "complete": True,
-        "context_least": None,
-        "context_mean": 5.5,
-        "context_greatest": 10,
-        "certificate": {"causal": True},
-    }
-    assert [(row["split"], row["document"], row["tokens"]) for row in content["rows"]] == [
-        ("test", None, 150), ("test", "a", 100), ("test", "b", 50)
-    ]  # fmt: skip
-    assert [row["loss"] for row in content["rows"]] == [2.0] * 3
-    assert [row["unigram_loss"] for row in content["rows"]] == [5.0] * 3
-    out = capsys.readouterr().out
-    written = f"Written to {tmp_path / 'test.json'} and {tmp_path / 'test.csv'}\n"
-    assert out == f"table of 3 rows, 8 notes\n{written}"
-    assert (tmp_path / "test.csv").read_text().count("\n") == 4
-
-
-def test_a_report_of_a_part_says_so_and_has_no_baseline(monkeypatch, tmp_path, capsys):
-    (tmp_path / "run/checkpoints").mkdir(parents=True)
-    path = str(tmp_path / "run/checkpoints/best.ckpt")
-    reported = Reported(monkeypatch, tmp_path, scored=(100, 20), stage=TrainerFn.VALIDATING, ckpt_path=path)
-    reported()
-    content = checked_json((tmp_path / "run/validation.json").read_text())  # in the run of the checkpoint
-    assert content["protocol"] == {"model": "m", "checkpoint": path, "stride": 9, "complete": False}
-    assert [(row["split"], row["tokens"]) for row in content["rows"]] == [
-        ("validation", 120), ("validation", 100), ("validation", 20)
-    ]  # fmt: skip
-    assert "unigram_loss" not in content["rows"][0]
-    assert reported.asked == []
-    expected = "PARTIAL: 120 of 150 tokens were scored; words and bytes are scaled in proportion.\n"
-    assert expected in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints", "validation.json", "validation.csv"}
-
-
-@pytest.mark.parametrize("stage", [TrainerFn.FITTING, TrainerFn.PREDICTING])
-def test_only_tests_and_validations_of_their_own_report(monkeypatch, tmp_path, capsys, stage):
-    Reported(monkeypatch, tmp_path, stage=stage)()
-    assert [*tmp_path.iterdir()] == []
-    assert capsys.readouterr().out == ""
-
-
-def test_only_the_first_process_reports_and_all_sum_up(monkeypatch, tmp_path, capsys):
-    reported = Reported(monkeypatch, tmp_path)
-    reported.trainer.is_global_zero = False
-    compute = reported.model.score.compute
-    monkeypatch.setattr(reported.model.score, "compute", lambda: reported.asked.append("compute") or compute())
-    reported()
-    assert reported.asked == ["compute"]
-    assert [*tmp_path.iterdir()] == []
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    ("stage", "message"),
-    [
-        (TrainerFn.TESTING, r"^trainer.limit_test_batches = 0.0: nothing was scored"),
-        (TrainerFn.VALIDATING, r"^trainer.limit_val_batches = 0.5: nothing was scored"),
-    ],
-)
-def test_where_nothing_was_scored_there_is_no_report(monkeypatch, tmp_path, stage, message):
-    reported = Reported(monkeypatch, tmp_path, stage=stage)
-    del reported.model.score
-    with pytest.raises(SettingError, match=message):
-        reported()

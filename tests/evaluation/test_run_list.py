@@ -3,13 +3,12 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import yaml
 
-from llp.evaluation.run_list import differing_settings, find_runs, format_runs
+from llp.errors import SettingError
+from llp.evaluation.run_list import find_runs, format_runs, write_runs
 from llp.training.run_lock import locked
 
 CONFIG = {
@@ -54,7 +53,13 @@ def write_report(path, bits, step=4, complete=True, text="abc"):
 
 
 def names(root):
-    return [run.name for run in find_runs(root / "lightning_logs")]
+    return [*find_runs(root / "lightning_logs").run]
+
+
+def settings(root):
+    """The columns of the settings that differ."""
+    runs = find_runs(root)
+    return {name.removeprefix("settings."): [*runs[name]] for name in runs if name.startswith("settings.")}
 
 
 def test_runs_are_sorted_by_test_then_validation(tmp_path):
@@ -65,7 +70,7 @@ def test_runs_are_sorted_by_test_then_validation(tmp_path):
     part = make_run(tmp_path, "e", validation=4.0)
     write_report(part / "test.json", 0.1, complete=False)  # of a part: no figure to compare by
     assert names(tmp_path) == ["b", "c", "d", "a", "e"]
-    assert [run.name for run in find_runs(tmp_path)] == names(tmp_path)  # the folder above is understood too
+    assert [*find_runs(tmp_path).run] == names(tmp_path)  # the folder above is understood too
 
 
 def test_only_settings_that_differ_are_shown_under_short_names(tmp_path):
@@ -75,22 +80,21 @@ def test_only_settings_that_differ_are_shown_under_short_names(tmp_path):
         "class_path": "datamodules.Bytes"}, "path": "text", "window_len": 32}},
         "model": {"class_path": "llp.Transformer", "init_args": {"dim": 16, "tokenizer": 1}}}  # fmt: skip
     make_run(tmp_path, "c", settings=other)
-    assert differing_settings(find_runs(tmp_path)) == {
+    assert settings(tmp_path) == {
         "learning_rate": [0.02, 0.01, None],
         "segment_len": [8, 8, None],
         "data.tokenizer": ["datamodules.SentencePiece", "datamodules.SentencePiece", "datamodules.Bytes"],
         "vocab_size": [1000, 1000, None],
         "model.tokenizer": [None, None, 1],
     }
-    assert differing_settings(find_runs(tmp_path)[:1]) == {}
 
 
-def test_places_of_files_are_no_settings(tmp_path):
+def test_paths_are_no_settings(tmp_path):
     make_run(tmp_path, "a")
     trainer = {"max_steps": 6, "callbacks": None, "default_root_dir": "elsewhere"}
     make_run(tmp_path, "b", settings={"trainer": trainer, "data": {**CONFIG["data"], "init_args": {
         **CONFIG["data"]["init_args"], "cache_dir": "elsewhere"}}})  # fmt: skip
-    assert differing_settings(find_runs(tmp_path)) == {}
+    assert settings(tmp_path) == {}
 
 
 def test_the_table(tmp_path):
@@ -111,19 +115,27 @@ def test_the_table(tmp_path):
 def test_a_run_whose_process_lives_is_running(tmp_path):
     killed, alive = make_run(tmp_path, "killed", state="running"), make_run(tmp_path, "alive", state="running")
     with locked(alive):
-        assert {run.name: run.state for run in find_runs(tmp_path)} == {"killed": "unfinished", "alive": "running"}
+        runs = find_runs(tmp_path)
+        assert dict(zip(runs.run, runs.state, strict=True)) == {"killed": "unfinished", "alive": "running"}
     with locked(killed), locked(alive):  # to look leaves no lock behind
         pass
 
 
-def test_the_best_validation_is_the_least_of_whole_ones(tmp_path):
+@pytest.mark.parametrize(
+    ("bits", "step", "complete", "expected"),
+    [(1.9, 6, True, (1.9, 6)), (2.1, 4, True, (2.0, 4)), (1.0, 4, False, (2.0, 4))],
+)
+def test_the_best_validation_is_the_least_of_whole_ones(tmp_path, bits, step, complete, expected):
     folder = make_run(tmp_path, "a", validation=2.0)
-    write_report(folder / "validation.json", 1.9, step=6)
-    assert [(run.validation.bits_per_byte, run.validation.step) for run in find_runs(tmp_path)] == [(1.9, 6)]
-    write_report(folder / "validation.json", 2.1)
-    assert [run.validation.bits_per_byte for run in find_runs(tmp_path)] == [2.0]
+    write_report(folder / "validation.json", bits, step, complete)
+    runs = find_runs(tmp_path)
+    assert (runs.validation_bits_per_byte[0], runs.validation_step[0]) == expected
+
+
+def test_a_metric_of_a_part_is_marked(tmp_path):
+    folder = make_run(tmp_path, "a")
     write_report(folder / "validation.json", 1.0, complete=False)
-    assert [run.validation.bits_per_byte for run in find_runs(tmp_path)] == [2.0]
+    assert "* on a part" not in format_runs(find_runs(tmp_path))
     (folder / "run.json").unlink()
     text = format_runs(find_runs(tmp_path))
     assert "*1.0000" in text
@@ -143,10 +155,11 @@ def test_tests_on_different_texts_are_not_held_against_each_other_in_silence(tmp
 def test_a_damaged_file_is_named_and_the_run_is_shown(tmp_path, name, content):
     folder = make_run(tmp_path, "a", test=1.0)
     (folder / name).write_bytes(content)
-    (run,) = find_runs(tmp_path)
-    assert run.damaged == ([] if (name, content) == ("config.yaml", b"{}") else [name])
-    text = format_runs([run])
-    assert (f"Damaged: a/{name}" in text) == bool(run.damaged)
+    runs = find_runs(tmp_path)
+    expected = "" if (name, content) == ("config.yaml", b"{}") else name
+    assert [*runs.damaged] == [expected]
+    text = format_runs(runs)
+    assert (f"Damaged: a/{name}" in text) == bool(expected)
     assert text.splitlines()[2].startswith("a  ")
 
 
@@ -162,14 +175,13 @@ def test_one_other_digit_is_damage(run, trained, name, key):
     """The files as a run writes them: valid with other digits, too."""
     path = trained / name
     assert run("test", "--ckpt_path", trained)[0] == 0
-    (whole,) = find_runs(trained.parent)
-    assert whole.damaged == []
+    assert [*find_runs(trained.parent).damaged] == [""]
     text = path.read_text()
     place = text.index(key) + len(key)
     path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
-    (run_,) = find_runs(trained.parent)
-    assert run_.damaged == [name]
-    assert f"Damaged: run/{name}" in format_runs([run_])
+    runs = find_runs(trained.parent)
+    assert [*runs.damaged] == [name]
+    assert f"Damaged: run/{name}" in format_runs(runs)
 
 
 def test_runs_of_which_little_is_there(tmp_path):
@@ -183,35 +195,31 @@ def test_runs_of_which_little_is_there(tmp_path):
     write_report(logs / "diverged/test.json", math.nan)
     text = (logs / "diverged/test.json").read_text()
     (logs / "diverged/test.json").write_text(text.replace("NaN", "null"))  # as reports write it
-    runs = {run.name: run for run in find_runs(tmp_path)}
-    assert {name: run.state for name, run in runs.items()} == {
-        "configured": "not started", "old": "unknown", "diverged": "not started",
-    }  # fmt: skip
-    assert not any(run.damaged for run in runs.values())
-    assert runs["diverged"].test is None
-    assert runs["configured"].architecture == "llp.LLP"
-    assert len(format_runs(list(runs.values())).splitlines()) == 2 + 3
+    runs = find_runs(tmp_path)
+    by_name = runs.set_index("run")
+    assert by_name.state.to_dict() == {"configured": "not started", "old": "unknown", "diverged": "not started"}
+    assert not runs.damaged.any()
+    assert by_name.test_loss["diverged"] is None
+    assert by_name.architecture["configured"] == "llp.LLP"
+    assert len(format_runs(runs).splitlines()) == 2 + 3
+    with pytest.raises(SettingError, match=r"FOLDER = .*nowhere: there are no runs in it"):
+        find_runs(tmp_path / "nowhere")
 
 
-def test_the_command_needs_no_torch(tmp_path):
+def test_the_runs_as_csv(tmp_path):
     make_run(tmp_path, "a", test=1.0)
     make_run(tmp_path, "b", segment_len=16)
-    code = "import sys; from llp.__main__ import main; status = main(); print(status, 'torch' in sys.modules)"
-    command = [sys.executable, "-c", code, "runs", "--csv", "runs.csv"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    *_, written, last = done.stdout.splitlines()
-    assert (written, last) == ("Written to runs.csv", "0 False")
-    with (tmp_path / "runs.csv").open(newline="") as stream:
+    with write_runs(find_runs(tmp_path), tmp_path / "runs.csv").open(newline="") as stream:
         first, second = csv.DictReader(stream)
+    assert [*first] == [
+        "run", "state", "architecture", "settings.segment_len", "parameters", "step", "total_steps", "trained_tokens",
+        "training_seconds", "validation_step", "validation_complete", "validation_loss", "validation_word_perplexity",
+        "validation_bits_per_byte", "validation_accuracy", "test_step", "test_complete", "test_loss",
+        "test_word_perplexity", "test_bits_per_byte", "test_accuracy", "damaged",
+    ]  # fmt: skip
     assert (first["run"], first["settings.segment_len"], second["settings.segment_len"]) == ("a", "8", "16")
-    assert (float(first["test_bits_per_byte"]), second["test_bits_per_byte"]) == (1.0, "")
-    assert float(second["validation_loss"]) == 3.0
-    assert float(first["training_seconds"]) == 3_723.4
-    done = subprocess.run([*command, "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stderr == (
-        "llp runs: error: FOLDER = nowhere: there are no runs in it; "
-        "name the folder that holds those of `llp fit`\n"
-    )  # fmt: skip
+    assert (first["test_bits_per_byte"], second["test_bits_per_byte"], first["step"]) == ("1.0", "", "4")
+    assert (second["validation_loss"], first["training_seconds"]) == ("3.0", "3723.4")
 
 
 def test_a_real_run(run, trained):

@@ -28,10 +28,10 @@ def test_each_token_has_a_row_with_its_loss(run, trained):
     columns = table.to_pydict()
 
     text = (trained.parents[1] / "wikitext/wiki.test.tokens").read_bytes()
-    model = llp.load(trained / "checkpoints/last.ckpt")
+    model = llp.load(trained / "checkpoints/last.ckpt").module
     tokens = torch.tensor([[10, *text]])  # a line's end precedes the text
     with torch.no_grad():
-        nats = model.decoder(tokens[:, :-1], tokens[:, 1:]).each[0]
+        nats = model.decoder.loss(tokens[:, :-1], tokens[:, 1:]).each[0]
     assert columns["loss"] == pytest.approx(nats.tolist(), rel=1e-5)
     assert bytes(columns["token"]) == text
     assert columns["place"] == list(range(len(text)))

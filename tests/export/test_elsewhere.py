@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer
 from helpers import exported, small_models
 from llp import loading
-from llp.export.hard_texts import HARD_TEXTS, trial_texts
+from llp.export.fast_tokenizer import HARD_TEXTS, trial_texts
 from llp.export.model_folder import write_folder
 from llp.generation.continuation import continue_text, generate
 from llp.generation.sampling import Sampling
@@ -51,7 +51,7 @@ def model_jobs(folder):
         )
         write_folder(path, folder / name / "export")
         jobs += [{"kind": "model", "folder": str(path.with_name("export")), "tokens": tokens.tolist(), "n_new": N_NEW}]
-        ours[name] = loading.load(path), tokens
+        ours[name] = loading.load(path).as_text_model(), tokens
     return jobs, ours
 
 
@@ -79,7 +79,7 @@ def tokenizer_jobs(folder):
         where = {"folder": str(path.with_name("export"))}
         jobs += [{"kind": "tokens", **where, "texts": texts, "skip": name != "newline"}]
         jobs += [{"kind": "pipeline", **where, "prompts": PROMPTS, "n_new": N_NEW}]
-        loaded = loading.load(path)
+        loaded = loading.load(path).as_text_model()
         ours |= {f"{name} tokens": (loaded, texts), f"{name} pipeline": loaded}
     return jobs, ours
 
@@ -88,7 +88,7 @@ def harness_jobs(folder):
     """A text of more than two windows of the harness, and a pair that fits into one."""
     where = str(folder / "bytes" / "export")
     job = {"kind": "harness", "folder": where, "text": TEXT, "pair": [TEXT[:3], TEXT[3:9]], "max_length": HARNESS_LEN}
-    return [job], {"harness": loading.load(folder / "bytes" / "a.ckpt")}
+    return [job], {"harness": loading.load(folder / "bytes" / "a.ckpt").as_text_model()}
 
 
 def given(folder):
@@ -135,8 +135,8 @@ def test_logits_are_equal_bit_for_bit(results, name):
     (model, tokens), result = results[name]
     with torch.no_grad():
         windows = [
-            model.decoder(tokens[:, window.start : window.stop])[:, -window.n_scored :]
-            for window in scoring_windows(0, N, *model.text_window)
+            model.module.decoder(tokens[:, window.start : window.stop])[:, -window.n_scored :]
+            for window in scoring_windows(0, N, *model.window)
         ]
     assert len(windows) > 1
     logits = torch.cat(windows, dim=1)
@@ -150,9 +150,9 @@ def test_logits_are_equal_bit_for_bit(results, name):
 def test_greedy_continuation_is_llps(results, name):
     (model, tokens), result = results[name]
     prompts = [row[:3].tolist() for row in tokens]
-    assert model.text_window[0] < 3 + N_NEW
+    assert model.window[0] < 3 + N_NEW
     drawn = [*prompts]
-    for number, token in generate(model, prompts, N_NEW, model.text_window, [Sampling(0)] * 2):
+    for number, token in generate(model.module, prompts, N_NEW, model.window, [Sampling(0)] * 2):
         drawn[number] = [*drawn[number], token]
     assert result["drawn"] == drawn
 
@@ -192,8 +192,8 @@ def test_the_harness_finds_what_the_definition_says(results):
     last = tokens[:, -HARNESS_LEN - 1 :]
     n_rest = parts[-1].shape[1] - 1
     with torch.no_grad():
-        nats = [model.decoder(part[:, :-1], part[:, 1:]).each[0].double() for part in (*parts[:-1], last)]
-        pair = model.decoder(tokens[:, 1:9], tokens[:, 2:10]).each[0, 2:].double()
+        nats = [model.module.decoder.loss(part[:, :-1], part[:, 1:]).each[0].double() for part in (*parts[:-1], last)]
+        pair = model.module.decoder.loss(tokens[:, 1:9], tokens[:, 2:10]).each[0, 2:].double()
     assert 1 < n_rest < HARNESS_LEN
     assert result["rolling"] == pytest.approx(-float(nats[0].sum() + nats[1].sum() + nats[2][-n_rest:].sum()), rel=1e-6)
     assert result["pair"][0] == pytest.approx(-float(pair.sum()), rel=1e-6)

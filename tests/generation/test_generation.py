@@ -68,7 +68,7 @@ class Recorder(Sampling):
 def test_a_text_is_drawn_with_the_probabilities_with_which_it_is_scored(name):
     """Those of scoring windows, computed from scratch, of a text as long as windows are full."""
     model = build(name)
-    window_len, stride = model.scoring_window(13)
+    window_len, stride = model.geometry.scoring_window(13)
     sampling, prompt = Recorder(seed=3), [1, 2, 3]
     n_drawn = 6 * stride - len(prompt)
     drawn = [token for _, token in generate(model, [prompt], n_drawn, (window_len, stride), [sampling])]
@@ -84,7 +84,7 @@ def test_a_text_is_drawn_with_the_probabilities_with_which_it_is_scored(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_text_is_the_same_alone_and_beside_others(name):
     model = build(name)
-    window, prompts = model.scoring_window(13), [[1], [1, 2, 3, 4, 5, 6, 7], [1, 5, 3]]
+    window, prompts = model.geometry.scoring_window(13), [[1], [1, 2, 3, 4, 5, 6, 7], [1, 5, 3]]
     alone = [
         [token for _, token in generate(model, [prompt], 30, window, [Sampling(seed=number)])]
         for number, prompt in enumerate(prompts)
@@ -98,9 +98,9 @@ def test_a_text_is_the_same_alone_and_beside_others(name):
 
 @pytest.mark.parametrize("name", ["LLP", "Transformer", "CompressedAttention"])
 def test_texts_with_one_prompt_are_the_same_alone_and_together(name):
-    """They end at different places, so that the memory that they share loses one after the other."""
+    """They end before the same token at different positions: the cache that they share loses one after the other."""
     model = build(name)
-    window, prompts = model.scoring_window(13), [[1, 2, 3], [1, 4], [1, 2, 3], [1, 2, 3], [1, 4]]
+    window, prompts = model.geometry.scoring_window(13), [[1, 2, 3], [1, 4], [1, 2, 3], [1, 2, 3], [1, 4]]
 
     def texts(prompts, numbers):
         drawn, samplings = [[] for _ in prompts], [Sampling(seed=number) for number in numbers]
@@ -111,31 +111,16 @@ def test_texts_with_one_prompt_are_the_same_alone_and_together(name):
     alone = [texts([prompt], [number])[0] for number, prompt in enumerate(prompts)]
     assert texts(prompts, range(5)) == alone
     assert len({*map(len, alone)}) >= 3
-
-
-def test_a_text_ends_before_the_end_token_and_others_go_on():
-    model = build("LLP")
-    window, sampling = model.scoring_window(8), {"temperature": 1.0}
-    whole = [token for _, token in generate(model, [[1]], 40, window, [Sampling(seed=1, **sampling)])]
-    end = whole[7]
-    lengths = [0, 0]
-    samplings = [Sampling(seed=1, **sampling), Sampling(seed=2, **sampling)]
-    for number, token in generate(model, [[1], [1]], 40, window, samplings, end):
-        lengths[number] += 1
-        assert token != end
-    assert lengths[0] == whole.index(end)
-    other = [token for _, token in generate(model, [[1]], 40, window, [Sampling(seed=2, **sampling)])]
-    assert lengths[1] == (other.index(end) if end in other else 40)
+    assert not any(3 in text for text in alone)
 
 
 def test_text_comes_character_by_character():
     tokenizer = Bytes()
     tokens = list("a€b😀".encode())
-    pieces = [piece for piece in stream_text(tokenizer.decode, list(b"so "), tokens) if piece]
-    assert pieces == ["a", "€", "b", "😀"]
-    assert len(list(stream_text(tokenizer.decode, list(b"so "), tokens))) == len(tokens) + 1
-    unfinished = list(stream_text(tokenizer.decode, [], [*b"x", 0xE2]))
-    assert "".join(unfinished) == "x\N{REPLACEMENT CHARACTER}"
+    pieces = [*stream_text(TextStream(tokenizer.decode, list(b"so ")), tokens)]
+    assert [piece for piece in pieces if piece] == ["a", "€", "b", "😀"]
+    assert len(pieces) == len(tokens) + 1
+    assert "".join(stream_text(TextStream(tokenizer.decode, []), [*b"x", 0xE2])) == "x\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +136,7 @@ def test_text_comes_character_by_character():
     ],
 )
 def test_a_text_ends_before_a_stop_string(text, stop, pieces):
-    assert list(stream_text(Bytes().decode, list(b"ab"), text.encode(), stop)) == pieces
+    assert list(stream_text(TextStream(Bytes().decode, list(b"ab"), stop), text.encode())) == pieces
 
 
 def test_a_long_text_is_not_decoded_anew_for_each_token():

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from helpers.letters import LETTERS, START, lettered
 from helpers.small_models import ARCHITECTURES
 from llp.errors import SettingError
+from llp.evaluation.token_losses import text_losses
 from llp.generation.continuation import continue_text
 from llp.harness.harness_model import HarnessModel
 from llp.scoring.windows import window_start
@@ -26,11 +27,11 @@ def text_of(length, seed):
 @torch.inference_mode()
 def log_probabilities(model, before):
     """Of each token to come after `before`, by definition: the logits of one position in its whole scoring window."""
-    window_len, stride = model.text_window
+    window_len, stride = model.window
     place = len(before) - 1
     start, stop = window_start(place, window_len, stride), (place // stride + 1) * stride
     window = torch.tensor([[*before[start:], *[7] * (stop - place - 1)]])
-    logits = model(window)  # (1, T, V), of the last T positions
+    logits = model.module(window)  # (1, T, V), of the last T positions
     return logits[0, logits.shape[1] - (stop - place)].log_softmax(-1)
 
 
@@ -81,9 +82,9 @@ def test_whole_texts_are_scored_as_documents(name):
     model = lettered(name)
     texts = [text_of(length, seed=length) for length in (40, 1, 0, 23, 40)]
     found = HarnessModel(model, batch_size=2).loglikelihood_rolling([ask("", text) for text in texts], True)
-    expected = [-math.fsum(token.nats for token in model.token_losses(text)) for text in texts]
+    expected = [-math.fsum(token.nats for token in text_losses(model, text)) for text in texts]
     assert found == pytest.approx(expected, rel=1e-12)
-    assert [len(model.token_losses(text)) for text in texts] == [40, 1, 0, 23, 40]
+    assert [len(text_losses(model, text)) for text in texts] == [40, 1, 0, 23, 40]
 
 
 def test_the_start_token_is_scored_where_a_text_has_it():
@@ -139,9 +140,5 @@ def test_repeated_samples_have_seeds_of_their_own():
 
 
 def test_what_cannot_be_used_is_refused():
-    model = lettered("LLP")
     with pytest.raises(SettingError, match="batch_size = 0: set it to 1 or more"):
-        HarnessModel(model, batch_size=0)
-    model.tokenizer = None
-    with pytest.raises(SettingError, match="the model has no tokenizer"):
-        HarnessModel(model)
+        HarnessModel(lettered("LLP"), batch_size=0)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from helpers.small_models import build
+from llp.text_model import TextModel
 
 LETTERS = "abcdefghijklmno \n"  # 0 .. 16
 PAIR, START = 17, 18
@@ -14,7 +15,7 @@ PAIR, START = 17, 18
 class Letters:
     """Encodes `ab` as one token; the start token comes in no text."""
 
-    start_token = START
+    vocab_size, fingerprint = START + 1, "letters"
 
     def encode(self, lines):
         pieces = re.findall(r"ab|.", "".join(lines), re.DOTALL)
@@ -26,9 +27,7 @@ class Letters:
 
 def lettered(name, window_len=12, **settings):
     """A small model of an architecture, in float64, that writes letters alone and never ends."""
-    model = build(name, **settings)
-    model.tokenizer, model.start_token = Letters(), START
-    model.text_window = model.scoring_window(window_len)
+    module = build(name, **settings)
     with torch.no_grad():
-        model.decoder.head.bias[[PAIR, START]] -= 100
-    return model
+        module.decoder.head.bias[[PAIR, START]] -= 100
+    return TextModel(module, Letters(), START, module.geometry.scoring_window(window_len))
