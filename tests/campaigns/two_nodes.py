@@ -24,9 +24,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-
 from helpers.pace import SLOW_DISK
-from helpers.runs import assert_same_run, curves
 from helpers.slurm_cluster import (
     GRACE_S,
     KILL_WAIT_S,
@@ -40,6 +38,8 @@ from helpers.slurm_cluster import (
     run_in_namespaces,
     wait_for,
 )
+
+from helpers.runs import assert_same_run, curves
 from llp.checkpoints import reading
 
 STEPS = 60
