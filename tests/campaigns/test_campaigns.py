@@ -30,9 +30,9 @@ def try_small(root, model="llp.LLP", data="datamodules.TextFiles", flags=()):
 
 @pytest.mark.parametrize("fuzzer", fuzz.FUZZERS)
 def test_each_example_runs_or_ends_without_harm(root, fuzzer):
-    tally = fuzz.FUZZERS[fuzzer](root, 15, 0)
+    tally = fuzz.FUZZERS[fuzzer](root, 10, 0)
     assert tally.failures == {}, str(tally)
-    assert tally.kinds.total() == 15
+    assert tally.kinds.total() == 10
     assert tally.kinds["ran"] > 0
     assert tally.kinds["refused"] > 0
 
@@ -94,7 +94,7 @@ def test_the_fuzzer_sees_code_that_is_executed(root, monkeypatch):
 
 def test_faults_have_no_consequence_that_they_must_not_have():
     """Some of each kind that takes one process alone, from a process without threads."""
-    command = [sys.executable, Path(injections.__file__).with_name("faults.py"), "--quick", "--injections", "12"]
+    command = [sys.executable, Path(injections.__file__).with_name("faults.py"), "--quick", "--injections", "8"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert "injections: 0 failures" in done.stdout
