@@ -132,25 +132,15 @@ def _train_fast_tokenizer(lines: list[str]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+_SMALL = small("llp.LLP", "datamodules.TextFiles")
 COMPARISON = {
     "name": "small",
-    "shared": {
-        key: value for key, value in small("llp.LLP", "datamodules.TextFiles").items() if key in ("data", "trainer")
-    },
-    "arms": {
-        "dense": {"class_path": "llp.Transformer", "init_args": MODELS["llp.Transformer"]},
-        "llp": {"class_path": "llp.LLP", "init_args": MODELS["llp.LLP"]},
-    },
-    "reference": "dense",
-    "steps": 4,
-    "learning_rates": [3.0e-3],
-    "extensions": 0,
-    "seeds": [0, 1],
-    "scoring_window_len": 32,
-    "scoring_stride": 16,
-    "slices": False,
-    "assumed_rate": 1.0e9,
-    "primary": [["llp", "dense", "windows"]],
+    "shared": {"data": _SMALL["data"], "trainer": _SMALL["trainer"]},
+    "arms": {name: {"class_path": name, "init_args": MODELS[name]} for name in ("llp.Transformer", "llp.LLP")},
+    "reference": "llp.Transformer",
+    **{"steps": 4, "learning_rates": [3.0e-3], "extensions": 0, "seeds": [0, 1]},
+    **{"scoring_window_len": 32, "scoring_stride": 16, "slices": False, "assumed_rate": 1.0e9},
+    "primary": [["llp.LLP", "llp.Transformer", "windows"]],
 }
 
 

@@ -14,10 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from campaigns.damage import damage
-from campaigns.forked import LIMIT_S, Forked, pair
+from campaigns.forked import Forked, pair
 from campaigns.scene import BROKEN, EQUAL, FAILURES, LOST, REFUSED, WRONG, OutcomeError, Scene, at_file, next_second
 from campaigns.undisturbed import (
     COMPARE,
@@ -29,7 +27,6 @@ from campaigns.undisturbed import (
     RUN,
     TEST,
     Undisturbed,
-    at_step,
     compare_by_forks,
 )
 from llp.checkpoints import reading
@@ -105,51 +102,6 @@ def preparation(scene: Scene) -> str:
     scene.same_cache()
     scene.same_run()
     return EQUAL
-
-
-def stall(scene: Scene) -> str:
-    """Stop one rank of two beyond the stall timeout: the run ends and names it. Or stop both: the run goes on."""
-    timeout = ["--stall.timeout_s", "8.0"]
-    command = [*FIT_PAIR, "--ckpt_path", "auto"]
-    stopped = scene.rng.choice([(0,), (1,), (0, 1)])
-    step = scene.rng.randrange(1, 12)
-    scene.fault = f"rank {' and '.join(map(str, stopped))} stopped at step {step} for longer than stall.timeout_s"
-
-    def stop_if_chosen() -> None:
-        if int(os.environ["LOCAL_RANK"]) in stopped:
-            at_step(step, signal.SIGSTOP)
-
-    processes = pair(scene.folder, [*command, *timeout], stop_if_chosen)
-    for rank in stopped:
-        _wait_until_stopped(processes[rank])
-    if len(stopped) == 2:
-        time.sleep(12)
-        for process in processes:
-            process.send(signal.SIGCONT)
-        for process in processes:
-            scene.finished(process.outcome())
-    else:
-        other = scene.judged(processes[1 - stopped[0]].outcome())
-        processes[stopped[0]].send(signal.SIGKILL)
-        processes[stopped[0]].outcome()
-        scene.refused(other, f"rank {stopped[0]} did not respond", f"rank {stopped[0]} made no progress")
-        next_second()
-        for process in pair(scene.folder, command):
-            scene.finished(process.outcome())
-    path = scene.folder / PAIR / "checkpoints/last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["config"] = checkpoint["config"].replace("timeout_s: 8.0", "timeout_s: 1800.0")
-    torch.save(checkpoint, path)
-    scene.same_run(PAIR)
-    return EQUAL if len(stopped) == 2 else REFUSED
-
-
-def _wait_until_stopped(process: Forked) -> None:
-    end = time.monotonic() + LIMIT_S
-    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        if time.monotonic() > end or process.poll() is not None:
-            raise OutcomeError(BROKEN, "a rank never reached its step")
-        time.sleep(0.1)
 
 
 # A full disk
@@ -312,10 +264,9 @@ class Kind:
 
 
 KINDS = {
-    "kill": Kind(9, kill, "fresh"),
+    "kill": Kind(10, kill, "fresh"),
     "kill-pair": Kind(4, kill_pair, "fresh", is_quick=False),
     "preparation": Kind(3, preparation, "fresh"),
-    "stall": Kind(1, stall, "fresh", is_quick=False),
     "disk-full": Kind(9, disk_full, "empty"),
     "damage": Kind(22, damage),
     "clock": Kind(2, clock),

@@ -44,26 +44,25 @@ from llp.checkpoints import reading
 
 STEPS, STALL_S = 60, 15
 LOGS = SHARED / "lightning_logs"
-RUN: dict[str, Any] = {
-    "model": {
-        "class_path": "llp.LLP",
-        "init_args": {
-            **{"dim": 16, "n_layers": 2, "n_heads": 2, "segment_len": 8, "dropout": 0.0},
-            **{"schedule": "halving", "warmup_steps": 5},
-        },
-    },
-    "data": {
-        "class_path": "datamodules.PythonReference",
-        "init_args": {"tokenizer": "datamodules.Bytes", "window_len": 64, "cache_dir": str(SHARED / "cache")},
-    },
-    "trainer": {
-        **{"accelerator": "cpu", "max_steps": STEPS, "val_check_interval": 30, "log_every_n_steps": 1},
-        **{"gradient_clip_val": 0.1, "enable_progress_bar": False, "enable_model_summary": False},
-        "callbacks": [{"class_path": "campaigns.pace.Pace", "init_args": {"step_s": 0.1}}],
-    },
-    "checkpoint": {"every_n_train_steps": 5},
-    "stall": {"timeout_s": STALL_S},
-}
+RUN: dict[str, Any] = yaml.safe_load(f"""
+model:
+  class_path: llp.LLP
+  init_args: {{dim: 16, n_layers: 2, n_heads: 2, segment_len: 8, dropout: 0.0, schedule: halving, warmup_steps: 5}}
+data:
+  class_path: datamodules.PythonReference
+  init_args: {{tokenizer: datamodules.Bytes, window_len: 64, cache_dir: {SHARED}/cache}}
+trainer:
+  accelerator: cpu
+  max_steps: {STEPS}
+  val_check_interval: 30
+  log_every_n_steps: 1
+  gradient_clip_val: 0.1
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks: [{{class_path: campaigns.pace.Pace, init_args: {{step_s: 0.1}}}}]
+checkpoint: {{every_n_train_steps: 5}}
+stall: {{timeout_s: {STALL_S}}}
+""")
 FLAGS = {"ddp": ["--config", "ddp.yaml"], "fsdp2": ["--config", "fsdp2.yaml"]}
 ACROSS_NODES = NODE_LOST_S + 60
 

@@ -23,50 +23,52 @@ RUN, PAIR = Path("lightning_logs/run"), Path("lightning_logs/pair")
 SHARDED, COMPARISON = Path("lightning_logs/sharded"), Path("lightning_logs/comparisons/tiny")
 FIT = ["fit", "--config", "tiny.yaml", "--name", "run"]
 FIT_PAIR = [*FIT[:-1], "pair", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-FIT_SHARDED = ["fit", "--config", "sharded.yaml", "--name", "sharded"]
+FIT_SHARDED = ["fit", "--config", "tiny.yaml", "--config", "sharded.yaml", "--name", "sharded"]
 TEST = ["test", "--ckpt_path", str(RUN / "checkpoints/last.ckpt")]
 GENERATE = ["generate", "--prompt", "the cat", "--max_tokens", "4", *TEST[1:]]
 PREPARE = ["prepare", "--config", "tiny.yaml"]
 COMPARE = ["compare", "comparison.yaml"]
-_MODEL = {"dim": 8, "n_layers": 1, "n_heads": 1}
-_LEARNING = {"dropout": 0.1, "learning_rate": 1e-2, "schedule": "halving", "warmup_steps": 2}
-_TOKENIZER = {"class_path": "datamodules.SentencePiece", "init_args": {"vocab_size": 280}}
-_DATA = {"cache_dir": "cache", "tokenizer": _TOKENIZER, "window_len": 32, "batch_size": 4}
-_QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
-_TRAINER = {**_QUIET, "max_steps": STEPS, "val_check_interval": 4, "log_every_n_steps": 1, "limit_val_batches": 4}
-CONFIGURATION = {
-    "model": {"class_path": "llp.LLP", "init_args": {**_MODEL, **_LEARNING, "segment_len": 8}},
-    "data": {"class_path": "datamodules.TextFiles", "init_args": _DATA},
-    "trainer": _TRAINER,
-    "checkpoint": {"every_n_train_steps": 2},
-    "sample": {"sample_tokens": 2},
-}
-_FSDP2 = {
-    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
-    "init_args": {"data_parallel_size": "auto", "process_group_backend": "gloo", "save_distributed_checkpoint": True},
-}
-SPECIFICATION = {
-    "name": "tiny",
-    "shared": {
-        "model": {"init_args": _MODEL},
-        "trainer": {**_QUIET, "limit_val_batches": 2},
-        "sample": {"sample_tokens": 0},
-    },
-    "arms": {
-        "dense": {"class_path": "llp.Transformer"},
-        "llp": {"class_path": "llp.LLP", "init_args": {"segment_len": 8}},
-    },
-    "reference": "dense",
-    "steps": 4,
-    "validations": 2,
-    "learning_rates": [0.01],
-    "extensions": 0,
-    "seeds": [0, 1],
-    "scoring_window_len": 32,
-    "scoring_stride": 16,
-    "slices": False,
-    "primary": [["llp", "dense", "windows"]],
-}
+_CONFIGURATIONS = """
+tiny:
+  model:
+    class_path: llp.LLP
+    init_args: {dim: 8, n_layers: 1, n_heads: 1, dropout: 0.1, learning_rate: 0.01, schedule: halving, warmup_steps: 2,
+      segment_len: 8}
+  data: &data
+    class_path: datamodules.TextFiles
+    init_args: {path: TEXT, cache_dir: cache, window_len: 32, batch_size: 4,
+      tokenizer: {class_path: datamodules.SentencePiece, init_args: {vocab_size: 280}}}
+  trainer: {accelerator: cpu, devices: 1, max_steps: 12, val_check_interval: 4, log_every_n_steps: 1,
+    limit_val_batches: 4, enable_progress_bar: false, enable_model_summary: false}
+  checkpoint: {every_n_train_steps: 2}
+  sample: {sample_tokens: 2}
+sharded:
+  trainer:
+    devices: 2
+    strategy:
+      class_path: lightning.pytorch.strategies.ModelParallelStrategy
+      init_args: {data_parallel_size: auto, process_group_backend: gloo, save_distributed_checkpoint: true}
+comparison:
+  name: tiny
+  shared:
+    model: {init_args: {dim: 8, n_layers: 1, n_heads: 1}}
+    data: *data
+    trainer: {accelerator: cpu, devices: 1, limit_val_batches: 2, enable_progress_bar: false}
+    sample: {sample_tokens: 0}
+  arms:
+    dense: {class_path: llp.Transformer}
+    llp: {class_path: llp.LLP, init_args: {segment_len: 8}}
+  reference: dense
+  steps: 4
+  validations: 2
+  learning_rates: [0.01]
+  extensions: 0
+  seeds: [0, 1]
+  scoring_window_len: 32
+  scoring_stride: 16
+  slices: false
+  primary: [[llp, dense, windows]]
+"""
 
 
 class Undisturbed:
@@ -120,11 +122,8 @@ class Undisturbed:
         for split, n_lines in (("train", 200), ("validation", 20), ("test", 25)):
             lines = [" ".join(rng.choices(words, k=8)) + "\n" for _ in range(n_lines)]
             (self.root / f"text/{split}.txt").write_text("".join(lines), encoding="utf-8")
-        data = {"class_path": "datamodules.TextFiles", "init_args": {**_DATA, "path": str(self.root / "text")}}
-        tiny = {**CONFIGURATION, "data": data}
-        sharded = {**tiny, "trainer": {**_TRAINER, "devices": 2, "strategy": _FSDP2}}
-        comparison = {**SPECIFICATION, "shared": {**SPECIFICATION["shared"], "data": data}}
-        for name, content in (("tiny", tiny), ("sharded", sharded), ("comparison", comparison)):
+        text = _CONFIGURATIONS.replace("TEXT", str(self.root / "text"))
+        for name, content in yaml.safe_load(text).items():
             (self.cut / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
     def _scored(self, checkpoint: str) -> tuple[list[dict[str, Any]], str]:
