@@ -6,27 +6,15 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from campaigns.forked import pair
+from campaigns import undisturbed as commands
+from campaigns.forked import Outcome, pair
 from campaigns.scene import EQUAL, MARKED, REFUSED, TRACEBACK, UNCLEAR, WRONG, OutcomeError, Scene, next_second
-from campaigns.undisturbed import (
-    COMPARE,
-    COMPARISON,
-    FIT,
-    FIT_SHARDED,
-    GENERATE,
-    PREPARE,
-    RUN,
-    SHARDED,
-    TEST,
-    compare_by_forks,
-    rows_of_test,
-    runs_of,
-)
+from campaigns.undisturbed import COMPARE, COMPARISON, PREPARE, RUN, SHARDED, compare_by_forks, rows_of_test, runs_of
 
 
 def truncate(path: Path, rng: random.Random) -> str:
@@ -49,54 +37,78 @@ def flip(path: Path, rng: random.Random) -> str:
     return f"bit {bit} of byte {place:,} of {stat.st_size:,} flipped"
 
 
+class Read(NamedTuple):
+    """A command that reads a file.
+
+    Attributes:
+        command: The arguments of `llp`.
+        check: Requires that the result of the command is the undisturbed one.
+        may_refuse: Whether the command may be refused by one message that names the file.
+        remedy: What the message says, done before `then`.
+        then: The command that must succeed after a refusal.
+    """
+
+    command: list[str]
+    check: Callable[[Scene, Outcome], None]
+    may_refuse: bool = True
+    remedy: Callable[[Path], object] = lambda path: None
+    then: list[str] | None = None
+
+
 def damage(scene: Scene) -> str:
     """Damage a file of some kind, and run a command that reads it."""
-    patterns = [pattern for pattern in READERS if not scene.undisturbed.is_quick or pattern not in _FULL]
-    pattern = scene.rng.choice(patterns)
-    path = scene.rng.choice(sorted(scene.folder.glob(pattern)))
+    patterns = [one for one in READERS if not (scene.undisturbed.is_quick and ("sharded" in one or "tiny" in one))]
+    path = scene.rng.choice(sorted(scene.folder.glob(pattern := scene.rng.choice(patterns))))
     done = scene.rng.choice([truncate, flip, flip])(path, scene.rng)
     scene.fault = f"{path.relative_to(scene.folder)}: {done}"
-    return READERS[pattern](scene, path)
-
-
-def _read_last(scene: Scene, path: Path) -> str:
-    """The newest checkpoint: resumed, tested or asked to generate; `auto` takes the best one instead."""
-    if scene.rng.random() < 0.6:
-        return _tested_or_generated(scene, path, scene.undisturbed.test, scene.undisturbed.text)
-    outcome = scene.llp(*FIT, "--ckpt_path", "last")
-    if outcome.status != 0:
-        scene.refused(outcome, path.name)
-        next_second()
-        scene.finished(scene.llp(*FIT, "--ckpt_path", "auto"))
-    scene.same_run()
-    return EQUAL if outcome.status == 0 else REFUSED
-
-
-def _read_best(scene: Scene, path: Path) -> str:
-    """The best checkpoint: tested or asked to generate; a run resumes from its newest."""
-    if scene.rng.random() < 0.3:
-        scene.finished(scene.llp(*FIT, "--ckpt_path", "auto"))
-        scene.same_run()
+    read = scene.rng.choice(READERS[pattern])
+    if not isinstance(read, Read):
+        return read(scene, path)
+    if "tiny" in pattern:
+        for report in (scene.folder / COMPARISON).glob("report.*"):
+            report.unlink()
+        if path.parent.name != "records":  # the record is made from it
+            (scene.folder / COMPARISON / f"records/{path.parent.name}.json").unlink()
+    outcome = scene.llp(*read.command, prepare=compare_by_forks)
+    if outcome.status == 0:
+        read.check(scene, outcome)
         return EQUAL
-    last = shutil.move(path, path.with_name("last.ckpt"))  # which the commands name
-    return _tested_or_generated(scene, last, scene.undisturbed.test_of_best, scene.undisturbed.text_of_best)
+    if not read.may_refuse:
+        scene.finished(outcome)
+    scene.refused(outcome, path.name if path.parent.name in ("checkpoints", "records") else path.parent.name)
+    if read.then is not None:
+        read.remedy(path)
+        next_second()
+        after = scene.llp(*read.then, prepare=compare_by_forks)
+        scene.finished(after)
+        read.check(scene, after)
+        if read.then is PREPARE:  # with a checkpoint's tokenizer the folder has another name
+            scene.same_cache()
+    return REFUSED
 
 
-def _tested_or_generated(scene: Scene, path: Path, rows: list[dict[str, Any]], text: str) -> str:
-    is_test = scene.rng.random() < 0.5
-    outcome = scene.llp(*(TEST if is_test else GENERATE))
-    if outcome.status != 0:
-        scene.refused(outcome, path.name)
-        return REFUSED
-    scene.same("test", rows_of_test(scene.folder), rows) if is_test else scene.same("text", outcome.out, text)
-    return EQUAL
+def _list_runs(scene: Scene, path: Path) -> str:
+    """`llp runs` leaves out what a damaged file would say, and names it."""
+    rows, said = runs_of(scene.folder)
+    if "Traceback" in said:
+        raise OutcomeError(TRACEBACK, said[-2000:])
+    if rows == scene.undisturbed.runs:
+        return EQUAL
+    if f"Damaged: run/{path.name}" not in said:
+        raise OutcomeError(WRONG if rows else UNCLEAR, said[-2000:])
+    expected = {row["run"]: row for row in scene.undisturbed.runs}
+    for row in rows:
+        for name in row.keys() & expected[row["run"]].keys():
+            is_left_out = row["run"] == "run" and row[name] in ("", "unknown", "not started", path.name)
+            if not is_left_out:
+                scene.same(f"{name} of {row['run']}", row[name], expected[row["run"]][name])
+    return MARKED
 
 
-def _read_sharded(scene: Scene, path: Path) -> str:
-    """A sharded checkpoint: resumed by both processes."""
-    outcomes = [process.outcome() for process in pair(scene.folder, [*FIT_SHARDED, "--ckpt_path", "last"])]
-    for outcome in outcomes:
-        scene.judged(outcome)
+def _resume_sharded(scene: Scene, path: Path) -> str:
+    """Both processes resume from a sharded checkpoint."""
+    command = [*commands.FIT_SHARDED, "--ckpt_path", "last"]
+    outcomes = [scene.judged(process.outcome()) for process in pair(scene.folder, command)]
     if any(outcome.status != 0 for outcome in outcomes):
         scene.refused(outcomes[0], "last.ckpt")
         return REFUSED
@@ -112,94 +124,56 @@ def _weights(run: Path) -> dict[str, Any]:
     return {name: weight.tolist() for name, weight in weights.items()}
 
 
-def read_cache(scene: Scene, path: Path) -> str:
-    """A file of the prepared text: trained on, tested or prepared; after the remedy everything is as it was."""
-    arguments, check = scene.rng.choice(
-        [([*FIT, "--ckpt_path", "last"], scene.same_run), (TEST, scene.same_test), (PREPARE, lambda: None)]
-    )
-    outcome = scene.llp(*arguments)
-    if outcome.status != 0:
-        scene.refused(outcome, f"remove cache/{path.parent.name}, and the next run prepares it anew")
-        shutil.rmtree(path.parent)
-        next_second()
-        scene.finished(scene.llp(*arguments))
-        if arguments is PREPARE:  # with a checkpoint's tokenizer the folder has another name
-            scene.same_cache()
-    check()
-    return EQUAL if outcome.status == 0 else REFUSED
+def _same_run(scene: Scene, _: Outcome) -> None:
+    scene.same_run()
 
 
-def _read_record(scene: Scene, path: Path) -> str:
-    """A small file of a run: listed by `llp runs`, or the run is resumed."""
-    if scene.rng.random() < 0.25:
-        scene.finished(scene.llp(*FIT, "--ckpt_path", scene.rng.choice(["last", "auto"])))
-        scene.same_run()
-        return EQUAL
-    rows, said = runs_of(scene.folder)
-    if "Traceback" in said:
-        raise OutcomeError(TRACEBACK, said[-2000:])
-    if rows == scene.undisturbed.runs:
-        return EQUAL
-    if f"Damaged: run/{path.name}" not in said:
-        raise OutcomeError(WRONG if rows else UNCLEAR, said[-2000:])
-    expected = {row["run"]: row for row in scene.undisturbed.runs}
-    for row in rows:
-        for name in row.keys() & expected[row["run"]].keys():
-            # What the damaged file would say is left out.
-            is_left_out = row["run"] == "run" and row[name] in ("", "unknown", "not started", path.name)
-            if not is_left_out:
-                scene.same(f"{name} of {row['run']}", row[name], expected[row["run"]][name])
-    return MARKED
-
-
-def _read_events(scene: Scene, path: Path) -> str:
-    """TensorBoard's file, which no command reads: the run is resumed, and its checkpoints are equal."""
-    scene.finished(scene.llp(*FIT, "--ckpt_path", "last"))
+def _same_run_but_events(scene: Scene, _: Outcome) -> None:
     for events in (scene.folder / RUN).glob("events*"):
         events.unlink()
     for events in (scene.undisturbed.whole / RUN).glob("events*"):
         shutil.copy2(events, scene.folder / RUN)
     scene.same_run()
-    return EQUAL
 
 
-def _read_comparison(scene: Scene, path: Path) -> str:
-    """A record of a comparison, or what a record is made from: the report is written again, or the file is named."""
-    is_record = path.parent.name == "records"
-    run = path.stem if is_record else path.relative_to(scene.folder / COMPARISON / "lightning_logs").parts[0]
-    for report in (scene.folder / COMPARISON).glob("report.*"):
-        report.unlink()
-    if not is_record:
-        (scene.folder / COMPARISON / f"records/{run}.json").unlink()
-    outcome = scene.llp(*COMPARE, *(["--report"] if is_record else []), prepare=compare_by_forks)
-    if outcome.status != 0:
-        scene.refused(outcome, run)
-        if not is_record:
-            return REFUSED
-        path.unlink()  # the remedy
-        scene.finished(scene.llp(*COMPARE, prepare=compare_by_forks))
+def _same_report(scene: Scene, _: Outcome) -> None:
     scene.same_report()
-    return EQUAL if outcome.status == 0 else REFUSED
 
 
-_FULL: dict[str, Callable[[Scene, Path], str]] = {
-    "lightning_logs/sharded/checkpoints/last.ckpt/*.distcp": _read_sharded,
-    "lightning_logs/sharded/checkpoints/last.ckpt/[.m]*": _read_sharded,
-    "lightning_logs/comparisons/tiny/records/*.json": _read_comparison,
-    "lightning_logs/comparisons/tiny/lightning_logs/*/run.json": _read_comparison,
-    "lightning_logs/comparisons/tiny/lightning_logs/*/test.json": _read_comparison,
+_BEST = str(RUN / "checkpoints/best.ckpt")
+_LAST, _AUTO = ([*commands.FIT, "--ckpt_path", which] for which in ("last", "auto"))
+_TEST, _GENERATE = commands.TEST, commands.GENERATE
+_OF_LAST = [
+    Read(_LAST, _same_run, then=_AUTO),
+    Read(_TEST, lambda scene, _: scene.same_test()),
+    Read(_GENERATE, lambda scene, outcome: scene.same("text", outcome.out, scene.undisturbed.text)),
+]
+_OF_BEST = [
+    Read(_AUTO, _same_run, may_refuse=False),
+    Read([*_TEST[:-1], _BEST], lambda scene, _: scene.same("test", rows_of_test(scene.folder), scene.undisturbed.best)),
+    Read(
+        [*_GENERATE[:-1], _BEST], lambda scene, outcome: scene.same("text", outcome.out, scene.undisturbed.text_of_best)
+    ),
+]
+_OF_CACHE = [
+    Read(command, check, remedy=lambda path: shutil.rmtree(path.parent), then=command)
+    for command, check in (
+        (_LAST, _same_run),
+        (_TEST, lambda scene, _: scene.same_test()),
+        (PREPARE, lambda scene, _: None),
+    )
+]
+_RESUMED = [Read(command, _same_run, may_refuse=False) for command in (_LAST, _AUTO)]
+READERS: dict[str, list[Read | Callable[[Scene, Path], str]]] = {
+    "lightning_logs/run/checkpoints/last.ckpt": [*_OF_LAST],
+    "lightning_logs/run/checkpoints/best.ckpt": [*_OF_BEST],
+    **{f"cache/*/{name}": [*_OF_CACHE] for name in ("*.bin", "*.jsonl", "about.json", "tokenizer.model")},
+    **{f"{RUN}/{name}": [_list_runs, _list_runs, *_RESUMED] for name in ("config.yaml", "run.json", "test.json")},
+    "lightning_logs/run/events*": [Read(_LAST, _same_run_but_events, may_refuse=False)],
+    "lightning_logs/sharded/checkpoints/last.ckpt/*.distcp": [_resume_sharded],
+    "lightning_logs/sharded/checkpoints/last.ckpt/[.m]*": [_resume_sharded],
+    f"{COMPARISON}/records/*.json": [Read([*COMPARE, "--report"], _same_report, remedy=Path.unlink, then=COMPARE)],
+    f"{COMPARISON}/lightning_logs/*/run.json": [Read(COMPARE, _same_report)],
+    f"{COMPARISON}/lightning_logs/*/test.json": [Read(COMPARE, _same_report)],
 }
-READERS: dict[str, Callable[[Scene, Path], str]] = {
-    "lightning_logs/run/checkpoints/last.ckpt": _read_last,
-    "lightning_logs/run/checkpoints/best.ckpt": _read_best,
-    "cache/*/*.bin": read_cache,
-    "cache/*/*.jsonl": read_cache,
-    "cache/*/about.json": read_cache,
-    "cache/*/tokenizer.model": read_cache,
-    "lightning_logs/run/config.yaml": _read_record,
-    "lightning_logs/run/run.json": _read_record,
-    "lightning_logs/run/test.json": _read_record,
-    "lightning_logs/run/events*": _read_events,
-    **_FULL,
-}
-"""What reads a file, by its path."""
+"""By the path of a file: what reads it."""

@@ -96,7 +96,7 @@ class Undisturbed:
         shutil.copytree(self.cut, self.whole)
         shutil.rmtree(self.whole / RUN)
         _expect(llp_in(self.whole, *FIT))
-        self.test_of_best, self.text_of_best = self._scored("best.ckpt")
+        self.best, self.text_of_best = self._scored("best.ckpt")
         self.test, self.text = self._scored("last.ckpt")
         if not is_quick:
             started = time.monotonic()
