@@ -1,8 +1,6 @@
 """The pictures are the code's own behaviour and the definition's; the README's commands are those that CI runs."""
 
-import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -102,37 +100,33 @@ def test_what_users_are_told_to_install_exists():
     assert f"version: {llp.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
-def test_the_guide_for_another_architecture_works(tmp_path, wikitext):
+def test_the_guide_for_another_architecture_works(run, work, wikitext, monkeypatch):
     """CONTRIBUTING.md's example, as it stands there: one file and one YAML, then fit, test and generate."""
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", guide, re.DOTALL).group(1)
     config = re.search(r"```yaml\n(.*?)```", guide, re.DOTALL).group(1)
-    (tmp_path / "window_with_sinks.py").write_text(code)
-    (tmp_path / "window_with_sinks.yaml").write_text(config)
+    (work / "window_with_sinks.py").write_text(code)
+    (work / "window_with_sinks.yaml").write_text(config)
+    monkeypatch.syspath_prepend(work)
     assert len(code.splitlines()) < 35
     small = ["--data", "datamodules.WikiText103", "--data.init_args.path", wikitext, "--data.init_args.window_len", 32]
-    small += ["--data.init_args.tokenizer", "datamodules.Bytes", "--data.init_args.cache_dir", tmp_path / "cache"]
+    small += ["--data.init_args.tokenizer", "datamodules.Bytes", "--data.init_args.cache_dir", work / "cache"]
     small += ["--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     small += ["--model.init_args.dim", 16, "--model.init_args.n_layers", 2, "--model.init_args.window", 6]
-    run_llp(tmp_path, "fit", "--config", "window_with_sinks.yaml", "--name", "run", *small)
-    out = run_llp(tmp_path, "test", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt")
+    best = "lightning_logs/run/checkpoints/best.ckpt"
+    status, _, err = run("fit", "--config", "window_with_sinks.yaml", "--name", "run", *small)
+    assert status == 0, err
+    status, out, err = run("test", "--ckpt_path", best)
+    assert status == 0, err
     assert "WindowWithSinks" in out
     assert "Probed for causality" in out
-    assert run_llp(tmp_path, "generate", "--ckpt_path", "lightning_logs/run/checkpoints/best.ckpt", "--max_tokens", 5)
+    status, out, err = run("generate", "--ckpt_path", best, "--max_tokens", 5)
+    assert status == 0, err
+    assert out
 
-    sys.path.insert(0, str(tmp_path))
     import window_with_sinks
 
     model = window_with_sinks.WindowWithSinks(vocab_size=9, dim=8, n_layers=1, n_heads=1, window=3, n_sinks=2)
     expected = [[j for j in range(i + 1) if j < 2 or i - j < 3] for i in range(7)]
     mask = model.layers()[0].pattern.mask(1, 7, 7)[0]
     assert [row.nonzero().flatten().tolist() for row in mask] == expected
-
-
-def run_llp(folder, *arguments):
-    """Run `llp` as a user does, in a folder whose modules can be named."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "llp", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout

@@ -30,8 +30,9 @@ def test_dense_weights_start_an_llp(run, work, dense, trained):
     assert checkpoint["initialized_from"] == expected
 
     # The first loss is that of LLP with these weights on the run's first windows; the schedule begins anew.
-    import llp
     from datamodules.windows import TrainingOrder
+
+    import llp
 
     model = llp.LLP(**checkpoint["hyper_parameters"])
     model.configure_model()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from helpers import forked_tasks
+from campaigns import forked_tasks
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = Path("/srv")  # what the machine has there is covered by an empty file system in the script's own mounts
@@ -25,6 +25,7 @@ SHARED = FOLDER / "shared"
 SLURM = FOLDER / "slurm"
 ADDRESSES = {"head": "192.0.2.1", "node1": "192.0.2.11", "node2": "192.0.2.12"}  # reserved for documentation
 NODES = ("node1", "node2")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 NODE_LOST_S = 20
 """SlurmdTimeout: after so many seconds without an answer the controller gives a node up."""
 REQUEUE_WAITS_S = 10
@@ -321,7 +322,7 @@ class Cluster:
 
     def finish(self, job: str, seconds: float = 300.0) -> str:
         """Wait for a job to end; returns how it did."""
-        self.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=seconds)
+        self.wait_for_state(job, *ENDED, seconds=seconds)
         return self.state(job)
 
 

@@ -1,23 +1,23 @@
-"""Processes of `llp` that are forked from one which has imported everything: a fraction of a start's time.
+"""Tasks of a cluster that are forked from a process which has imported everything: a fraction of a start's time.
 
 In the place of the program `llp` stands a small one. It asks the server of its host for a fork with its arguments,
 folder, environment and streams, hands signals on to it, and ends as it does; when it is killed, so is the fork.
 """
 
 import array
-import atexit
 import ctypes
 import json
 import os
 import select
 import signal
 import socket
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import torch
 from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
+from campaigns.forked import become, import_all
 
 _PROGRAM = """#!/usr/bin/python3 -IS
 import array, json, os, signal, socket, sys
@@ -38,8 +38,6 @@ if status < 0:
     os.kill(os.getpid(), -status)
 sys.exit(status)
 """
-_IMPORTED = ("llp.__main__", "llp.commands.dispatch", "llp.commands.fit", "llp.commands.test", "helpers.pace")
-_IMPORTED += ("torch.utils.tensorboard", "torch.distributed.fsdp", "torch.distributed.checkpoint")
 _NAMESPACES = ("pid", "net", "uts", "mnt")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PDEATHSIG = 1
@@ -47,8 +45,8 @@ _PDEATHSIG = 1
 
 def install(folder: Path) -> None:
     """Import what `llp` needs, and write the small program into `folder`/bin."""
-    for name in _IMPORTED:
-        import_module(name)
+    import_all()
+    import_module("campaigns.pace")
     program = folder / "bin/llp"
     program.parent.mkdir()
     program.write_text(_PROGRAM.format(folder=str(folder)))
@@ -56,7 +54,7 @@ def install(folder: Path) -> None:
 
 
 def serve(folder: Path, host: str, pid: int | None = None) -> None:
-    """Start the server of a host, in the namespaces of the process `pid` there; None: in one's own."""
+    """Start the server of a host, in the namespaces of its process `pid`, or in those of the caller if that is None."""
     server = socket.socket(socket.AF_UNIX)
     path = folder / f"llp.{host}"
     path.unlink(missing_ok=True)
@@ -65,7 +63,8 @@ def serve(folder: Path, host: str, pid: int | None = None) -> None:
     if os.fork():
         server.close()
         return
-    _as_started_anew()
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
     for descriptor in [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY) for name in _NAMESPACES] if pid else []:
         if _LIBC.setns(descriptor, 0) != 0:
             os._exit(1)
@@ -82,7 +81,7 @@ def serve(folder: Path, host: str, pid: int | None = None) -> None:
 
 
 def _fork_task(connection: socket.socket) -> None:
-    """Fork a task, tell its process number, and in the end its status; kill it when nobody waits for that any more."""
+    """Fork a task, send its process number, and in the end its status; kill it when nobody waits for that any more."""
     streams = array.array("i")
     head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(3 * streams.itemsize))
     streams.frombytes(ancillary[0][2])
@@ -90,10 +89,18 @@ def _fork_task(connection: socket.socket) -> None:
     while len(request) < int.from_bytes(head, "big"):
         request += connection.recv(1 << 20)
     arguments, folder, environment = json.loads(request)
+
+    def prepare() -> None:
+        _LIBC.prctl(_PDEATHSIG, signal.SIGKILL)
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # what is otherwise read at the import
+        rank_zero_only.rank = _get_rank() or 0
+
     task = os.fork()
     if task == 0:
         connection.close()
-        _become(arguments, folder, environment, list(streams))
+        become(Path(folder), arguments, list(streams), prepare)
     for stream in streams:
         os.close(stream)
     connection.sendall(task.to_bytes(4, "big"))
@@ -105,35 +112,3 @@ def _fork_task(connection: socket.socket) -> None:
     if ended in ready:
         connection.sendall(status.to_bytes(4, "big"))
     os._exit(0)
-
-
-def _become(arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
-    """Be the process that `llp` with these arguments would be."""
-    _LIBC.prctl(_PDEATHSIG, signal.SIGKILL)
-    os.setsid()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, "utf-8", closefd=False) for number in (1, 2))
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # what was read at the import
-    rank_zero_only.rank = _get_rank() or 0
-    sys.argv = ["llp", *arguments]
-    status = 1
-    try:
-        status = import_module("llp.__main__").main()
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    atexit._run_exitfuncs()
-    for output in (sys.stdout, sys.stderr):
-        output.flush()
-    os._exit(status)
-
-
-def _as_started_anew() -> None:
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)

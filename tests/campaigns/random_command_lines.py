@@ -1,10 +1,12 @@
 """Command lines that almost mean something: flags misspelt, given twice, without their values, or with odd ones."""
 
-from dataclasses import dataclass
+import re
+from functools import cache
+from pathlib import Path
 
 from hypothesis import strategies as st
 
-from llp.commands.help import COMMANDS
+from campaigns.forked import llp_in
 
 VALID: dict[str, list[str]] = {
     "fit": ["--config", "configuration.yaml", "--name", "other"],
@@ -17,50 +19,40 @@ VALID: dict[str, list[str]] = {
     "compare": ["../comparison.yaml", "--plan"],
     "prepare": ["--config", "configuration.yaml"],
     "consolidate": ["run/checkpoints/last.ckpt"],
-    "completion": ["bash"],
 }
-"""For each subcommand words that it takes, though not always to the end."""
-_COSTLY = ("--time", "--run", "--workers", "--slurm", "--retry", "--report", "--devices", "--num_nodes")
+"""Words that each subcommand takes, though not always to the end."""
+_COSTLY = {"--time", "--run", "--workers", "--slurm", "--retry", "--report", "--devices", "--num_nodes"}
 """Flags that would start other processes, or work for minutes."""
-_SETTINGS = [
+_SETTINGS = {
     "--trainer.max_steps", "--trainer", "--model", "--data", "--model.init_args.dim", "--data.init_args.window_len",
     "--trainer.limit_test_batches", "--sample.top_p", "--certificate.enabled", "--print_config", "--help.all",
     "--config", "-c", "--seed_everything", "--init_from", "--weights_only", "--verbose", "--return_predictions",
-]  # fmt: skip
+}  # fmt: skip
 _VALUES = [
     "", " ", "0", "-1", "1", "1e3", "nan", "inf", "null", "true", "x", "{}", "[]", "{", "[1", "a: b", "--", "-", "=",
     "1 2", "ä", "\udcff", "nowhere", "..", "run", "99999999999999999999", "../text.txt", "llp.LLP", "a" * 5000, "cpu",
 ]  # fmt: skip
 
 
-@dataclass
-class CommandLine:
-    """A command line, and what was done to it."""
-
-    words: list[str]
-    changes: list[str]
+@cache
+def _flags(folder: Path, command: str) -> list[str]:
+    own = re.findall(r"--[a-z_]+", llp_in(folder, command, "--help").out)
+    return sorted({*own, *_SETTINGS} - _COSTLY)
 
 
 @st.composite
-def command_lines(draw: st.DrawFn) -> CommandLine:
-    """A command line that its subcommand takes, changed in one to three places."""
+def command_lines(draw: st.DrawFn, folder: Path) -> list[str]:
+    """A command line that its subcommand takes, changed in one to three places; `folder` is that of a trial."""
     command = draw(st.sampled_from(list(VALID)))
-    words = list(VALID[command])
-    own = [option.split()[0] for option in COMMANDS[command].options if option.startswith("-")]
-    flags = sorted({*own, *_SETTINGS} - set(_COSTLY))
-    changes = []
+    words, flags = list(VALID[command]), _flags(folder, command)
     for _ in range(draw(st.integers(1, 3))):
         change = draw(st.sampled_from(["misspelt", "twice", "no value", "odd value", "added", "left out", "order"]))
-        place = draw(st.integers(0, len(words) - 1)) if words else 0
-        if change in ("added", "odd value") or not words:
-            change = change if words else "added"
+        place = draw(st.integers(0, max(0, len(words) - 1)))
+        if change == "added" or not words:
             flag, value = draw(st.sampled_from(flags)), draw(st.sampled_from(_VALUES))
-            if change == "odd value":
-                words[place] = value
-            elif draw(st.booleans()):
-                words.append(f"{flag}={value}")
-            else:
-                words += [flag, value]
+            words += [f"{flag}={value}"] if draw(st.booleans()) else [flag, value]
+        elif change == "odd value":
+            words[place] = draw(st.sampled_from(_VALUES))
         elif change == "misspelt":
             words[place] = _misspelt(draw, words[place])
         elif change == "twice":
@@ -70,13 +62,10 @@ def command_lines(draw: st.DrawFn) -> CommandLine:
         elif change == "left out":
             del words[place]
         else:
-            words = draw(st.permutations(words))
-        changes.append(f"{command}: {change}")
+            words = list(draw(st.permutations(words)))
     if command == "compare" and "--plan" not in words:
         words.append("--plan")
-    if draw(st.integers(0, 30)) == 30:
-        command = _misspelt(draw, command)
-    return CommandLine([command, *words], changes)
+    return [_misspelt(draw, command) if draw(st.integers(0, 30)) == 30 else command, *words]
 
 
 def _misspelt(draw: st.DrawFn, word: str) -> str:
