@@ -361,7 +361,7 @@ def report(rows: Sequence[Row]) -> str:
     """A table for each part."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     text = [f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"]
-    for part, of_part in pd.DataFrame(rows).groupby("part", sort=False):
+    for part, of_part in pd.DataFrame(rows, columns=None if rows else ["part"]).groupby("part", sort=False):
         table = of_part.drop(columns="part").dropna(axis="columns", how="all")
         text.append(f"{part}\n" + table.to_string(index=False, na_rep="", float_format="{:,.4g}".format))
     return "\n\n".join(text) + "\n"
