@@ -19,11 +19,10 @@ from llp.commands.trackers import configured, is_tensorboard, named, open_tracke
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_callbacks, check_length, check_trainer_settings, warn_of_warmup
 from llp.errors import SettingError, require
-from llp.training.initial_weights import InitialWeights
+from llp.training.console import RunSummary, StartReport
+from llp.training.run_control import InitialWeights
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
-from llp.training.run_summary import RunSummary
-from llp.training.start_report import StartReport
 
 
 def run(options: list[str]) -> None:

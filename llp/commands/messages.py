@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistError
 
 from llp.errors import SettingError
-from llp.training.memory import out_of_memory
+from llp.training.guards import out_of_memory
 
 _NOISE = re.compile(
     r"💡|[GTH]PU available: |LOCAL_RANK: |You are using a CUDA device|Using .* Automatic Mixed Precision|"

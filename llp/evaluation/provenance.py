@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llp.checkpoints import reading
-from llp.training.software import git_commit, versions
+from llp.training.run_record import git_commit, versions
 
 
 def model_protocol(model: Any, ckpt_path: str | Path | None, precision: str) -> dict[str, Any]:

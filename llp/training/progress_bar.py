@@ -9,8 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
-from llp.training.metrics import StepOutput
-from llp.training.run_length import total_steps
+from llp.training.metrics import StepOutput, total_steps
 
 _REFRESH_S = 0.1
 

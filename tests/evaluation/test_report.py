@@ -25,8 +25,8 @@ from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport, scored_context, with_unigram
 from llp.evaluation.tables import aligned, format_table, write_csv, write_json
 from llp.scoring.metric import Score
-from llp.training import software
-from llp.training.software import git_commit
+from llp.training import run_record
+from llp.training.run_record import git_commit
 
 FIGURES = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
 
@@ -245,7 +245,7 @@ def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):
 
     source = tmp_path / "report.py"
     source.write_text("one")
-    monkeypatch.setattr(software, "__file__", str(source))
+    monkeypatch.setattr(run_record, "__file__", str(source))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_commit() is None
     git("init")
@@ -256,7 +256,7 @@ def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):
     assert git_commit() == git("rev-parse", "HEAD")
     source.write_text("two")
     assert git_commit() == git("rev-parse", "HEAD") + "-dirty"
-    monkeypatch.setattr(software, "__file__", str(tmp_path / "installed.py"))
+    monkeypatch.setattr(run_record, "__file__", str(tmp_path / "installed.py"))
     assert git_commit() is None
 
 

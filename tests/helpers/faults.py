@@ -323,7 +323,7 @@ def _without_stall(scene: Scene, run: Path) -> str | None:
 
 
 def _stop_at(step: int, ranks: Sequence[int], folder: Path) -> None:
-    from llp.training.stall_guard import StallGuard
+    from llp.training.guards import StallGuard
 
     move = StallGuard._move
 

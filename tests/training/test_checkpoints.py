@@ -13,7 +13,8 @@ import torch
 from helpers.runs import EPOCHS, curves
 from llp import atomic_files
 from llp.checkpoints import callback, reading
-from llp.checkpoints.integrity import require_whole, write_digests
+from llp.checkpoints.reading import _require_whole as require_whole
+from llp.checkpoints.sharded import write_digests
 from llp.errors import SettingError
 
 
@@ -432,7 +433,7 @@ def test_an_error_without_words_is_named(tmp_path, monkeypatch):
     def nothing(path):
         raise EOFError
 
-    monkeypatch.setattr(reading, "require_whole", nothing)
+    monkeypatch.setattr(reading, "_require_whole", nothing)
     with pytest.raises(SettingError, match=r"it is damaged or is not a checkpoint \(EOFError\)"):
         reading.read(write(tmp_path / "a.ckpt", 1))
 

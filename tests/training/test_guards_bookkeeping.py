@@ -14,8 +14,7 @@ from torch import nn
 
 from llp.checkpoints.callback import RunCheckpoint
 from llp.errors import SettingError
-from llp.training.finite_guard import FiniteGuard, gradient_norm
-from llp.training.stall_guard import Ranks, StallGuard
+from llp.training.guards import FiniteGuard, Ranks, StallGuard, gradient_norm
 
 PERIOD = 10.0
 
@@ -294,7 +293,7 @@ class Watched:
         self.guard._finished = SimpleNamespace(wait=wait)
         rank_zero = self.rank == 0
         trainer = SimpleNamespace(world_size=self.world_size, global_rank=self.rank, is_global_zero=rank_zero)
-        trainer.checkpoint_callbacks = [self.checkpoint]
+        trainer.callbacks = [self.checkpoint]
         self.guard._watch(trainer, self)
 
 
@@ -410,11 +409,11 @@ def test_who_ends_the_run_says_where_it_was_and_how_to_go_on(monkeypatch, capsys
         expected = ("architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from")
         torch.save({**dict.fromkeys((*expected, "state_dict")), "global_step": 1200}, "last.ckpt")
     ends = []
-    monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
+    monkeypatch.setattr("llp.training.guards.os._exit", lambda status: ends.append(status))
     strategy = SimpleNamespace(launcher=SimpleNamespace(kill=ends.append))
     checkpoint = RunCheckpoint()
     checkpoint.last_model_path = str(tmp_path / "last.ckpt")
-    trainer = SimpleNamespace(checkpoint_callbacks=[checkpoint], global_step=1233, strategy=strategy)
+    trainer = SimpleNamespace(callbacks=[checkpoint], global_step=1233, strategy=strategy)
     StallGuard(8.0)._end(trainer, "rank 1 made no progress")
     assert ends == [signal.SIGKILL, 1]
     out, err = capsys.readouterr()
@@ -426,9 +425,9 @@ def test_who_ends_the_run_says_where_it_was_and_how_to_go_on(monkeypatch, capsys
 
 def test_who_ends_a_run_from_python_has_nothing_to_advise(monkeypatch, capsys):
     ends = []
-    monkeypatch.setattr("llp.training.stall_guard.os._exit", lambda status: ends.append(status))
+    monkeypatch.setattr("llp.training.guards.os._exit", lambda status: ends.append(status))
     strategy = SimpleNamespace(launcher=None)
-    trainer = SimpleNamespace(checkpoint_callbacks=[], global_step=0, strategy=strategy)
+    trainer = SimpleNamespace(callbacks=[], global_step=0, strategy=strategy)
     StallGuard(8.5)._end(trainer, "rank 1 made no progress")
     assert ends == [1]
     message = "stall.timeout_s = 8.5: in optimizer step 1 rank 1 made no progress."

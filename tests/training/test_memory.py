@@ -5,7 +5,7 @@ import torch
 
 from helpers.refusals import assert_one_message
 from llp.language_model import LanguageModel
-from llp.training.memory import out_of_memory
+from llp.training.guards import out_of_memory
 
 
 def test_a_real_allocation_that_fails_in_a_step_is_one_message(run, work, monkeypatch):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llp.training import metrics, step_validation
-from llp.training.batch_seed import BatchSeed
+from llp.training import metrics, run_control
+from llp.training.run_control import BatchSeed, StepValidation
 from llp.training.metrics import RunMetrics, log_step
-from llp.training.step_validation import StepValidation
 
 
 class Job:
@@ -155,7 +154,7 @@ def test_steps_that_are_logged():
 def test_a_run_validates_in_whole_optimizer_steps(monkeypatch, interval, accumulated, expected):
     """And says so only where it is another interval than was set."""
     said = []
-    monkeypatch.setattr(step_validation, "rank_zero_info", said.append)
+    monkeypatch.setattr(run_control, "rank_zero_info", said.append)
     trainer = SimpleNamespace(val_check_batch=interval, accumulate_grad_batches=accumulated)
     StepValidation().on_train_start(trainer, None)
     assert trainer.val_check_batch == expected

@@ -9,7 +9,7 @@ import torch
 
 import llp
 from helpers.runs import curves
-from llp.training.software import git_commit
+from llp.training.run_record import git_commit
 
 
 def record(folder):
@@ -24,7 +24,7 @@ def test_a_finished_run(trained):
     assert (content["windows_per_step"], content["training_window_len"]) == (4, 32)
     assert content["architecture"] == "llp.LLP"
     model = llp.load(trained)
-    assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert content["parameters"] == sum(parameter.numel() for parameter in model.module.parameters())
     assert 0 < content["training_seconds"] < 60
     latest, best = content["validations"][-1], content["best_validation"]
     for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):

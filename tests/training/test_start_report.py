@@ -9,16 +9,14 @@ import torch
 import llp
 from helpers.runs import curves
 from llp.training import throughput
-from llp.training.run_summary import RunSummary
-from llp.training.start_report import StartReport, changed_settings
-from llp.training.text_block import text_block, with_unit
+from llp.training.console import RunSummary, StartReport, changed_settings, text_block, with_unit
 
 
 @pytest.fixture
 def screen(run, monkeypatch):
     """The rows of the first screen of a run: label to text; `title` is its first line."""
     peak = throughput.PeakRate(95.24e9, is_measured=True)
-    monkeypatch.setattr("llp.training.start_report.peak_rate", lambda device, dtype: peak)
+    monkeypatch.setattr("llp.training.console.peak_rate", lambda device, dtype: peak)
 
     def screen(*flags):
         status, out, err = run("fit", "--config", "tiny.yaml", *flags)
