@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from llp.training import metrics, run_control
-from llp.training.run_control import BatchSeed, StepValidation
 from llp.training.metrics import RunMetrics, log_step
+from llp.training.run_control import BatchSeed, StepValidation
 
 
 class Job:
