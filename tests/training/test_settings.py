@@ -1,7 +1,9 @@
-"""A resumed run's settings: what can change takes effect, is said and is kept; what can't is refused by name."""
+"""The settings of a resumed run: what can change takes effect, is reported and stored; the rest is refused by name."""
 
 import inspect
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import yaml
 
 import llp
 from datamodules import WikiText103
+from helpers.in_process import call
 from helpers.runs import curves
 from llp.language_model import LanguageModel
 
@@ -33,13 +36,20 @@ def test_every_setting_is_tried_here():
     assert WikiText103.changeable_settings == DATA_CHANGEABLE.keys()
 
 
+@pytest.fixture(scope="module")
+def half_once(finished):
+    """A run of four steps, which is trained once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(finished)
+        flags = ("--trainer.max_steps", 4, "--name", "half", "--model.init_args.warmup_steps", 2)
+        assert call("fit", "--config", "tiny.yaml", *flags) == 0
+    return finished / "lightning_logs/half"
+
+
 @pytest.fixture
-def half(run, work):
-    """A run of four steps."""
-    arguments = ("--trainer.max_steps", 4, "--name", "run", "--model.init_args.warmup_steps", 2)
-    status, _, err = run("fit", "--config", "tiny.yaml", *arguments)
-    assert status == 0, err
-    return work / "lightning_logs/run"
+def half(half_once, work):
+    """A copy of it, on the text and the cache of the original."""
+    return Path(shutil.copytree(half_once, work / "lightning_logs/run"))
 
 
 def resume(run, *flags):
@@ -151,7 +161,7 @@ def test_another_text_is_refused_on_a_resume(run, half, work):
     """The training order is a function of the text: a changed text would be another run."""
     with (work / "wikitext/wiki.train.tokens").open("a") as stream:
         stream.write(" one more line \n")
-    status, _, err = resume(run)
+    status, _, err = resume(run, "--data.init_args.path", work / "wikitext")
     assert status == 1
     assert "data_fingerprint" in err
     assert "--init_from" in err
