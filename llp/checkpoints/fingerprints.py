@@ -1,8 +1,7 @@
-"""What a run really started from and really read, as digests: proof that two runs can be compared."""
+"""Digests of what a run started from and what it has read, which show whether two runs can be compared."""
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from torch.distributed.tensor import DTensor
 def weights_digest(weights: Iterable[tuple[str, Tensor]], skip: Iterable[str] = ()) -> str:
     """SHA-256 over the names and the bytes of named weights, in the order of their names.
 
-    Of sharded weights it is that of this process's shards.
+    Of sharded weights only this process's shards are included.
 
     Args:
         weights: Names and tensors.
-        skip: Beginnings of names to leave out.
+        skip: Prefixes of names to leave out.
     """
     digest, left_out = hashlib.sha256(), tuple(skip)
     for name, weight in sorted(weights, key=lambda one: one[0]):
@@ -27,7 +26,7 @@ def weights_digest(weights: Iterable[tuple[str, Tensor]], skip: Iterable[str] = 
 
 
 def chained_digest(before: str, batch: Iterable[Tensor]) -> str:
-    """SHA-256 over the digest of all batches before and the next batch: that of the whole sequence of batches."""
+    """SHA-256 over the digest of the batches before and the next batch, and so a digest of the whole sequence."""
     digest = hashlib.sha256(before.encode())
     for tensor in batch:
         digest.update(_bytes(tensor))
@@ -35,15 +34,15 @@ def chained_digest(before: str, batch: Iterable[Tensor]) -> str:
 
 
 def add_batch(fingerprints: dict[str, str], batch: Iterable[Tensor], number: int) -> None:
-    """Bring the digests of a run's batches up to date, in place.
+    """Update the digests of a run's batches in place.
 
-    `training_windows` is that of all batches so far; `first_<k>_batches` stays as it was after k batches, for k = 1, 2,
-    4, 8, ..., so that runs of unequal length can be compared as far as both went.
+    `training_windows` is the digest of all batches so far; `first_<k>_batches` is that of the first k, for k = 1, 2, 4,
+    8, ..., so that runs of unequal length can be compared as far as both went.
 
     Args:
-        fingerprints: By name.
-        batch: The next one.
-        number: How many they are with this one.
+        fingerprints: Digests by name.
+        batch: The next batch.
+        number: The number of batches including this one.
     """
     digest = chained_digest(fingerprints["training_windows"], batch)
     fingerprints["training_windows"] = digest
@@ -51,6 +50,6 @@ def add_batch(fingerprints: dict[str, str], batch: Iterable[Tensor], number: int
         fingerprints[f"first_{number}_batches"] = digest
 
 
-def _bytes(tensor: Tensor) -> Any:
-    """The memory of a tensor, which `hashlib` reads."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, which `hashlib` reads."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -3,7 +3,6 @@
 import random
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,9 @@ from helpers.forked import Outcome
 CAMPAIGN = Path(__file__).parent.parent / "faults.py"
 
 
+@pytest.mark.slow
 def test_no_fault_has_a_consequence_that_it_may_not_have():
-    """Some of each kind that takes one process alone; all of them, and many more: `python tests/faults.py`."""
+    """Some of each kind that needs only one process; all of them, and many more: `python tests/faults.py`."""
     command = [sys.executable, str(CAMPAIGN), "--quick", "--seed", "1", "--injections", "30"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
@@ -68,13 +68,6 @@ def test_half_a_checkpoint_in_the_place_of_a_whole_one_is_a_lost_one(scene):
     with pytest.raises(OutcomeError) as caught:
         faults._after_disk(scene, faults.WRITTEN["checkpoint last"])
     assert caught.value.kind == faults.LOST
-
-
-def test_each_kind_has_its_share_and_an_injection_depends_on_its_number_alone():
-    kinds = [faults.kind_of(3, number) for number in range(500)]
-    assert Counter(kinds) == {name: 10 * kind.share for name, kind in faults.KINDS.items()}
-    assert [faults.kind_of(3, number) for number in (499, 7)] == [kinds[499], kinds[7]]
-    assert [faults.kind_of(4, number) for number in range(500)] != kinds
 
 
 def test_the_table_counts_all():
