@@ -52,4 +52,4 @@ def add_batch(fingerprints: dict[str, str], batch: Iterable[Tensor], number: int
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, which `hashlib` reads."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,7 +1,6 @@
 """Checkpoints on disk: killed anywhere, in order on the disk, the furthest one first, the best one kept."""
 
 import hashlib
-import json
 import os
 import threading
 from itertools import count
@@ -300,28 +299,6 @@ def test_for_a_checkpoint_that_can_not_be_used_another_is_named(tmp_path):
     for path, other in ((missing, foreign), (cut, foreign), (foreign, whole)):
         with pytest.raises(SettingError, match=f"; the newest whole one beside it is {other}$"):
             reading.read(path)
-
-
-def test_auto_resumes_the_furthest_trained(run, work, monkeypatch):
-    """Not from the oldest, the first by name, or the one that was written last."""
-    flags = ("--config", "tiny.yaml", "--name", "run", "--checkpoint.save_top_k", 9, "--trainer.val_check_interval", 2)
-    assert run("fit", *flags)[0] == 0
-    folder = work / "lightning_logs/run/checkpoints"
-    assert {path.name for path in folder.iterdir()} == {
-        "best.ckpt", "last.ckpt", "best-step=2.ckpt", "best-step=4.ckpt", "best-step=6.ckpt"
-    }  # fmt: skip
-    (folder / "last.ckpt").unlink()
-    for age, step in enumerate((2, 6, 4)):  # the furthest is neither the newest nor the oldest file
-        os.utime(folder / f"best-step={step}.ckpt", (1000 - age, 1000 - age))
-    status, _, err = run("test", "--name", "run", "--ckpt_path", "auto")
-    assert status == 0, err
-    protocol = json.loads((work / "lightning_logs/run/test.json").read_text())["protocol"]
-    assert protocol["step"] == 6
-    assert protocol["checkpoint"].endswith("best-step=6.ckpt")
-    names = published(monkeypatch)
-    status, _, err = run("fit", *flags, "--ckpt_path", "auto", "--trainer.max_steps", 7)
-    assert status == 0, err
-    assert {step for _, step in names} == {7}  # one step was left to do
 
 
 @pytest.mark.parametrize("state", ["older", "damaged", "missing", "there"])

@@ -13,7 +13,7 @@ import llp
 from helpers.runs import curves
 from llp.language_model import LanguageModel
 from llp.scoring.metric import Score
-from llp.training import throughput
+from llp.training import console, throughput
 from llp.training.console import RunSummary, StartReport, changed_settings, text_block, with_unit
 
 # The first screen
@@ -77,18 +77,24 @@ def test_accumulated_and_resumed(screen, work):
     assert rows["run"] == f"{length}; validated with limit_val_batches=3 every 2 steps and at the end; seed 0"
 
 
-def test_when_a_run_is_validated(screen, work):
-    """As it will be: one that ends with its epochs has no last validation."""
-    longer = ("--trainer.val_check_interval", 100)
-    assert "; validated at the end; " in screen(*longer)["run"]
-    epoch = ("--trainer.max_steps", -1, "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 5)
-    assert screen(*epoch)["run"] == "5 steps, 640 trained tokens in all; validated every 4 steps; seed 0"
-    assert "; never validated; " in screen(*epoch, *longer)["run"]
-    two_epochs = (*epoch, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 7)
-    assert "10 steps, 1,280 trained tokens in all; validated every 7 steps; " in screen(*two_epochs)["run"]
-    timed = ("--trainer.val_check_interval", "00:00:02:30", "--name", "timed")
-    assert "; validated every 02:30 and at the end; " in screen(*timed)["run"]
-    assert [step for step, _ in curves(work / "lightning_logs/timed")["val/loss"]] == [5]
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "validated every 4 steps and at the end"),
+        ({"accumulate_grad_batches": 2}, "validated every 2 steps and at the end"),
+        ({"val_check_batch": 100}, "validated at the end"),
+        ({"_val_check_time_interval": 150.0}, "validated every 02:30 and at the end"),
+        ({"limit_val_batches": 3}, "validated with limit_val_batches=3 every 4 steps and at the end"),
+        ({"num_val_batches": [0]}, "never validated"),
+        # A run that ends with its epochs has no validation after its last step.
+        ({"max_steps": -1}, "validated every 4 steps"),
+        ({"max_steps": -1, "val_check_batch": 100}, "never validated"),
+    ],
+)
+def test_when_a_run_is_validated(settings, expected):
+    usual = {"max_steps": 6, "estimated_stepping_batches": 6, "val_check_batch": 4, "accumulate_grad_batches": 1}
+    usual |= {"limit_val_batches": 1.0, "num_val_batches": [9], "_val_check_time_interval": None}
+    assert console._validation(SimpleNamespace(**(usual | settings))) == expected
 
 
 def test_a_start_from_another_runs_weights(screen):

@@ -50,11 +50,11 @@ def test_validations_are_in_whole_steps(run, work):
 
 
 def test_the_last_step_is_validated_once(run, work):
-    """Also where the interval ends with it, and where it is longer than the run."""
-    for interval, steps in ((3, [2, 5]), (100, [5])):
+    """Also if the interval ends with it, is longer than the run, or is a time."""
+    for name, interval, steps in (("short", 3, [2, 5]), ("long", 100, [5]), ("timed", "00:00:02:30", [5])):
         flags = ("--trainer.val_check_interval", interval, "--trainer.limit_val_batches", 1)
-        assert run("fit", "--config", "tiny.yaml", "--name", f"run{interval}", *flags)[0] == 0
-        assert [step for step, _ in curves(work / f"lightning_logs/run{interval}")["val/loss"]] == steps
+        assert run("fit", "--config", "tiny.yaml", "--name", name, *flags)[0] == 0
+        assert [step for step, _ in curves(work / f"lightning_logs/{name}")["val/loss"]] == steps
 
 
 # What a batch is seeded with
@@ -144,8 +144,9 @@ def test_dense_weights_start_an_llp(run, work, dense, trained):
         (("--init_from", "nowhere.ckpt"), "nowhere.ckpt: there is no such file"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(run, work, dense, flags, message):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "new", "--init_from", dense, *flags)
+def test_weights_that_do_not_fit_are_refused(run, work, finished, flags, message):
+    origin = finished / "lightning_logs/run/checkpoints/last.ckpt"
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "new", "--init_from", origin, *flags)
     assert status == 1
     assert message in err
     assert "Traceback" not in err
