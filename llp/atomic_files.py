@@ -1,11 +1,8 @@
-"""Where a run's files lie, and how a file comes to be there: whole or not at all, an older one under a numbered name.
+"""Files of a run: where they lie, and how each appears whole or not at all.
 
-What is put in its place is synchronised first, the file or folder as well as the folder that holds it, so that a power
-cut leaves the old one or the new one.
-
-
-Small files state their own SHA-256, so that damage is noticed when they are read. One without it is accepted as it is:
-it may come from elsewhere.
+What takes its place is synchronised with the disk first, and so is the folder that holds it: a power cut leaves the
+old file or the new one. Small files state their own SHA-256, so that damage is noticed when they are read; one without
+it is accepted as it is.
 """
 
 import hashlib
@@ -16,14 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 EXPORT_RECORD = "llp.json"
-"""The file by which a folder that `llp export` wrote is known."""
+"""The file that marks a folder which `llp export` wrote."""
 KEY = "own_sha256"
-"""The name of the digest in an object of JSON."""
+"""The name of the digest in a JSON object."""
 _HEAD = "# SHA-256 of the lines below: "
 
 
@@ -33,9 +29,9 @@ def is_exported(path: str | Path) -> bool:
 
 
 def run_folder(path: str | Path) -> Path:
-    """The folder of the run that wrote a checkpoint: the one above `checkpoints/`, else the checkpoint's own.
+    """The folder of the run that wrote a checkpoint: the one above `checkpoints/`, otherwise the checkpoint's own.
 
-    An exported folder stands for itself.
+    An exported folder is its own.
     """
     if is_exported(path):
         return Path(path).resolve()
@@ -43,19 +39,22 @@ def run_folder(path: str | Path) -> Path:
     return parent.parent if parent.name == "checkpoints" else parent
 
 
+# One file
+
+
 @contextmanager
 def whole_file(path: Path, keeps_older: bool = True) -> Iterator[Path]:
-    """A name to write a file under, which becomes `path` when the block ends, whole; after an error nothing is left.
+    """A temporary name for a file, which becomes `path` when the block ends; after an error nothing is left of it.
 
     Args:
-        path: Where the file shall be.
-        keeps_older: Whether a file that is there already gets a numbered name, or is replaced.
+        path: Where the file is to be.
+        keeps_older: Whether an existing file gets a numbered name (`test-1.json`), or is replaced.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with naming(path):
         try:
             yield temporary
-            _synchronize_one(temporary)  # before an older one is moved: a full disk may show only here
+            _synchronize(temporary)  # before an older one is moved: a full disk may show only here
             if keeps_older:
                 keep_older(path)
             move_into_place(temporary, path)
@@ -66,7 +65,7 @@ def whole_file(path: Path, keeps_older: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the system refuses inside of the block, it refuses for `path`: a failed write names no file by itself."""
+    """Name `path` in what the system refuses inside the block, because a failed write names no file."""
     try:
         yield
     except OSError as error:
@@ -76,12 +75,32 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def keep_older(path: Path) -> None:
-    """Give a file that is there already a numbered name, so that another can take its place."""
+    """Give an existing file a numbered name, so that another can take its place."""
     if path.exists():
         number = 1
         while (older := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
             number += 1
         path.rename(older)
+
+
+def move_into_place(whole: Path, path: Path) -> None:
+    """Give a whole file or folder the name `path`, which must be free unless both are files."""
+    for entry in [*whole.rglob("*"), whole]:
+        _synchronize(entry)
+    whole.replace(path)
+    _synchronize(path.parent)
+
+
+def _synchronize(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Checkpoints, which are files or folders
 
 
 def unfinished(path: Path) -> Path:
@@ -95,47 +114,30 @@ def _replaced(path: Path) -> Path:
 
 
 def publish(path: Path) -> None:
-    """Put the whole checkpoint that was written to `unfinished(path)`, a file or a folder, in its place."""
+    """Put the whole checkpoint at `unfinished(path)` in its place."""
     if path.is_dir() or (path.exists() and unfinished(path).is_dir()):
         path.rename(_replaced(path))
     move_into_place(unfinished(path), path)
     _remove(_replaced(path))
 
 
-def synchronize(path: Path) -> None:
-    """Wait until a file, or a folder with all that it holds, is on the disk."""
-    for entry in [*path.rglob("*"), path]:
-        _synchronize_one(entry)
-
-
-def _synchronize_one(path: Path) -> None:
-    """Wait for the content of a file, or for the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def move_into_place(whole: Path, path: Path) -> None:
-    """Give a whole file or folder the name `path`, which must be free unless both are files; a power cut loses none."""
-    synchronize(whole)
-    whole.replace(path)
-    _synchronize_one(path.parent)
+def discard(path: Path) -> None:
+    """Remove the unfinished checkpoint of `path`."""
+    _remove(unfinished(path))
 
 
 def link(path: Path, name: Path) -> None:
     """Make `name` a link to a checkpoint in the same folder, in one step."""
-    _remove(unfinished(name))
+    discard(name)
     unfinished(name).symlink_to(path.name)
     unfinished(name).replace(name)
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed process left unfinished in a run's `checkpoints/`; nothing that was ever whole is lost."""
+    """Remove what a killed process left unfinished in a folder of checkpoints; what was ever whole is not lost."""
     for replaced, path in _unreplaced(folder):
         replaced.rename(path)
-    for leftover in chain(folder.glob(".*.replaced"), folder.glob(".*.unfinished")):
+    for leftover in [*folder.glob(".*.replaced"), *folder.glob(".*.unfinished")]:
         _remove(leftover)
 
 
@@ -147,16 +149,8 @@ def wait_until_tidy(folder: Path) -> None:
 
 def _unreplaced(folder: Path) -> list[tuple[Path, Path]]:
     """Checkpoints that were moved aside for others which never came, and the places that they had."""
-    pairs = [
-        (replaced, folder / replaced.name.removeprefix(".").removesuffix(".replaced"))
-        for replaced in folder.glob(".*.replaced")
-    ]
+    pairs = [(path, folder / path.name[1:].removesuffix(".replaced")) for path in folder.glob(".*.replaced")]
     return [(replaced, path) for replaced, path in pairs if not path.exists()]
-
-
-def discard(path: Path) -> None:
-    """Remove the checkpoint that was to become `path`, and didn't."""
-    _remove(unfinished(path))
 
 
 def _remove(path: Path) -> None:
@@ -166,14 +160,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def file_sha256(path: Path) -> str:
-    """The digest of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+# Digests
+
+
+def file_sha256(*paths: Path) -> str:
+    """The digest of the bytes of a file, or of several files one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
 
 
 def file_sha256_once(path: Path) -> str:
-    """The digest of a file, which is read once per process as long as it has the same size and date."""
+    """The digest of a file, which is read once per process as long as its size and date stay the same."""
     stat = path.stat()
     return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -184,21 +184,21 @@ def _file_sha256(path: Path, size: int, modified: int) -> str:
 
 
 def own_sha256(content: Any) -> str:
-    """The digest of what an object of JSON says, however it is laid out."""
+    """The digest of the content of a JSON object, however it is laid out."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def json_with_digest(content: dict[str, Any], sort_keys: bool = False) -> str:
-    """An object as JSON, its digest last."""
+    """An object as JSON, with its digest as the last item."""
     plain = json.loads(json.dumps(content, sort_keys=sort_keys))
     return json.dumps({**plain, KEY: own_sha256(plain)}, indent=1) + "\n"
 
 
 def checked_json(text: str) -> dict[str, Any]:
-    """The object in a text of JSON, without its digest.
+    """The object in a JSON text, without its digest.
 
     Raises:
-        ValueError: If the text holds no object, or another one than was written.
+        ValueError: If the text holds no object, or was changed.
     """
     content = json.loads(text)
     if not isinstance(content, dict):
@@ -210,15 +210,15 @@ def checked_json(text: str) -> dict[str, Any]:
 
 
 def with_digest_line(text: str) -> str:
-    """A text behind a line with its digest, which is a comment in YAML."""
+    """A text after a line with its digest, which is a comment in YAML."""
     return f"{_HEAD}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def checked_text(text: str) -> str:
-    """A text as it is, if it is what its first line says, or that says nothing.
+    """A text as it is, unless its first line states another digest.
 
     Raises:
-        ValueError: If it has changed.
+        ValueError: If the text was changed.
     """
     head, _, rest = text.partition("\n")
     if head.startswith(_HEAD) and head.removeprefix(_HEAD) != hashlib.sha256(rest.encode()).hexdigest():

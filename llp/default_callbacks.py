@@ -1,13 +1,16 @@
-"""The callbacks that every model brings along, whichever Trainer uses it."""
+"""The callbacks that every model adds to its Trainer.
+
+Apart from `LanguageModel`, which they name.
+"""
 
 from lightning.pytorch import Callback
 
 from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport
-from llp.training.batch_seed import BatchSeed
 from llp.training.metrics import RunMetrics
+from llp.training.run_control import BatchSeed
 
 
 def default_callbacks() -> list[Callback]:
-    """Metrics, dropout that a resumed run draws identically, and a test report behind a check of causality."""
+    """Metrics, the seed of each batch, and a test report preceded by a check of causality."""
     return [RunMetrics(), BatchSeed(), CausalityCheck(), TestReport()]

@@ -22,6 +22,7 @@ from llp.decoder.geometry import Compression, Geometry
 from llp.decoder.kv_cache import KVCache
 from llp.decoder.patterns import Layer
 from llp.errors import require
+from llp.lightning_internals import is_accumulating, untyped
 from llp.optimization import OptimizationSettings
 from llp.scoring.label_metric import LabelScore
 from llp.scoring.metric import Score, ScoringBatch
@@ -194,7 +195,7 @@ class LanguageModel(CheckpointedModule, ABC):
         n_scored = losses.each.shape[1]
         n_last = n_scored if len(scored) == 1 else None
         self.window_losses.append(losses.each.mean(dim=1))
-        if not self.trainer.fit_loop._should_accumulate():  # the last batch of an optimizer step
+        if not is_accumulating(self.trainer):  # the last batch of an optimizer step
             # All ranks' batches are of one size, so that the mean of means is the mean.
             self.step_loss = self.trainer.strategy.reduce(torch.cat(self.window_losses).mean(), reduce_op="mean")
             self.log("loss", self.step_loss, prog_bar=True, logger=False)
@@ -207,14 +208,14 @@ class LanguageModel(CheckpointedModule, ABC):
         }
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self.trainer.fit_loop._should_accumulate():
+        if not is_accumulating(self.trainer):
             self.window_losses.clear()
 
     def configure_callbacks(self) -> list[Callback]:
         """What every model needs: metrics, dropout that a resumed run draws identically, and a certified test."""
         from llp.default_callbacks import default_callbacks  # they name this class
 
-        there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        there = {type(callback) for callback in untyped(self.trainer).callbacks}
         return [callback for callback in default_callbacks() if type(callback) not in there]
 
     def learning_rate_factor(self, step: int) -> float:

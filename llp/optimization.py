@@ -1,12 +1,13 @@
 """Which parameters have weight decay, and the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from llp.errors import require
 
@@ -52,13 +53,10 @@ class OptimizationSettings:
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two optimizer groups: the weights of linear layers, which decay, and the rest (embeddings, norms, biases)."""
     decaying = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
-
-    def members(decays: bool) -> Iterable[nn.Parameter]:
-        return [p for p in module.parameters() if p.requires_grad and (id(p) in decaying) is decays]
-
+    trained = [p for p in module.parameters() if p.requires_grad]
     return [
-        {"params": members(True), "weight_decay": weight_decay},
-        {"params": members(False), "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in decaying], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in decaying], "weight_decay": 0.0},
     ]
 
 
@@ -70,9 +68,8 @@ def warmup(step: int, warmup_steps: int) -> float:
 def cosine(step: int, warmup_steps: int, max_steps: int, floor: float) -> float:
     """Linear warm-up, then a half cosine from 1 down to `floor` in step `max_steps`."""
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return warmup(step, warmup_steps) * (
-        floor + (1 - floor) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
-    )
+    fall = (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+    return warmup(step, warmup_steps) * (floor + (1 - floor) * fall)
 
 
 def halving(step: int, warmup_steps: int, halve_every: int) -> float:
@@ -85,20 +82,15 @@ def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
-def apply_settings(trainer: Any, settings: list[dict[str, Any]]) -> None:
+def apply_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:
     """Apply settings to the groups of a trainer's optimizer, with the learning rate of the current step.
 
-    Loading a checkpoint has restored those of the run that wrote it, the learning rate and weight decay among them.
+    Loading a checkpoint restored those of the run that wrote it, including the learning rate and the weight decay.
     """
     (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
     scheduler = config.scheduler
+    assert isinstance(scheduler, LambdaLR)
     scheduler.base_lrs = [group["initial_lr"] for group in settings]
-    for group, made in zip(optimizer.param_groups, settings, strict=True):
+    for group, made, factor in zip(optimizer.param_groups, settings, scheduler.lr_lambdas, strict=True):
         group.update(made)
-    rates = [
-        rate * factor(scheduler.last_epoch)
-        for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    ]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    scheduler._last_lr = rates
+        group["lr"] = made["initial_lr"] * factor(scheduler.last_epoch)

@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal has ended the run. Not an `Exception`, so that no handler on the way takes it for an error."""
+    """A signal has ended the run. Not an `Exception`, so that no handler takes it for an error."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -37,11 +37,11 @@ class Listener:
     def install(self) -> None:
         """Install this as the signals' handler, again if another library has replaced it."""
         for signum in SIGNALS:
-            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # which is how nohup asks for it
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # `nohup` ignores it
                 signal.signal(signum, self._handle)
 
     def close(self) -> None:
-        """Ignore a late signal, which would change the exit status of a process whose work is done.
+        """Ignore late signals, which would change the exit status of a process whose work is done.
 
         Python removes its handlers before the process ends.
         """
@@ -52,12 +52,12 @@ class Listener:
     def leave_child(self) -> None:
         """Let SIGTERM end a forked process, as `multiprocessing` ends its own.
 
-        A handler in Python only runs between two of Python's instructions: never in a process that was just about to
+        A Python handler runs only between two Python instructions, and so never in a process that was just about to
         wait for a lock.
         """
         if signal.getsignal(signal.SIGTERM) == self._handle:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _let_through()
+        _unblock()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_first = self.received is None
@@ -73,23 +73,23 @@ class Listener:
         print(f"\n{name}: finishing and saving the current step{hint}", file=sys.stderr, flush=True)
 
     def _leave_terminals(self) -> None:
-        """Write to nowhere what would go to a terminal that is gone: it would fail, and the step could not be saved."""
+        """Send to nowhere what would be written to a closed terminal, where it would fail and prevent the saving."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in self._terminals:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
 
 
-def _hold_back() -> None:
-    """Let SIGTERM wait: the new process has its own way with it only once `leave_child` is done."""
+def _block() -> None:
+    """Hold SIGTERM back until `leave_child` is done in a forked process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
-def _let_through() -> None:
+def _unblock() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 LISTENER = Listener()
 """The one listener of the process: signal handlers belong to the whole process."""
 
-os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=LISTENER.leave_child)
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=LISTENER.leave_child)

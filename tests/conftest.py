@@ -1,7 +1,7 @@
 """A small text, a folder to run in, and `llp` run in this process."""
 
 import random
-import sys
+import shutil
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  its log writes to the stderr of its import, which must not be one test's
@@ -9,8 +9,8 @@ import pytest
 import torch
 from tensorboard.summary.writer import event_file_writer
 
-from helpers.signal_handlers import handlers_restored
-from llp import __main__ as console
+from helpers.in_process import call
+from llp.atomic_files import with_digest_line
 
 pytest.register_assert_rewrite("helpers.runs")
 
@@ -21,10 +21,8 @@ torch.set_num_threads(1)  # the models are too small for more
 event_file_writer._global_uid = event_file_writer.AtomicCounter(1_000_000)
 
 
-@pytest.fixture
-def wikitext(tmp_path: Path) -> Path:
-    """A folder in WikiText-103's layout with invented text."""
-    folder = tmp_path / "wikitext"
+def write_wikitext(folder: Path) -> Path:
+    """Write invented text in WikiText-103's layout."""
     folder.mkdir()
     rng = random.Random(0)
     words = ["the", "cat", "<unk>", "sat", "on", "a", "mat", "@-@", "Ünïcode", "\u2581", ",", "."]
@@ -34,6 +32,12 @@ def wikitext(tmp_path: Path) -> Path:
         lines += [" " + " ".join(rng.choices(words, k=rng.randint(3, 20))) + " \n" for _ in range(n_lines)]
         (folder / f"wiki.{split}.tokens").write_text("".join(lines), encoding="utf-8", newline="")
     return folder
+
+
+@pytest.fixture
+def wikitext(tmp_path: Path) -> Path:
+    """A folder in WikiText-103's layout with invented text."""
+    return write_wikitext(tmp_path / "wikitext")
 
 
 TINY = """
@@ -48,35 +52,57 @@ trainer: {accelerator: cpu, max_steps: 6, val_check_interval: 4, log_every_n_ste
 """
 
 
+def write_config(folder: Path, wikitext: Path) -> None:
+    tiny = TINY.replace("WIKITEXT", str(wikitext)).replace("CACHE", str(folder / "cache"))
+    (folder / "tiny.yaml").write_text(tiny)
+
+
 @pytest.fixture
 def work(tmp_path, wikitext, monkeypatch):
     """A folder to run in, with `tiny.yaml`."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(
-        TINY.replace("WIKITEXT", str(wikitext)).replace("CACHE", str(tmp_path / "cache"))
-    )
+    write_config(tmp_path, wikitext)
     return tmp_path
 
 
 @pytest.fixture
-def run(work, monkeypatch, capsys):
+def run(work, capsys):
     """Run `llp` in this process; returns exit status, standard output and standard error."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llp", *map(str, arguments)])
-        with handlers_restored():
-            try:
-                status = console.main()
-            except SystemExit as stop:
-                status = stop.code
-        return status, *capsys.readouterr()
+        return call(*arguments), *capsys.readouterr()
 
     return run
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder with a finished run, which is trained once for all tests and copied for each (`trained`)."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_config(folder, write_wikitext(folder / "wikitext"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call("fit", "--config", "tiny.yaml", "--name", "run") == 0
+    return folder
+
+
+def moved(value, old: str, new: str):
+    """A value with another folder in all of its strings."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return type(value)((moved(key, old, new), moved(item, old, new)) for key, item in value.items())
+    return [moved(item, old, new) for item in value] if type(value) is list else value
+
+
 @pytest.fixture
-def trained(run, work):
-    """A finished run: its folder."""
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run")
-    assert status == 0, err
-    return work / "lightning_logs/run"
+def trained(finished, run, work):
+    """A finished run, as if it had been trained in `work`: its folder."""
+    for name in ("cache", "lightning_logs"):
+        shutil.copytree(finished / name, work / name, dirs_exist_ok=True)
+    folder = work / "lightning_logs/run"
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        torch.save(moved(torch.load(path, weights_only=True), str(finished), str(work)), path)
+    config = (folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[2]
+    (folder / "config.yaml").write_text(with_digest_line(moved(config, str(finished), str(work))), encoding="utf-8")
+    return folder

@@ -16,19 +16,20 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from llp.atomic_files import discard, is_exported, link, naming, publish, tidy, unfinished
 from llp.checkpoints import reading
-from llp.checkpoints.integrity import write_digests
+from llp.checkpoints.sharded import write_digests
 from llp.errors import SettingError, require
+from llp.lightning_internals import find_callback, is_accumulating, save_last, untyped, validates_next
 from llp.signals import LISTENER, Stopped
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps the newest checkpoint, `last.ckpt`, and the best by validation; each appears whole or not at all.
 
-    `last.ckpt` is written after each validation, and when a signal ends the run, after the current step. On the CPU a
+    `last.ckpt` is written after each validation, and when a signal ends the run, after the current step. On a CPU a
     run resumed from it equals the uninterrupted run bit for bit.
 
     Args:
-        monitor: The validation figure that decides which checkpoint is best.
+        monitor: The validation metric that decides which checkpoint is best.
         mode: Whether its lowest or its highest value is best: `min` or `max`.
         save_top_k: How many of the best to keep. One is `best.ckpt`; if there are more, each has its step in its name,
             and `best.ckpt` is a link to the best of them.
@@ -48,18 +49,19 @@ class RunCheckpoint(ModelCheckpoint):
         require(save_top_k >= 1, "checkpoint.save_top_k", save_top_k, "set it to 1 or more")
         every = every_n_train_steps
         require(every is None or every >= 1, "checkpoint.every_n_train_steps", every, "set it to 1 or more, or to null")
-        filename = "best" if save_top_k == 1 else "best-{step}"
         super().__init__(
             monitor=monitor,
             mode=mode,
-            filename=filename,
+            filename="best" if save_top_k == 1 else "best-{step}",
             save_top_k=save_top_k,
             save_last=True,
             enable_version_counter=False,
         )
         self.last_every = every_n_train_steps
+        self.being_written: Path | None = None
+        """The checkpoint that is being written just now, for the message of a run that stands still."""
+        self._saved_step = 0
         self._all_stop = False
-        self.being_written: Path | None = None  # for those who ask why the run stands still
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -73,9 +75,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._is_own_checkpoint = folder == Path(str(self.dirpath)).resolve()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._is_own_checkpoint:
-            state_dict = self._in_this_folder(state_dict)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(self._in_this_folder(state_dict) if self._is_own_checkpoint else state_dict)
 
     def _in_this_folder(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state with the run's folder as it is named now.
@@ -92,41 +92,40 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._saved_step = 0
         LISTENER.deferring = True
         LISTENER.install()  # Lightning's own handlers end a run in the middle of a step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
         # A run resumed from just before a validation that is due, or before the end of an epoch, would skip it.
-        validates_next = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-        if not (loop._should_accumulate() or validates_next or loop.epoch_loop.batch_progress.is_last_batch):
+        is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not (is_accumulating(trainer) or is_last or validates_next(trainer)):
             self._save_last_if(self._is_due(trainer), trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        is_saved = self._last_global_step_saved == trainer.global_step
+        is_saved = self._saved_step == trainer.global_step
         self._save_last_if(not is_saved and (_is_at_end(trainer) or self._is_due(trainer)), trainer)
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        return self.last_every is not None and trainer.global_step % self.last_every == 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save_last_if(self._last_global_step_saved != trainer.global_step, trainer)
+            self._save_last_if(self._saved_step != trainer.global_step, trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return self.last_every is not None and trainer.global_step % self.last_every == 0
 
     def _save_last_if(self, is_due: bool, trainer: Trainer) -> None:
         """Save `last.ckpt` if it is due, or if a signal has reached any of the processes, which also ends the run."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if untyped(trainer).fast_dev_run:
             return
         received = torch.tensor(LISTENER.received or 0, device=trainer.strategy.root_device)
         signum = int(trainer.strategy.reduce(received, reduce_op="max"))
         is_stopped = signum and not _is_at_end(trainer)  # there is nothing to cut short at the end
         if is_due or is_stopped:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            save_last(self, trainer)
         if is_stopped:
             self._all_stop = True
             raise Stopped(signum)
@@ -138,7 +137,7 @@ class RunCheckpoint(ModelCheckpoint):
                 for logger in trainer.loggers:
                     logger.save()  # what was logged up to this step is on disk before the checkpoint is
                 super()._save_checkpoint(trainer, str(unfinished(path)))
-                self._last_checkpoint_saved = filepath
+                self._saved_step, self._last_checkpoint_saved = trainer.global_step, filepath
                 if unfinished(path).is_dir():
                     write_digests(unfinished(path), trainer.global_rank)
                     trainer.strategy.barrier("digests")
@@ -162,14 +161,14 @@ class RunCheckpoint(ModelCheckpoint):
         if isinstance(exception, Stopped) and not was_training and launcher is not None:
             launcher.kill(exception.signum)  # the processes that this one has started
         if was_training and trainer.is_global_zero:
-            print(how_to_go_on(self.last_model_path), file=sys.stderr, flush=True)
-        if self._all_stop:  # rank 0 had files to write still, and SLURM kills it soon after another rank has ended
+            print(how_to_resume(self.last_model_path), file=sys.stderr, flush=True)
+        if self._all_stop:  # rank 0 still has files to write, and SLURM kills it soon after another rank has ended
             trainer.strategy.barrier("stopped")
 
 
 def run_checkpoint(trainer: Trainer) -> RunCheckpoint | None:
-    """The callback that writes the run's checkpoints, whichever others a user has added; None: there is none."""
-    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)), None)
+    """The callback that writes the run's checkpoints, or None if there is none."""
+    return find_callback(trainer, RunCheckpoint)
 
 
 def _is_at_end(trainer: Trainer) -> bool:
@@ -177,11 +176,11 @@ def _is_at_end(trainer: Trainer) -> bool:
 
 
 def complete_last(path: Path) -> None:
-    """Make the checkpoint of a run's last step its `last.ckpt`, unless that is one: a kill came between the two."""
+    """Make the checkpoint of a run's last step its `last.ckpt`, if a kill prevented that."""
     last = path.with_name("last.ckpt")
     if path == last or path.parent.name != "checkpoints":
         return
-    with suppress(SettingError):  # there is none, or it is damaged
+    with suppress(SettingError):  # it is missing or damaged
         if reading.read(last)["global_step"] == reading.read(path)["global_step"]:
             return
     discard(last)
@@ -189,11 +188,11 @@ def complete_last(path: Path) -> None:
     publish(last)
 
 
-def how_to_go_on(path: str) -> str:
-    """What to tell a user whose run has ended early.
+def how_to_resume(path: str) -> str:
+    """The command that resumes a run which has ended early.
 
     Args:
-        path: The checkpoint that was written last, perhaps in vain; empty: there is none.
+        path: The last checkpoint that was to be written, or an empty string.
     """
     newest = next(reading.newest_first(Path(path).parent), None) if path else None
     if newest is None:
@@ -205,12 +204,12 @@ def how_to_go_on(path: str) -> str:
 class StreamedCheckpointIO(TorchCheckpointIO):
     """Writes directly to the file.
 
-    Lightning's own holds a second copy of the file's content in memory and goes through the temporary folder, where a
-    killed process leaves it behind. `RunCheckpoint` makes sure that a file is on disk and appears only when complete.
+    Lightning's own holds a second copy of the content in memory and goes through the temporary folder, where a killed
+    process leaves it behind. `RunCheckpoint` makes sure that a file is on disk and appears only when complete.
     """
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read an exported folder, too."""
+        """Read a checkpoint or an exported folder."""
         return reading.read(path) if is_exported(path) else super().load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -218,7 +217,7 @@ class StreamedCheckpointIO(TorchCheckpointIO):
         try:
             with Path(path).open("wb") as stream:
                 torch.save(checkpoint, stream)
-        except RuntimeError as error:  # torch's writer, which finds less written than it should be
+        except RuntimeError as error:  # torch's writer raises this when less was written than expected
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

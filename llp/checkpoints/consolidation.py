@@ -1,4 +1,4 @@
-"""One file out of a sharded checkpoint."""
+"""One file made of a sharded checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def consolidate(folder: Path) -> Path:
 
 
 def merged(folder: Path, shards: Path) -> dict[str, Any]:
-    """The content of a sharded checkpoint, as that of a single file; its tensors are mapped from the file `shards`."""
+    """The content of a sharded checkpoint as that of a single file; its tensors are mapped from the file `shards`."""
     checkpoint = read(folder)
     dcp_to_torch_save(folder, shards)
     weights = torch.load(shards, weights_only=True, mmap=True)

@@ -1,4 +1,4 @@
-"""A folder that `llp export` wrote, read like a checkpoint: values and tensors, of which nothing is executed."""
+"""A folder that `llp export` wrote, read like a checkpoint: values and tensors, none of which is executed."""
 
 import json
 from pathlib import Path
@@ -13,25 +13,25 @@ from llp.checkpoints.fingerprints import weights_digest
 from llp.errors import SettingError, require
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CHANGED = "WEIGHTS CHANGED: those of this folder are not the ones that were exported."
+"""The notice for a folder whose weights another program has written since the export."""
 _TIED, _SOURCE = "decoder.head.weight", "decoder.embed.weight"
 _KEPT = ("architecture", "global_step", "seed", "settings_history", "initialized_from", "fingerprints", "config")
 _LENGTHS = ("window_len", "scoring_window_len", "scoring_stride")
-CHANGED = "WEIGHTS CHANGED: those of this folder are not the ones that were exported."
-"""What is said of a folder whose weights another program has written since."""
 _AGAIN = "export the checkpoint again, or put the file back"
 
 
 def stored_weights(weights: dict[str, Tensor], tied: bool) -> dict[str, Tensor]:
-    """The weights that a file holds: a head that shares the embedding's is not written twice."""
+    """The weights that a file holds: a head that shares the embedding's weight is not written twice."""
     return {name: weight for name, weight in weights.items() if not (tied and name == _TIED)}
 
 
 def record_of(checkpoint: dict[str, Any], origin: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-    """What a folder keeps of a checkpoint beside its weights, as JSON, so that `read` can give it back.
+    """What a folder keeps of a checkpoint beside its weights, as JSON, so that `read` can return it.
 
     Args:
-        checkpoint: What `checkpoints.read` gave.
-        origin: Where the folder comes from: the checkpoint, its digest, the numbers' type.
+        checkpoint: What `reading.read` returned.
+        origin: Where the folder comes from: the checkpoint, its digest, the type of the numbers.
         model: The part of `config.json` that makes the model what it is.
     """
     data, stored = checkpoint.get("datamodule_hyper_parameters", {}), checkpoint["tokenizer"]
@@ -49,21 +49,23 @@ def record_of(checkpoint: dict[str, Any], origin: dict[str, Any], model: dict[st
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What `checkpoints.read` gives of the checkpoint that the folder was written from, but its optimizer's state.
+    """What `reading.read` returns of the checkpoint that the folder was written from, without its optimizer's state.
 
     Raises:
-        SettingError: If a file is missing or damaged, or any but the weights' was changed since the export.
+        SettingError: If a file is missing or damaged, or a file other than the weights' was changed since the export.
     """
     record = _json(folder / EXPORT_RECORD)
     for name, expected in record["files"].items():
-        _check(folder / name, _digest(folder / name) == expected)
+        path = folder / name
+        _check(path, path.is_file() and file_sha256(path) == expected)
     config = _json(folder / CONFIG)
     changed = [name for name, value in record["model"].items() if config.get(name) != value]
     remedy = f"{', '.join(changed)}: changed since the export; {_AGAIN}"
     require(not changed, "ckpt_path", folder / CONFIG, remedy)
     stored = record["tokenizer"]
     if stored is not None:
-        stored["data"] = torch.from_numpy(np.frombuffer(_bytes(folder / stored["file"]), np.uint8).copy())
+        data = np.frombuffer((folder / stored["file"]).read_bytes(), np.uint8)
+        stored["data"] = torch.from_numpy(data.copy())
     record["hyper_parameters"]["betas"] = tuple(record["hyper_parameters"]["betas"])
     return {
         **record,
@@ -73,7 +75,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def outcome(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """Where an exported folder comes from, and whether its weights are still those; None: it is no such folder."""
+    """Where an exported folder comes from, and whether its weights were changed since; None for a checkpoint."""
     if "exported" not in checkpoint:
         return None
     changed = weights_digest(checkpoint["state_dict"].items()) != checkpoint["weights_sha256"]
@@ -89,34 +91,23 @@ def _weights(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
         raise SettingError("ckpt_path", path.parent, remedy) from error
     try:
         with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except Exception as error:  # of no type of its own for a file that is missing or cut
         raise SettingError("ckpt_path", path, f"can't be read ({str(error).splitlines()[0]}); {_AGAIN}") from error
-    names = [*shapes, *(name for name in weights if name not in shapes)]
     there = {name: list(weight.shape) for name, weight in weights.items()}
-    wrong = next((name for name in names if shapes.get(name) != there.get(name)), None)
-    remedy = f"{wrong} is {there.get(str(wrong))} there, and {shapes.get(str(wrong))} in the model; {_AGAIN}"
-    require(wrong is None, "ckpt_path", path, remedy)
+    for name in [*shapes, *there]:
+        remedy = f"{name} is {there.get(name)} there, and {shapes.get(name)} in the model; {_AGAIN}"
+        require(shapes.get(name) == there.get(name), "ckpt_path", path, remedy)
     return weights if _TIED in weights else {**weights, _TIED: weights[_SOURCE]}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = _bytes(path)
+    _check(path, path.is_file())
     try:
-        return dict(json.loads(content))
+        return dict(json.loads(path.read_bytes()))
     except ValueError as error:
         raise SettingError("ckpt_path", path, f"it is damaged; {_AGAIN}") from error
 
 
-def _bytes(path: Path) -> bytes:
-    _check(path, path.is_file())
-    return path.read_bytes()
-
-
 def _check(path: Path, is_right: bool) -> None:
     require(is_right, "ckpt_path", path, f"missing, or changed since the export; {_AGAIN}")
-
-
-def _digest(path: Path) -> str:
-    _check(path, path.is_file())
-    return file_sha256(path)

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from torch.distributed.tensor import DTensor
 def weights_digest(weights: Iterable[tuple[str, Tensor]], skip: Iterable[str] = ()) -> str:
     """SHA-256 over the names and the bytes of named weights, in the order of their names.
 
-    Of sharded weights it is that of this process's shards.
+    Of sharded weights only this process's shards are included.
 
     Args:
         weights: Names and tensors.
-        skip: Beginnings of names to leave out.
+        skip: Prefixes of names to leave out.
     """
     digest, left_out = hashlib.sha256(), tuple(skip)
     for name, weight in sorted(weights, key=lambda one: one[0]):
@@ -26,6 +25,6 @@ def weights_digest(weights: Iterable[tuple[str, Tensor]], skip: Iterable[str] = 
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    """The memory of a tensor, which `hashlib` reads."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, which `hashlib` reads."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,22 +1,124 @@
-"""What a checkpoint says about itself, how it is opened, and whether it fits a model."""
+"""How a checkpoint is opened, and whether it fits a model; the package's docstring says what it holds."""
 
-import hashlib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from zipfile import ZipFile
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch.optim import Optimizer
 
-from llp.atomic_files import is_exported
+from llp.atomic_files import file_sha256, is_exported
 from llp.checkpoints import exported_folder
-from llp.checkpoints.integrity import require_whole
 from llp.checkpoints.settings_history import batch_of, current
-from llp.checkpoints.sharded import check_shards
+from llp.checkpoints.sharded import check_digests, check_shards
 from llp.errors import SettingError, require
+
+_REQUIRED = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
+
+# Opening
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Open a checkpoint without reading its weights into memory; a sharded one without weights and optimizer states.
+
+    All of it is compared with its checksums, once per process. Nothing that the file holds is executed, neither here
+    nor when torch and Lightning load it afterwards (`SECURITY.md`). An exported folder is read like a checkpoint
+    without optimizer states.
+
+    Raises:
+        SettingError: If there is no such file, or it is damaged, or is not a checkpoint of this project.
+    """
+    path = Path(path)
+    if is_exported(path):
+        return exported_folder.read(path)
+    if not path.exists():
+        raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
+    try:
+        _require_whole(path)
+        checkpoint = _load(path)
+        if path.is_dir():
+            check_shards(path)
+    except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if reason.startswith("Weights only load failed"):  # torch continues with how to execute it all the same
+            reason = "it holds other things than tensors and plain values"
+        remedy = f"it is damaged or is not a checkpoint ({reason}); {_another_than(path)}"
+        raise SettingError("ckpt_path", path, remedy) from error
+    expected = _REQUIRED | (set() if path.is_dir() else {"state_dict"})
+    is_ours = isinstance(checkpoint, dict) and expected <= checkpoint.keys()
+    # With `_instantiator` Lightning would let a function of the file's choice build the model.
+    if not is_ours or "_instantiator" in (checkpoint["hyper_parameters"] or {}):
+        remedy = f"the file was not written by `llp fit`; {_another_than(path)}"
+        raise SettingError("ckpt_path", path, remedy)
+    return checkpoint
+
+
+def _load(path: Path) -> Any:
+    file = path / "meta.pt" if path.is_dir() else path
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _require_whole(path: Path) -> None:
+    """Raise an error of any kind unless a checkpoint is what was written; each file is read once per process."""
+    if path.is_dir():
+        check_digests(path)
+    else:
+        stat = path.stat()
+        _check_archive(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _check_archive(file: Path, size: int, modified: int) -> None:
+    """Compare each part of a file with the CRC-32 that the file holds of it, which torch does not do."""
+    with ZipFile(file) as archive:
+        if (part := archive.testzip()) is not None:
+            raise ValueError(f"{part} is not what was written")
+
+
+def _another_than(path: Path) -> str:
+    """The remedy for a checkpoint that can't be used: the newest whole one beside it."""
+    other = next((other for other in newest_first(path.parent) if other != path), None)
+    return "give the path of a checkpoint" if other is None else f"the newest whole one beside it is {other}"
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The whole checkpoints in a folder, most steps first, and of equal steps the last written first."""
+    steps = {}
+    for path in folder.glob("[!.]*.ckpt"):
+        if not path.is_symlink():
+            try:
+                steps[path] = (_load(path)["global_step"], path.stat().st_mtime)
+            except Exception:  # truncated or foreign, see `read`
+                continue
+    for path in sorted(steps, key=lambda path: steps[path], reverse=True):
+        try:
+            _require_whole(path)
+        except Exception:
+            continue
+        yield path
+
+
+def require_one_file(path: str | Path) -> None:
+    """Raise a `SettingError` if a checkpoint is sharded, where a single file is needed."""
+    if Path(path).is_dir() and not is_exported(path):
+        remedy = f"it is sharded; make one file of it with `llp consolidate {path}`"
+        raise SettingError("ckpt_path", path, remedy)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a checkpoint's file, of all files of a sharded one by name, or of an exported folder's weights."""
+    path = Path(path)
+    if is_exported(path):
+        return file_sha256(path / exported_folder.WEIGHTS)
+    return file_sha256(*sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path])
+
+
+# What it holds
 
 
 def class_path(cls: type) -> str:
@@ -31,7 +133,7 @@ def import_class(path: str, base: type = object) -> Any:
     """The class at a path that `class_path` returned.
 
     Raises:
-        SettingError: If it can't be imported, or is no class derived from `base`.
+        SettingError: If it can't be imported, or is not derived from `base`.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -44,12 +146,24 @@ def import_class(path: str, base: type = object) -> Any:
     return cls
 
 
-def stored_tokenizer(data: Any) -> dict[str, Any] | None:
-    """What a checkpoint stores of the data's tokenizer, so that it is self-contained; None: the data has no tokenizer.
+class StorableTokenizer(Protocol):
+    """What a checkpoint needs of a tokenizer."""
 
-    `start_token` is the token that a document begins with; `settings` are those that the tokenizer was created with.
+    made_with: dict[str, Any]
+    fingerprint: str
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def serialized(self) -> bytes: ...
+
+
+def stored_tokenizer(data: Any) -> dict[str, Any] | None:
+    """What a checkpoint stores of the data's tokenizer, so that it needs no other file; None if there is no tokenizer.
+
+    `start_token` is the token that a document begins with; `settings` are the arguments that the tokenizer was created
+    with.
     """
-    tokenizer = getattr(data, "tokenizer", None)
+    tokenizer: StorableTokenizer | None = getattr(data, "tokenizer", None)
     if tokenizer is None:
         return None
     return {
@@ -78,7 +192,7 @@ def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """How a checkpoint's weights were trained, for reports; None for what it does not say.
 
     `step` is the number of optimizer steps, each on `windows_per_step` windows of `training_window_len` tokens;
-    `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time excluding validations.
+    `trained_tokens` is the number of positions with a loss so far, `training_seconds` the time without validations.
     """
     metrics = checkpoint.get("callbacks", {}).get("RunMetrics", {})
     return {
@@ -107,75 +221,7 @@ def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimiz
         state["state"] = {new_names[key]: value for key, value in state["state"].items()}
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Open a checkpoint without reading its weights into memory; a sharded one without weights and optimizer states.
-
-    All of it is compared with its checksums, once per process. Nothing that the file holds is executed, nor by torch
-    and Lightning when they load it afterwards (`SECURITY.md`). An exported folder is a checkpoint, too, without
-    optimizer states.
-
-    Raises:
-        SettingError: If there is no such file, or it is damaged, or is not a checkpoint of this project.
-    """
-    path = Path(path)
-    if is_exported(path):
-        return exported_folder.read(path)
-    if not path.exists():
-        raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
-    try:
-        require_whole(path)
-        checkpoint = _load(path)
-        if path.is_dir():
-            check_shards(path)
-    except Exception as error:  # torch passes on whatever its unpickler and its zip reader raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        if reason.startswith("Weights only load failed"):  # torch goes on with how to execute it all the same
-            reason = "it holds other things than tensors and plain values"
-        remedy = f"it is damaged or is not a checkpoint ({reason}); {_another_than(path)}"
-        raise SettingError("ckpt_path", path, remedy) from error
-    expected = {"architecture", "hyper_parameters", "settings_history", "tokenizer", "config", "initialized_from"}
-    expected |= set() if path.is_dir() else {"state_dict"}
-    is_ours = isinstance(checkpoint, dict) and expected <= checkpoint.keys()
-    # Lightning would have a function of the file's choice build the model.
-    if not is_ours or "_instantiator" in (checkpoint["hyper_parameters"] or {}):
-        remedy = f"the file was not written by `llp fit`; {_another_than(path)}"
-        raise SettingError("ckpt_path", path, remedy)
-    return checkpoint
-
-
-def _load(path: Path) -> Any:
-    file = path / "meta.pt" if path.is_dir() else path
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _another_than(path: Path) -> str:
-    """The remedy for a checkpoint that can't be used: the newest whole one beside it."""
-    other = next((other for other in newest_first(path.parent) if other != path), None)
-    return "give the path of a checkpoint" if other is None else f"the newest whole one beside it is {other}"
-
-
-def newest_first(folder: Path) -> Iterator[Path]:
-    """The whole checkpoints in a run's `checkpoints/`, most steps first; of equals, the last written first."""
-    steps = {}
-    for path in folder.glob("[!.]*.ckpt"):
-        if not path.is_symlink():
-            try:
-                steps[path] = (_load(path)["global_step"], path.stat().st_mtime)
-            except Exception:  # truncated or foreign, see `read`
-                continue
-    for path in sorted(steps, key=lambda path: steps[path], reverse=True):
-        try:
-            require_whole(path)
-        except Exception:
-            continue
-        yield path
-
-
-def require_one_file(path: str | Path) -> None:
-    """Raise a `SettingError` if a checkpoint is sharded, where a single file is needed."""
-    if Path(path).is_dir() and not is_exported(path):
-        remedy = f"it is sharded; make one file of it with `llp consolidate {path}`"
-        raise SettingError("ckpt_path", path, remedy)
+# Whether it fits
 
 
 def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
@@ -183,59 +229,36 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
     if "architecture" not in checkpoint:
         raise SettingError("ckpt_path", "(loaded)", "the checkpoint was not written by `llp fit`; give one that was")
     ours, theirs = class_path(type(model)), checkpoint["architecture"]
-    if ours != theirs:
-        raise SettingError("model.class_path", ours, f"the checkpoint is of {theirs}; use that class")
-    hparams = checkpoint["hyper_parameters"]
+    require(ours == theirs, "model.class_path", ours, f"the checkpoint is of {theirs}; use that class")
+    here, there = model.hparams, checkpoint["hyper_parameters"]
     for name in ("n_heads", "tie_embeddings"):  # these change the model, but no weight's name or shape
-        if model.hparams[name] != hparams[name]:
-            raise SettingError(f"model.init_args.{name}", model.hparams[name], f"the checkpoint has {hparams[name]}")
-    if model.hparams["vocab_size"] != hparams["vocab_size"]:
-        remedy = f"the checkpoint has {hparams['vocab_size']}; use the tokenizer settings of its run"
-        raise SettingError("vocab_size", model.hparams["vocab_size"], remedy)
-    if dict(model.hparams) == hparams:
+        require(here[name] == there[name], f"model.init_args.{name}", here[name], f"the checkpoint has {there[name]}")
+    remedy = f"the checkpoint has {there['vocab_size']}; use the tokenizer settings of its run"
+    require(here["vocab_size"] == there["vocab_size"], "vocab_size", here["vocab_size"], remedy)
+    if dict(here) == there:
         return
-    ours_, theirs_ = shapes(dict(model.hparams), model), shapes(hparams, model)
-    for name in [*theirs_, *ours_]:
-        if ours_.get(name) != theirs_.get(name):
-            changed = [key for key, value in hparams.items() if model.hparams.get(key) != value]
-            raise SettingError(
-                ", ".join(f"model.init_args.{key}" for key in changed),
-                ", ".join(str(model.hparams.get(key)) for key in changed),
-                f"the checkpoint has {', '.join(str(hparams[key]) for key in changed)}, so its weights differ ({name})",
-            )
+    our_shapes, their_shapes = shapes(dict(here), model), shapes(there, model)
+    different = (name for name in [*their_shapes, *our_shapes] if our_shapes.get(name) != their_shapes.get(name))
+    if (weight := next(different, None)) is not None:
+        changed = [name for name, value in there.items() if here.get(name) != value]
+        raise SettingError(
+            ", ".join(f"model.init_args.{name}" for name in changed),
+            ", ".join(str(here.get(name)) for name in changed),
+            f"the checkpoint has {', '.join(str(there[name]) for name in changed)}, so its weights differ ({weight})",
+        )
 
 
-def check_tokenizer(checkpoint: dict[str, Any], data: Any) -> None:
+def check_tokenizer(checkpoint: dict[str, Any], data: LightningDataModule | None) -> None:
     """Raise a `SettingError` unless the data's tokenizer is the one that the checkpoint was trained with."""
-    stored = checkpoint.get("tokenizer")
-    if stored is not None and hasattr(data, "tokenizer") and data.tokenizer.fingerprint != stored["fingerprint"]:
+    stored, tokenizer = checkpoint.get("tokenizer"), getattr(data, "tokenizer", None)
+    if stored is not None and tokenizer is not None and tokenizer.fingerprint != stored["fingerprint"]:
         remedy = f"the checkpoint was trained with tokenizer {stored['fingerprint']}; leave this setting out"
-        raise SettingError("data.init_args.tokenizer", data.tokenizer.fingerprint, remedy)
+        raise SettingError("data.init_args.tokenizer", tokenizer.fingerprint, remedy)
 
 
 def shapes(hparams: dict[str, Any], model: LightningModule) -> dict[str, torch.Size]:
     """Names and shapes of the weights that a model of this class has with the given hyperparameters."""
-    return {name: weight.shape for name, weight in meta_copy(hparams, model).state_dict().items()}
-
-
-def meta_copy(hparams: dict[str, Any], model: LightningModule) -> LightningModule:
-    """A model of this class with the given hyperparameters, whose weights have shapes and take no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"):  # the weights take no memory
         meta_copy = type(model)(**hparams)
         meta_copy.configure_model()
-    return meta_copy
-
-
-def sha256(path: str | Path) -> str:
-    """Hash of a checkpoint: of its file, or of all files in a sharded checkpoint's folder, ordered by name.
-
-    Of an exported folder it is that of the weights' file.
-    """
-    path = Path(path)
-    path = path / exported_folder.WEIGHTS if is_exported(path) else path
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    return {name: weight.shape for name, weight in meta_copy.state_dict().items()}

@@ -1,13 +1,16 @@
-"""What a run was set to, from its first step to its last: kept in its checkpoints, checked and said on a resume.
+"""The settings of a run from its first step to its last: stored in its checkpoints, checked and reported on a resume.
 
-Settings bear the names that a configuration gives them. Those of the model and the data can change on a resume where
-their class names them in `changeable_settings`; those of the trainer all can. What changes takes effect from the first
-resumed step on, and is added to the run's history.
+Settings have the names that a configuration gives them. Those of the model and the data can change on a resume if the
+class lists them in `changeable_settings`; those of the trainer all can. A change takes effect from the first resumed
+step on, and is added to the history.
 """
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from llp.errors import SettingError
 
@@ -22,21 +25,25 @@ OF_TRAINER = (
     "val_check_batch",
     "limit_val_batches",
 )
+Settings = dict[str, Any]
+History = list[dict[str, Any]]
+"""For each start of a run its first step, counted from 1, as `step`, and the `settings` that changed."""
 
 
-def settings_of(trainer: Any, model: Any, data: Any) -> dict[str, Any]:
+def settings_of(trainer: Trainer, model: LightningModule, data: LightningDataModule | None) -> Settings:
     """The settings that determine a training, as plain values."""
-    settings: dict[str, Any] = {"seed_everything": seed()}
+    settings: Settings = {"seed_everything": seed()}
     settings |= {f"model.init_args.{name}": value for name, value in model.hparams.items()}
     settings |= {f"data.init_args.{name}": value for name, value in (data.hparams if data is not None else {}).items()}
     settings |= {f"trainer.{name}": getattr(trainer, name) for name in OF_TRAINER}
-    if hasattr(data, "about"):  # once the text is prepared
-        settings["data.data_fingerprint"] = data.about["data_fingerprint"]
+    about = getattr(data, "about", None)  # once the text is prepared
+    if about is not None:
+        settings["data.data_fingerprint"] = about["data_fingerprint"]
     return {name: _plain(value) for name, value in settings.items()}
 
 
-def batch_of(settings: dict[str, Any]) -> dict[str, int | None]:
-    """How many windows an optimizer step trains on, over all ranks, and their length; None: data that is not ours."""
+def batch_of(settings: Mapping[str, Any]) -> dict[str, int | None]:
+    """The windows of an optimizer step over all ranks, and their length; None for a data module of another project."""
     names = ("data.init_args.batch_size", "trainer.world_size", "trainer.accumulate_grad_batches")
     factors: list[Any] = [settings.get(name) for name in names]
     return {
@@ -46,7 +53,7 @@ def batch_of(settings: dict[str, Any]) -> dict[str, int | None]:
 
 
 def seed() -> int | None:
-    """The seed of the run, where Lightning's `seed_everything` leaves it; None: it was not called."""
+    """The run's seed, which Lightning's `seed_everything` leaves in the environment, or None."""
     value = os.environ.get("PL_GLOBAL_SEED")
     return None if value is None else int(value)
 
@@ -58,19 +65,19 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def current(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings at the end of a history: what each start of the run has set, one over the other."""
+def current(history: History) -> Settings:
+    """The settings at the end of a history."""
     return {name: value for entry in history for name, value in entry["settings"].items()}
 
 
-def changes(history: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+def changes(history: History, settings: Settings) -> Settings:
     """The settings that differ from those at the end of the history, or are new."""
     before = current(history)
     return {name: value for name, value in settings.items() if name not in before or before[name] != value}
 
 
-def describe(history: list[dict[str, Any]], changed: dict[str, Any], step: int) -> list[str]:
-    """The changes in words, a line each: `learning_rate 0.003 -> 0.001 from step 41`."""
+def describe(history: History, changed: Settings, step: int) -> list[str]:
+    """The changes in words, one per line: `learning_rate 0.003 -> 0.001 from step 41`."""
     before = current(history)
     return [
         f"{name.rpartition('.')[2]} {before[name]} -> {value} from step {step:,}"
@@ -79,13 +86,13 @@ def describe(history: list[dict[str, Any]], changed: dict[str, Any], step: int) 
     ]
 
 
-def check_resume(history: list[dict[str, Any]], settings: dict[str, Any], changeable: frozenset[str]) -> None:
+def check_resume(history: History, settings: Settings, changeable: frozenset[str]) -> None:
     """Raise a `SettingError` for a setting of the model, the data or the seed that can't change on a resume.
 
     Args:
-        history: That of the run which is resumed.
-        settings: What is set now.
-        changeable: Names, without what precedes them, of the settings of model and data that can change.
+        history: That of the resumed run.
+        settings: The settings now.
+        changeable: Names of the settings of model and data that can change, without the section.
     """
     before = current(history)
     for name, value in changes(history, settings).items():

@@ -1,7 +1,7 @@
-"""A sharded checkpoint's folder is opened with nothing executed that it holds.
+"""A sharded checkpoint: its folder is compared with its digests, and opened without executing what it holds.
 
-torch unpickles two parts of such a folder, and so would run whatever a foreign one names: `.metadata`, and the values
-in the shards that are no tensors. Both are read here first, by means that build nothing but known types.
+torch unpickles two parts of such a folder, and so would execute whatever a foreign one names: `.metadata`, and the
+values in the shards that are not tensors. Both are read here first, in ways that build only known types.
 """
 
 import io
@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
+from llp.atomic_files import file_sha256, file_sha256_once
+
+_DIGEST = ".sha256"  # appended to the name of the file
 _METADATA = "torch.distributed.checkpoint.metadata"
 _TYPES = {
     (_METADATA, "BytesStorageMetadata"),
@@ -27,7 +30,26 @@ _TYPES = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
 }
-"""What torch's own `.metadata` is made of, besides the types of numbers (`torch.float32`)."""
+"""What torch's own `.metadata` consists of, besides the types of numbers (`torch.float32`)."""
+
+
+def write_digests(folder: Path, rank: int) -> None:
+    """Write the SHA-256 of each file that this process has written, beside the file."""
+    own = [*folder.glob(f"__{rank}_*.distcp")]
+    if rank == 0:
+        own += [folder / ".metadata", folder / "meta.pt"]
+    for file in own:
+        file.with_name(file.name + _DIGEST).write_text(file_sha256(file))
+
+
+def check_digests(folder: Path) -> None:
+    """Raise an error unless all files are what was written; a folder without digests is accepted as it is."""
+    covered = {digest.with_suffix("") for digest in folder.glob(f"*{_DIGEST}")}
+    if covered and not {*folder.glob("*.distcp"), folder / ".metadata", folder / "meta.pt"} <= covered:
+        raise ValueError("the digest of one of its files is missing")
+    for file in covered:
+        if file_sha256_once(file) != file.with_name(file.name + _DIGEST).read_text():
+            raise ValueError(f"{file.name} is not what was written")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -38,11 +60,11 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def check_shards(folder: Path) -> None:
-    """Read what is pickled in a sharded checkpoint's folder, and build nothing but what `llp fit` writes there.
+    """Read what is pickled in a folder, and build only what `llp fit` writes there.
 
     Raises:
         pickle.UnpicklingError: If it names anything else.
-        Exception: Whatever reading raises where the folder is truncated or foreign.
+        Exception: Whatever reading raises if the folder is truncated or foreign.
     """
     for file in {folder / ".metadata", *folder.glob("*.metadata")}:  # a rank may have one of its own
         with file.open("rb") as stream:
@@ -53,12 +75,12 @@ def check_shards(folder: Path) -> None:
 
 
 def _check_value(folder: Path, metadata: Metadata, name: str) -> None:
-    """Read a value that is no tensor, a setting of the optimizer, say."""
-    place = metadata.storage_data[MetadataIndex(name)]
-    if place.transform_descriptors:  # what torch would read is not what lies in the file
+    """Read a value that is not a tensor, such as a setting of the optimizer."""
+    stored = metadata.storage_data[MetadataIndex(name)]
+    if stored.transform_descriptors:  # torch would read something else than what lies in the file
         raise pickle.UnpicklingError(
-            f"{name} is encoded ({place.transform_descriptors}), and `llp fit` encodes nothing"
+            f"{name} is encoded ({stored.transform_descriptors}), and `llp fit` encodes nothing"
         )
-    with (folder / place.relative_path).open("rb") as stream:
-        stream.seek(place.offset)
-        torch.load(io.BytesIO(stream.read(place.length)), weights_only=True)
+    with (folder / stored.relative_path).open("rb") as stream:
+        stream.seek(stored.offset)
+        torch.load(io.BytesIO(stream.read(stored.length)), weights_only=True)

@@ -25,8 +25,7 @@ from llp.comparison.timing import timed, training_step
 from llp.comparison.workers import Workers
 from llp.errors import require
 from llp.language_model import LanguageModel
-from llp.training.throughput import matrix_rate
-from llp.training.training_window import training_window
+from llp.training.throughput import matrix_rate, training_window
 
 _SCRIPT = Path("configs/slurm/compare.sbatch")
 _UTILIZATION = 0.3  # of the matrix rate, which --plan counts with before anything has been timed

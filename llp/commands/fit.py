@@ -19,12 +19,10 @@ from llp.commands.trackers import configured, is_tensorboard, named, open_tracke
 from llp.commands.trainer_command import TrainerCommand
 from llp.commands.trainer_settings import check_callbacks, check_length, check_trainer_settings, warn_of_warmup
 from llp.errors import SettingError, require
-from llp.training.initial_weights import InitialWeights
-from llp.training.memory import check_batch, check_memory
+from llp.training.console import RunSummary, StartReport
+from llp.training.run_control import InitialWeights
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
-from llp.training.run_summary import RunSummary
-from llp.training.start_report import StartReport
 
 
 def run(options: list[str]) -> None:
@@ -98,7 +96,7 @@ class FitCommand(TrainerCommand):
         )
 
     def after_instantiate_classes(self) -> None:
-        """Refuse also a model without room, and settings that a resumed run can't change."""
+        """Also refuse settings that a resumed run can't change."""
         super().after_instantiate_classes()
         self.model.run_config = self._yaml()
         max_steps, hparams = self.trainer.max_steps, self.model.hparams
@@ -109,8 +107,6 @@ class FitCommand(TrainerCommand):
             self.model.check_resume(self.trainer, self.datamodule)
         if self.initial_weights is not None:
             self.initial_weights.check_fits(self.model)
-        check_memory(self.model, self.trainer)
-        check_batch(self.datamodule)
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder that holds another run."""

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistError
 
 from llp.errors import SettingError
-from llp.training.memory import exhausted
+from llp.training.guards import out_of_memory
 
 _NOISE = re.compile(
     r"💡|[GTH]PU available: |LOCAL_RANK: |You are using a CUDA device|Using .* Automatic Mixed Precision|"
@@ -28,7 +28,7 @@ def users_error(error: BaseException | None) -> BaseException | None:
     own that can't be used or for packages that it lacks, files that can't be read or written, and memory that is not
     enough.
     """
-    if short := exhausted(error):
+    if short := out_of_memory(error):
         return short
     if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
         return MisconfigurationException(f"trainer.callbacks: {error}")  # of no type of Lightning's own

@@ -25,13 +25,11 @@ from llp.evaluation.report import TestReport
 from llp.evaluation.token_losses import TokenLosses
 from llp.generation.continuation import SampleText
 from llp.language_model import LanguageModel
-from llp.training.final_hyperparameters import FinalHyperparameters
-from llp.training.finite_guard import FiniteGuard
+from llp.training.console import ValidationLines, changed_settings
+from llp.training.guards import FiniteGuard, StallGuard
+from llp.training.metrics import FinalHyperparameters
 from llp.training.progress_bar import RunProgressBar
-from llp.training.stall_guard import StallGuard
-from llp.training.start_report import changed_settings
-from llp.training.step_validation import StepValidation
-from llp.training.validation_lines import ValidationLines
+from llp.training.run_control import StepValidation
 
 
 class TrainerCommand(LightningCLI):

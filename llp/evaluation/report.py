@@ -20,7 +20,7 @@ from llp.language_model import LanguageModel
 from llp.scoring.label_metric import LabelScore, label_metrics
 from llp.scoring.metric import Score, metrics
 from llp.scoring.windows import WindowShape
-from llp.training.software import git_commit, versions
+from llp.training.run_record import git_commit, versions
 
 Row = dict[str, Any]
 """Sizes and metrics of a split, a document or a bin of distances, by name."""

@@ -1,1 +1,1 @@
-"""What happens while a model trains, and to the files that it leaves."""
+"""What happens while a model trains: metrics, guards, and what a run prints and records."""

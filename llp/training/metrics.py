@@ -1,42 +1,57 @@
-"""What a run logs beside what Lightning does: its loss, learning rate, tokens and their rate."""
+"""The metrics of a run: its loss, learning rate, tokens and their rate, and the utilisation of the device."""
 
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from llp.language_model import LanguageModel
+from llp.lightning_internals import find_callback, is_accumulating, untyped
 from llp.training.throughput import compute_dtype, peak_rate
 
 StepOutput = Tensor | Mapping[str, Any] | None
 
 
-def log_step(trainer: Trainer, figures: Mapping[str, Any], step: int) -> None:
-    """Log figures of an optimizer step, counted from 1, as `train/*` where `log_every_n_steps` divides it.
+def total_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole run, including those before a resume, or None if it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if 0 < steps < math.inf else None
 
-    Straight to the logger: what Lightning's `log` takes is written only after a checkpoint of the step is, and a run
-    that goes on from there would miss a point of its curves.
+
+def validation_metrics(trainer: Trainer) -> dict[str, float]:
+    """The metrics of the last validation, without the prefix `val/`."""
+    metrics = trainer.callback_metrics
+    return {name.removeprefix("val/"): float(metrics[name]) for name in metrics if name.startswith("val/")}
+
+
+def log_step(trainer: Trainer, metrics: Mapping[str, float | Tensor], step: int) -> None:
+    """Log metrics of an optimizer step, counted from 1, as `train/*` if `log_every_n_steps` divides it.
+
+    They go straight to the loggers. Lightning's `log` writes them only after the step's checkpoint, so that a run
+    resumed from it would miss a point of its curves.
     """
-    if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+    if step % untyped(trainer).log_every_n_steps == 0:
         for logger in trainer.loggers:
-            logger.log_metrics({f"train/{name}": float(value) for name, value in figures.items()}, step - 1)
+            logger.log_metrics({f"train/{name}": float(value) for name, value in metrics.items()}, step - 1)
 
 
 class RunMetrics(Callback):
-    """Logs the loss, the learning rate, the tokens trained on and their rate, each over optimizer steps.
+    """Logs the loss, the learning rate, the number of tokens and their rate every `log_every_n_steps` optimizer steps.
 
-    `tokens` are trained positions, those with a loss, and `input_tokens` all that the model read, over all ranks. The
-    rate is that of trained positions since the last logged step; validation does not count. `mfu` is the share of what
-    the devices could compute (`llp.training.throughput`) that went into the model's own FLOPs, those of its forward and
-    backward pass; where it comes out above 1, what the devices can do was measured wrong, and it is left out.
-    `data_wait` is the share of the time in which the model waited for its next batch.
+    - `tokens`: positions with a loss so far, over all ranks; `input_tokens`: all positions that the model has read.
+    - `tokens_per_second`: positions with a loss per second since the last logged step, without validations.
+    - `mfu`: the model FLOPs utilisation, the share of the devices' peak rate that went into the forward and backward
+      passes. It is left out if it exceeds 1, because then the peak rate was measured wrong.
+    - `data_wait`: the share of the time in which the model waited for its next batch.
 
-    `seconds` is the time that training has taken so far, without validations; a checkpoint keeps it with the counts of
-    tokens, so that they go on in a resumed run.
+    `seconds` is the training time so far, without validations. A checkpoint stores it with the numbers of tokens, and
+    a resumed run continues from them.
     """
 
     def __init__(self) -> None:
@@ -59,12 +74,12 @@ class RunMetrics(Callback):
         self._begin_interval(trainer)
 
     def _begin_interval(self, trainer: Trainer) -> None:
-        """Rates are those from here to the next logged step."""
+        """Start to measure the rates that the next logged step reports."""
         self._logged_tokens, self._flops, self._waited = self.tokens, 0, _seconds_waited(trainer)
         self._logged_seconds = self.seconds
 
     def _count_seconds(self) -> None:
-        """Count the time since it was last counted, or since a validation."""
+        """Add the time since this was last called, or since a validation."""
         now = time.perf_counter()
         self.seconds, self._started = self.seconds + now - self._started, now
 
@@ -79,24 +94,24 @@ class RunMetrics(Callback):
         self._learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: StepOutput, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(outputs, Mapping)
         self.tokens += outputs["trained_tokens"] * trainer.world_size
         self.input_tokens += outputs["input_tokens"] * trainer.world_size
         self._flops += outputs["flops"] * trainer.world_size
         self._count_seconds()
-        if trainer.fit_loop._should_accumulate():
+        if is_accumulating(trainer):
             return
         seconds = self.seconds - self._logged_seconds
         rate = (self.tokens - self._logged_tokens) / seconds
-        is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if is_logged or not self._has_logged:  # the progress bar knows a rate from the first step on
+        is_logged = trainer.global_step % untyped(trainer).log_every_n_steps == 0
+        if is_logged or not self._has_logged:  # the progress bar shows a rate from the first step on
             pl_module.log("tokens/s", rate, prog_bar=True, logger=False)
         if not is_logged:
             return
-        figures = {
-            "loss": pl_module.step_loss,
+        metrics: dict[str, float | Tensor] = {
+            "loss": cast(LanguageModel, pl_module).step_loss,
             "learning_rate": self._learning_rate,
             "tokens": self.tokens,
             "input_tokens": self.input_tokens,
@@ -104,16 +119,27 @@ class RunMetrics(Callback):
             "data_wait": (_seconds_waited(trainer) - self._waited) / seconds,
         }
         mfu = self._flops / seconds / self._peak_flops
-        log_step(trainer, figures | ({"mfu": mfu} if mfu <= 1 else {}), trainer.global_step)
+        log_step(trainer, metrics | ({"mfu": mfu} if mfu <= 1 else {}), trainer.global_step)
         self._has_logged = True
         self._begin_interval(trainer)
 
 
 def _seconds_waited(trainer: Trainer) -> float:
-    """For batches, since the loader was made; not a number for a loader that is not ours, which doesn't know."""
+    """Seconds spent waiting for batches since the loader was created; NaN for a loader that does not measure it."""
     return getattr(trainer.train_dataloader, "seconds", math.nan)
 
 
-def run_metrics(trainer: Any) -> RunMetrics:
-    """The trainer's `RunMetrics`, which every `LanguageModel` brings along."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, RunMetrics))
+def run_metrics(trainer: Trainer) -> RunMetrics:
+    """The trainer's `RunMetrics`, which every `LanguageModel` adds to its callbacks."""
+    metrics = find_callback(trainer, RunMetrics)
+    assert metrics is not None
+    return metrics
+
+
+class FinalHyperparameters(Callback):
+    """Writes the hyperparameters with the metrics of the last validation to TensorBoard's HPARAMS page."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            final = {f"final/{name}": value for name, value in validation_metrics(trainer).items()}
+            trainer.logger.log_hyperparams(trainer.logger.hparams, final, step=trainer.global_step)

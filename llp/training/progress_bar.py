@@ -1,138 +1,114 @@
-"""The progress bar of a run: one over the optimizer steps of all of it."""
+"""The progress bar: one over the optimizer steps of a whole run, or one over the batches of a test."""
 
-import logging
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import tqdm
 
-from llp.training.run_length import total_steps
+from llp.training.metrics import StepOutput, total_steps
 
 _REFRESH_S = 0.1
 
 
-class RunProgressBar(TQDMProgressBar):
-    """Lightning's bar, but over the optimizer steps of a whole run while it trains.
+class RunProgressBar(ProgressBar):
+    """One bar over the optimizer steps of a whole run, which shows its validations too.
 
-    It begins at the step of a resumed run, and counts its own rate from there. A validation within the run is shown on
-    it too. Warnings and log messages come on lines of their own above it. Without a terminal there is no bar.
+    It begins at the step of a resumed run, and the time left follows from the rate since then. A test or a prediction
+    has a bar over its batches. Without a terminal there is no bar.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self._bar: tqdm | None = None
+        self._is_enabled = True
         self._drawn_at = 0.0
-        self._redirection = ExitStack()
+
+    def disable(self) -> None:
+        self._is_enabled = False
+
+    def enable(self) -> None:
+        self._is_enabled = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
+        super().setup(trainer, pl_module, stage)  # leaves it to rank 0
         if not sys.stdout.isatty():
             self.disable()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on a line of its own, above a bar if there is one."""
-        with Tqdm.external_write_mode():
+        with tqdm.external_write_mode():
             print(*args, flush=True, **kwargs)
 
-    # Training
-
-    def init_train_tqdm(self) -> Tqdm:
-        total = total_steps(self.trainer)
+    def _open(self, total: int | None, initial: int = 0) -> None:
         left = "{elapsed}" if total is None else "|{bar:30}| {remaining} left"
-        return Tqdm(
-            desc=self.train_description,
+        self._bar = tqdm(
             total=total,
-            initial=self.trainer.global_step,
-            disable=self.is_disabled,
+            initial=initial,
+            disable=not self._is_enabled,
             dynamic_ncols=True,
             file=sys.stdout,
-            smoothing=0,  # the time left follows from the rate of the whole session, validations included
+            smoothing=0,  # the rate of the whole session, validations included
             bar_format=f"{{desc}} {left}{{postfix}}",
         )
 
-    @property
-    def train_description(self) -> str:
-        total = total_steps(self.trainer)
-        return f"step {self.trainer.global_step:,}" + ("" if total is None else f" of {total:,}")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self.is_enabled:
-            self._redirection.enter_context(_messages_above())
-
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """An epoch means nothing here: the bar goes on."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nor does its end."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        bar = self.train_progress_bar
-        if trainer.global_step != bar.n:  # a step has ended, no batch alone
-            bar.n = trainer.global_step
-            if self._is_due() or bar.n == bar.total:
-                self._show(self._figures(trainer, pl_module))
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What was logged for the bar, without Lightning's "v_num", the end of the run's name."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-
-    def _figures(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        figures = self.get_metrics(trainer, pl_module)
-        rate = figures.pop("tokens/s", None)
-        parts = [
-            f"{name} {value:#.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
-        ]
-        return ", ".join(parts if rate is None else [*parts, f"{rate:,.0f} tokens/s"])
+    def _show(self, description: str, postfix: str) -> None:
+        if self._bar is not None:
+            self._drawn_at = time.monotonic()
+            self._bar.set_description_str(description, refresh=False)
+            self._bar.set_postfix_str(postfix)
 
     def _is_due(self) -> bool:
-        """Whether the bar is there, and old enough to be drawn again: reading figures waits for the device."""
-        return not self.train_progress_bar.disable and time.monotonic() - self._drawn_at > _REFRESH_S
+        """Whether to draw the bar again: reading metrics waits for the device."""
+        return self._bar is not None and not self._bar.disable and time.monotonic() - self._drawn_at > _REFRESH_S
 
-    def _show(self, postfix: str) -> None:
-        self._drawn_at = time.monotonic()
-        self.train_progress_bar.set_description_str(self.train_description, refresh=False)
-        self.train_progress_bar.set_postfix_str(postfix)
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    # Training
+
+    def _show_step(self, trainer: Trainer, postfix: str) -> None:
+        if self._bar is not None:
+            total = total_steps(trainer)
+            self._show(f"step {trainer.global_step:,}" + ("" if total is None else f" of {total:,}"), postfix)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open(total_steps(trainer), initial=trainer.global_step)
+        self._show_step(trainer, "")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None and trainer.global_step != self._bar.n:
+            self._bar.n = trainer.global_step
+            if self._is_due() or self._bar.n == self._bar.total:
+                self._show_step(trainer, _metrics(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._show(self._figures(trainer, pl_module))
+        self._show_step(trainer, _metrics(trainer))
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._train_progress_bar is not None:
-            self._show("")  # the figures may lie on a device that has failed
+        if trainer.training:
+            self._show_step(trainer, "")  # the metrics may be on a device that has failed
         self._close()
 
-    def _close(self) -> None:
-        """Leave the cursor at the beginning of a line."""
-        bars = self._train_progress_bar, self._val_progress_bar, self._test_progress_bar, self._predict_progress_bar
-        for bar in bars:
-            if bar is not None:
-                bar.close()
-        self._redirection.close()
+    # Validation, test and prediction
 
-    # Validation within a run
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start_batches(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _is_within_run(trainer):
-            self._show("validating")
+            self._show_step(trainer, "validating")
         else:
-            super().on_validation_start(trainer, pl_module)
+            self._open(_n_batches(trainer))
 
-    def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if not _is_within_run(trainer):
-            super().on_validation_batch_start(trainer, *args, **kwargs)
+    on_validation_start = on_test_start = on_predict_start = _start_batches
 
-    def on_validation_batch_end(
+    def _end_batch(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -141,41 +117,38 @@ class RunProgressBar(TQDMProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not _is_within_run(trainer):
-            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        elif self._is_due():
-            self._show(f"validating, batch {batch_idx + 1:,} of {sum(trainer.num_val_batches):,}")
+        if self._bar is not None and not _is_within_run(trainer):
+            self._bar.n = batch_idx + 1
+        if self._is_due():
+            progress = f"batch {batch_idx + 1:,} of {_n_batches(trainer):,}"
+            if _is_within_run(trainer):
+                self._show_step(trainer, f"validating, {progress}")
+            else:
+                self._show(progress, "")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _end_batch
+
+    def _end_batches(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _is_within_run(trainer):
-            self._show(self._figures(trainer, pl_module))
+            self._show_step(trainer, _metrics(trainer))
         else:
-            super().on_validation_end(trainer, pl_module)
+            self._close()
+
+    on_validation_end = on_test_end = on_predict_end = _end_batches
 
 
 def _is_within_run(trainer: Trainer) -> bool:
-    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+    return trainer.state.fn == TrainerFn.FITTING
 
 
-@contextmanager
-def _messages_above() -> Iterator[None]:
-    """Warnings and log messages are written above a bar, not behind it."""
-    show = warnings.showwarning
+def _n_batches(trainer: Trainer) -> int:
+    numbers = {TrainerFn.TESTING: trainer.num_test_batches, TrainerFn.PREDICTING: trainer.num_predict_batches}
+    return int(sum(cast(list[int], numbers.get(cast(TrainerFn, trainer.state.fn), trainer.num_val_batches))))
 
-    def show_above(*args: Any, **kwargs: Any) -> None:
-        with Tqdm.external_write_mode(file=sys.stderr):
-            show(*args, **kwargs)
 
-    known = [logging.root, *logging.root.manager.loggerDict.values()]
-    to_console = [
-        logger
-        for logger in known
-        if isinstance(logger, logging.Logger)
-        and any(type(handler) is logging.StreamHandler for handler in logger.handlers)
-    ]
-    warnings.showwarning = show_above
-    try:
-        with logging_redirect_tqdm(to_console):
-            yield
-    finally:
-        warnings.showwarning = show
+def _metrics(trainer: Trainer) -> str:
+    """What was logged with `prog_bar=True`."""
+    metrics = dict(trainer.progress_bar_metrics)
+    rate = metrics.pop("tokens/s", None)
+    parts = [f"{name} {value:#.4g}" for name, value in metrics.items() if isinstance(value, float)]
+    return ", ".join(parts if rate is None else [*parts, f"{rate:,.0f} tokens/s"])

@@ -1,41 +1,90 @@
-"""What a device could compute at most: the measure of a run's model FLOPs utilisation (MFU)."""
+"""What a training window costs, and what a device can compute at most: both sides of the utilisation (MFU)."""
 
 import time
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
+from llp.decoder.decoder import Decoder
+from llp.language_model import LanguageModel
+
+
+class TrainingData(Protocol):
+    """What training asks of a data module; `datamodules.language_data.LanguageDataModule` has all of it."""
+
+    window_len: int
+    batch_size: int
+    burn_in: int | Literal["reach"]
+
+    @property
+    def labels_per_window(self) -> int | None: ...
+
+    def describe_samples(self, n_samples: int) -> list[str]: ...
+
+
+class TrainingWindow(NamedTuple):
+    """Numbers of tokens of one training window.
+
+    Attributes:
+        burn_in: Tokens read before the window, without a loss.
+        length: n, the tokens of the window itself.
+        n_trained: Positions with a loss: the labels, or all positions at which the architecture can have one.
+        has_labels: Whether the loss is at labels, which may be anywhere in the window.
+    """
+
+    burn_in: int
+    length: int
+    n_trained: int
+    has_labels: bool
+
+    @property
+    def n_read(self) -> int:
+        return self.burn_in + self.length
+
+    @property
+    def n_last(self) -> int | None:
+        """The layers need to compute only this many of the last positions, or all of them if None."""
+        return None if self.has_labels else self.length
+
+    def flops(self, decoder: Decoder) -> int:
+        """FLOPs of a training step on one window: the backward pass takes twice as many as the forward pass."""
+        return 3 * decoder.flops(self.n_read, self.n_trained, self.n_last)
+
+
+def training_window(model: LanguageModel, data: TrainingData) -> TrainingWindow:
+    """The training window that a data module gives to a model whose decoder is built."""
+    burn_in, n_labels = model.geometry.burn_in_len(data.burn_in), data.labels_per_window
+    n_trained = n_labels or min(data.window_len, model.geometry.positions_out(burn_in + data.window_len))
+    return TrainingWindow(burn_in, data.window_len, n_trained, n_labels is not None)
+
 
 class PeakRate(NamedTuple):
-    """What a device computes at most: `flops` in FLOP/s, and whether that is measured or its maker's figure."""
+    """The peak rate of a device in FLOP/s, and whether it was measured or comes from the manufacturer."""
 
     flops: float
     is_measured: bool
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """In which type matrix products run under one of Lightning's precisions (`bf16-mixed`, `32-true`, ...)."""
+    """The type of matrix products under one of Lightning's precisions (`bf16-mixed`, `32-true`, ...)."""
     names = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
     return names.get(precision.partition("-")[0], torch.float32)
 
 
 @cache
 def peak_rate(device: torch.device, dtype: torch.dtype) -> PeakRate:
-    """A device's rate: its maker's figure where Lightning knows it, else what products of matrices reach here.
-
-    It is measured once per process.
-    """
+    """The manufacturer's figure if Lightning knows it, otherwise the measured rate of matrix products."""
     known = get_available_flops(device, dtype) if device.type == "cuda" else None
     return PeakRate(matrix_rate(device, dtype), True) if known is None else PeakRate(known, False)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of products of square matrices.
+    """Measured rate of products of square matrices in FLOP/s.
 
-    On a CPU one thread is measured, and all together do as much each: threads that wait for one another on a busy
-    machine would be a hundred times slower than they are.
+    On a CPU one thread is measured and multiplied by their number: on a busy machine, threads that wait for one another
+    would appear a hundred times slower than they are.
     """
     n_threads = torch.get_num_threads()
     if device.type != "cpu" or n_threads == 1:
@@ -48,10 +97,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _best_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate of as many products as a third of a second takes.
+    """The best rate among the products of a third of a second.
 
-    A product can be late, for want of a core say, but never early: the best one is the nearest to what the device can
-    do. They grow until one takes a while, so that they fill the device.
+    A product may be delayed but is never early, so the best one is the closest to the peak. The matrices grow until a
+    product takes 10 ms, so that they fill the device.
     """
     size, best, spent_s = 256, 0.0, 0.0
     matrix = torch.ones(size, size, device=device, dtype=dtype)
@@ -60,7 +109,7 @@ def _best_rate(device: torch.device, dtype: torch.dtype) -> float:
         seconds = _seconds_of_square(matrix)
         spent_s += seconds
         best = max(best, 2 * size**3 / seconds)
-        if seconds < 0.01 and size < 8192:  # so that the next size takes less than 0.1 s
+        if seconds < 0.01 and size < 8192:
             size *= 2
             matrix = torch.ones(size, size, device=device, dtype=dtype)
     return best
@@ -68,5 +117,5 @@ def _best_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def _seconds_of_square(matrix: torch.Tensor) -> float:
     started = time.perf_counter()
-    (matrix @ matrix)[0, 0].item()  # reading a number waits for it
+    (matrix @ matrix)[0, 0].item()  # reading a number waits for the product
     return time.perf_counter() - started

@@ -19,7 +19,7 @@ import llp
 from datamodules import Bytes, WikiText103
 from helpers.small_models import ARCHITECTURES
 from llp.commands.trainer_command import TrainerCommand
-from llp.training.batch_seed import BatchSeed
+from llp.training.run_control import BatchSeed
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

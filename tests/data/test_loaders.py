@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datamodules.windows import TrainingOrder, share_of_rank
 
 from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
-from datamodules.windows import TrainingOrder, share_of_rank
 from helpers.corpus import Given
 from helpers.prepared import attach
 from llp.scoring.windows import scoring_batches, scoring_windows
@@ -240,12 +240,12 @@ def test_places_of_samples_are_named(data):
     module = data(window_len=6, train_stride=1, batch_size=61, seed=3)
     next(iter(module.train_dataloader()))
     order = TrainingOrder(61, 1, 3)
-    lines = module.sample_places(61)
+    lines = module.describe_samples(61)
     for sample, line in enumerate(lines):
         start = order.start(sample)
         within, name = (start, "a") if start < 41 else (start - 41, "b")
         assert line == f"sample {sample}: 6 tokens from token {within} of {name}"
-    assert module.sample_places(2) == lines[-2:]
+    assert module.describe_samples(2) == lines[-2:]
     assert {line.partition("from ")[2] for line in lines} >= {"token 0 of a", "token 40 of a", "token 0 of b"}
 
 

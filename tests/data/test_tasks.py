@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from datamodules.examples import stacked
 
 from datamodules import AssociativeRecall, MirroredCopy
-from datamodules.examples import stacked
 from helpers.prepared import attach
 from helpers.small_models import build
 from helpers.tasks import SMALL, TASKS, make
@@ -162,7 +162,7 @@ def test_ranks_share_one_order_and_a_resumed_run_goes_on(task):
         if number == 1:
             break
     assert data.state_dict() == {"samples_taken": 8}
-    assert data.sample_places(2) == [f"sample {number} of {task.name}" for number in (6, 7)]
+    assert data.describe_samples(2) == [f"sample {number} of {task.name}" for number in (6, 7)]
     resumed = make(task)
     resumed.load_state_dict(data.state_dict())
     (inputs, _, _), *_ = attach(resumed, max_steps=6).train_dataloader()

@@ -5,10 +5,10 @@ import random
 from itertools import pairwise
 
 import pytest
-
-from datamodules import Bytes, SentencePiece, TextFiles
 from datamodules.named_splits import named_splits
 from datamodules.shares import Shares
+
+from datamodules import Bytes, SentencePiece, TextFiles
 from llp.errors import SettingError
 
 SPLITS = ("train", "validation", "test")

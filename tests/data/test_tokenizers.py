@@ -6,9 +6,9 @@ import re
 
 import pytest
 import sentencepiece as spm
+from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
 
 from datamodules.tokenizers import Bytes, SentencePiece
-from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
 from llp.errors import SettingError
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from datamodules.windows import TrainingOrder, limited, share_of_rank
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 
-from datamodules.windows import TrainingOrder, limited, share_of_rank
 from helpers.prepared import attach, prepare
 from helpers.small_models import build
 from llp.errors import SettingError

@@ -21,8 +21,8 @@ from llp.atomic_files import checked_json
 from llp.evaluation.report import format_table, scored_context, with_unigram
 from llp.evaluation.tables import readable, with_rule, write_csv, write_json
 from llp.scoring.metric import Score, ScoringBatch
-from llp.training import software
-from llp.training.software import git_commit
+from llp.training import run_record
+from llp.training.run_record import git_commit
 
 METRICS = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
 
@@ -264,7 +264,7 @@ def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):
 
     source = tmp_path / "report.py"
     source.write_text("one")
-    monkeypatch.setattr(software, "__file__", str(source))
+    monkeypatch.setattr(run_record, "__file__", str(source))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_commit() is None
     git("init")
@@ -275,7 +275,7 @@ def test_the_commit_is_that_of_the_source(tmp_path, monkeypatch):
     assert git_commit() == git("rev-parse", "HEAD")
     source.write_text("two")
     assert git_commit() == git("rev-parse", "HEAD") + "-dirty"
-    monkeypatch.setattr(software, "__file__", str(tmp_path / "installed.py"))
+    monkeypatch.setattr(run_record, "__file__", str(tmp_path / "installed.py"))
     assert git_commit() is None
 
 

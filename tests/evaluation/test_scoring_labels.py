@@ -153,10 +153,10 @@ def test_what_lies_beyond_reach_is_not_known(task, name, own):
     n = 60
     history = {"history_len": n} if name == "CompressedAttention" else {}
     model = build(name, vocab_size=90, **own, **history)
-    n_out = model.positions_out(n)
+    n_out = model.geometry.positions_out(n)
     settings = {"n_pairs": 2} if task is AssociativeRecall else {}
     data = task(vocab_size=90, window_len=n, label_len=None if n_out == n else n_out, **settings)
-    context = model.context_lens(n)
+    context = model.geometry.context_lens(n)
     n_within = n_beyond = 0
     for number in range(20):
         tokens, places, sources = map(torch.from_numpy, data.example("test", number))

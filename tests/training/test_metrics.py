@@ -1,17 +1,18 @@
-"""What a run logs of its steps, by hand on a clock that is set; when it validates; what each batch is seeded with."""
+"""What a run logs of its steps, by hand and on a clock that is set."""
 
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llp.training import metrics, step_validation
-from llp.training.batch_seed import BatchSeed
+import llp
+from datamodules.loaders import TrainingLoader
+from llp.language_model import LanguageModel
+from llp.training import metrics
 from llp.training.metrics import RunMetrics, log_step
-from llp.training.step_validation import StepValidation
 
 
 class Job:
@@ -145,57 +146,61 @@ def test_steps_that_are_logged():
     assert logged == [({"train/a": 3.0}, 2), ({"train/a": 6.0}, 5)]
 
 
-# When a run validates
+def test_an_mfu_above_1_is_left_out(monkeypatch):
+    """The peak rate of the device was measured wrong; everything else is logged."""
+    job = Job(monkeypatch)
+    job.start()
+    for until in (100.1, 100.2):  # 2000 FLOPs in 0.2 s, where 2000 a second are the peak
+        job.batch(until, 0.0, loss=1.0, rate=0.1)
+    ((logged, _), _) = job.logged
+    assert "train/mfu" not in logged
+    assert logged["train/tokens_per_second"] == pytest.approx(200)
 
 
-@pytest.mark.parametrize(
-    ("interval", "accumulated", "expected"),
-    [(5, 2, 6), (6, 2, 6), (7, 3, 9), (1, 4, 4), (4, 1, 4), (math.inf, 2, math.inf)],
-)
-def test_a_run_validates_in_whole_optimizer_steps(monkeypatch, interval, accumulated, expected):
-    """And says so only where it is another interval than was set."""
-    said = []
-    monkeypatch.setattr(step_validation, "rank_zero_info", said.append)
-    trainer = SimpleNamespace(val_check_batch=interval, accumulate_grad_batches=accumulated)
-    StepValidation().on_train_start(trainer, None)
-    assert trainer.val_check_batch == expected
-    change = f"Validating every {expected} batches, in whole optimizer steps"
-    assert said == ([] if expected == interval else [change])
+TOKENS = 4 * 32  # of a batch
 
 
-@pytest.mark.parametrize(
-    ("max_steps", "step", "expected"), [(6, 5, 4), (6, 6, 1), (6, 7, 1), (1, 1, 1), (0, 0, 4), (-1, 9, 4)]
-)
-def test_a_run_validates_after_its_last_step(max_steps, step, expected):
-    trainer = SimpleNamespace(val_check_batch=4, max_steps=max_steps, global_step=step)
-    StepValidation().on_train_batch_end(trainer, None, None, None, 0)
-    assert trainer.val_check_batch == expected
+@pytest.fixture
+def clock(monkeypatch):
+    """A batch takes 1 s to make and 3 s to train, a batch of validation 1,000 s."""
+    clock = SimpleNamespace(now=50.0)
+    for module in ("llp.training.metrics", "datamodules.loaders"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def slow(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def call(self, *args):
+            clock.now += seconds
+            return original(self, *args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    slow(TrainingLoader, "_window", 0.25)
+    slow(LanguageModel, "training_step", 3)
+    slow(LanguageModel, "validation_step", 1000)
+    monkeypatch.setattr("llp.training.metrics.peak_rate", lambda device, dtype: SimpleNamespace(flops=1e9))
+    return clock
 
 
-# What a batch is seeded with
-
-
-def seeded(batch, rank, seed=None, monkeypatch=None):
-    if seed is None:
-        monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    else:
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
-    BatchSeed().on_train_batch_start(SimpleNamespace(fit_loop=loop, global_rank=rank), None, None, 0)
-    return torch.initial_seed()
-
-
-def test_each_batch_of_each_rank_and_run_has_its_seed(monkeypatch):
-    seeds = {
-        (seed, batch, rank): seeded(batch, rank, seed, monkeypatch)
-        for seed in (0, 1, 2)
-        for batch in (0, 1, 2)
-        for rank in (0, 1, 2)
+def test_rates_of_a_run(run, work, clock):
+    """Each batch of 128 tokens takes 4 s, 1 s of it waiting, however many make a step or an interval."""
+    accumulated, every = 2, 3
+    flags = ("--trainer.accumulate_grad_batches", accumulated, "--trainer.log_every_n_steps", every)
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *flags)
+    assert status == 0, err
+    assert clock.now > 2000  # there was validation
+    model = llp.LLP(257, dim=16, n_layers=2, n_heads=2, segment_len=8)  # that of `tiny.yaml`
+    model.configure_model()
+    steps = range(every - 1, 6, every)
+    expected = {
+        "tokens": [(step + 1) * accumulated * TOKENS for step in steps],
+        "tokens_per_second": [TOKENS / 4] * len(steps),
+        "mfu": [pytest.approx(3 * 4 * model.decoder.flops(32) / 4 / 1e9, rel=1e-6)] * len(steps),
+        "data_wait": [0.25] * len(steps),
     }
-    assert len(set(seeds.values())) == 27
-    assert all(seeded(batch, rank, seed, monkeypatch) == value for (seed, batch, rank), value in seeds.items())
-    assert seeded(1, 2, None, monkeypatch) == seeds[0, 1, 2]
-    # As many bits as torch takes without a sign: half of the seeds are above 2^62.
-    words = np.random.SeedSequence([2, 1, 0]).generate_state(1, np.uint64)
-    assert seeds[2, 1, 0] == int(words[0]) // 2
-    assert max(seeds.values()) >= 2**62
+    events = EventAccumulator(str(work / "lightning_logs/run"))
+    events.Reload()
+    for tag, values in expected.items():
+        logged = [(event.step, event.value) for event in events.Scalars(f"train/{tag}")]
+        assert logged == [*zip(steps, values, strict=True)], tag

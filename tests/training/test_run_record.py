@@ -1,4 +1,4 @@
-"""What a run says of itself in `run.json`, while it trains, when it ends, and over a resume."""
+"""What a run records in `run.json`: while it trains, when it ends, and over a resume."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import torch
 
 import llp
 from helpers.runs import curves
-from llp.training.software import git_commit
+from llp.training.run_record import git_commit
 
 
 def record(folder):
@@ -23,8 +23,7 @@ def test_a_finished_run(trained):
     assert (content["step"], content["total_steps"], content["trained_tokens"]) == (6, 6, 6 * 4 * 32)
     assert (content["windows_per_step"], content["training_window_len"]) == (4, 32)
     assert content["architecture"] == "llp.LLP"
-    model = llp.load(trained)
-    assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert content["parameters"] == sum(parameter.numel() for parameter in llp.load(trained).module.parameters())
     assert 0 < content["training_seconds"] < 60
     latest, best = content["validations"][-1], content["best_validation"]
     for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
@@ -32,9 +31,11 @@ def test_a_finished_run(trained):
     assert latest["complete"] is True
     assert best["loss"] == pytest.approx(min(value for _, value in logged["val/loss"]), rel=1e-6)
     assert [latest["step"], best["step"]] == [6, 6]
+    assert content["commit"] == git_commit()
+    assert (content["versions"]["torch"], content["versions"]["llp"]) == (torch.__version__, llp.__version__)
 
 
-def test_a_run_that_is_stopped_fails_and_ends_says_so(run, work, monkeypatch):
+def test_the_state_of_a_run_that_is_stopped_fails_and_ends(run, work, monkeypatch):
     """Stopped in the fifth step, which is finished; then an error in the sixth; then the end."""
     seen, folder = [], work / "lightning_logs/run"
     step = llp.LLP.training_step
@@ -74,20 +75,3 @@ def test_only_a_loss_that_is_not_finite_is_divergence(run, work, monkeypatch):
     monkeypatch.setattr(llp.LLP, "training_step", spoilt)
     assert run("fit", "--config", "tiny.yaml", "--name", "run")[0] == 1
     assert record(work / "lightning_logs/run")["state"] == "diverged"
-
-
-def test_it_says_which_software_trained(trained):
-    content = record(trained)
-    assert content["commit"] == git_commit()
-    assert content["versions"]["torch"] == torch.__version__
-    assert content["versions"]["llp"] == llp.__version__
-
-
-def test_a_validation_of_a_part_is_marked(run, work):
-    arguments = ("--config", "tiny.yaml", "--name", "run", "--trainer.enable_progress_bar", "true")
-    status, out, err = run("fit", *arguments, "--trainer.limit_val_batches", 2)
-    assert status == 0, err
-    assert record(work / "lightning_logs/run")["validations"][-1]["complete"] is False
-    lines = [line for line in out.splitlines() if line.startswith("step ")]
-    assert len(lines) == 2
-    assert all(", on a part of the split" in line for line in lines)

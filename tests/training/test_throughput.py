@@ -1,18 +1,15 @@
-"""FLOPs against torch's counter and the reference's masks; MFU against the rate of tokens."""
+"""FLOPs against torch's counter and the reference's masks; the peak rate of a device."""
 
 import time
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import llp
-from datamodules import Bytes, WikiText103
 from helpers import reference
 from helpers.small_models import FORMS, LATENT, build
 from llp.decoder.patterns import history_count, segment_attention
@@ -69,55 +66,6 @@ def test_a_fused_pair_takes_two_products():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         segment_attention(query, key, value, 4)
     assert counter.get_total_flops() == 4 * 16 * (history_count(12, 12, 0, 4))
-
-
-def test_mfu_follows_from_the_rate(run, work, monkeypatch):
-    peak = throughput.PeakRate(1e12, is_measured=True)
-    monkeypatch.setattr("llp.training.metrics.peak_rate", lambda device, dtype: peak)
-    assert run("fit", "--config", "tiny.yaml", "--name", "run", "--trainer.accumulate_grad_batches", 2)[0] == 0
-    events = EventAccumulator(str(work / "lightning_logs/run"))
-    events.Reload()
-    model = llp.LLP(257, dim=16, n_layers=2, n_heads=2, segment_len=8)  # that of `tiny.yaml`
-    model.configure_model()
-    flops_per_token = 3 * model.decoder.flops(32) / 32
-    rates, shares, waits = (
-        [e.value for e in events.Scalars(f"train/{tag}")] for tag in ("tokens_per_second", "mfu", "data_wait")
-    )
-    assert shares == pytest.approx([rate * flops_per_token / 1e12 for rate in rates])
-    assert all(0 < wait < 0.5 for wait in waits)
-
-
-def test_an_mfu_above_1_is_left_out(run, work, monkeypatch):
-    """The rate of the device was measured wrong; all else is logged."""
-    peak = throughput.PeakRate(1.0, is_measured=True)
-    monkeypatch.setattr("llp.training.metrics.peak_rate", lambda device, dtype: peak)
-    assert run("fit", "--config", "tiny.yaml", "--name", "run")[0] == 0
-    events = EventAccumulator(str(work / "lightning_logs/run"))
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    assert "train/mfu" not in tags
-    assert len(events.Scalars("train/tokens_per_second")) == 6
-    assert len(events.Scalars("train/data_wait")) == 6
-
-
-def test_rates_leave_out_what_came_before_training(wikitext, tmp_path):
-    """From Python, Lightning validates a little before the first step; a trainer can also fit twice."""
-    data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "c"), tokenizer=Bytes(), window_len=32, batch_size=2)
-    model = llp.LLP(data.vocab_size, dim=16, n_layers=1, n_heads=2, segment_len=8, schedule="halving")
-    logger = TensorBoardLogger(tmp_path, name=None, version="run")
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", max_steps=4, log_every_n_steps=1, logger=logger, **quiet)
-    started = time.perf_counter()
-    trainer.fit(model, data)
-    trainer.fit_loop.epoch_loop.max_steps = 8
-    trainer.fit(model, data)
-    elapsed = time.perf_counter() - started
-    events = EventAccumulator(str(tmp_path / "run"))
-    events.Reload()
-    rates = [event.value for event in events.Scalars("train/tokens_per_second")]
-    assert len(rates) == 8
-    assert sum(2 * 32 / rate for rate in rates) < elapsed
-    assert all(event.value > 0 for event in events.Scalars("train/data_wait"))
 
 
 def test_a_loader_of_ones_own_trains():

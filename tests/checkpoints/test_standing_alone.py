@@ -1,6 +1,5 @@
 """A checkpoint needs nothing beside it: neither its run's folder, nor the text, the cache or the tokenizer's file."""
 
-import math
 import shutil
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import llp
 from datamodules import SentencePiece
 from datamodules.documents import Text, blocks_of
 from llp.errors import SettingError
+from llp.text_model import TextModel
 
 TOKENIZER = ("--data.init_args.tokenizer", "datamodules.SentencePiece")
 SIZE = ("--data.init_args.tokenizer.init_args.vocab_size", 300)
@@ -117,13 +117,14 @@ def test_python_in_three_lines(run_with_sentence_piece, moved):
     losses = model.token_losses(text)
     generated = "".join(model.generate("the cat", max_tokens=20, seed=1))
 
-    assert not model.training
+    assert not model.module.training
     tokens = model.tokens(text)
-    assert tokens[0, 0] == model.start_token
+    assert tokens[0, 0] == model.text.start_token
     assert len(losses) == tokens.shape[1] - 1
-    assert model.tokenizer.decode(tokens[0].tolist()) == "\n" + text  # WikiText's stream starts with a newline
+    assert model.text.tokenizer.decode(tokens[0].tolist()) == "\n" + text  # WikiText's stream starts with a newline
     with torch.no_grad():  # LLP: one pass over the whole text, by torch's own cross-entropy
-        expected = torch.nn.functional.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:], reduction="none")
+        logits = model.module(tokens)[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
     assert [loss.nats for loss in losses] == pytest.approx(expected.tolist(), rel=1e-5)
     assert "".join(loss.text for loss in losses if "\N{REPLACEMENT CHARACTER}" not in loss.text).startswith("the cat")
     assert generated == "".join(model.generate("the cat", max_tokens=20, seed=1))
@@ -135,49 +136,47 @@ def test_a_long_text_is_scored_in_the_protocol_s_windows(run, work):
     flags = ("--model", "llp.Transformer", "--name", "dense")
     assert run("fit", "--config", "tiny.yaml", *flags)[0] == 0
     model = llp.load(work / "lightning_logs/dense")
-    assert model.text_window == (32, 16)
+    assert model.text.window == (32, 16)
     text = "the cat sat on the mat, and then it went on to sit on another one until it was evening and dark."
     losses = model.token_losses(text)
     tokens = model.tokens(text)
     assert len(losses) == len(text)
-    for place in (0, 15, 16, 40, 90):  # position `place` predicts token `place + 1`, in a window that ends at 16 k
-        start = max(0, (place // 16 + 1) * 16 - 32)
+    for position in (0, 15, 16, 40, 90):  # it predicts token `position + 1`, in a window that ends at 16 k
+        start = max(0, (position // 16 + 1) * 16 - 32)
         with torch.no_grad():
-            logits = model(tokens[:, start : place + 1])[0, -1]
-        assert losses[place].nats == pytest.approx(-logits.log_softmax(-1)[tokens[0, place + 1]].item(), rel=1e-5)
+            logits = model.module(tokens[:, start : position + 1])[0, -1]
+        nats = -logits.log_softmax(-1)[tokens[0, position + 1]].item()
+        assert losses[position].nats == pytest.approx(nats, rel=1e-5)
 
 
 def test_a_text_alone_is_cut_into_lines_where_the_data_cut_it():
-    """A tokenizer joins nothing across a line's end, so that other lines could give other tokens, and another loss."""
+    """A tokenizer joins nothing across the end of a line, so that other lines could give other tokens."""
     text = "a\x0c= b\rc\r\nd\u2028e\x85f\n\n\x0b g"
     given = []
-    model = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4)
-    model.tokenizer = SimpleNamespace(encode=lambda lines: given.append(lines) or np.zeros(0, np.int64))
-    model.start_token = 1
-    assert model.tokens(text).tolist() == [[1]]
+    tokenizer = SimpleNamespace(encode=lambda lines: given.append(lines) or np.zeros(0, np.int64))
+    module = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4)
+    assert TextModel(module, tokenizer, start_token=1, window=(8, 4)).tokens(text).tolist() == [[1]]
     assert given == [[line for lines in Text("a", blocks_of([text])).lines() for line in lines]]
 
 
-def test_lightning_s_own_way_loads_it_too(run_with_sentence_piece):
-    path = run_with_sentence_piece / "checkpoints/best.ckpt"
+def test_lightning_s_own_way_loads_the_weights(trained):
+    path = trained / "checkpoints/best.ckpt"
     model = llp.LLP.load_from_checkpoint(path, weights_only=True)
-    assert not model.training
     weights = torch.load(path, weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert math.isfinite(model.token_losses("a cat")[0].nats)
 
 
-def test_what_can_not_be_loaded_is_one_error(run_with_sentence_piece, tmp_path):
+def test_what_can_not_be_loaded_is_one_error(trained, tmp_path):
     with pytest.raises(SettingError, match="there is no such file"):
         llp.load(tmp_path / "nowhere")
     (tmp_path / "empty/checkpoints").mkdir(parents=True)
     with pytest.raises(SettingError, match="there is no whole checkpoint"):
         llp.load(tmp_path / "empty")
-    path = run_with_sentence_piece / "checkpoints/best.ckpt"
+    path = trained / "checkpoints/best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "tokenizer": None}, path)
+    with pytest.raises(SettingError, match="no tokenizer, because it was not trained on text; load one that was"):
+        llp.load(path).token_losses("a")
     torch.save({**checkpoint, "architecture": "no_such_module.Model"}, path)
     with pytest.raises(SettingError, match=r"no_such_module\.Model: .*PYTHONPATH"):
         llp.load(path)
-    untrained = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4)
-    with pytest.raises(SettingError, match=r"no tokenizer; load one that was trained on text with llp\.load"):
-        untrained.token_losses("a")

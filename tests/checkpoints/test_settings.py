@@ -1,7 +1,9 @@
-"""A resumed run's settings: what can change takes effect, is said and is kept; what can't is refused by name."""
+"""The settings of a resumed run: what can change takes effect, is reported and stored; the rest is refused by name."""
 
 import inspect
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ import yaml
 
 import llp
 from datamodules import WikiText103
+from helpers.in_process import call
 from helpers.runs import curves
+from llp.checkpoints.settings_history import check_resume
+from llp.errors import SettingError
 from llp.language_model import LanguageModel
 
 # Another value for each setting of `tiny.yaml`'s model, data and seed. A new setting must be entered here.
@@ -33,26 +38,38 @@ def test_every_setting_is_tried_here():
     assert WikiText103.changeable_settings == DATA_CHANGEABLE.keys()
 
 
+@pytest.fixture(scope="module")
+def half_once(finished):
+    """A run of four steps, which is trained once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(finished)
+        flags = ("--trainer.max_steps", 4, "--name", "half", "--model.init_args.warmup_steps", 2)
+        assert call("fit", "--config", "tiny.yaml", *flags) == 0
+    return finished / "lightning_logs/half"
+
+
 @pytest.fixture
-def half(run, work):
-    """A run of four steps."""
-    arguments = ("--trainer.max_steps", 4, "--name", "run", "--model.init_args.warmup_steps", 2)
-    status, _, err = run("fit", "--config", "tiny.yaml", *arguments)
-    assert status == 0, err
-    return work / "lightning_logs/run"
+def half(half_once, work):
+    """A copy of it, on the text and the cache of the original."""
+    return Path(shutil.copytree(half_once, work / "lightning_logs/run"))
 
 
 def resume(run, *flags):
     return run("fit", "--name", "run", "--ckpt_path", "last", "--trainer.max_steps", 6, *flags)
 
 
+def test_every_other_setting_is_refused():
+    changeable = llp.LLP.changeable_settings | WikiText103.changeable_settings
+    fixed = {f"model.init_args.{name}": value for name, value in MODEL_FIXED.items()}
+    fixed |= {f"data.init_args.{name}": value for name, value in DATA_FIXED.items()}
+    for name, value in fixed.items():
+        with pytest.raises(SettingError, match=f"^{name} = "):
+            check_resume([{"step": 1, "settings": {name: "another"}}], {name: value}, changeable)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        *((f"model.init_args.{name}", value) for name, value in MODEL_FIXED.items()),
-        *((f"data.init_args.{name}", value) for name, value in DATA_FIXED.items()),
-        ("seed_everything", 7),
-    ],
+    [("model.init_args.rotary_base", 100.0), ("data.init_args.train_stride", 8), ("seed_everything", 7)],
 )
 def test_what_can_not_change_is_refused_by_name(run, half, name, value):
     before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
@@ -151,7 +168,7 @@ def test_another_text_is_refused_on_a_resume(run, half, work):
     """The training order is a function of the text: a changed text would be another run."""
     with (work / "wikitext/wiki.train.tokens").open("a") as stream:
         stream.write(" one more line \n")
-    status, _, err = resume(run)
+    status, _, err = resume(run, "--data.init_args.path", work / "wikitext")
     assert status == 1
     assert "data_fingerprint" in err
     assert "--init_from" in err

@@ -1,14 +1,12 @@
 """A disk that is full, or may not be written: what failed, where, and how to go on; nothing whole is lost."""
 
 import errno
-import re
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from helpers.refusals import assert_one_message
 from llp.checkpoints import callback
@@ -65,7 +63,7 @@ def no_space(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
 def test_a_later_checkpoint_that_fails_leaves_the_one_before(run, work, monkeypatch, error):
     save, calls = torch.save, []
 
@@ -99,22 +97,6 @@ def test_the_system_s_error_is_said_where_torch_s_writer_hides_it(tmp_path, monk
     with pytest.raises(OSError, match="No space left") as caught:
         callback.StreamedCheckpointIO().save_checkpoint({}, tmp_path / "file")
     assert caught.value.errno == errno.ENOSPC
-
-
-@pytest.mark.parametrize("good_records", [0, 12, 40])
-def test_tensorboards_file_that_can_not_be_written_ends_the_run_in_one_message(run, work, monkeypatch, good_records):
-    write, written = RecordWriter.write, []
-
-    def failing(self, data):
-        written.append(data)
-        if len(written) > good_records:
-            no_space()
-        write(self, data)
-
-    monkeypatch.setattr(RecordWriter, "write", failing)
-    outcome = run(*FIT, "--trainer.max_steps", 40, "--trainer.val_check_interval", 10)
-    assert_one_message(outcome, "lightning_logs/run")
-    assert re.search(r"lightning_logs/run\S*: No space left on device; make room there", outcome[2])
 
 
 def test_tensorboards_file_that_can_not_be_opened_is_named_as_any_other():

@@ -1,0 +1,153 @@
+"""When a run validates, what each batch is seeded with, and a start from another run's weights."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datamodules.windows import TrainingOrder
+
+import llp
+from helpers.runs import curves
+from llp.checkpoints.reading import sha256
+from llp.training import run_control
+from llp.training.run_control import BatchSeed, StepValidation
+
+# When a run validates
+
+
+@pytest.mark.parametrize(
+    ("interval", "accumulated", "expected"),
+    [(5, 2, 6), (6, 2, 6), (7, 3, 9), (1, 4, 4), (4, 1, 4), (math.inf, 2, math.inf)],
+)
+def test_a_run_validates_in_whole_optimizer_steps(monkeypatch, interval, accumulated, expected):
+    """And says so only where it is another interval than was set."""
+    said = []
+    monkeypatch.setattr(run_control, "rank_zero_info", said.append)
+    trainer = SimpleNamespace(val_check_batch=interval, accumulate_grad_batches=accumulated)
+    StepValidation().on_train_start(trainer, None)
+    assert trainer.val_check_batch == expected
+    change = f"Validating every {expected} batches, in whole optimizer steps"
+    assert said == ([] if expected == interval else [change])
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "step", "expected"), [(6, 5, 4), (6, 6, 1), (6, 7, 1), (1, 1, 1), (0, 0, 4), (-1, 9, 4)]
+)
+def test_a_run_validates_after_its_last_step(max_steps, step, expected):
+    trainer = SimpleNamespace(val_check_batch=4, max_steps=max_steps, global_step=step)
+    StepValidation().on_train_batch_end(trainer, None, None, None, 0)
+    assert trainer.val_check_batch == expected
+
+
+def test_validations_are_in_whole_steps(run, work):
+    """Every four batches, where three make a step, becomes every six: after the steps 2, 4 and 6."""
+    flags = ("--trainer.accumulate_grad_batches", 3, "--trainer.limit_val_batches", 1)
+    assert run("fit", "--config", "tiny.yaml", "--name", "run", *flags)[0] == 0
+    assert [step for step, _ in curves(work / "lightning_logs/run")["val/loss"]] == [1, 3, 5]
+
+
+def test_the_last_step_is_validated_once(run, work):
+    """Also if the interval ends with it, is longer than the run, or is a time."""
+    for name, interval, steps in (("short", 3, [2, 5]), ("long", 100, [5]), ("timed", "00:00:02:30", [5])):
+        flags = ("--trainer.val_check_interval", interval, "--trainer.limit_val_batches", 1)
+        assert run("fit", "--config", "tiny.yaml", "--name", name, *flags)[0] == 0
+        assert [step for step, _ in curves(work / f"lightning_logs/{name}")["val/loss"]] == steps
+
+
+# What a batch is seeded with
+
+
+def seeded(batch, rank, seed=None, monkeypatch=None):
+    if seed is None:
+        monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    else:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
+    BatchSeed().on_train_batch_start(SimpleNamespace(fit_loop=loop, global_rank=rank), None, None, 0)
+    return torch.initial_seed()
+
+
+def test_each_batch_of_each_rank_and_run_has_its_seed(monkeypatch):
+    seeds = {
+        (seed, batch, rank): seeded(batch, rank, seed, monkeypatch)
+        for seed in (0, 1, 2)
+        for batch in (0, 1, 2)
+        for rank in (0, 1, 2)
+    }
+    assert len(set(seeds.values())) == 27
+    assert all(seeded(batch, rank, seed, monkeypatch) == value for (seed, batch, rank), value in seeds.items())
+    assert seeded(1, 2, None, monkeypatch) == seeds[0, 1, 2]
+    # As many bits as torch takes without a sign: half of the seeds are above 2^62.
+    words = np.random.SeedSequence([2, 1, 0]).generate_state(1, np.uint64)
+    assert seeds[2, 1, 0] == int(words[0]) // 2
+    assert max(seeds.values()) >= 2**62
+
+
+# A start from another run's weights
+
+
+@pytest.fixture
+def dense(run, work):
+    assert run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "dense")[0] == 0
+    return work / "lightning_logs/dense/checkpoints/last.ckpt"
+
+
+def test_dense_weights_start_an_llp(run, work, dense, trained):
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "new", "--init_from", dense)
+    assert status == 0, err
+    origin = torch.load(dense, weights_only=True)
+    checkpoint = torch.load(work / "lightning_logs/new/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["architecture"] == "llp.LLP"
+    expected = {
+        "checkpoint": str(dense),
+        "checkpoint_sha256": sha256(dense),
+        "architecture": "llp.Transformer",
+        "step": 6,
+    }
+    assert checkpoint["initialized_from"] == expected
+
+    # The first loss is that of LLP with these weights on the run's first windows; the schedule begins anew.
+    model = llp.LLP(**checkpoint["hyper_parameters"])
+    model.configure_model()
+    model.load_state_dict(origin["state_dict"])
+    stream = torch.tensor([10, *(work / "wikitext/wiki.train.tokens").read_bytes()])
+    order = TrainingOrder(len(stream), 32, seed=0)
+    windows = torch.stack([stream.roll(-order.start(sample))[:33] for sample in range(4)])
+    with torch.no_grad():
+        loss = model.decoder(windows[:, :-1], windows[:, 1:]).mean.item()
+    new, fresh = (curves(work / "lightning_logs" / name) for name in ("new", "run"))
+    assert dict(new["train/loss"])[0] == pytest.approx(loss, rel=1e-5)
+    assert dict(fresh["train/loss"])[0] != pytest.approx(loss, rel=1e-3)
+    assert new["train/learning_rate"] == fresh["train/learning_rate"]
+    assert new["train/tokens"] == fresh["train/tokens"]
+
+    # A resumed run goes on with its own weights, and its reports say where it came from.
+    dense.unlink()
+    status, _, err = run("fit", "--name", "new", "--ckpt_path", "last", "--trainer.max_steps", 7)
+    assert status == 0, err
+    resumed = torch.load(work / "lightning_logs/new/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["initialized_from"] == expected
+    assert run("test", "--name", "new", "--ckpt_path", "best")[0] == 0
+    report = json.loads((work / "lightning_logs/new/test.json").read_text())
+    assert report["protocol"]["initialized_from"] == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--model.init_args.dim", 32), r"decoder.embed.weight is (257, 16) there and (257, 32) here"),
+        (("--model.init_args.n_layers", 1), "decoder.layers.1.attention_norm.weight is (16,) there and None here"),
+        (("--model.init_args.n_layers", 3), "decoder.layers.2.attention_norm.weight is None there and (16,) here"),
+        (("--init_from", "nowhere.ckpt"), "nowhere.ckpt: there is no such file"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(run, work, finished, flags, message):
+    origin = finished / "lightning_logs/run/checkpoints/last.ckpt"
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "new", "--init_from", origin, *flags)
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert not (work / "lightning_logs/new/checkpoints").exists()
