@@ -16,7 +16,7 @@ _MOST_LAYERS = 200
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _REMEDY = (
     "lower data.init_args.batch_size (trainer.accumulate_grad_batches makes up for it) or the model's size, or use "
-    "configs/trainer/activation_checkpointing.yaml, bf16_mixed.yaml, or fsdp2.yaml on several devices"
+    "model.init_args.activation_checkpointing, trainer.precision bf16-mixed, or configs/trainer/fsdp2.yaml"
 )
 
 
@@ -38,7 +38,7 @@ def check_memory(model: Any, trainer: Any) -> None:
     remedy = (
         f"parameters, gradients and AdamW's states need {_gib(needed)} on each device, before any activation, and "
         f"{device} has {_gib(there / n_processes)}; lower them, or split them over more devices with "
-        "configs/trainer/fsdp2.yaml, or halve them with configs/trainer/bf16_true.yaml"
+        "configs/trainer/fsdp2.yaml, or halve them with trainer.precision bf16-true"
     )
     setting = ", ".join(f"model.init_args.{name}" for name in size)
     require(needed <= there / n_processes, setting, ", ".join(map(str, size.values())), remedy)
