@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 
 from datamodules.language_data import LanguageDataModule
 from datamodules.prepared_folder import read_about
 from datamodules.text import TextDataModule
-from llp.commands.configurations import read_configuration
+from llp.commands.configurations import find_configuration, read_configuration
 from llp.commands.parser import Parser
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Contestant, Plan, variants
@@ -32,46 +31,51 @@ _SCRIPT = Path("configs/slurm/compare.sbatch")
 _UTILIZATION = 0.3  # of the matrix rate, which --plan counts with before anything has been timed
 
 
-def run(options: list[str]) -> None:
-    """Plan, carry out or report a comparison; whatever is there already is not repeated."""
-    arguments = _parse(options)
-    comparison = Comparison(Path(arguments.spec), Path(arguments.root))
-    if arguments.plan:
+def compare(
+    spec: Path,
+    plan: bool = False,
+    time: bool = False,
+    report: bool = False,
+    retry: bool = False,
+    workers: int = 1,
+    slurm: int | None = None,
+    run: str | None = None,
+    root: Path = Path("lightning_logs"),
+) -> None:
+    """Plan, run or report a comparison; whatever is there already is not repeated.
+
+    Args:
+        spec: What is compared: a YAML file such as configs/compare/smoke.yaml.
+        plan: Only list the runs, with their predicted cost.
+        time: Only time a step of each arm, all in turns, for the budget of equal seconds.
+        report: Only report what is there.
+        retry: Try the runs that failed again.
+        workers: How many runs at a time share the cores of this machine.
+        slurm: Submit the runs as one array job, this many at a time.
+        run: Only this run.
+        root: The folder of all runs; comparisons/ is in it.
+    """
+    for setting, value in (("workers", workers), ("slurm", slurm)):
+        require(value is None or value >= 1, setting, value, "set it to 1 or more")
+    comparison = Comparison(find_configuration(spec), root)
+    if plan:
         print(comparison.preview())
         return
-    if arguments.retry:
+    if retry:
         comparison.folder.forget_failures()
-    if arguments.time:
-        comparison.time(arguments.workers)
+    if time:
+        comparison.time(workers)
         return
-    if arguments.slurm is not None:
+    if slurm is not None:
         comparison.keep_specification()
-        plan = comparison.plan()
-        print(submit(comparison.folder, plan, comparison.source, _SCRIPT, arguments.slurm))
+        script = find_configuration(_SCRIPT)
+        print(submit(comparison.folder, comparison.plan(), comparison.source, script, slurm))
         return
-    if not arguments.report:
-        comparison.carry_out(arguments.workers, arguments.run)
-    if arguments.run is None:
+    if not report:
+        comparison.carry_out(workers, run)
+    if run is None:
         comparison.report()
-    comparison.require_success(arguments.run)
-
-
-def _parse(options: list[str]) -> Namespace:
-    parser = Parser(prog="llp compare")
-    parser.add_argument("spec", type=str)
-    parser.add_argument("--root", type=str, default="lightning_logs")
-    parser.add_argument("--plan", action="store_true")
-    parser.add_argument("--time", action="store_true")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--slurm", type=int | None, default=None)
-    parser.add_argument("--run", type=str | None, default=None)
-    parser.add_argument("--report", action="store_true")
-    parser.add_argument("--retry", action="store_true")
-    arguments = parser.parse_args(options)
-    for setting in ("workers", "slurm"):
-        value = arguments[setting]
-        require(value is None or value >= 1, setting, value, "set it to 1 or more")
-    return arguments
+    comparison.require_success(run)
 
 
 class Comparison:
