@@ -1,6 +1,7 @@
 """A small text, a folder to run in, and `llp` run in this process."""
 
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def run(work, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["llp", *map(str, arguments)])
         with handlers_restored():
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
             try:
                 status = console.main()
             except SystemExit as stop:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import datasets
 import huggingface_hub.constants
@@ -119,8 +120,8 @@ def choices(tmp_path):
 def test_the_likely_choice_is_chosen(choices):
     """Of a model that finds d likely after everything."""
     model = lettered("PerceiverAR")
-    model.decoder.head.weight.data.zero_()
-    model.decoder.head.bias.data.copy_(-(torch.arange(19) - 3.0).abs())
+    model.module.decoder.head.weight.data.zero_()
+    model.module.decoder.head.bias.data.copy_(-(torch.arange(19) - 3.0).abs())
     rows = evaluate_tasks(model, "right,wrong", None, include_path=str(choices))
     assert [(row["task"], row["version"], row["examples"]) for row in rows] == [("right", 3, 4), ("wrong", 3, 4)]
     assert [row["figures"][0]["value"] for row in rows] == [1.0, 0.0]
@@ -138,7 +139,7 @@ def test_texts_are_those_of_llp_generate(run, trained):
     settings = {"until": ["t", "\n"], "max_gen_toks": 20, "do_sample": False}
     prompts = ["the cat sat on", "", "a mat " * 20]
     requests = [Instance("generate_until", {}, (prompt, settings), 0) for prompt in prompts]
-    found = HarnessModel(load(trained)).generate_until(requests, True)
+    found = HarnessModel(load(trained).as_text_model()).generate_until(requests, True)
     (trained / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     arguments = ("generate", "--ckpt_path", trained, "--prompts", trained / "prompts.jsonl", "--temperature", 0)
     status, out, err = run(*arguments, "--max_tokens", 20, "--stop", "t", "\n")
@@ -173,5 +174,6 @@ def test_what_cannot_be_evaluated_is_one_message(run, trained, choices, monkeypa
     refused("tasks = void: ", "--tasks", "void", "--include_path", choices)
     (choices / "code.yaml").write_text(LOCAL.format(name="code", file=choices / "right.jsonl") + "unsafe_code: true\n")
     refused("tasks = code: it runs what the model writes as a program", "--tasks", "code", "--include_path", choices)
-    monkeypatch.setattr("llp.commands.evaluate.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "llp.commands.evaluate")
     refused('lm_eval: it needs the harness: pip install "long-lora-perceiver[evaluate]"', "--tasks", "last_word")

@@ -19,10 +19,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import llp.commands.dispatch
-import llp.commands.fit
 import llp.commands.generate
-import llp.commands.prepare
-import llp.commands.test  # noqa: F401
+import llp.commands.prepare  # noqa: F401
 from llp import __main__ as console
 
 LIMIT_S = 240.0  # after which a process hangs; none takes a tenth of it on a quiet machine

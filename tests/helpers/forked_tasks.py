@@ -38,7 +38,7 @@ if status < 0:
     os.kill(os.getpid(), -status)
 sys.exit(status)
 """
-_IMPORTED = ("llp.__main__", "llp.commands.dispatch", "llp.commands.fit", "llp.commands.test", "helpers.pace")
+_IMPORTED = ("llp.__main__", "llp.commands.dispatch", "helpers.pace")
 _IMPORTED += ("torch.utils.tensorboard", "torch.distributed.fsdp", "torch.distributed.checkpoint")
 _NAMESPACES = ("pid", "net", "uts", "mnt")
 _LIBC = ctypes.CDLL(None, use_errno=True)

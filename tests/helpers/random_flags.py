@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from llp.commands.help import COMMANDS
+from llp.commands.completion import command_parser
 
 VALID: dict[str, list[str]] = {
     "fit": ["--config", "configuration.yaml", "--name", "other"],
@@ -46,7 +46,7 @@ def command_lines(draw: st.DrawFn) -> CommandLine:
     """A command line that its subcommand takes, changed in one to three places."""
     command = draw(st.sampled_from(list(VALID)))
     words = list(VALID[command])
-    own = [option.split()[0] for option in COMMANDS[command].options if option.startswith("-")]
+    own = [option for option in command_parser(command).format_help().split() if option.startswith("--")]
     flags = sorted({*own, *_SETTINGS} - set(_COSTLY))
     changes = []
     for _ in range(draw(st.integers(1, 3))):

@@ -7,7 +7,6 @@ type, or no person, expects.
 import json
 import types
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -21,7 +20,7 @@ from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
 from helpers.small_models import OWN_SETTINGS
-from llp.commands.fit import FitCommand
+from llp.commands.completion import command_parser
 
 _TEXT = {"tokenizer": "datamodules.Bytes", "window_len": 32, "batch_size": 2}
 _TASK = {"window_len": 32, "label_len": 8, "vocab_size": 64, "batch_size": 2, "n_validation": 4, "n_test": 4}
@@ -151,18 +150,8 @@ def small(model: str, data: str) -> dict[str, Any]:
 @cache
 def general_settings() -> list[Setting]:
     """The settings of all sections but the model's and the data's, from the parser of `llp fit`."""
-    found: list[Setting] = []
-
-    class Schema(FitCommand):
-        def parse_arguments(self, parser: Any, args: Any) -> None:
-            (fit,) = parser._subcommands_action._name_parser_map.values()
-            found.extend(_settings(fit, ""))
-            raise StopIteration
-
-    with suppress(StopIteration):
-        Schema([])
     files = {"config", "model", "data", "ckpt_path", "init_from"}
-    return [setting for setting in found if setting.name not in files]
+    return [setting for setting in _settings(command_parser("fit"), "") if setting.name not in files]
 
 
 @cache
