@@ -6,54 +6,56 @@ import sys
 from io import TextIOWrapper
 
 import llp
-from llp.commands.help import COMMANDS, GENERAL, help_of
+from llp.commands import COMMANDS
 from llp.errors import SettingError
 from llp.signals import LISTENER, Stopped
+
+HELP = f"""\
+usage: llp [-h] [--version] {{{",".join(COMMANDS)}}} ...
+
+Long-context Perceiver language models in PyTorch Lightning.
+
+{chr(10).join(f"  {name:<13}{summary}" for name, summary in COMMANDS.items())}
+
+  llp fit --config configs/quickstart.yaml --name first
+  llp test --ckpt_path lightning_logs/first
+  llp generate --ckpt_path lightning_logs/first --prompt "The history of"
+  llp fit --name first --ckpt_path last --trainer.max_steps 500
+  tensorboard --logdir lightning_logs
+
+llp COMMAND --help shows the options of a command, llp fit --model.help llp.LLP the settings of a class.
+"""
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a character that the terminal's encoding lacks ends no run
-            stream.reconfigure(errors="replace")
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(GENERAL, end="")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal's encoding lacks must not end a run
+    command, *options = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help"):
+        print(HELP, end="")
         return 0
-    if arguments[0] == "--version":
+    if command == "--version":
         print(f"llp {llp.__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
-        print(f"llp: error: there is no subcommand {arguments[0]!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
+    if command not in COMMANDS:
+        print(f"llp: error: there is no subcommand {command!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if {"-h", "--help"} & set(arguments[1:]):
-        print(help_of(arguments[0]), end="")
-        return 0
-    if not _is_working_folder_there():
-        print("llp: error: the working folder is gone; cd to one that is there", file=sys.stderr)
-        return 1
     LISTENER.listen()
     try:
-        if arguments[0] == "runs":
-            return _list_runs(arguments[1:])
+        if command == "runs":
+            return _list_runs(options)
         from llp.commands.dispatch import run  # imports torch and lightning: seconds
 
-        return run(arguments[0], arguments[1:])
+        return run(command, options)
     except Stopped as stopped:
         return 128 + stopped.signum
-    except BrokenPipeError:  # `llp generate … | head -1`: nobody reads on
+    except BrokenPipeError:  # `llp generate … | head -1`: the reader has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's last flush goes
         return 128 + signal.SIGPIPE
     finally:
         LISTENER.close()
-
-
-def _is_working_folder_there() -> bool:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _list_runs(options: list[str]) -> int:

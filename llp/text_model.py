@@ -15,16 +15,17 @@ from llp.language_model import LanguageModel
 class Tokenizer(Protocol):
     """What a model needs of a tokenizer; `datamodules.tokenizers` has those that are shipped."""
 
-    fingerprint: str
-    """A digest of all that determines how text is encoded."""
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that determines how text is encoded."""
 
     @property
     def vocab_size(self) -> int: ...
 
-    def encode(self, lines: Sequence[str]) -> np.ndarray:
+    def encode(self, lines: list[str]) -> np.ndarray:
         """Token ids of lines of text, each with its line end: (N,)."""
 
-    def decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
 
 

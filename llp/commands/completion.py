@@ -1,52 +1,52 @@
 """`llp completion`: a script that completes the command line in a shell."""
 
-import sys
-from typing import Any
+from importlib import import_module
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
 
-from llp.commands.fit import FitCommand
-from llp.commands.help import COMMANDS
-from llp.commands.predict import PredictCommand
-from llp.commands.test import TestCommand
+from llp.commands import COMMANDS, runs
+from llp.commands.dispatch import FUNCTIONS
+from llp.commands.parser import function_parser
 from llp.commands.trainer_command import TrainerCommand
-from llp.commands.validate import ValidateCommand
-from llp.errors import require
-
-SHELLS = ("bash", "zsh", "tcsh")
+from llp.errors import SettingError
 
 
-def run(options: list[str]) -> None:
-    """Print the script for the shell that the only argument names."""
-    require(len(options) == 1 and options[0] in SHELLS, "SHELL", " ".join(options), f"name one of {', '.join(SHELLS)}")
-    AllCommands(options[0])
+def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
+    """Print the script.
+
+    Args:
+        shell: The shell that it is for.
+    """
+    parser = ArgumentParser(prog="llp")
+    subcommands = parser.add_subcommands()
+    for name in COMMANDS:
+        try:
+            subcommands.add_subcommand(name, command_parser(name))
+        except SettingError:  # the packages of an extra are not installed
+            continue
+    print(parser.get_completion_script(f"shtab-{shell}"))
 
 
-class AllCommands(TrainerCommand):
-    """A command line with all subcommands, which prints its completion script instead of running one."""
-
-    name = "fit"
-
-    def __init__(self, shell: str) -> None:
-        self.shell = shell
-        super().__init__(["--help"])
-
-    @classmethod
-    def subcommands(cls) -> dict[str, set[str]]:
-        commands: tuple[type[TrainerCommand], ...] = (FitCommand, ValidateCommand, TestCommand, PredictCommand)
-        return {name: skipped for command in commands for name, skipped in command.subcommands().items()}
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        for name in COMMANDS.keys() - self.subcommands().keys():
-            parser._subcommands_action.add_subcommand(name, _parser_of_own_options(name))
-        print(parser.get_completion_script(f"shtab-{self.shell}"))
-        sys.exit(0)
+def command_parser(name: str) -> ArgumentParser:
+    """The parser of a subcommand."""
+    if name == "runs":
+        return runs.parser()
+    if name in FUNCTIONS:
+        return function_parser(getattr(import_module(FUNCTIONS[name]), name), name)
+    try:
+        _Unparsed(name, ["--help"])
+    except _BuiltError as built:
+        return built.parser
+    raise AssertionError("LightningCLI parses its arguments before anything else")
 
 
-def _parser_of_own_options(name: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"llp {name}")
-    for option in COMMANDS[name].options:
-        if option.startswith("--"):
-            flag, _, value = option.partition(" ")
-            parser.add_argument(flag, type=str, metavar=value)
-    return parser
+class _BuiltError(Exception):
+    def __init__(self, parser: LightningArgumentParser) -> None:
+        self.parser = parser
+
+
+class _Unparsed(TrainerCommand):
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        raise _BuiltError(self.command_parser)

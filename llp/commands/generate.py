@@ -8,53 +8,57 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llp.atomic_files import whole_file
-from llp.commands.checkpoint_command import CheckpointCommand
-from llp.commands.named_checkpoint import named_checkpoint
-from llp.commands.parser import Parser
+from llp.commands.trained_model import TrainedModel
 from llp.errors import SettingError, require
 from llp.generation.continuation import Completion, continue_text, continue_texts
 from llp.text_model import TextModel
 
 
-def run(options: list[str]) -> None:
-    """Continue a prompt, as the text is drawn, or several texts side by side; then say how fast it was."""
-    parser = Parser(prog="llp generate", description="Continue texts with a trained model.")
-    parser.add_argument("--name", type=str | None, help="The run in lightning_logs/.")
-    parser.add_argument("--prompt", type=str, default="", help="The text to continue.")
-    parser.add_argument("--prompts", type=str | None, help="A file of prompts: .txt, one a line, or .jsonl.")
-    parser.add_argument("--output", type=str | None, help="A .jsonl file for the completions.")
-    parser.add_argument("--stop", type=str, nargs="+", action="extend", default=[], help="Texts end before these.")
-    skip: set[str | int] = {"model", "prompts", "stop"}
-    command = CheckpointCommand(parser, continue_texts, skip, named_checkpoint("generate", options))
-    model = command.loaded.as_text_model()
-    arguments, own = command.arguments, {**command.own, "stop": command.arguments.stop}
-    entries = _entries(arguments.prompt, arguments.prompts)
+def generate(
+    trained: TrainedModel,
+    stop: list[str],
+    prompt: str = "",
+    prompts: Path | None = None,
+    output: Path | None = None,
+    **settings: Any,
+) -> None:
+    """Continue a prompt, as the text is drawn, or several texts side by side; then say how fast it was.
+
+    Args:
+        trained: The model.
+        stop: A text ends before any of these.
+        prompt: The text to continue.
+        prompts: A file of prompts: .txt, one in each line, or .jsonl, objects with "prompt".
+        output: A .jsonl file for objects with "prompt" and "completions"; else they are printed.
+        settings: Those of `continue_texts`.
+    """
+    model, entries = trained.loaded.as_text_model(), _entries(prompt, prompts)
+    settings["stop"] = stop
     started = time.perf_counter()
-    with command.autocast():
-        if arguments.output is not None:
-            n_tokens = _write(model, entries, Path(arguments.output), own)
-        elif arguments.prompts is not None:
-            n_tokens = _write_lines(model, entries, sys.stdout, own)
-        elif own["n_samples"] == 1:
-            n_tokens = _stream(model, arguments.prompt, own)
+    with trained.autocast():
+        if output is not None:
+            n_tokens = _write(model, entries, output, settings)
+        elif prompts is not None:
+            n_tokens = _write_lines(model, entries, sys.stdout, **settings)
+        elif settings["n_samples"] == 1:
+            n_tokens = _stream(model, prompt, settings)
         else:
-            n_tokens = _show(model, arguments.prompt, own)
+            n_tokens = _show(model, prompt, settings)
     seconds = time.perf_counter() - started
     print(f"{n_tokens:,} tokens in {seconds:.1f} s: {n_tokens / seconds:,.1f} tokens/s", file=sys.stderr)
 
 
-def _entries(prompt: str, file: str | None) -> list[dict[str, Any]]:
-    """Objects with "prompt" and what else a line of the file holds."""
-    if file is None:
+def _entries(prompt: str, path: Path | None) -> list[dict[str, Any]]:
+    """Objects with "prompt", and with whatever else a line of the file holds."""
+    if path is None:
         require(_is_text(prompt), "prompt", repr(prompt), "it is not UTF-8; give it in that encoding")
         return [{"prompt": prompt}]
-    require(prompt == "", "prompt", repr(prompt), f"the prompts are those of {file}; leave out one of the two")
-    path = Path(file).expanduser()
+    require(prompt == "", "prompt", repr(prompt), f"the prompts are those of {path}; leave out one of the two")
+    path = path.expanduser()
     remedy = "it is neither .txt, with one prompt in each line, nor .jsonl; rename or convert it"
     require(path.suffix in (".txt", ".jsonl"), "prompts", path, remedy)
-    require(path.is_file(), "prompts", path, "there is no such file; give one that is there")
-    read = _of_json if path.suffix == ".jsonl" else _of_text
-    entries = [read(line, number, path) for number, line in _lines(path)]
+    require(path.is_file(), "prompts", path, "there is no such file; correct the path")
+    entries = [_entry(line, number, path) for number, line in _lines(path)]
     require(len(entries) > 0, "prompts", path, "there is no prompt in it; add one")
     return entries
 
@@ -65,29 +69,27 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
-            remedy = f"line {number} is not UTF-8; convert or repair it"
+            remedy = f"line {number} is not UTF-8; convert or correct it"
             raise SettingError("prompts", path, remedy) from error
         if text.strip():
             yield number, text
 
 
-def _of_text(line: str, number: int, path: Path) -> dict[str, Any]:
-    return {"prompt": line}
-
-
-def _of_json(line: str, number: int, path: Path) -> dict[str, Any]:
+def _entry(line: str, number: int, path: Path) -> dict[str, Any]:
+    if path.suffix == ".txt":
+        return {"prompt": line}
     try:
         entry: Any = json.loads(line)
-    except (ValueError, RecursionError):  # the latter: nested too deeply
+    except ValueError:
         entry = None
     prompt = entry.get("prompt") if isinstance(entry, dict) else None
-    remedy = f'line {number} is no object with a text under "prompt"; repair it'
+    remedy = f'line {number} is no object with a text under "prompt"; correct it'
     require(isinstance(prompt, str) and _is_text(prompt), "prompts", path, remedy)
     return entry
 
 
 def _is_text(prompt: str) -> bool:
-    """Whether it has no surrogates: so Python keeps a command line's bytes, and JSON half a pair, that are no text."""
+    """Whether it has no surrogates, which stand for bytes of a command line, or halves of a pair, that are no text."""
     return not any("\ud800" <= character <= "\udfff" for character in prompt)
 
 
@@ -97,11 +99,11 @@ def _write(model: TextModel, entries: list[dict[str, Any]], path: Path, settings
     require(path.parent.is_dir(), "output", path, remedy)
     require(not path.is_dir(), "output", path, "this is a folder; name a file")
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        return _write_lines(model, entries, stream, settings)
+        return _write_lines(model, entries, stream, **settings)
 
 
-def _write_lines(model: TextModel, entries: list[dict[str, Any]], stream: TextIO, settings: dict[str, Any]) -> int:
-    """Write the line of each prompt as soon as all of its completions are there; returns the number of tokens."""
+def _write_lines(model: TextModel, entries: list[dict[str, Any]], stream: TextIO, **settings: Any) -> int:
+    """Write the line of each prompt as soon as its completions are complete; returns the number of tokens."""
     n_tokens = 0
     of_prompts = continue_texts(model, [entry["prompt"] for entry in entries], **settings)
     for entry, completions in zip(entries, of_prompts, strict=True):

@@ -1,13 +1,8 @@
 """The command line, from a YAML to a score: real runs of a tiny model."""
 
 import csv
-import itertools
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import llp
 from datamodules import Bytes, WikiText103
+from helpers.runs import assert_equal
 from helpers.small_models import ARCHITECTURES
-from llp.commands.trainer_command import TrainerCommand
-from llp.training.run_control import BatchSeed
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_a_run_and_its_test(run, trained):
@@ -67,22 +59,10 @@ def test_a_run_and_its_test(run, trained):
     contexts = [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]
     assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
     assert protocol["context_least"] == 17
-    printed = out.strip().splitlines()
-    head, _, figures, unigram, *_ = printed[next(i for i, line in enumerate(printed) if line.startswith("split")) :]
-    assert head.split()[:4] == ["split", "document", "model", "tokens"]
-    assert f"{row['bits_per_byte']:,.4f}" in figures
-    assert f"{row['perplexity']:,.4f}" in figures
-    assert f"{row['unigram_loss']:,.4f}" in unigram
-    n_plain = len(text.decode().split())
-    assert row["plain_words"] == n_plain
-    assert row["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_plain), rel=1e-5)
-    mantissa, exponent = f"{row['plain_word_perplexity']:.1e}".split("e+")
-    assert f"whitespace-separated words ({n_plain:,}), the word perplexity is {mantissa}e{int(exponent)}.\n" in out
-    with (trained / "test.csv").open(newline="") as stream:
-        (csv_row,) = csv.DictReader(stream)
-    assert float(csv_row["bits_per_byte"]) == row["bits_per_byte"]
+    assert f"{row['bits_per_byte']:,.4f}" in out
+    assert f"{row['unigram_loss']:,.4f}" in out
 
-    # A second test keeps the first one's file; the figures are the same with other batches and windows.
+    # A second test keeps the first one's file; the metrics are the same with other batches and windows.
     status, _, err = run(
         *("test", "--ckpt_path", trained / "checkpoints/best.ckpt", "--data.init_args.batch_size", 3),
         *("--data.init_args.scoring_window_len", 40, "--data.init_args.scoring_stride", 24),
@@ -113,7 +93,7 @@ def test_every_architecture_trains_tests_and_generates(run, work, name):
     checkpoint = work / "lightning_logs/run/checkpoints/last.ckpt"
     status, out, err = run("test", "--ckpt_path", checkpoint)
     assert status == 0, err
-    assert "Probed for causality" in out
+    assert "Certified" in out
     report = json.loads((work / "lightning_logs/run/test.json").read_text())
     text = (work / "wikitext/wiki.test.tokens").read_bytes()
     assert report["rows"][0]["tokens"] == len(text)  # each once
@@ -133,17 +113,6 @@ def test_every_architecture_trains_tests_and_generates(run, work, name):
     assert [event.value for event in events.Scalars("train/input_tokens")] == [4 * 32 * step for step in range(1, 7)]
     samples = [event.step for event in events.Tensors("sample/text_summary")]
     assert samples == [3, 5]  # where `val/loss` is logged
-
-
-def test_generated_text_is_a_function_of_the_seed(run, trained):
-    arguments = ("generate", "--ckpt_path", trained / "checkpoints/best.ckpt", "--prompt", "a", "--max_tokens", 30)
-    first, again, other = (run(*arguments, "--seed", seed)[1] for seed in (1, 1, 2))
-    assert first == again != other
-    greedy = [run(*arguments, "--temperature", 0, "--seed", seed)[1] for seed in (1, 2)]
-    assert greedy[0] == greedy[1]
-    status, _, err = run(*arguments, "--top_k", 0)
-    assert status == 1
-    assert "top_k = 0" in err
 
 
 def test_what_a_run_shows(trained):
@@ -186,42 +155,18 @@ def test_validate_writes_its_report(run, trained):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(run, work):
-    assert run("fit", "--config", "tiny.yaml", "--name", "whole")[0] == 0
-    assert run("fit", "--config", "tiny.yaml", "--name", "half", "--trainer.max_steps", 4)[0] == 0
-    half = work / "lightning_logs/half/checkpoints/last.ckpt"
-    status, _, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", 6)
-    assert status == 0, err
-    paths = [work / f"lightning_logs/{name}/checkpoints/last.ckpt" for name in ("whole", "half")]
-    whole, resumed = (torch.load(path, weights_only=True) for path in paths)
-    assert resumed["global_step"] == whole["global_step"] == 6
-    assert resumed["WikiText103"] == whole["WikiText103"]
-    for name, weight in whole["state_dict"].items():
-        assert torch.equal(weight, resumed["state_dict"][name]), name
-
-
-def test_a_resumed_run_draws_the_same_dropout(run, work):
+    """Its dropout included."""
     dropout = ("--model.init_args.dropout", 0.3, "--trainer.val_check_interval", 2)
     assert run("fit", "--config", "tiny.yaml", "--name", "whole", *dropout)[0] == 0
     assert run("fit", "--config", "tiny.yaml", "--name", "half", *dropout, "--trainer.max_steps", 4)[0] == 0
-    half = work / "lightning_logs/half/checkpoints/last.ckpt"
-    assert run("fit", "--ckpt_path", half, "--trainer.max_steps", 6)[0] == 0
-    whole, resumed = (
-        torch.load(work / f"lightning_logs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for name in ("whole", "half")
-    )
-    for name, weight in whole.items():
-        assert torch.equal(weight, resumed[name]), name
-    assert {path.name for path in half.parents[1].glob("*.yaml")} == {"config.yaml", "config-1.yaml", "hparams.yaml"}
-
-
-def test_each_batch_and_rank_draws_its_own(monkeypatch):
-    draws = {}
-    for seed, batch, rank in itertools.product((0, 1), range(3), range(2)):
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
-        BatchSeed().on_train_batch_start(SimpleNamespace(global_rank=rank, fit_loop=loop), None, None, 0)
-        draws[seed, batch, rank] = torch.rand(1).item()
-    assert len(set(draws.values())) == len(draws)
+    half = work / "lightning_logs/half"
+    status, _, err = run("fit", "--ckpt_path", half / "checkpoints/last.ckpt", "--trainer.max_steps", 6)
+    assert status == 0, err
+    paths = [work / f"lightning_logs/{name}/checkpoints/last.ckpt" for name in ("whole", "half")]
+    whole, resumed = (torch.load(path, weights_only=True) for path in paths)
+    for part in ("global_step", "WikiText103", "state_dict", "optimizer_states"):
+        assert_equal(whole[part], resumed[part])
+    assert {path.name for path in half.glob("*.yaml")} == {"config.yaml", "config-1.yaml", "hparams.yaml"}
 
 
 def test_a_run_goes_on_in_its_folder_from_anywhere(run, trained, work, monkeypatch):
@@ -234,7 +179,7 @@ def test_a_run_goes_on_in_its_folder_from_anywhere(run, trained, work, monkeypat
     assert not list((work / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_low_precision_trains_with_clipped_gradients(run, work, precision):
     small = ("--trainer.max_steps", 2, "--trainer.limit_val_batches", 1, "--data.init_args.batch_size", 1)
     status, _, err = run("fit", "--config", "tiny.yaml", "--name", "x", "--trainer.precision", precision, *small)
@@ -251,19 +196,8 @@ def test_the_training_loss_is_that_of_all_accumulated_batches(run, work):
         events.Reload()
         losses[name] = [event.value for event in events.Scalars("train/loss")]
     assert losses["three"] == pytest.approx(losses["one"], rel=1e-5)
-
-
-@pytest.mark.parametrize("trainer", sorted((CONFIGS / "trainer").iterdir()), ids=lambda path: path.stem)
-def test_every_trainer_config_parses(run, work, trainer):
-    status, printed, err = run("fit", "--config", "tiny.yaml", "--config", trainer, "--print_config")
-    assert status == 0, err
-    assert is_part_of(yaml.safe_load(trainer.read_text()), yaml.safe_load(printed))
-
-
-def is_part_of(settings, whole):
-    if not isinstance(settings, dict):
-        return settings == whole
-    return all(key in whole and is_part_of(value, whole[key]) for key, value in settings.items())
+    checkpoint = torch.load(work / "lightning_logs/three/checkpoints/last.ckpt", weights_only=True)
+    assert (checkpoint["global_step"], checkpoint["WikiText103"]["samples_taken"]) == (6, 6 * 3 * 4)
 
 
 def test_what_is_built_is_said(run, work, caplog):
@@ -280,73 +214,6 @@ def test_what_is_built_is_said(run, work, caplog):
     status, _, err = run("test", "--ckpt_path", "lightning_logs/x/checkpoints/last.ckpt")
     assert status == 0, err
     assert f"Transformer({built}) on WikiText103" in caplog.messages
-
-
-def test_accumulated_gradients_are_one_step(run, work):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "x", "--trainer.accumulate_grad_batches", 3)
-    assert status == 0, err
-    checkpoint = torch.load(work / "lightning_logs/x/checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 6
-    assert checkpoint["WikiText103"]["samples_taken"] == 6 * 3 * 4
-
-
-def test_help_and_version_need_no_torch():
-    for argument in ("--help", "--version"):
-        code = f"import sys; sys.argv = ['llp', '{argument}']; from llp.__main__ import main; main()"
-        code += "; print('torch' in sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[-1] == "False"
-        assert "llp" in done.stdout
-
-
-def test_an_unknown_subcommand_is_told_the_known_ones():
-    code = "import sys; sys.argv = ['llp', 'nonsense']; from llp.__main__ import main; status = main()"
-    code += "; print(status, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "2 False\n"
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("llp: error: there is no subcommand 'nonsense'; choose fit, validate, ")
-    assert {"prepare", "consolidate"} <= set(line.partition("choose ")[2].split(", "))
-
-
-COMPLETE = [*sorted(CONFIGS.glob("*.yaml")), *sorted(CONFIGS.glob("paper/*.yaml"))]
-OF_FINITE_REACH = {"llp", "llp_3b", "shifted_segments", "sliding_window"}  # the models that whole books are for
-LAYERED = [
-    [model, data, CONFIGS / "trainer/cpu.yaml"]
-    for model in sorted((CONFIGS / "model").iterdir())
-    for data in sorted((CONFIGS / "data").iterdir())
-    if data.stem != "pg19_books" or model.stem in OF_FINITE_REACH
-]
-
-
-@pytest.mark.parametrize(
-    "files", [*([path] for path in COMPLETE), *LAYERED], ids=lambda files: "+".join(f.stem for f in files)
-)
-def test_every_config_prints_a_config_that_builds_its_model(run, work, monkeypatch, files):
-    status, printed, err = run("fit", *(word for path in files for word in ("--config", path)), "--print_config")
-    assert status == 0, err
-    (work / "printed.yaml").write_text(printed)
-    assert run("fit", "--config", "printed.yaml", "--print_config")[1] == printed
-    config = yaml.safe_load(printed)
-    model_class = getattr(llp, config["model"]["class_path"].rpartition(".")[2])
-    monkeypatch.setattr(TrainerCommand, "_run_subcommand", lambda self, subcommand: built.append(self.model))
-    monkeypatch.setattr("llp.commands.fit.check_memory", lambda model, trainer: None)  # 3 B parameters want a cluster
-    built = []
-    status, _, err = run("fit", "--config", "printed.yaml", "--trainer.accelerator", "cpu")
-    assert status == 0, err
-    (model,) = built
-    assert type(model) is model_class
-    with torch.device("meta"):
-        model.configure_model()
-    settings = config["data"]["init_args"]
-    if "tokenizer" in settings:
-        model.scoring_window(settings["window_len"])  # the model fits its windows
-        settings = settings["tokenizer"]["init_args"]
-    assert model.decoder.embed.num_embeddings == settings["vocab_size"]
-    if files[0].parent.name == "paper":
-        sizes = {"LLP": 200_466_244, "CompressedAttention": 200_996_676}
-        expected = sizes.get(model_class.__name__, 200_472_388)
-        assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
 def test_loss_over_context(run, trained):
@@ -387,24 +254,6 @@ def test_loss_over_context(run, trained):
         status, _, err = run("context", "--ckpt_path", checkpoint, *wrong)
         assert status == 1
         assert message in err
-
-
-def test_a_limited_test_says_that_it_is_partial(run, trained):
-    checkpoint = ("--ckpt_path", trained / "checkpoints/best.ckpt")
-    status, out, err = run("test", *checkpoint, "--trainer.limit_test_batches", 2)
-    assert status == 0, err
-    assert "PARTIAL" in out
-    assert "test   (part)" in out
-    assert "(all)" not in out
-    assert "unigram" not in out
-    report = json.loads((trained / "test.json").read_text())
-    assert report["protocol"]["complete"] is False
-    # Windows of 32, stride 16, four at a time: the first one alone, then four that score 16 tokens each.
-    assert report["rows"][0]["tokens"] == 16 + 4 * 16
-    status, _, err = run("validate", *checkpoint, "--trainer.limit_val_batches", 0)
-    assert status == 1
-    assert "trainer.limit_val_batches = 0: nothing was scored" in err
-    assert not (trained / "validation.json").exists()
 
 
 def test_files_and_flags_override_the_run(run, trained, work):
@@ -448,4 +297,4 @@ def test_a_loaded_model_is_tested_from_python_as_the_command_does(run, trained, 
     assert report["rows"][0]["bits_per_byte"] == pytest.approx(expected["rows"][0]["bits_per_byte"], rel=1e-6)
     assert report["protocol"]["certificate"]["causal"] is True
     assert report["protocol"]["checkpoint_sha256"] == expected["protocol"]["checkpoint_sha256"]
-    assert "Probed for causality" in capsys.readouterr().out
+    assert "Certified" in capsys.readouterr().out

@@ -1,54 +1,121 @@
-"""A configuration that can't be read: one message that names the file, before anything is done."""
+"""Configurations: those that are shipped, where they are found, and those that can't be read."""
 
-import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+import llp
 from helpers.refusals import assert_one_message
+from llp.commands.configurations import find_configuration, read_configuration
+from llp.commands.trainer_command import TrainerCommand
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+OF_FINITE_REACH = {"llp", "llp_3b", "shifted_segments", "sliding_window"}  # the models that whole books are for
+COMPLETE = [[path] for path in sorted(CONFIGS.glob("*.yaml"))]
+LARGE = [[CONFIGS / "data/wikitext103.yaml", path] for path in sorted(CONFIGS.glob("paper/*.yaml"))]
+MODELS = [
+    [path, CONFIGS / "data/wikitext103.yaml", CONFIGS / "trainer/cpu.yaml"] for path in CONFIGS.glob("model/*.yaml")
+]
+DATA = [[CONFIGS / "model/llp.yaml", path, CONFIGS / "trainer/cpu.yaml"] for path in CONFIGS.glob("data/*.yaml")]
+TRAINERS = [[CONFIGS / "quickstart.yaml", path] for path in CONFIGS.glob("trainer/*.yaml")]
+
+
+@pytest.mark.parametrize(
+    "files", [*COMPLETE, *LARGE, *sorted(MODELS + DATA)], ids=lambda files: "+".join(f.stem for f in files)
+)
+def test_every_configuration_prints_one_that_builds_its_model(run, work, monkeypatch, files):
+    status, printed, err = run("fit", *(word for path in files for word in ("--config", path)), "--print_config")
+    assert status == 0, err
+    (work / "printed.yaml").write_text(printed)
+    assert run("fit", "--config", "printed.yaml", "--print_config")[1] == printed
+    config, built = yaml.safe_load(printed), []
+    monkeypatch.setattr(TrainerCommand, "_run_subcommand", lambda self, subcommand: built.append(self.model))
+    status, _, err = run("fit", "--config", "printed.yaml", "--trainer.accelerator", "cpu")
+    assert status == 0, err
+    (model,) = built
+    assert type(model) is getattr(llp, config["model"]["class_path"].rpartition(".")[2])
+    with torch.device("meta"):
+        model.configure_model()
+    settings = config["data"]["init_args"]
+    if "tokenizer" in settings:
+        model.scoring_window(settings["window_len"])  # the model fits its windows
+        settings = settings["tokenizer"]["init_args"]
+    assert model.decoder.embed.num_embeddings == settings["vocab_size"]
+    if files in LARGE:  # the paper's
+        expected = {"LLP": 200_466_244, "CompressedAttention": 200_996_676}.get(type(model).__name__, 200_472_388)
+        assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@pytest.mark.parametrize("files", sorted(TRAINERS), ids=lambda files: files[-1].stem)
+def test_every_trainer_part_is_taken(run, work, files):
+    status, printed, err = run("fit", *(word for path in files for word in ("--config", path)), "--print_config")
+    assert status == 0, err
+    assert is_part_of(yaml.safe_load(files[-1].read_text()), yaml.safe_load(printed))
+
+
+def is_part_of(settings, whole):
+    if not isinstance(settings, dict):
+        return settings == whole
+    return all(key in whole and is_part_of(value, whole[key]) for key, value in settings.items())
+
+
+def test_files_of_the_working_folder_come_before_those_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/data/pg19.yaml"
+    assert read_configuration(name) == yaml.safe_load((ROOT / name).read_text())
+    assert find_configuration("configs/slurm/fit.sbatch").is_file()
+    assert find_configuration("data/pg19.yaml") == Path("data/pg19.yaml")
+    (tmp_path / "configs/data").mkdir(parents=True)
+    (tmp_path / name).write_text("data: {class_path: datamodules.MirroredCopy}\n")
+    assert read_configuration(name) == {"data": {"class_path": "datamodules.MirroredCopy"}}
+
+
+def test_a_wheel_has_all_of_them(tmp_path):
+    """Built from a copy: setuptools leaves its own files beside what it builds."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "source")], check=True)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(tmp_path / "source")], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("llp/configs/")}
+    assert packed == {f"llp/configs/{path.relative_to(CONFIGS)}" for path in CONFIGS.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"trainer: {max_steps: [\n", "bad.yaml: it is not valid YAML; correct line 2, column 1: expected the node"),
-        (b"trainer:\n\tmax_steps: 1\n", "bad.yaml: it is not valid YAML; correct line 2, column 1: found character"),
-        (b"a: !!python/object:os.system x\n", "bad.yaml: it is not valid YAML; correct line 1, column 4: could not"),
-        (b"a: 2026-13-01\n", "bad.yaml: it is not valid YAML; correct month must be in 1..12"),
-        (b"a: " + b"[" * 1000 + b"\n", "bad.yaml: it is not valid YAML; correct maximum recursion depth exceeded"),
-        (b"a: \x00\n", "bad.yaml: it is not valid YAML; correct unacceptable character #x0000"),
-        (b"model: {}\nname: caf\xe9\n", "bad.yaml: it is not UTF-8 (see line 2); save it in that encoding"),
-        (b"config: 0\n", "bad.yaml: it names another configuration, as `config`, that is no file's name"),
-        (b"- 1\n- 2\n", "bad.yaml: it holds no settings but a list; write it as `section: {setting: value}`"),
-        (b"hello\n", "bad.yaml: it holds no settings but a str;"),
-        (b"# nothing\n", "bad.yaml: it is empty; name a file with settings, or leave it out"),
+        (b"trainer: {max_steps: [\n", "bad.yaml: it is not valid YAML: while parsing a flow node expected the node"),
+        (b"a: !!python/object:os.system x\n", "bad.yaml: it is not valid YAML: could not determine a constructor"),
+        (b"a: 2026-13-01\n", "bad.yaml: it is not valid YAML: month must be in 1..12"),
+        (b"model: {}\nname: caf\xe9\n", "bad.yaml: it is not UTF-8; save it in that encoding"),
+        (b"- 1\n- 2\n", "bad.yaml: it holds no settings; write them as `section: {setting: value}`"),
+        (b"# nothing\n", "bad.yaml: it holds no settings; write them"),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("subcommand", ["fit", "prepare", "context"])
-def test_a_file_that_holds_no_settings_is_named(run, work, subcommand, content, message):
+)
+def test_a_file_that_holds_no_settings_is_named(run, work, content, message):
     (work / "bad.yaml").write_bytes(content)
-    for flag in (("--config", "bad.yaml"), ("--config=bad.yaml",), ("-c", "bad.yaml")):
-        assert_one_message(run(subcommand, "--config", "tiny.yaml", *flag), f"config = {message}")
+    for command, flag in (
+        ("fit", ["--config", "bad.yaml"]),
+        ("prepare", ["--config=bad.yaml"]),
+        ("test", ["-cbad.yaml"]),
+    ):
+        assert_one_message(run(command, "--config", "tiny.yaml", *flag), f"config = {message}")
     assert {path.name for path in work.iterdir()} == {"bad.yaml", "tiny.yaml", "wikitext"}
 
 
 def test_a_folder_and_a_missing_file_are_named(run, work):
     (work / "folder.yaml").mkdir()
-    assert_one_message(run("fit", "--config", "folder.yaml"), "config = folder.yaml: it is a folder; name a file in it")
-    missing = f"config = missing.yaml: there is no such file in {work}; correct the path"
+    assert_one_message(run("fit", "--config", "folder.yaml"), "config = folder.yaml: it can't be read: Is a directory")
+    missing = f"config = missing.yaml: there is no such file in {work}, nor does it come with llp; correct the path"
     assert_one_message(run("test", "--config", "missing.yaml"), missing)
 
 
-def test_a_file_that_may_not_be_read_is_named(run, work, monkeypatch):
-    if os.geteuid() == 0:  # who may read everything
-        monkeypatch.setattr("pathlib.Path.read_text", _denied)
-    (work / "tiny.yaml").chmod(0)
-    assert_one_message(run("fit", "--config", "tiny.yaml"), "config = tiny.yaml: it can't be read: Permission denied")
-
-
-def _denied(path, **_):
-    raise PermissionError(13, "Permission denied", str(path))
-
-
-def test_settings_may_stand_on_the_command_line_in_place_of_a_file(run, work):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--config", "{trainer: {max_steps: 1}}", "--name", "run")
-    assert status == 0, err
+def test_files_are_merged_in_their_order_and_flags_come_last(run, work):
+    words = ("--trainer.max_steps", 3, "--config", "tiny.yaml", "--config", "{trainer: {max_steps: 1, max_epochs: 2}}")
+    settings = yaml.safe_load(run("fit", *words, "--print_config")[1])["trainer"]
+    assert (settings["max_steps"], settings["max_epochs"], settings["val_check_interval"]) == (3, 2, 4)

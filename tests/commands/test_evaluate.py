@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import datasets
 import huggingface_hub.constants
@@ -173,5 +174,6 @@ def test_what_cannot_be_evaluated_is_one_message(run, trained, choices, monkeypa
     refused("tasks = void: ", "--tasks", "void", "--include_path", choices)
     (choices / "code.yaml").write_text(LOCAL.format(name="code", file=choices / "right.jsonl") + "unsafe_code: true\n")
     refused("tasks = code: it runs what the model writes as a program", "--tasks", "code", "--include_path", choices)
-    monkeypatch.setattr("llp.commands.evaluate.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "llp.commands.evaluate")
     refused('lm_eval: it needs the harness: pip install "long-lora-perceiver[evaluate]"', "--tasks", "last_word")

@@ -33,7 +33,7 @@ def attentive(path):
 
 def test_files_of_prompts(run, trained, monkeypatch):
     """Each completion is the one that its prompt has alone, whatever the batch; what a line also holds is kept."""
-    monkeypatch.setattr("llp.commands.checkpoint_command.load", attentive)
+    monkeypatch.setattr("llp.commands.trained_model.load", attentive)
     model = attentive(trained)
     expected = [[alone(model, prompt, seed) for seed in (3, 4)] for prompt in PROMPTS]
     assert len({text for texts in expected for text in texts}) == 6
@@ -90,15 +90,13 @@ def test_stop_strings_and_the_count_of_tokens(run, trained):
     ("name", "content", "message"),
     [
         ("in.csv", b"a", "in.csv: it is neither .txt, with one prompt in each line, nor .jsonl; rename or convert it"),
-        ("none.txt", None, "none.txt: there is no such file; give one that is there"),
+        ("none.txt", None, "none.txt: there is no such file; correct the path"),
         ("in.txt", b"\n \n", "in.txt: there is no prompt in it; add one"),
-        ("in.txt", b"a\n\nb\xe9\n", "in.txt: line 3 is not UTF-8; convert or repair it"),
+        ("in.txt", b"a\n\nb\xe9\n", "in.txt: line 3 is not UTF-8; convert or correct it"),
         ("in.jsonl", b'{"prompt": "a"}\n{"text": "b"}', 'in.jsonl: line 2 is no object with a text under "prompt"'),
-        ("in.jsonl", b'{"prompt": 3}', 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
-        ("in.jsonl", b'{"prompt": "\\ud800"}', 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
-        ("in.jsonl", b"\n[]", 'in.jsonl: line 2 is no object with a text under "prompt"; repair it'),
-        ("in.jsonl", b"[" * 50_000, 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
-        ("in.jsonl", b"{", 'in.jsonl: line 1 is no object with a text under "prompt"; repair it'),
+        ("in.jsonl", b'{"prompt": 3}', 'in.jsonl: line 1 is no object with a text under "prompt"; correct it'),
+        ("in.jsonl", b'{"prompt": "\\ud800"}', 'in.jsonl: line 1 is no object with a text under "prompt"; correct it'),
+        ("in.jsonl", b"\n{", 'in.jsonl: line 2 is no object with a text under "prompt"; correct it'),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_refused(run, trained, name, content, message):
@@ -114,6 +112,8 @@ def test_a_file_that_holds_no_prompts_is_refused(run, trained, name, content, me
     [
         (["--stop", ""], "stop = '': it would end every text at once; give some text, or leave it out"),
         (["--stop", "a", ""], "stop = ''"),
+        (["--top_k", 0], "top_k = 0"),
+        (["--prompt", "caf\udce9"], "prompt = 'caf\\udce9': it is not UTF-8; give it in that encoding"),
         (["--n_samples", 0], "n_samples = 0: set it to 1 or more"),
         (["--n_samples", 2, "--batch_size", 0], "batch_size = 0: set it to 1 or more"),
         (["--max_tokens", 0], "max_tokens = 0: set it to 1 or more"),

@@ -1,11 +1,32 @@
-"""The tokenizer of a checkpoint in place of the one that its run's configuration would make anew."""
+"""What the subcommands share that use a trained model and no Trainer."""
 
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric import Fabric
 
 from llp.checkpoints import reading
+from llp.loading import load
+
+
+class TrainedModel:
+    """A trained model on a device, and in the precision that its layers compute in.
+
+    Args:
+        ckpt_path: A checkpoint or a run's folder; or best, last or auto, with --name.
+        name: The run in lightning_logs/.
+        accelerator: One of Lightning's: cpu, gpu or auto.
+        precision: One of Lightning's: 32-true, bf16-mixed, ...
+    """
+
+    def __init__(
+        self, ckpt_path: str, name: str | None = None, accelerator: str = "auto", precision: str = "32-true"
+    ) -> None:
+        self.ckpt_path, self.precision = ckpt_path, precision
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+        self.autocast = fabric.autocast
+        self.loaded = load(ckpt_path).to(fabric.device)
 
 
 def with_stored_tokenizer(config: Namespace, checkpoint: dict[str, Any] | None) -> Namespace:
