@@ -174,7 +174,7 @@ def step(guard, loss, norm_factor=1.0, scaler=None):
         log_every_n_steps=1,
         world_size=1,
         accumulate_grad_batches=1,
-        datamodule=SimpleNamespace(sample_places=lambda n: [f"place {number}" for number in range(n)]),
+        datamodule=SimpleNamespace(describe_samples=lambda n: [f"place {number}" for number in range(n)]),
         loggers=[SimpleNamespace(log_metrics=lambda figures, step: logged.append((figures, step)))],
     )
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
@@ -230,7 +230,7 @@ def test_windows_of_all_ranks_and_batches_are_in_the_order_of_their_samples():
         world_size=2,
         accumulate_grad_batches=3,
         global_step=0,
-        datamodule=SimpleNamespace(sample_places=lambda n: [f"place {number}" for number in range(n)]),
+        datamodule=SimpleNamespace(describe_samples=lambda n: [f"place {number}" for number in range(n)]),
     )
     message = str(guard._error(trainer, model, torch.tensor(math.nan), torch.tensor(1.0)))
     assert "Windows of this step:\n  place 1\n  place 6\n  place 11\nLower" in message
@@ -244,7 +244,7 @@ def test_of_many_windows_eight_are_named(n_broken):
         world_size=1,
         accumulate_grad_batches=1,
         global_step=1233,
-        datamodule=SimpleNamespace(sample_places=lambda n: [f"place {number}" for number in range(n)]),
+        datamodule=SimpleNamespace(describe_samples=lambda n: [f"place {number}" for number in range(n)]),
     )
     message = str(FiniteGuard()._error(trainer, model, torch.tensor(math.nan), torch.tensor(1.0)))
     assert "in optimizer step 1,234 the loss is nan" in message

@@ -31,7 +31,7 @@ def test_dense_weights_start_an_llp(run, work, dense, trained):
 
     # The first loss is that of LLP with these weights on the run's first windows; the schedule begins anew.
     import llp
-    from datamodules.windows import TrainingOrder
+    from datamodules.loaders import TrainingOrder
 
     model = llp.LLP(**checkpoint["hyper_parameters"])
     model.configure_model()

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import llp
-from datamodules.loaders import TrainingLoader
+from datamodules.loaders import TextWindows
 from helpers.runs import curves
 from llp.language_model import LanguageModel
 
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 
         monkeypatch.setattr(owner, name, call)
 
-    slow(TrainingLoader, "_window", 0.25)
+    slow(TextWindows, "_tokens", 0.25)
     slow(LanguageModel, "training_step", 3)
     slow(LanguageModel, "validation_step", 1000)
     monkeypatch.setattr("llp.training.metrics.peak_rate", lambda device, dtype: SimpleNamespace(flops=1e9))
