@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def read_about(folder: Path) -> About:
         raise unusable(path)
     if not About.__annotations__.keys() <= about.keys():
         raise unusable(path, "is of another version of this package")
-    return About(**about)  # type: ignore[typeddict-item]
+    return cast(About, about)
 
 
 def check_file(path: Path, about: About) -> None:

@@ -164,7 +164,7 @@ def _without_text_changes(spec: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("it does not describe a tokenizer") from error
 
 
-def _exact(component: Any) -> dict[str, Any] | None:
+def _exact(component: dict[str, Any] | None) -> dict[str, Any] | None:
     """What is left of a normalizer, pre-tokenizer or decoder."""
     if component is None or component["type"] in _LEFT_OUT:
         return None

@@ -137,7 +137,8 @@ class SentencePiece(Tokenizer):
         return encode_around_marks(self._processor.encode, lines, self._mark)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return self._processor.decode([int(token) for token in tokens])
+        text: str = self._processor.decode([int(token) for token in tokens])
+        return text
 
 
 def _sample(lines: Iterable[str], size: int, seed: int) -> list[str]:

@@ -63,7 +63,7 @@ class Tokenizer(ABC):
         return (folder / self.file_name).exists()
 
     def train(self, lines: Iterable[str], folder: Path) -> None:
-        """Make the tokenizer from lines of text, unless it is restored, and write it to `folder`, whole or not at all."""
+        """Make the tokenizer from lines of text, unless it is restored, and write it to `folder` in one step."""
         if self.made_with is None:
             self.restore(self.made_from(lines))
         with whole_file(folder / self.file_name, keeps_older=False) as temporary:

@@ -61,11 +61,13 @@ class TextData(Protocol):
     """A data module with text."""
 
     name: str
-    tokenizer: Tokenizer
     window_len: int
     batch_size: int
     scoring_window_len: int | None
     scoring_stride: int | None
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     def checked_file(self, split: str) -> TokenStream:
         """The tokens of a split, compared with their digest."""

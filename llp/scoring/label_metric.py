@@ -99,7 +99,7 @@ class LabelScore(Metric):
 
     def distances(self, width: int) -> list[dict[str, Any]]:
         """Counts by distance in bins 1 .. width, width + 1 .. 2 width and so on, without bins that have no labels."""
-        labels, correct, nats = (state.sum(dim=0)[1:].split(width) for state in self.compute())
+        labels, correct, nats = (torch.split(state.sum(dim=0)[1:], width) for state in self.compute())
         return [
             {
                 "first": number * width + 1,

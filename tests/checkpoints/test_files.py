@@ -431,7 +431,7 @@ def test_a_checkpoint_names_its_parts(trained):
     moments = optimizer["state"]["decoder.embed.weight"]["exp_avg"]
     assert not moments[unseen].any()
     assert moments[ord("e")].any()
-    assert saved["WikiText103"] == {"samples_taken": 6 * 4}
+    assert saved["WikiText103"] == {"samples_taken": 6 * 4, "batches_taken": 6}
     metrics = saved["callbacks"]["RunMetrics"]
     assert metrics == {"tokens": 6 * 4 * 32, "input_tokens": 6 * 4 * 32, "seconds": metrics["seconds"]}
     assert metrics["seconds"] > 0

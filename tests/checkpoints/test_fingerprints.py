@@ -6,14 +6,23 @@ from functools import reduce
 
 import torch
 
-from llp.checkpoints.fingerprints import add_batch, chained_digest, weights_digest
+from datamodules.loaders import TrainingProgress
+from llp.checkpoints.fingerprints import weights_digest
+
+
+def chained_digest(before, batch):
+    return hashlib.sha256(before.encode() + b"".join(tensor.numpy().tobytes() for tensor in batch)).hexdigest()
 
 
 def test_digests_by_hand():
     one, two = torch.tensor([[1, 2]]), torch.tensor([[2, 3]])
     first = hashlib.sha256(one.numpy().tobytes() + two.numpy().tobytes()).hexdigest()
-    assert chained_digest("", (one, two)) == first
-    assert chained_digest(first, (two,)) == hashlib.sha256(first.encode() + two.numpy().tobytes()).hexdigest()
+    progress = TrainingProgress()
+    progress.add((one, two))
+    assert progress.fingerprints == {"training_windows": first, "first_1_batches": first}
+    progress.add((two.repeat(1, 2)[:, ::2],))  # of any layout in memory
+    second = hashlib.sha256(first.encode() + two.repeat(1, 2)[:, ::2].numpy().tobytes()).hexdigest()
+    assert progress.fingerprints["training_windows"] == second
     weights = {"b": torch.ones(2), "a": torch.zeros(1), "skipped.c": torch.ones(1)}
     expected = hashlib.sha256(b"a" + bytes(4) + b"b" + torch.ones(2).numpy().tobytes()).hexdigest()
     assert weights_digest(weights.items(), skip=["skipped."]) == expected
@@ -23,9 +32,10 @@ def test_digests_by_hand():
 def test_the_first_batches_have_digests_of_their_own():
     """At each power of two, whatever comes after them."""
     batches = [(torch.tensor([number]),) for number in range(7)]
-    fingerprints = {"training_windows": ""}
-    for number, batch in enumerate(batches, 1):
-        add_batch(fingerprints, batch, number)
+    progress = TrainingProgress()
+    for batch in batches:
+        progress.add(batch)
+    fingerprints = progress.fingerprints
     assert fingerprints.keys() == {"training_windows", "first_1_batches", "first_2_batches", "first_4_batches"}
     for n, name in ((1, "first_1_batches"), (4, "first_4_batches"), (7, "training_windows")):
         assert fingerprints[name] == reduce(chained_digest, batches[:n], "")

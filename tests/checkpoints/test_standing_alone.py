@@ -58,7 +58,7 @@ def test_a_test_with_the_text_elsewhere_is_the_same(run, moved, work):
 
 
 def test_the_run_s_own_text_is_not_prepared_again(run, run_with_sentence_piece, work, monkeypatch):
-    monkeypatch.setattr("datamodules.preparation.Preparation._make", lambda self, folder: 1 / 0)
+    monkeypatch.setattr("datamodules.preparation._make", lambda corpus, folder: 1 / 0)
     before = sorted((work / "cache").iterdir())
     assert len(before) == 1
     for subcommand, *more in (("test",), ("context",), ("fit", "--trainer.max_steps", 7)):

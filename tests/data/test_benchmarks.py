@@ -9,7 +9,7 @@ from datamodules import PG19, Bytes, SentencePiece
 from datamodules.pg19 import _OFFICIAL
 from helpers.prepared import files
 from llp.errors import SettingError
-from llp.scoring.metric import Score
+from llp.scoring.metric import Score, ScoringBatch
 
 BOOKS = {
     "train": {"11": "Down the rabbit hole\n\n  she went . " * 30, "9": "A second book , with words .\n" * 20},
@@ -82,7 +82,8 @@ def test_official_word_counts_are_for_whole_splits(pg19, tmp_path, monkeypatch):
     import torch
 
     for number, document in enumerate(documents):
-        score.update(torch.ones(1, document.tokens), torch.tensor([number]))
+        nats = torch.ones(1, document.tokens)
+        score.update(nats, ScoringBatch(nats, nats, torch.tensor([number])))
     rows = score.rows()
     assert [row["words"] for row in rows] == [1234, *(document.words for document in documents)]
 
@@ -90,11 +91,10 @@ def test_official_word_counts_are_for_whole_splits(pg19, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "test/408.txt").unlink(), "a row of metadata.csv has no book: 408"),
-        (lambda folder: (folder / "test/7.txt").write_text("x"), "a book has no row in metadata.csv: 7"),
+        (lambda folder: (folder / "test/7.txt").write_text("x"), "no row in metadata.csv for 7"),
         (lambda folder: (folder / "train/9.txt").write_text(""), "9.txt of the train split is empty"),
         (lambda folder: (folder / "train/9.txt").write_bytes(b"fine\n\xff"), r"9.txt is not UTF-8 at byte 5"),
-        (lambda folder: shutil.rmtree(folder / "validation"), "a row of metadata.csv|the validation split is missing"),
+        (lambda folder: shutil.rmtree(folder / "validation"), "the validation split is missing"),
         (lambda folder: (folder / "metadata.csv").unlink(), "there is no metadata.csv"),
         (
             lambda folder: (folder / "metadata.csv").write_text("11,Alice\n9\n"),

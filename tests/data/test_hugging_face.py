@@ -149,12 +149,12 @@ def without_decoder():
 
 @pytest.mark.parametrize("make", [lowercased, unknown, without_spaces, without_decoder])
 def test_a_tokenizer_that_loses_text_is_refused(tmp_path, make):
-    with pytest.raises(SettingError, match=r"init_args\.file = .*\.json: it does not give every string back, '"):
+    with pytest.raises(SettingError, match=r"init_args\.file = .*\.json: it does not return every string, '"):
         given(make(), tmp_path)
 
 
 def test_a_start_token_that_text_can_contain_is_refused(tmp_path):
-    with pytest.raises(SettingError, match="it does not give every string back"):
+    with pytest.raises(SettingError, match="it does not return every string"):
         given(byte_level(), tmp_path, start_token="t")
 
 
@@ -163,7 +163,7 @@ def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
     tokenizer.normalizer = normalizers.Replace("wombat", "koala")  # no hard string tells of this
     tokenizer = given(tokenizer, tmp_path)
     assert tokenizer.decode(tokenizer.encode(LINES)) == "".join(LINES)
-    with pytest.raises(SettingError, match="does not give every string back, 'a wombat' for one"):
+    with pytest.raises(SettingError, match="does not return every string, 'a wombat' for one"):
         tokenizer.encode(["a cat\n", "a wombat"])
 
 

@@ -6,9 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datamodules.windows import TrainingOrder, share_of_rank
 
-from datamodules.loaders import SampleCounter, ScoringLoader, TrainingLoader
+from datamodules.loaders import (
+    ScoringLoader,
+    TextWindows,
+    TrainingLoader,
+    TrainingOrder,
+    TrainingProgress,
+    share_of_rank,
+)
 from helpers.corpus import Given
 from helpers.prepared import attach
 from llp.scoring.windows import scoring_batches, scoring_windows
@@ -18,8 +24,8 @@ STREAM = np.arange(100, 150)
 
 def training_loader(stride=7, window_len=7, batch_size=3, n_batches=5, rank=0, world_size=1, samples=0, seed=5):
     order = TrainingOrder(len(STREAM), stride, seed)
-    counter = SampleCounter(samples)
-    return TrainingLoader(STREAM, [0], order, counter, window_len, 0, batch_size, n_batches, rank, world_size)
+    windows = TextWindows(SimpleNamespace(tokens=STREAM, starts=[0]), order, window_len, burn_in=0)
+    return TrainingLoader(windows, TrainingProgress(samples), batch_size, n_batches, rank, world_size)
 
 
 def test_training_windows_are_pieces_of_the_circle():
@@ -27,7 +33,7 @@ def test_training_windows_are_pieces_of_the_circle():
     loader = training_loader(stride=1, window_len=20, batch_size=5, n_batches=10)  # an epoch: a window at every place
     starts = []
     for number, (inputs, targets) in enumerate(loader):
-        assert loader.counter.samples == 5 * (number + 1)
+        assert loader.progress.samples == 5 * (number + 1)
         assert inputs.shape == targets.shape == (5, 20)
         assert inputs.dtype == targets.dtype == torch.int64
         for row, following in zip(inputs.tolist(), targets.tolist(), strict=True):
@@ -36,7 +42,7 @@ def test_training_windows_are_pieces_of_the_circle():
             assert following == [100 + (first + i + 1) % 50 for i in range(20)]
             starts.append(first)
     assert sorted(starts) == list(range(50))  # those that meet the end exactly among them
-    assert starts == [loader.order.start(sample) for sample in range(50)]
+    assert starts == [loader.make_batch.order.start(sample) for sample in range(50)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -48,16 +54,17 @@ def test_ranks_take_the_samples_in_turn(world_size):
         for step, (inputs, _) in enumerate(loader):
             first = 4 + step * 2 * world_size
             samples = range(first + rank, first + 2 * world_size, world_size)
-            assert (inputs[:, 0] - 100).tolist() == [loader.order.start(sample) for sample in samples]
+            assert (inputs[:, 0] - 100).tolist() == [loader.make_batch.order.start(sample) for sample in samples]
             taken += samples
-            assert loader.counter.samples == first + 2 * world_size
+            assert loader.progress.samples == first + 2 * world_size
     assert sorted(taken) == list(range(4, 4 + 5 * 2 * world_size))
 
 
 def test_burn_in_begins_with_the_document():
     """Four tokens before each window of ten, of its own document alone: documents begin at 0, 3 and 24 of 50."""
     order = TrainingOrder(len(STREAM), 10, seed=1, is_circle=False)
-    loader = TrainingLoader(STREAM, [0, 3, 24], order, SampleCounter(), 10, 4, 1, 5, 0, 1)
+    stream = SimpleNamespace(tokens=STREAM, starts=[0, 3, 24])
+    loader = TrainingLoader(TextWindows(stream, order, 10, burn_in=4), TrainingProgress(), 1, 5, 0, 1)
     before = {}
     for inputs, targets, *places in loader:
         assert inputs.shape == (1, 14)
@@ -71,20 +78,20 @@ def test_burn_in_begins_with_the_document():
             assert (inputs[0, 4:] - 100).tolist() == [start + i for i in range(10)]
         before[start] = start - first
     assert before == {0: 0, 10: 4, 20: 4, 30: 4, 40: 4}
-    near = TrainingLoader(STREAM, [0, 3, 24], order, SampleCounter(), 2, 4, 1, 5, 0, 1)
+    near = TextWindows(stream, order, 2, burn_in=4)
     assert [near._n_before(start) for start in (2, 3, 4, 7, 23, 24, 27, 28, 49)] == [2, 0, 1, 4, 4, 0, 3, 4, 4]
 
 
 def test_time_for_batches_adds_up(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("datamodules.loaders.time", SimpleNamespace(perf_counter=lambda: clock.now))
-    window = TrainingLoader._window
+    window = TextWindows._tokens
 
     def slow(self, start):
         clock.now += 2
         return window(self, start)
 
-    monkeypatch.setattr(TrainingLoader, "_window", slow)
+    monkeypatch.setattr(TextWindows, "_tokens", slow)
     loader = training_loader(n_batches=3)
     assert loader.seconds == 0
     for number, _ in enumerate(loader):
@@ -117,7 +124,7 @@ def test_each_scored_token_stands_at_its_place(world_size):
         assert len(loader) == len(list(loader))
         for number, batch in enumerate(loader):
             assert batch.inputs.dtype == batch.targets.dtype == torch.int64
-            places = loader.places(number)
+            places = loader.positions(number)
             assert len(places) == len(batch.inputs) == len(batch.documents)
             for place, inputs, targets, document in zip(places, *batch, strict=True):
                 origin = DOCUMENTS[document].start
@@ -184,13 +191,13 @@ def data(tmp_path):
         burn_in_len=lambda asked: asked,
     )
 
-    def make(model=any_window, world_size=1, rank=0, max_steps=10, accumulated=1, **settings):
+    def make(geometry=any_window, world_size=1, rank=0, max_steps=10, accumulated=1, **settings):
         data = Given(TEXT, cache_dir=str(tmp_path), **settings)
         data.prepare_data()
         data.setup("fit")
         attach(
             data,
-            model,
+            SimpleNamespace(geometry=geometry),
             max_steps=max_steps,
             accumulate_grad_batches=accumulated,
             global_rank=rank,
@@ -217,7 +224,7 @@ def test_training_follows_stride_seed_and_rank(data):
     stream = np.concatenate([module.files["train"].tokens] * 2)
     expected = [stream[order.start(sample) : order.start(sample) + 6] for sample in (1, 3)]
     np.testing.assert_array_equal(inputs, expected)
-    assert module.state_dict() == {"samples_taken": 4}
+    assert module.state_dict() == {"samples_taken": 4, "batches_taken": 1}
 
 
 def test_scoring_takes_as_many_positions_at_a_time_as_training(data):

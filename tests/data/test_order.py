@@ -3,8 +3,8 @@
 from collections import Counter
 
 import pytest
-from datamodules.windows import TrainingOrder
 
+from datamodules.loaders import TrainingOrder
 from llp.scoring.windows import scoring_batches
 
 N_TOKENS, STRIDE, N_WINDOWS, EPOCHS = 25, 4, 6, 6000

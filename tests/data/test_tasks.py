@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from datamodules.examples import stacked
 
 from datamodules import AssociativeRecall, MirroredCopy
+from datamodules.synthetic import stacked
 from helpers.prepared import attach
 from helpers.small_models import build
 from helpers.tasks import SMALL, TASKS, make
@@ -49,7 +49,7 @@ def test_recall_by_its_definition(settings, first_query):
         assert sorted(queries) == sorted(keys)  # each once
         assert [tokens[source] for source in sources] == [answers[key] for key in queries]
         assert all(first_query <= place < n and place % 2 == 0 for place in places)
-        assert data.first_place == first_query
+        assert data.first_position == first_query
         filler = [token for place, token in enumerate(tokens[16:], start=16) if place not in places]
         assert not set(filler) & set(keys)
         assert all(0 <= token < v for token in filler)
@@ -102,7 +102,7 @@ def test_the_copy_by_its_definition():
         assert all(1 <= source <= 9 for source in sources)
         assert (places + 1 - sources).tolist() == list(range(1, 18, 2))  # every odd distance once
     assert symbols == set(range(2, 40))
-    assert (data.n_answers, data.labels_per_window, data.first_place) == (38, 9, 9)
+    assert (data.n_answers, data.labels_per_window, data.first_position) == (38, 9, 9)
     assert data.n_candidates == 38 - 8
 
 
@@ -112,7 +112,7 @@ def test_a_part_of_the_copy_is_its_end():
         assert one.tokens.tolist() == other.tokens.tolist()
         assert other.places.tolist() == [13, 14, 15, 16, 17] == one.places[-5:].tolist()
         assert other.sources.tolist() == one.sources[-5:].tolist()
-    assert (part.labels_per_window, part.first_place) == (5, 13)
+    assert (part.labels_per_window, part.first_position) == (5, 13)
     assert MirroredCopy(vocab_size=40, window_len=20, label_len=20).labels_per_window == 9
     assert MirroredCopy(vocab_size=40, window_len=20, label_len=3).labels_per_window == 1
 
@@ -227,7 +227,7 @@ def test_settings_that_make_no_task(task, settings, message):
 def test_settings_at_their_limits():
     make(AssociativeRecall, n_pairs=4, vocab_size=10)
     make(AssociativeRecall, label_len=6).example("train", 0)
-    assert make(AssociativeRecall, n_pairs=1, window_len=4, label_len=2).first_place == 2
+    assert make(AssociativeRecall, n_pairs=1, window_len=4, label_len=2).first_position == 2
     assert make(MirroredCopy, vocab_size=16).n_candidates == 7 + 1  # as many as symbols, and one more
     assert make(MirroredCopy, window_len=4).labels_per_window == 1
     assert [make(AssociativeRecall, window_len=n).distance_bin for n in (12, 64)] == [1, 4]

@@ -5,8 +5,6 @@ import random
 from itertools import pairwise
 
 import pytest
-from datamodules.named_splits import named_splits
-from datamodules.shares import Shares
 
 from datamodules import Bytes, SentencePiece, TextFiles
 from llp.errors import SettingError
@@ -110,8 +108,8 @@ def test_no_file_is_forgotten_or_taken_twice_by_its_name(tmp_path):
     names = ["train/a.txt", "train/valid/b.txt", "train/test.txt", "dev/train.txt", "test.jsonl"]
     for name in names:
         write(root, **{name.replace("/", "__"): "x"})
-    found = named_splits(root, [root / name for name in names])
-    taken = {split: [str(file.relative_to(root)) for file in of_split.files] for split, of_split in found.items()}
+    found = text_files(root, tmp_path)._named()
+    taken = {split: [str(file.relative_to(root)) for file in files] for split, (_, files) in found.items()}
     assert taken == {"train": names[:3], "validation": names[3:4], "test": names[4:]}
 
 
@@ -125,7 +123,7 @@ def test_documents_are_dealt_out_by_share(tmp_path, caplog):
     names = {split: {document.name for document in data.files[split].documents} for split in data.splits}
     assert len(names["train"] | names["validation"] | names["test"]) == 200
     assert {split: len(members) for split, members in names.items()} == {"train": 170, "validation": 20, "test": 10}
-    dealt = "the 200 documents are dealt out evenly: 170 for train, 20 for validation, 10 for test"
+    dealt = "200 documents are dealt out evenly: 170 for train, 20 for validation, 10 for test"
     assert caplog.messages == [f"text_files: no file is named after a split, so {dealt}"]
     for bad in ('{"txt": 1}', '{"body": 1}', '["body"]', "{", r'{"body": "\ud800"}', "[" * 50_000):
         (tmp_path / "text/bad.jsonl").write_text(f'{{"body": "fine"}}\n{bad}\n')

@@ -92,7 +92,7 @@ def test_a_given_model_that_is_exact_is_taken(tmp_path):
     ("changed", "message"),
     [
         ({"bos_id": -1}, "it has no start token; train it with `spm_train"),
-        ({"byte_fallback": False, "vocab_size": 60}, "does not give every string back"),
+        ({"byte_fallback": False, "vocab_size": 60}, "does not return every string"),
     ],
     ids=["bos_id", "byte_fallback"],
 )

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import sentencepiece as spm
-from datamodules.tokenizers.lost_text import HARD_LINES, lost_line
 
 from datamodules.tokenizers import Bytes, SentencePiece
+from datamodules.tokenizers.roundtrip import HARD_LINES, lost_line
 from llp.errors import SettingError
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
@@ -149,9 +149,7 @@ def test_a_given_model_is_used_without_its_normalization(tmp_path, settings):
 
 def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_right(tmp_path):
     path = trained_elsewhere(tmp_path / "unknown", vocab_size=70)
-    with pytest.raises(
-        SettingError, match=r"model_file = .*: it does not give every string back, 'a b\\n' for one"
-    ) as e:
+    with pytest.raises(SettingError, match=r"model_file = .*: it does not return every string, 'a b\\n' for one") as e:
         SentencePiece(model_file=path)
     (flags,) = re.findall(r"`spm_train (.*?)`", str(e.value))
     right = dict(flag.removeprefix("--").split("=") for flag in flags.split())

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from datamodules.windows import TrainingOrder, limited, share_of_rank
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 
+from datamodules.loaders import TrainingOrder, limited, share_of_rank
 from helpers.prepared import attach, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
@@ -142,7 +142,7 @@ def test_what_reads_no_further_than_its_windows_is_scored_in_one_pass(wikitext, 
     with torch.no_grad():
         for number, (inputs, targets, _) in enumerate(loader):
             nats = model.decoder(inputs, targets).each
-            for place, row in zip(loader.places(number), nats, strict=True):
+            for place, row in zip(loader.positions(number), nats, strict=True):
                 losses |= {place + offset: loss.item() for offset, loss in enumerate(row)}
         (document,) = loader.documents
         tokens = torch.from_numpy(loader.file.tokens.astype("int64"))[None]

@@ -10,19 +10,19 @@ from helpers.documents import Document
 from helpers.prepared import attach, prepare
 from helpers.small_models import FORMS, LATENT, SIZES, build
 from llp.errors import SettingError
-from llp.scoring.metric import Score, ScoringBatch, figures
+from llp.scoring.metric import Score, ScoringBatch, metrics
 from llp.scoring.windows import scoring_batches
 
 
 def test_figures():
-    result = figures(nats=20.0, tokens=10, words=4, n_bytes=40)
+    result = metrics(nats=20.0, tokens=10, words=4, n_bytes=40)
     assert result["loss"] == 2.0
     assert result["perplexity"] == pytest.approx(math.e**2)
     assert result["word_perplexity"] == pytest.approx(math.e**5)
     assert result["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
     # perplexity per word is perplexity per token to the power tokens / words
     assert result["word_perplexity"] == pytest.approx(result["perplexity"] ** (10 / 4))
-    assert figures(1e9, 10, 4, 40)["word_perplexity"] == math.inf
+    assert metrics(1e9, 10, 4, 40)["word_perplexity"] == math.inf
 
 
 def score(model, texts, window_len, stride, batch_size):

@@ -86,8 +86,8 @@ def test_a_model_with_dense_layers_needs_the_whole_text_before(tmp_path):
     data = prepared(tmp_path, model, [3 * N], burn_in=2 * N - 4)
     pieces, whole = in_pieces(model, data)[0], in_one_pass(model, data)[0]
     assert abs(pieces - whole) > 1e-6
-    data = prepared(tmp_path, build("Transformer", **SIZE).train(), [3 * N, N], burn_in=2 * N)
-    model = data.trainer.lightning_module
+    model = build("Transformer", **SIZE).train()
+    data = prepared(tmp_path, model, [3 * N, N], burn_in=2 * N)
     assert_equal(in_pieces(model, data), in_one_pass(model, data))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import llp
-from datamodules.windows import TrainingOrder
+from datamodules.loaders import TrainingOrder
 from helpers.runs import curves
 from llp.language_model import LanguageModel
 
