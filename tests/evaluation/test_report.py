@@ -24,7 +24,7 @@ from llp.errors import SettingError
 from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport, scored_context, with_unigram
 from llp.evaluation.tables import aligned, format_table, write_csv, write_json
-from llp.scoring.metric import Score
+from llp.scoring.metric import Score, ScoringBatch
 from llp.training import software
 from llp.training.software import git_commit
 
@@ -50,7 +50,8 @@ def scored(*batches, documents=DOCUMENTS, official_words=None):
     """A score of windows: (document, nats of each token) in each batch, all of one size there."""
     metric = Score(documents, official_words)
     for batch in batches:
-        metric.update(torch.stack([nats for _, nats in batch]), torch.tensor([number for number, _ in batch]))
+        nats = torch.stack([nats for _, nats in batch])
+        metric.update(nats, ScoringBatch(nats, nats, torch.tensor([number for number, _ in batch])))
     return metric
 
 
@@ -386,7 +387,8 @@ class Reported:
             score=Score(documents), context_lens=lambda n: torch.arange(1, n + 1), loaded_from=None, exported=None
         )
         for number, n in enumerate(scored):
-            self.model.score.update(torch.full((1, n), 2.0), torch.tensor([number]))
+            nats = torch.full((1, n), 2.0)
+            self.model.score.update(nats, ScoringBatch(nats, nats, torch.tensor([number])))
 
         def loader(split):
             return SimpleNamespace(
