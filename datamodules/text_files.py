@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -70,14 +69,14 @@ class TextFiles(TextDataModule):
     def source(self) -> dict[str, Any]:
         named = self._named()
         if named is not None:
-            files = {split: [describe_file(file, split) for file in files] for split, (_, files) in named.items()}
-            return {**files, "text_key": self.text_key}
-        is_cut = self._is_cut()
+            described = {split: [describe_file(file, split) for file in files] for split, (_, files) in named.items()}
+            return {**described, "text_key": self.text_key}
+        files, is_cut = [describe_file(file) for file in self._files()], self._is_cut()
         if is_cut:
             for split in self.splits:  # now, not after the tokenizer was trained
                 self._require_part(split)
         return {
-            "files": [describe_file(file) for file in self._files()],
+            "files": files,
             "text_key": self.text_key,
             "validation_share": self.validation_share,
             "test_share": self.test_share,
@@ -205,11 +204,15 @@ class TextFiles(TextDataModule):
         for document in self._documents(self._files()):
             with document.open() as stream:
                 size = stream.seek(0, io.SEEK_END)
-                train, validation = 1 - self.validation_share - self.test_share, 1 - self.test_share
-                cuts = pairwise((0, round(size * train), round(size * validation), size))
-                start, stop = (_line_start(stream, cut) for cut in dict(zip(self.splits, cuts, strict=True))[split])
+                start, stop = (_line_start(stream, cut) for cut in self._part(split, size))
             if start < stop:
                 yield document, start, stop
+
+    def _part(self, split: str, size: int) -> tuple[int, int]:
+        """Where a split's part of a document of `size` bytes begins and ends: train, validation and test in order."""
+        train = round(size * (1 - self.validation_share - self.test_share))
+        validation = round(size * (1 - self.test_share))
+        return {"train": (0, train), "validation": (train, validation), "test": (validation, size)}[split]
 
     def _require_part(self, split: str) -> None:
         setting = "test_share" if split == "test" else "validation_share"

@@ -55,7 +55,8 @@ def read_about(folder: Path) -> About:
         raise unusable(path) from error
     if not isinstance(about, dict) or about.pop(KEY, None) != own_sha256(about):
         raise unusable(path)
-    if not About.__annotations__.keys() <= about.keys():
+    kinds = {"data_fingerprint": str, "tokenizer_fingerprint": str, "sha256": dict}
+    if not all(isinstance(about.get(name), kind) for name, kind in kinds.items()):
         raise unusable(path, "is of another version of this package")
     return cast(About, about)
 

@@ -36,21 +36,21 @@ def drawn(data, n, split="train"):
 def test_recall_by_its_definition(settings, first_query):
     data = AssociativeRecall(**{"vocab_size": 101, "n_pairs": 8, "window_len": 64, "filler": "random", **settings})
     n, v = data.window_len, data.vocab_size
-    for tokens, places, sources in drawn(data, 50):
-        assert tokens.dtype == places.dtype == sources.dtype == np.int64
+    for tokens, positions, sources in drawn(data, 50):
+        assert tokens.dtype == positions.dtype == sources.dtype == np.int64
         tokens = tokens.tolist()
         assert len(tokens) == n
         keys, values = tokens[0:16:2], tokens[1:16:2]
-        assert len(set(keys)) == len(set(values)) == len(places) == data.labels_per_window == 8
+        assert len(set(keys)) == len(set(values)) == len(positions) == data.labels_per_window == 8
         assert all(1 <= key < v // 2 for key in keys)
         assert all(v // 2 <= value < v for value in values)
         answers = dict(zip(keys, values, strict=True))
-        queries = [tokens[place] for place in places]
+        queries = [tokens[place] for place in positions]
         assert sorted(queries) == sorted(keys)  # each once
         assert [tokens[source] for source in sources] == [answers[key] for key in queries]
-        assert all(first_query <= place < n and place % 2 == 0 for place in places)
+        assert all(first_query <= place < n and place % 2 == 0 for place in positions)
         assert data.first_position == first_query
-        filler = [token for place, token in enumerate(tokens[16:], start=16) if place not in places]
+        filler = [token for place, token in enumerate(tokens[16:], start=16) if place not in positions]
         assert not set(filler) & set(keys)
         assert all(0 <= token < v for token in filler)
         assert data.filler == "random" or set(filler) <= {0}
@@ -63,9 +63,9 @@ def test_recall_draws_uniformly():
     data = AssociativeRecall(vocab_size=20, n_pairs=2, window_len=20, filler="random")
     examples = drawn(data, 4000)
     for pair in range(2):
-        assert_uniform([places[pair] for _, places, _ in examples], range(4, 20, 2))
+        assert_uniform([positions[pair] for _, positions, _ in examples], range(4, 20, 2))
     pairs = [100 * a + b for a in range(4, 20, 2) for b in range(4, 20, 2) if a != b]
-    assert_uniform([100 * places[0] + places[1] for _, places, _ in examples], pairs)
+    assert_uniform([100 * positions[0] + positions[1] for _, positions, _ in examples], pairs)
     assert_uniform([tokens[0] for tokens, _, _ in examples], range(1, 10))
     assert_uniform([tokens[3] for tokens, _, _ in examples], range(10, 20))
     filler = [tokens[5] for tokens, _, _ in examples]
@@ -90,7 +90,7 @@ def assert_uniform(values, possible):
 def test_the_copy_by_its_definition():
     data = MirroredCopy(vocab_size=40, window_len=20)
     symbols = set()
-    for tokens, places, sources in drawn(data, 50):
+    for tokens, positions, sources in drawn(data, 50):
         tokens = tokens.tolist()
         half, copy = tokens[1:10], tokens[10:19]
         assert (len(tokens), tokens[0], tokens[-1]) == (20, 0, 1)
@@ -98,9 +98,9 @@ def test_the_copy_by_its_definition():
         assert len(set(half)) == 9
         symbols |= set(half)
         # The label at a place is the token that comes next; the sources are those of the first half.
-        assert [tokens[place + 1] for place in places] == copy == [tokens[source] for source in sources]
+        assert [tokens[place + 1] for place in positions] == copy == [tokens[source] for source in sources]
         assert all(1 <= source <= 9 for source in sources)
-        assert (places + 1 - sources).tolist() == list(range(1, 18, 2))  # every odd distance once
+        assert (positions + 1 - sources).tolist() == list(range(1, 18, 2))  # every odd distance once
     assert symbols == set(range(2, 40))
     assert (data.n_answers, data.labels_per_window, data.first_position) == (38, 9, 9)
     assert data.n_candidates == 38 - 8
@@ -110,7 +110,7 @@ def test_a_part_of_the_copy_is_its_end():
     whole, part = (MirroredCopy(vocab_size=40, window_len=20, label_len=label_len) for label_len in (None, 7))
     for one, other in zip(drawn(whole, 3), drawn(part, 3), strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
-        assert other.places.tolist() == [13, 14, 15, 16, 17] == one.places[-5:].tolist()
+        assert other.positions.tolist() == [13, 14, 15, 16, 17] == one.positions[-5:].tolist()
         assert other.sources.tolist() == one.sources[-5:].tolist()
     assert (part.labels_per_window, part.first_position) == (5, 13)
     assert MirroredCopy(vocab_size=40, window_len=20, label_len=20).labels_per_window == 9
@@ -147,9 +147,9 @@ def test_ranks_share_one_order_and_a_resumed_run_goes_on(task):
     assert len(single) == 6
     rows = [row for batch in single for row in zip(*batch, strict=True)]
     examples = drawn(make(task), 24)
-    for (inputs, labels, places), example in zip(rows, examples, strict=True):
+    for (inputs, labels, positions), example in zip(rows, examples, strict=True):
         assert inputs.tolist() == example.tokens.tolist()
-        assert places.tolist() == example.places.tolist()
+        assert positions.tolist() == example.positions.tolist()
         assert labels.tolist() == example.tokens[example.sources].tolist()
     shares = [batches(make(task), rank, 2, batch_size=2) for rank in range(2)]
     for batch, *pair in zip(single, *shares, strict=True):  # rank r takes the samples r, r + 2, ...
@@ -161,7 +161,7 @@ def test_ranks_share_one_order_and_a_resumed_run_goes_on(task):
     for number, _ in enumerate(loader):
         if number == 1:
             break
-    assert data.state_dict() == {"samples_taken": 8}
+    assert data.state_dict() == {"samples_taken": 8, "batches_taken": 2}
     assert data.describe_samples(2) == [f"sample {number} of {task.name}" for number in (6, 7)]
     resumed = make(task)
     resumed.load_state_dict(data.state_dict())
@@ -179,7 +179,7 @@ def test_each_scored_example_comes_once_on_some_rank(task, world_size):
     batches = [batch for loader in loaders for batch in loader]
     scored = [batch for batch in batches if batch.labels.shape[1]]
     assert len(batches) - len(scored) == -3 % world_size
-    rows = torch.cat([torch.cat(batch, dim=1) for batch in scored])
+    rows = torch.cat([torch.cat(batch[:4], dim=1) for batch in scored])
     expected = torch.cat(stacked(drawn(make(task), 10, "test")), dim=1)
     assert sorted(rows.tolist()) == sorted(expected.tolist())
     for loader in loaders:
@@ -210,7 +210,7 @@ def test_limits_and_fingerprints():
         (AssociativeRecall, {"batch_size": 0}, "data.init_args.batch_size = 0"),
         (AssociativeRecall, {"n_test": 0}, "data.init_args.n_test = 0"),
         (AssociativeRecall, {"n_validation": 0}, "data.init_args.n_validation = 0"),
-        (MirroredCopy, {"n_test": 10**9}, "data.init_args.n_test = 1000000000: set it to 1,000,000 or less"),
+        (MirroredCopy, {"n_test": 10**9}, "data.init_args.n_test = 1000000000: set it to 1 .. 1,000,000"),
         (AssociativeRecall, {"distance_bin": 0}, "data.init_args.distance_bin = 0"),
         (AssociativeRecall, {"seed": -1}, "seed_everything = -1"),
         (MirroredCopy, {"window_len": 15}, "data.init_args.window_len = 15: .* make it even"),
@@ -239,15 +239,15 @@ def test_settings_at_their_limits():
 def test_labels_without_a_loss_are_refused_before_anything_is_done(task, name):
     """The small models have five latents: labels must lie in the last five positions."""
     settings = {"n_pairs": 1} if task is AssociativeRecall else {}
-    attach(make(task, label_len=5, **settings), build(name)).setup("fit")
+    attach(make(task, label_len=5, **settings), build(name)).prepare_data()
     data = attach(make(task, **settings), build(name))
     if name in ("LLP", "Transformer"):
-        data.setup("fit")
+        data.prepare_data()
         return
-    message = f"label_len = None: {name} has a loss at the last 5 of 16 positions only, .* set it to 5 or less"
+    message = "label_len = None: the model has a loss at the last 5 of 16 positions only, .* set it to 5 or less"
     with pytest.raises(SettingError, match=message):
-        data.setup("fit")
-    attach(make(task, label_len=5, window_len=6, **({"vocab_size": 19} | settings)), build(name)).setup("fit")
+        data.prepare_data()
+    attach(make(task, label_len=5, window_len=6, **({"vocab_size": 19} | settings)), build(name)).prepare_data()
 
 
 def test_fresh_examples_need_a_number_of_steps():

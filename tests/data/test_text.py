@@ -260,7 +260,7 @@ def test_training_batches_follow_the_order_over_ranks_and_a_resume(wikitext, tmp
     alone = list(loader)
     for number, (inputs, targets) in enumerate(alone):
         for row in range(4):
-            start = loader.order.start(4 * number + row)
+            start = loader.make_batch.order.start(4 * number + row)
             np.testing.assert_array_equal(inputs[row], stream[start : start + 16])
             np.testing.assert_array_equal(targets[row], stream[start + 1 : start + 17])
 

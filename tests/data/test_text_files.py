@@ -109,8 +109,8 @@ def test_no_file_is_forgotten_or_taken_twice_by_its_name(tmp_path):
     for name in names:
         write(root, **{name.replace("/", "__"): "x"})
     found = text_files(root, tmp_path)._named()
-    taken = {split: [str(file.relative_to(root)) for file in files] for split, (_, files) in found.items()}
-    assert taken == {"train": names[:3], "validation": names[3:4], "test": names[4:]}
+    taken = {split: sorted(str(file.relative_to(root)) for file in files) for split, (_, files) in found.items()}
+    assert taken == {"train": sorted(names[:3]), "validation": names[3:4], "test": names[4:]}
 
 
 def test_documents_are_dealt_out_by_share(tmp_path, caplog):
@@ -197,7 +197,7 @@ def test_one_file_of_any_name_is_enough(tmp_path, caplog):
         assert len(parts[split]) == pytest.approx({"train": 0.9}.get(split, 0.05) * len(text), abs=30)
     assert "".join(parts.values()) == text
     sizes = ", ".join(f"{len(parts[split]):,} bytes for {split}" for split in SPLITS)
-    cut = "1 document, too few to deal out, so it is cut at line ends, in this order"
+    cut = "too few documents to deal out (1 document), so each is cut at line ends, in this order"
     assert caplog.messages == [f"text_files: {cut}: {sizes}"]
 
 
@@ -251,14 +251,14 @@ def test_what_is_not_there_or_not_text(tmp_path):
 
 @pytest.mark.parametrize("validation", [0.01, 0.05, 0.1, 0.25, 0.5])
 @pytest.mark.parametrize("test", [0.01, 0.05, 0.3, 0.49])
-def test_shares_come_out_as_asked_for(validation, test):
-    shares = Shares(validation, test)
-    dealt = [shares.split_of(number) for number in range(2000)]
+def test_shares_come_out_as_asked_for(tmp_path, validation, test):
+    shares = text_files(tmp_path, tmp_path, validation_share=validation, test_share=test)
+    dealt = [shares._split_of(number) for number in range(2000)]
     for split, share in (("validation", validation), ("test", test), ("train", 1 - validation - test)):
         for n in (500, 2000):
             assert abs(dealt[:n].count(split) - share * n) <= 2
     for size in (0, 1, 2, 3, 10, 999, 10**12):
-        parts = [shares.part(split, size) for split in SPLITS]
+        parts = [shares._part(split, size) for split in SPLITS]
         assert parts[0][0] == 0
         assert parts[2][1] == size
         assert parts[0][1] == parts[1][0] <= parts[1][1] == parts[2][0]

@@ -135,20 +135,20 @@ def test_what_reads_no_further_than_its_windows_is_scored_in_one_pass(wikitext, 
     model = build(name, vocab_size=257, **settings)
     data = attach(prepare(wikitext, tmp_path / "cache", batch_size=4, window_len=32), model)
     loader = data.test_dataloader()
-    window_len, stride = model.scoring_window(32)
+    window_len, stride = model.geometry.scoring_window(32)
     longest = max(window.stop - window.start for batch in loader.batches for window in batch)
     assert longest == (window_len + 8 * stride if is_joined else window_len)
     losses = {}
     with torch.no_grad():
         for number, (inputs, targets, _) in enumerate(loader):
-            nats = model.decoder(inputs, targets).each
+            nats = model.decoder.loss(inputs, targets).each
             for place, row in zip(loader.positions(number), nats, strict=True):
                 losses |= {place + offset: loss.item() for offset, loss in enumerate(row)}
         (document,) = loader.documents
         tokens = torch.from_numpy(loader.file.tokens.astype("int64"))[None]
         for stop in range(stride, 40 * stride, stride):
             window = tokens[:, max(0, stop - window_len) : stop + 1]
-            expected = model.decoder(window[:, :-1], window[:, -stride:]).each[0]
+            expected = model.decoder.loss(window[:, :-1], window[:, -stride:]).each[0]
             got = [losses[place] for place in range(stop - stride, stop)]
             assert got == pytest.approx(expected.tolist(), rel=0, abs=1e-11)
     assert len(losses) == document.tokens

@@ -33,8 +33,8 @@ def score(model, texts, window_len, stride, batch_size):
         rows = torch.stack([texts[w.document][w.start : w.stop + 1] for w in batch])
         targets = rows[:, rows.shape[1] - batch[0].n_scored :]
         with torch.no_grad():
-            nats = model.score_nats(ScoringBatch(rows[:, :-1], targets, torch.tensor([w.document for w in batch])))
-        metric.update(nats, torch.tensor([w.document for w in batch]))
+            scored = ScoringBatch(rows[:, :-1], targets, torch.tensor([w.document for w in batch]))
+            metric.update(model.score_nats(scored), scored)
     return metric.rows()
 
 
@@ -169,7 +169,7 @@ def test_documents_are_scored_alone_from_their_start_token(tmp_path):
     metric = Score(loader.documents)
     with torch.no_grad():
         for batch in loader:
-            metric.update(model.score_nats(batch), batch.documents)
+            metric.update(model.score_nats(batch), batch)
     rows = metric.rows()[1:]
     assert [row["tokens"] for row in rows] == [document.tokens for document in loader.documents]
     texts = {text.name: b"".join(text.blocks) for text in data.texts("test")}
@@ -201,6 +201,7 @@ def test_unigram_baseline_by_hand(wikitext, tmp_path):
 
 def test_a_partial_score_takes_words_and_bytes_in_proportion():
     metric = Score([Document("a", 100, 40, 600)])
-    metric.update(torch.ones(2, 25), torch.tensor([0, 0]))
+    nats = torch.ones(2, 25)
+    metric.update(nats, ScoringBatch(nats, nats, torch.tensor([0, 0])))
     (row,) = metric.rows()
     assert (row["tokens"], row["words"], row["bytes"], row["loss"]) == (50, 20, 300, 1.0)
