@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from llp.evaluation.label_report import require_chance
 
 from datamodules import AssociativeRecall, MirroredCopy
 from helpers.prepared import attach
 from helpers.small_models import FORMS, build
 from helpers.tasks import TASKS, make
 from llp.errors import SettingError
+from llp.evaluation.report import require_chance
 from llp.scoring.label_metric import LabelBatch, LabelScore
 
 
