@@ -18,18 +18,16 @@ from llp.scoring.label_metric import LabelBatch, LabelScore
 
 
 def stub(logits):
-    """A model of unlimited reach that returns `logits(tokens, places)`."""
-    return SimpleNamespace(
-        decoder=lambda tokens, places: logits(tokens, places), context_lens=lambda n: torch.arange(1, n + 1)
-    )
+    """A model of unlimited reach that returns `logits(tokens, positions)`."""
+    return SimpleNamespace(decoder=logits, geometry=build("Transformer").geometry)
 
 
 def scored(data, model, **trainer):
-    loader = attach(data, **trainer).test_dataloader()
+    loader = attach(data, model, **trainer).test_dataloader()
     score = loader.score()
     with torch.no_grad():
         for batch in loader:
-            score.add(model, batch)
+            score.update(model.decoder(batch.inputs, batch.positions), batch)
     return score
 
 
@@ -90,7 +88,8 @@ def test_counts_by_hand():
     p = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], [[0.2, 0.6, 0.2], [0.3, 0.3, 0.4]]], dtype=torch.float64)
     labels, distances = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[2, 6], [3, 8]])
     score = LabelScore(window_len=8, n_labels=5)
-    score.update(p.log(), labels, distances, torch.tensor([[False, True], [False, True]]))
+    beyond = torch.tensor([[False, True], [False, True]])
+    score.update(p.log(), LabelBatch(labels, labels, labels, distances, beyond))
     assert score.scored() == (4, 5)
     nats = [-math.log(q) for q in (0.5, 0.2, 0.6, 0.4)]
     row = score.row()
@@ -109,17 +108,16 @@ def test_counts_by_hand():
     assert math.isnan(empty.total()["loss"])
 
 
-def test_a_label_is_seen_from_its_distance():
-    """At position p the window's positions p - 2 .. p are read, three tokens: a source at p - 2 has distance 3."""
-    model = SimpleNamespace(
-        decoder=lambda tokens, places: torch.zeros(1, 2, 5), context_lens=lambda n: torch.arange(1, n + 1).clamp(max=3)
-    )
-    score = LabelScore(8, 2)
-    place, sources = 6, torch.tensor([[4, 3]])
-    batch = LabelBatch(torch.zeros(1, 8).long(), torch.tensor([[place, place]]), torch.tensor([[1, 1]]), 7 - sources)
-    score.add(model, batch)
-    assert score.labels[0].nonzero().flatten().tolist() == [3]
-    assert score.labels[1].nonzero().flatten().tolist() == [4]
+@pytest.mark.parametrize("task", TASKS)
+def test_a_label_is_seen_from_its_distance(task):
+    """A position that reads c tokens, itself included, sees distances up to c."""
+    model, data = build("SlidingWindow", n_layers=2), make(task)
+    context = model.geometry.context_lens(16)
+    seen = set()
+    for batch in attach(data, model).test_dataloader():
+        assert torch.equal(batch.beyond, batch.distances > context[batch.positions])
+        seen |= {*batch.beyond.flatten().tolist()}
+    assert seen == {False, True}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -153,18 +151,18 @@ def test_what_lies_beyond_reach_is_not_known(task, name, own):
     n = 60
     history = {"history_len": n} if name == "CompressedAttention" else {}
     model = build(name, vocab_size=90, **own, **history)
-    n_out = model.positions_out(n)
+    n_out = model.geometry.positions_out(n)
     settings = {"n_pairs": 2} if task is AssociativeRecall else {}
     data = task(vocab_size=90, window_len=n, label_len=None if n_out == n else n_out, **settings)
-    context = model.context_lens(n)
+    context = model.geometry.context_lens(n)
     n_within = n_beyond = 0
     for number in range(20):
         tokens, places, sources = map(torch.from_numpy, data.example("test", number))
-        plain = model.decoder(tokens[None], places=places[None])[0]  # (K, V)
+        plain = model.decoder(tokens[None], places[None])[0]  # (K, V)
         for label in range(0, len(places), 1 + len(places) // 4):
             changed = tokens.clone()
             changed[sources[label]] = (tokens[sources[label]] + 1) % 90
-            logits = model.decoder(changed[None], places=places[None])[0]
+            logits = model.decoder(changed[None], places[None])[0]
             is_seen = bool(places[label] + 1 - sources[label] <= context[places[label]])
             assert torch.equal(logits[label], plain[label]) != is_seen
             n_within, n_beyond = n_within + is_seen, n_beyond + (not is_seen)
