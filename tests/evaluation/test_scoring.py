@@ -14,7 +14,7 @@ from llp.scoring.metric import Score, ScoringBatch, metrics
 from llp.scoring.windows import scoring_batches
 
 
-def test_figures():
+def test_metrics():
     result = metrics(nats=20.0, tokens=10, words=4, n_bytes=40)
     assert result["loss"] == 2.0
     assert result["perplexity"] == pytest.approx(math.e**2)
@@ -34,7 +34,7 @@ def score(model, texts, window_len, stride, batch_size):
         targets = rows[:, rows.shape[1] - batch[0].n_scored :]
         with torch.no_grad():
             scored = ScoringBatch(rows[:, :-1], targets, torch.tensor([w.document for w in batch]))
-            metric.update(model.score_nats(scored), scored)
+            metric.update(model.decoder.loss(scored.inputs, scored.targets).each, scored)
     return metric.rows()
 
 
@@ -58,8 +58,8 @@ def test_windows_equal_the_single_pass(name, settings, expected):
     """Windows that hold the reach: their total is that of one pass over the whole text."""
     model = build(name, **settings)
     with torch.no_grad():
-        passes = [model.decoder(text[None, :-1], text[None, 1:]).each.sum().item() for text in TEXTS]
-    window_len, stride = model.scoring_window(train_window_len=16) if expected else (200, 150)
+        passes = [model.decoder.loss(text[None, :-1], text[None, 1:]).each.sum().item() for text in TEXTS]
+    window_len, stride = model.geometry.scoring_window(train_window_len=16) if expected else (200, 150)
     assert (window_len, stride) == (expected or (200, 150))
     rows = score(model, TEXTS, window_len, stride, batch_size=3)
     assert rows[0]["tokens"] == 131 + 7 + 64
@@ -88,7 +88,7 @@ def test_one_window_and_one_stride_score_every_architecture(name, settings, wind
     model = build(name, **{**settings, **({"segment_len": 3} if name == "LLP" else {})})
     if name in LATENT:
         model = build(name, latent_len=12, **({"history_len": 24} if name == "CompressedAttention" else {}))
-    assert model.scoring_window(24, window_len, stride) == (window_len, stride)
+    assert model.geometry.scoring_window(24, window_len, stride) == (window_len, stride)
     text = TEXTS[2]
     (row,) = score(model, [text], window_len, stride, batch_size=4)
     expected = 0.0
@@ -96,7 +96,7 @@ def test_one_window_and_one_stride_score_every_architecture(name, settings, wind
         start = max(0, (place // stride + 1) * stride - window_len)
         window = text[start : place // stride * stride + stride + 1][None]
         with torch.no_grad():
-            losses = model.decoder(window[:, :-1], window[:, 1:]).each[0]
+            losses = model.decoder.loss(window[:, :-1], window[:, 1:]).each[0]
         expected += losses[place - start - window.shape[1] + 1].item()
     assert row["nats"] == pytest.approx(expected, rel=1e-12)
 
@@ -104,58 +104,58 @@ def test_one_window_and_one_stride_score_every_architecture(name, settings, wind
 @pytest.mark.parametrize(
     ("window_len", "stride", "message"),
     [
-        (26, 12, "scoring_window_len = 26: .*multiple of segment_len = 4"),
-        (24, 10, "scoring_stride = 10: .*multiple of segment_len = 4"),
+        (26, 12, "scoring_window_len = 26: .*multiple of 4"),
+        (24, 10, "scoring_stride = 10: .*multiple of 4"),
         (0, None, "scoring_window_len = 0"),
         (24, -4, "scoring_stride = -4|scoring_window_len"),
     ],
 )
 def test_llp_refuses_misaligned_windows(window_len, stride, message):
     with pytest.raises(SettingError, match=message):
-        build("LLP").scoring_window(16, window_len, stride)
+        build("LLP").geometry.scoring_window(16, window_len, stride)
 
 
 def test_default_windows():
-    assert build("LLP").scoring_window(16) == (24, 12)
-    assert build("LLP").scoring_window(16, window_len=32) == (32, 20)
-    assert build("LLP").scoring_window(16, stride=4) == (16, 4)
-    assert build("LLP").scoring_window(4) == (24, 12)  # a training window of one segment
-    assert build("LLP", segment_len=1).scoring_window(1, stride=1) == (4, 1)
-    assert build("Transformer").scoring_window(16) == (16, 8)
-    assert build("Transformer").scoring_window(16, 10, 10) == (10, 10)
+    assert build("LLP").geometry.scoring_window(16) == (24, 12)
+    assert build("LLP").geometry.scoring_window(16, window_len=32) == (32, 20)
+    assert build("LLP").geometry.scoring_window(16, stride=4) == (16, 4)
+    assert build("LLP").geometry.scoring_window(4) == (24, 12)  # a training window of one segment
+    assert build("LLP", segment_len=1).geometry.scoring_window(1, stride=1) == (4, 1)
+    assert build("Transformer").geometry.scoring_window(16) == (16, 8)
+    assert build("Transformer").geometry.scoring_window(16, 10, 10) == (10, 10)
     for window_len, stride in ((16, 17), (16, 0), (0, None)):
         with pytest.raises(SettingError, match="scoring_"):
-            build("Transformer").scoring_window(16, window_len, stride)
+            build("Transformer").geometry.scoring_window(16, window_len, stride)
 
 
 def test_windows_of_latents_score_their_latents_at_most():
     """5 latents: that is the stride, unless the window is shorter or less is asked for."""
     for name in ("PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention"):
         model = build(name)
-        assert model.scoring_window(16) == (16, 5)
-        assert model.scoring_window(5) == (5, 5)  # all are latents
-        assert model.scoring_window(16, window_len=12) == (12, 5)
-        assert model.scoring_window(16, window_len=3) == (3, 3)
-        assert model.scoring_window(16, stride=2) == (16, 2)
-        assert model.scoring_window(16, 12, 5) == (12, 5)
+        assert model.geometry.scoring_window(16) == (16, 5)
+        assert model.geometry.scoring_window(5) == (5, 5)  # all are latents
+        assert model.geometry.scoring_window(16, window_len=12) == (12, 5)
+        assert model.geometry.scoring_window(16, window_len=3) == (3, 3)
+        assert model.geometry.scoring_window(16, stride=2) == (16, 2)
+        assert model.geometry.scoring_window(16, 12, 5) == (12, 5)
         with pytest.raises(SettingError, match="latent_len = 5: window_len = 4 is shorter"):
-            model.scoring_window(4)
+            model.geometry.scoring_window(4)
         with pytest.raises(SettingError, match="scoring_stride = 6: only the latents are scored"):
-            model.scoring_window(16, stride=6)
+            model.geometry.scoring_window(16, stride=6)
         with pytest.raises(SettingError, match=r"scoring_stride = 4: set it to 1 \.\. 3"):
-            model.scoring_window(16, 3, 4)
+            model.geometry.scoring_window(16, 3, 4)
 
 
 def test_windows_of_a_compressed_history_are_no_longer_than_it():
     model = build("CompressedAttention")  # 13 positions of history and 5 latents
-    assert model.scoring_window(18) == (18, 5)
-    assert model.scoring_window(16, 18, 4) == (18, 4)
+    assert model.geometry.scoring_window(18) == (18, 5)
+    assert model.geometry.scoring_window(16, 18, 4) == (18, 4)
     with pytest.raises(SettingError, match=r"^window_len = 19: history_len \+ latent_len = 18 is the longest input"):
-        model.scoring_window(19)
+        model.geometry.scoring_window(19)
     with pytest.raises(SettingError, match=r"^window_len = 19"):
-        model.scoring_window(19, 18)  # it was trained on what it refuses
+        model.geometry.scoring_window(19, 18)  # it was trained on what it refuses
     with pytest.raises(SettingError, match="scoring_window_len = 19: history_len"):
-        model.scoring_window(16, 19)
+        model.geometry.scoring_window(16, 19)
 
 
 def test_documents_are_scored_alone_from_their_start_token(tmp_path):
@@ -169,14 +169,14 @@ def test_documents_are_scored_alone_from_their_start_token(tmp_path):
     metric = Score(loader.documents)
     with torch.no_grad():
         for batch in loader:
-            metric.update(model.score_nats(batch), batch)
+            metric.update(model.decoder.loss(batch.inputs, batch.targets).each, batch)
     rows = metric.rows()[1:]
     assert [row["tokens"] for row in rows] == [document.tokens for document in loader.documents]
     texts = {text.name: b"".join(text.blocks) for text in data.texts("test")}
     name = min(texts, key=lambda key: len(texts[key]))
     tokens = torch.tensor([[256, *texts[name]]])
     with torch.no_grad():
-        expected = model.decoder(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
+        expected = model.decoder.loss(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
     (row,) = (row for row in rows if row["document"] == name)
     assert row["nats"] == pytest.approx(expected, rel=1e-12)
     assert row["bytes"] == len(texts[name]) == row["tokens"]
@@ -201,7 +201,7 @@ def test_unigram_baseline_by_hand(wikitext, tmp_path):
 
 def test_a_partial_score_takes_words_and_bytes_in_proportion():
     metric = Score([Document("a", 100, 40, 600)])
-    nats = torch.ones(2, 25)
-    metric.update(nats, ScoringBatch(nats, nats, torch.tensor([0, 0])))
+    ones = torch.ones(2, 25)
+    metric.update(ones, ScoringBatch(ones, ones, torch.tensor([0, 0])))
     (row,) = metric.rows()
     assert (row["tokens"], row["words"], row["bytes"], row["loss"]) == (50, 20, 300, 1.0)

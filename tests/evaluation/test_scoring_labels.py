@@ -5,25 +5,21 @@ from collections import Counter
 from itertools import permutations
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from llp.evaluation.label_report import require_chance
 
-import llp
 from datamodules import AssociativeRecall, MirroredCopy
-from datamodules.synthetic import Example, ExampleScoringLoader
 from helpers.prepared import attach
 from helpers.small_models import FORMS, build
 from helpers.tasks import TASKS, make
 from llp.errors import SettingError
+from llp.evaluation.report import require_chance
 from llp.scoring.label_metric import LabelBatch, LabelScore
-from llp.scoring.windows import ScoringWindow
 
 
 def stub(logits):
     """A model of unlimited reach that returns `logits(tokens, positions)`."""
-    return SimpleNamespace(decoder=logits, geometry=llp.Transformer(vocab_size=19).geometry)
+    return SimpleNamespace(decoder=logits, geometry=build("Transformer").geometry)
 
 
 def scored(data, model, **trainer):
@@ -38,11 +34,11 @@ def scored(data, model, **trainer):
 def oracle(data):
     """Reads the window with the eyes of the task's definition, from the tokens alone."""
 
-    def logits(tokens, positions):
-        out = torch.full((*positions.shape, data.vocab_size), -40.0)
+    def logits(tokens, places):
+        out = torch.full((*places.shape, data.vocab_size), -40.0)
         for row in range(len(tokens)):
             text = tokens[row].tolist()
-            for column, place in enumerate(positions[row].tolist()):
+            for column, place in enumerate(places[row].tolist()):
                 if isinstance(data, AssociativeRecall):
                     answer = text[text.index(text[place]) + 1]  # behind the key's first occurrence
                 else:
@@ -70,13 +66,13 @@ def test_a_blind_model(task):
     """Equal logits for all V tokens lose ln V; for all answers alone, what the report calls chance."""
     data = make(task, n_test=400)
     v, first = data.vocab_size, data.vocab_size - data.n_answers
-    uniform = scored(data, stub(lambda tokens, positions: torch.zeros(*positions.shape, v)))
+    uniform = scored(data, stub(lambda tokens, places: torch.zeros(*places.shape, v)))
     assert uniform.total()["loss"] == pytest.approx(math.log(v), rel=1e-6)
     generator = torch.Generator().manual_seed(0)
 
-    def guess(tokens, positions):
+    def guess(tokens, places):
         """Equal but for a hair: which one comes out is drawn."""
-        logits = 1e-6 * torch.rand(*positions.shape, v, generator=generator)
+        logits = 1e-6 * torch.rand(*places.shape, v, generator=generator)
         logits[..., :first] = -40.0
         return logits
 
@@ -112,19 +108,16 @@ def test_counts_by_hand():
     assert math.isnan(empty.total()["loss"])
 
 
-def test_a_label_is_seen_from_its_distance():
-    """At position p the window's positions p - 2 .. p are read, three tokens: a source at p - 2 has distance 3."""
-    tokens, positions, sources = np.zeros(8, np.int64), np.array([6, 6]), np.array([4, 3])
-    context_lens = torch.arange(1, 9).clamp(max=3)
-    protocol = {"window_len": 8, "labels_per_window": 2}
-    window = ScoringWindow(0, 0, 8, 2)
-    loader = ExampleScoringLoader(
-        lambda number: Example(tokens, positions, sources), [[window]], "test", protocol, 1, context_lens
-    )
-    (batch,), score = loader, loader.score()
-    score.update(torch.zeros(1, 2, 5), batch)
-    assert score.labels[0].nonzero().flatten().tolist() == [3]
-    assert score.labels[1].nonzero().flatten().tolist() == [4]
+@pytest.mark.parametrize("task", TASKS)
+def test_a_label_is_seen_from_its_distance(task):
+    """A position that reads c tokens, itself included, sees distances up to c."""
+    model, data = build("SlidingWindow", n_layers=2), make(task)
+    context = model.geometry.context_lens(16)
+    seen = set()
+    for batch in attach(data, model).test_dataloader():
+        assert torch.equal(batch.beyond, batch.distances > context[batch.positions])
+        seen |= {*batch.beyond.flatten().tolist()}
+    assert seen == {False, True}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -137,9 +130,9 @@ def test_batches_and_ranks_change_nothing(task, name):
     data = make(task, **settings)
     labels = correct = nats = 0.0
     for number in range(10):
-        tokens, positions, sources = map(torch.from_numpy, data.example("test", number))
+        tokens, places, sources = map(torch.from_numpy, data.example("test", number))
         log_p = model(tokens[None])[0].log_softmax(dim=1)  # (T, V)
-        for place, source in zip(positions.tolist(), sources.tolist(), strict=True):
+        for place, source in zip(places.tolist(), sources.tolist(), strict=True):
             row = log_p[place - 16 + len(log_p)]
             labels, nats = labels + 1, nats - float(row[tokens[source]])
             correct += bool(row.argmax() == tokens[source])
@@ -164,13 +157,13 @@ def test_what_lies_beyond_reach_is_not_known(task, name, own):
     context = model.geometry.context_lens(n)
     n_within = n_beyond = 0
     for number in range(20):
-        tokens, positions, sources = map(torch.from_numpy, data.example("test", number))
-        plain = model.decoder(tokens[None], positions=positions[None])[0]  # (K, V)
-        for label in range(0, len(positions), 1 + len(positions) // 4):
+        tokens, places, sources = map(torch.from_numpy, data.example("test", number))
+        plain = model.decoder(tokens[None], places[None])[0]  # (K, V)
+        for label in range(0, len(places), 1 + len(places) // 4):
             changed = tokens.clone()
             changed[sources[label]] = (tokens[sources[label]] + 1) % 90
-            logits = model.decoder(changed[None], positions=positions[None])[0]
-            is_seen = bool(positions[label] + 1 - sources[label] <= context[positions[label]])
+            logits = model.decoder(changed[None], places[None])[0]
+            is_seen = bool(places[label] + 1 - sources[label] <= context[places[label]])
             assert torch.equal(logits[label], plain[label]) != is_seen
             n_within, n_beyond = n_within + is_seen, n_beyond + (not is_seen)
     # Segments that see nothing but themselves: the two pairs of a key and its value fill one.
