@@ -1,11 +1,8 @@
 """Which runs a comparison needs: those that its specification names, as far as the records so far decide."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -38,15 +35,6 @@ class Timing:
     how: Mapping[str, Any]
 
 
-_UNCHANGED = {"burn_in": 0}
-"""Settings of data modules that are younger than runs in results/, with the value that leaves those as they were.
-
-They are no part of a run's name, so that its record is found again.
-"""
-_FIXED_IN_NAMES = {"check_training_tokens": False}
-"""Settings of data modules that change no figure, with the value that stands for them all in the names of runs."""
-
-
 @dataclass(frozen=True)
 class PlannedRun:
     """A run, and whether it is tested; one that only helps to choose a learning rate is not."""
@@ -59,12 +47,10 @@ class PlannedRun:
     """The configuration of `llp fit`."""
     is_tested: bool
 
-    @cached_property
+    @property
     def name(self) -> str:
-        """`<arm>-<hash of the settings>-s<seed>`, the same wherever the text lies."""
-        settings = {key: value for key, value in portable(self.settings).items() if key != "seed_everything"}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return f"{self.arm}-{digest[:8]}-s{self.seed}"
+        """Readable, and the same wherever the text lies: `llp-lr0.003-steps500-s0`."""
+        return f"{self.arm}-lr{self.learning_rate:g}-steps{self.steps}-s{self.seed}"
 
 
 class Plan:
@@ -301,9 +287,9 @@ def portable(settings: Settings) -> Settings:
     if "trainer" in sections:
         sections["trainer"] = {key: value for key, value in sections["trainer"].items() if key != "logger"}
     arguments = {
-        key: _FIXED_IN_NAMES.get(key, value)
+        key: value
         for key, value in data.get("init_args", {}).items()
-        if key not in ("path", "cache_dir") and (key, value) not in _UNCHANGED.items()
+        if key not in ("path", "cache_dir", "check_training_tokens")
     }
     return {**sections, "data": {**data, "init_args": arguments}}
 
