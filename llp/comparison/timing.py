@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from llp.checkpoints.reading import import_class
-from llp.comparison.plan import Timing
+from llp.comparison.study import Timing
 
 TakeStep = Callable[[], object]
 
