@@ -17,7 +17,7 @@ from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Arm, Plan
 from llp.comparison.report import Report
 from llp.comparison.run import Workers, submit
-from llp.comparison.spec import Ablation, Settings, Specification, merged
+from llp.comparison.spec import Settings, Specification, merged
 from llp.comparison.timing import timed, training_step
 from llp.errors import require
 from llp.language_model import LanguageModel
@@ -101,7 +101,7 @@ class Comparison:
         self.source, self.spec = source, read_specification(source)
         self.folder = ComparisonFolder(root, self.spec.name)
         self.data = _instantiate("data", LanguageDataModule, self.spec.shared.get("data", {}))
-        self.models = {arm: self._model(settings) for arm, settings in self.spec.variants.items()}
+        self.models = {arm: self._model(settings) for arm, settings in self.spec.arms.items()}
         self.arms = {arm: self._arm(model) for arm, model in self.models.items()}
 
     def _model(self, arm: Settings) -> LanguageModel:
@@ -162,7 +162,7 @@ class Comparison:
         for arm in self.spec.arms:
             model = self.models[arm]
             size = data.batch_size, model.burn_in_len(data.burn_in), data.window_len, n_batches
-            class_path = self.spec.variants[arm]["class_path"]
+            class_path = self.spec.arms[arm]["class_path"]
             steps[arm] = partial(training_step, class_path, dict(model.hparams), *size, accelerator, precision)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
         self.folder.write_timing(timed(steps, 10, device))
@@ -217,13 +217,11 @@ def read_specification(source: Path) -> Specification:
     parser = Parser(prog="llp compare")
     parser.add_class_arguments(Specification, "spec", fail_untyped=False)
     # Not instantiated by the parser, which would build the models and the data that it finds in the dictionaries.
-    checked = parser.parse_object({"spec": settings}).spec.as_dict()
-    ablations = {name: Ablation(**ablation) for name, ablation in checked.pop("ablations").items()}
-    return Specification(**checked, ablations=ablations)
+    return Specification(**parser.parse_object({"spec": settings}).spec.as_dict())
 
 
 def _instantiate(section: str, base: type, settings: Settings) -> Any:
     """The model or the data of a configuration."""
     parser = Parser(prog="llp compare")
-    parser.add_lightning_class_args(base, section, subclass_mode=True)  # type: ignore[arg-type]
+    parser.add_lightning_class_args(base, section, subclass_mode=True)
     return parser.instantiate(parser.parse_object({section: settings}))[section]

@@ -162,15 +162,11 @@ class _Odd:
 
     def __call__(self, runs: pd.DataFrame, column: str) -> list[tuple[pd.Series, Any, Any]]:
         """Each such run, its value, and the most frequent one."""
-        values = [None if _is_nan(value) else value for value in runs.get(column, [None] * len(runs))]
+        values = list(runs.get(column, [None] * len(runs)))
         counts = Counter(values)
         of_reference = {value for value, arm in zip(values, runs["arm"], strict=True) if arm == self.reference}
         usual = max(counts, key=lambda value: (counts[value], value in of_reference), default=None)
         return [(runs.iloc[number], value, usual) for number, value in enumerate(values) if value != usual]
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def _groups(runs: pd.DataFrame, columns: list[str]) -> list[pd.DataFrame]:

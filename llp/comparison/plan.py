@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from llp.comparison.spec import Budget, Settings, Specification, merged
-from llp.comparison.study import NOISE, RATE, Failure, Record, Study, Timing, Trial, best_trial
+from llp.comparison.study import NOISE, RATE, Failure, Record, Study, Timing, Trial, best_trial, run_table
 from llp.errors import require
 
 _BYTES_PER_PARAMETER = 2 * 3 * 4  # best.ckpt and last.ckpt, each with weights and AdamW's two moments in float32
@@ -37,7 +37,7 @@ class PlannedRun(NamedTuple):
     learning_rate: float
     steps: int
     uses: tuple[str, ...]
-    """Budgets, `rate`, `noise floor` and names of ablations."""
+    """Budgets, `rate` and `noise floor`."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Plan:
 
     Args:
         spec: The specification.
-        arms: The arms by name, including the variants in ablations.
+        arms: The arms by name.
         records: The records by the names of their runs.
         failed: The failed runs by name.
         timing: The result of the timing pass, if there was one.
@@ -108,9 +108,6 @@ class Plan:
             for seed in spec.seeds:
                 for arm in spec.arms:
                     yield from self._finals(arm, budget, [seed], budget)
-        for name in spec.ablations:
-            for variant in spec.ablated(name).values():
-                yield from self._finals(variant, first, spec.seeds, name)
 
     def _trials(self, arm: str) -> Iterator[PlannedRun]:
         for trial in self.trials(arm):
@@ -123,8 +120,8 @@ class Plan:
         return [PlannedRun(arm, seed, rate, steps, (RATE,)) for seed in seeds]
 
     def _finals(self, arm: str, budget: Budget, seeds: Sequence[int], use: str) -> Iterator[PlannedRun]:
-        """Tested runs of an arm, or of a variant of one, at the arm's chosen learning rate."""
-        rate = self.chosen_rate(arm.partition(".")[0])
+        """Tested runs of an arm at its chosen learning rate."""
+        rate = self.chosen_rate(arm)
         if rate is not None:
             yield from (PlannedRun(arm, seed, rate, self.steps(arm, budget), (use,)) for seed in seeds)
 
@@ -135,7 +132,7 @@ class Plan:
         if budget == "positions":
             ratio = reference.positions / own.positions
         elif budget == "seconds" and timing is not None and self._is_timed:
-            ratio = timing.seconds_per_step[spec.reference] / timing.seconds_per_step[arm.partition(".")[0]]
+            ratio = timing.seconds_per_step[spec.reference] / timing.seconds_per_step[arm]
         elif budget in ("flops", "seconds"):  # seconds of a preview
             ratio = reference.flops / own.flops
         return max(1, round(spec.steps * ratio))
@@ -152,7 +149,7 @@ class Plan:
             "data": {"init_args": {name: value for name, value in scoring.items() if value is not None}},
             "trainer": {"max_steps": run.steps, "val_check_interval": max(1, math.ceil(n_batches / spec.validations))},
         }
-        return merged(spec.shared, {"model": spec.variants[run.arm]}, own)
+        return merged(spec.shared, {"model": spec.arms[run.arm]}, own)
 
     # Learning rates
 
@@ -200,9 +197,7 @@ class Plan:
 
     def study(self, command: str) -> Study:
         """The table of runs; `command` continues the comparison."""
-        nothing: dict[str, Any] = dict.fromkeys(("class_path", "test", "slices"))
-        rows = [nothing | run._asdict() | self._known(run) for run in self.runs]
-        table = pd.DataFrame(rows, index=[run.name for run in self.runs], dtype=object)
+        table = run_table({**run._asdict(), "run": run.name, **self._known(run)} for run in self.runs)
         failed = {name: failure for name, failure in self.failed.items() if name in table.index}
         return Study(self.spec, table, failed, self.timing or Timing({}, {}, {}), command)
 
@@ -223,7 +218,7 @@ class Plan:
         for run in self.runs:
             arm = self.arms[run.arm]
             flops = run.steps * arm.windows_per_step * arm.flops
-            step = seconds.get(run.arm.partition(".")[0])
+            step = seconds.get(run.arm)
             state = "to do" if run in to_do else "failed" if run.name in self.failed else "done"
             rows.append(
                 {"run": run.name, "state": state, "tested": "yes" if run.is_tested else "no", "steps": run.steps,

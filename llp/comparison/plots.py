@@ -48,7 +48,6 @@ def draw_all(study: Study, named: Sequence[Judged], exploratory: Sequence[Judged
         "recall.png": loss_on_recall(study),
         "accuracy.png": accuracy_by_distance(study),
         "learning_rates.png": loss_over_rates(study),
-        **{f"ablation-{name}.png": ablation(study, name, unit) for name in study.spec.ablations},
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -307,28 +306,4 @@ def loss_over_rates(study: Study) -> Any | None:
     axes.set_xticks(sorted(drawn), [f"{rate:g}" for rate in sorted(drawn)])
     _finish(axes, "Validation loss over the learning rate (ring: the best)", "peak learning rate", "nats per token")
     _legend(figure, axes)
-    return figure
-
-
-def ablation(study: Study, name: str, unit: str) -> Any | None:
-    """The metric at each value of an ablation's setting; the arm's own value is ringed."""
-    own, ablated = study.spec.ablations[name], study.spec.ablated(name)
-    points = {value: list(runs["metric"]) for value, arm in ablated.items() if len(runs := study.tested(name, arm))}
-    if not points:
-        return None
-    figure = _figure(5, 3.4)
-    axes = figure.add_subplot()
-    is_scale = all(isinstance(value, int | float) and value > 0 for value in points)
-    x = {value: float(value) if is_scale else float(number) for number, value in enumerate(points)}
-    for value, metrics in points.items():
-        axes.plot([x[value]] * len(metrics), metrics, ".", color="#adb5bd")
-    axes.plot(list(x.values()), [mean(metrics) for metrics in points.values()], marker="o", color="#1c7ed6")
-    ringed = [value for value in points if ablated[value] == own.arm]
-    for value in ringed:
-        axes.plot(x[value], mean(points[value]), "o", markersize=13, fillstyle="none", color="#1c7ed6")
-    if is_scale:
-        axes.set_xscale("log", base=2)
-        axes.minorticks_off()
-    axes.set_xticks(list(x.values()), ["none" if value is None else str(value) for value in points])
-    _finish(axes, name + (" (ring: its own)" if ringed else ""), own.setting, unit)
     return figure

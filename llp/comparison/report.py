@@ -69,8 +69,7 @@ class Report:
     @cached_property
     def unit(self) -> str:
         """The unit of the metric: bits per byte for a text, nats per label for a task."""
-        recorded = self.study.recorded
-        return next(iter(recorded["unit"].dropna()), "bits per byte") if "unit" in recorded else "bits per byte"
+        return next(iter(self.study.recorded["unit"].dropna()), "bits per byte")
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -96,7 +95,6 @@ class Report:
             *_cost(study, drawn),
             *tables.reach(study, drawn),
             *tables.learning_rates(study, unit, drawn),
-            *tables.ablations(study, self.checks, unit, drawn),
             *tables.scoring(study),
             *tables.runs(self.runs),
         ]

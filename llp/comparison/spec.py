@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 from llp.errors import require
@@ -11,25 +10,6 @@ Budget = Literal["windows", "positions", "flops", "seconds"]
 Settings = dict[str, Any]
 _NO_RESULT = ("path", "cache_dir", "check_training_tokens")
 """Settings of a data module that don't change any result: where the text and its tokens lie, and how they are read."""
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """One setting of an arm at several values. Everything else, including the learning rate, is the arm's own.
-
-    Args:
-        arm: The arm.
-        setting: The name of the setting in the `init_args` of the arm's model.
-        values: The values to try. The arm's own value is shown beside them.
-    """
-
-    arm: str
-    setting: str
-    values: list[Any]
-
-    def variant(self, value: Any) -> str:
-        """The name of the arm at this value."""
-        return f"{self.arm}.{self.setting}={value}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +35,6 @@ class Specification:
         validations: Number of validations per run, the one at its end included.
         slices: Whether to compute the loss by position and on recall tokens for tested runs.
         primary: Contrasts named beforehand, as `[first arm, second arm, budget]`.
-        ablations: Ablations by name.
         assumed_rate: FLOP/s that `--plan` assumes before anything has been timed.
 
     Raises:
@@ -80,7 +59,6 @@ class Specification:
     validations: int = 4
     slices: bool = True
     primary: list[tuple[str, str, Budget]] = field(default_factory=list)
-    ablations: dict[str, Ablation] = field(default_factory=dict)
     assumed_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -111,31 +89,9 @@ class Specification:
             require(budget in self.budgets, "primary", budget, f"it is not one of the budgets {self.budgets}")
         pairs = [(frozenset(contrast[:2]), contrast[2]) for contrast in self.primary]
         require(len(set(pairs)) == len(pairs), "primary", self.primary, "name each pair of arms once per budget")
-        for name, ablation in self.ablations.items():
-            self._require_arm(f"ablations.{name}.arm", ablation.arm)
 
     def _require_arm(self, setting: str, arm: str) -> None:
         require(arm in self.arms, setting, arm, f"there is no such arm; the arms are {', '.join(self.arms)}")
-
-    @cached_property
-    def variants(self) -> dict[str, Settings]:
-        """Class and arguments of the model by arm, and by variant of an arm in an ablation."""
-        found = dict(self.arms)
-        for ablation in self.ablations.values():
-            for value in ablation.values:
-                changed = {"init_args": {ablation.setting: value}}
-                found[ablation.variant(value)] = merged(self.arms[ablation.arm], changed)
-        return found
-
-    def ablated(self, name: str) -> dict[Any, str]:
-        """The arm, or variant of it, at each value of an ablation; the arm's own value is included where it is set."""
-        ablation = self.ablations[name]
-        own = merged(self.shared.get("model", {}), self.arms[ablation.arm]).get("init_args", {}).get(ablation.setting)
-        arms = {value: ablation.variant(value) for value in ablation.values}
-        if own is not None:
-            arms[own] = ablation.arm
-        order = sorted(arms) if all(isinstance(value, int | float) for value in arms) else list(arms)
-        return {value: arms[value] for value in order}
 
     def as_settings(self) -> Settings:
         """The specification as it would be written in YAML."""
@@ -145,7 +101,7 @@ class Specification:
 def require_same_runs(kept: Settings, asked: Settings) -> None:
     """Raise a `SettingError` if runs of a kept specification would be other runs under the one asked for now.
 
-    Arms, seeds, budgets, learning rates, contrasts and ablations may be added or removed.
+    Arms, seeds, budgets, learning rates and contrasts may be added or removed.
 
     Args:
         kept: The specification that the records in the comparison's folder were made with.

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from llp.comparison.spec import Settings, Specification
 
 RATE, NOISE = "rate", "noise floor"
-"""The uses of a run that are neither a budget nor an ablation: choosing a learning rate, measuring the noise floor."""
+"""The uses of a run that are not a budget: choosing a learning rate, measuring the noise floor."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Record:
     run: str
     """The run's name, `<arm>-lr<learning rate>-steps<steps>-s<seed>`."""
     arm: str
-    """The arm, or `<arm>.<setting>=<value>` in an ablation."""
     class_path: str
     seed: int
     learning_rate: float
@@ -155,6 +155,26 @@ def best_trial(trials: Iterable[Trial]) -> Trial | None:
     return min(done, key=lambda one: one[0])[1] if done else None
 
 
+_DERIVED = ("validation_loss", "positions", "flops", "size", "vocab_size", "unit", "metric", "whole", "documents",
+            "document_sizes", "is_finite")  # fmt: skip
+
+
+def run_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of runs from its rows, indexed by the names of the runs; what a row doesn't have is None."""
+    listed = list(rows)
+    columns = [
+        *Record.__dataclass_fields__,
+        "uses",
+        "state",
+        "outcome",
+        *_DERIVED,
+        *(key for row in listed for key in row),
+    ]
+    nothing: dict[str, Any] = dict.fromkeys(columns)
+    table = pd.DataFrame([{**nothing, **row} for row in listed], columns=list(nothing), dtype=object)
+    return table.set_axis(pd.Index(table["run"], dtype=object, name=None))
+
+
 @dataclass(frozen=True)
 class Study:
     """The table of runs, and what else a report is made of.
@@ -162,7 +182,7 @@ class Study:
     Args:
         spec: The specification.
         runs: A row for each planned run, indexed by its name. Its columns are `arm`, `seed`, `learning_rate`, `steps`,
-            `uses` (budgets, `rate`, `noise floor` and ablations), `state` (`done`, `missing` or `failed`), `outcome`
+            `uses` (budgets, `rate` and `noise floor`), `state` (`done`, `missing` or `failed`), `outcome`
             (see `Trial.outcomes`) and, of runs that have a record, `Record.columns`.
         failed: How the failed runs failed, by name.
         timing: The result of the timing pass, if there was one.
@@ -185,7 +205,7 @@ class Study:
         is_used = [
             use in uses and arm in (None, own) for uses, own in zip(self.runs["uses"], self.runs["arm"], strict=True)
         ]
-        return self.runs[is_used]
+        return self.runs[np.array(is_used, dtype=bool)]
 
     def tested(self, use: str, arm: str | None = None) -> pd.DataFrame:
         """The runs with a use that have been tested."""

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llp.comparison.checks import Check, reasons
 from llp.comparison.contrasts import Judged
-from llp.comparison.statistics import difference, scored_count, sensitivity
+from llp.comparison.statistics import scored_count, sensitivity
 from llp.comparison.study import NOISE, RATE, Contrast, Study, Trial, best_trial
 
 NOTHING = "-"
@@ -175,7 +174,7 @@ def _against_reference(one: Judged | None) -> dict[str, Any]:
 def run_table(study: Study) -> pd.DataFrame:
     """The rows of `runs.csv`."""
     spec, runs = study.spec, study.recorded
-    order = [*sorted(spec.budgets), RATE, NOISE, *spec.ablations]
+    order = [*sorted(spec.budgets), RATE, NOISE]
     columns = ["run", "arm", "use", "class_path", "seed", "learning_rate", "steps", "windows", "positions", "flops",
                "parameters", "validation_loss", "figure", "device", "commit", "commands"]  # fmt: skip
     metric = [row.get("metric") if row["test"] is not None else None for _, row in runs.iterrows()]
@@ -212,7 +211,7 @@ def results(study: Study, rows: pd.DataFrame, unit: str) -> list[str]:
 
 def _baseline(study: Study, budget: str) -> str:
     """The score of a model that ignores the context, if a test states it."""
-    whole = next(iter(study.tested(budget)["whole"]), {})
+    whole: dict[str, Any] = next(iter(study.tested(budget)["whole"]), {})
     if "unigram_bits_per_byte" in whole:
         return f" A unigram model has {number(whole['unigram_bits_per_byte'])} bits per byte."
     if "chance_loss" in whole:
@@ -330,35 +329,6 @@ def _loss(trial: Trial) -> str:
     return NOTHING if trial.loss is None else number(trial.loss) if math.isfinite(trial.loss) else "diverged"
 
 
-def ablations(study: Study, checks: Sequence[Check], unit: str, drawn: Collection[str]) -> list[str]:
-    """A table and a plot for each ablation."""
-    lines = ["## Ablations", ""] if study.spec.ablations else []
-    for name, ablation in study.spec.ablations.items():
-        lines += [f"### {name}", "", *image(drawn, f"ablation-{name}.png", name)]
-        head = [ablation.setting, unit, "spread", "difference to its own", "pairs per window", "FLOPs", "seeds", "runs"]
-        own = study.tested(name, ablation.arm)
-        rows = [
-            ["none" if value is None else str(value), *_ablation_cells(study, checks, study.tested(name, arm), own)]
-            for value, arm in study.spec.ablated(name).items()
-        ]
-        lines += table(head, rows)
-    return lines
-
-
-def _ablation_cells(study: Study, checks: Sequence[Check], runs: pd.DataFrame, own: pd.DataFrame) -> list[str]:
-    if runs.empty:
-        return ["missing", *[NOTHING] * 6]
-    first, cell = runs.iloc[0], ""
-    if len(own) and own["arm"].iloc[0] != first["arm"]:
-        contrast = Contrast(first["arm"], own["arm"].iloc[0], study.spec.budgets[0])
-        outcome = None if reasons(checks, contrast) else difference(runs, own)
-        interval = outcome.interval if outcome else None
-        ends = (None, None) if interval is None else interval[:2]
-        cell = _difference(outcome.estimate, *ends) if outcome else "not comparable"
-    pairs, flops = f"{first['pairs_per_window']:,}", power(first["flops"])
-    return [number(mean(runs["metric"])), number(spread(runs)), cell, pairs, flops, str(len(runs)), run_names(runs)]
-
-
 def reach(study: Study, drawn: Collection[str]) -> list[str]:
     """How far back the models read: loss by position, loss on recall tokens, and accuracy by distance."""
     images = [
@@ -378,7 +348,8 @@ def reach(study: Study, drawn: Collection[str]) -> list[str]:
 
 
 def _recall_row(arm: str, runs: pd.DataFrame) -> list[str]:
-    known = runs[[bool(slices and slices.get("recall") and slices.get("other")) for slices in runs["slices"]]]
+    is_sliced = [bool(slices and slices.get("recall") and slices.get("other")) for slices in runs["slices"]]
+    known = runs[np.array(is_sliced, dtype=bool)]
     recall = [part for slices in known["slices"] for part in slices["recall"]]
     other = [slices["other"] for slices in known["slices"]]
     (recall_tokens, recall_loss), (other_tokens, other_loss) = map(_total, (recall, other))

@@ -19,7 +19,7 @@ import yaml
 from helpers.forked import Forked, Outcome, llp_in, pair
 from helpers.runs import assert_same_checkpoint, curves
 from llp.checkpoints.callback import RunCheckpoint
-from llp.comparison import workers
+from llp.comparison import run as comparison_run
 
 PARTS = ("pair", "sharded", "comparison")
 STEPS = 12
@@ -253,5 +253,5 @@ def compare_by_forks() -> None:
 
         send_signal = property(lambda self: self._process.send)
 
-    workers.subprocess = SimpleNamespace(Popen=Stage, DEVNULL=subprocess.DEVNULL)  # type: ignore[assignment]
-    workers._POLL_S = 0.05
+    comparison_run.subprocess = SimpleNamespace(Popen=Stage, DEVNULL=subprocess.DEVNULL)  # type: ignore[assignment]
+    comparison_run._POLL_S = 0.05

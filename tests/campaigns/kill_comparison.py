@@ -3,7 +3,7 @@
 Its records must be those of one that was left alone, to the byte. Not part of the default tests, since ten kills take
 some minutes:
 
-    python tests/kill_comparison.py [--kills 10] [--seed 0]
+    python tests/campaigns/kill_comparison.py [--kills 10] [--seed 0]
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SPECIFICATION = Path(__file__).parent.parent / "configs/compare/smoke.yaml"
+SPECIFICATION = Path(__file__).parents[2] / "configs/compare/smoke.yaml"
 COMMAND = [sys.executable, "-m", "llp", "compare", str(SPECIFICATION), "--workers", "2"]
 
 
