@@ -77,7 +77,7 @@ class Report:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        return tables.run_table(self.study)
+        return tables.listed_runs(self.study)
 
     @cached_property
     def plots(self) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def _opening(
         alone = "the intervals are over seeds alone, as if there were no other text."
         lines += ["", f"The test counts as a single document: {alone}"]
     elif n_documents < _FEW_DOCUMENTS:
-        hardly = "the intervals can hardly know how much other texts would differ."
-        lines += ["", f"The test has {n_documents} documents only: {hardly}"]
+        hardly = "the intervals say little about how much other texts would differ."
+        lines += ["", f"The test has only {n_documents} documents: {hardly}"]
     lines += ["", _noise_floor(study, unit), "", *image(drawn, "contrasts.png", "Differences with their intervals")]
     lines += ["Bars: 95 % intervals; grey: the noise floor.", ""] if "contrasts.png" in drawn else []
     return [*lines, *_progress(study), "", "## Checks", "", *_checks(checks), ""]
@@ -156,13 +156,11 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
 def _noise_floor(study: Study, unit: str) -> str:
     floor, n, runs = usable_floor(study), len(study.spec.seeds), study.tested(NOISE)
     if floor is None:
-        return (
-            "Noise floor: not known yet; it takes two or more tested runs of one arm that differ by their seed alone."
-        )
+        return "Noise floor: not known yet; it takes two or more tested runs of one arm that differ only by their seed."
     return (
         f"Noise floor: {floor.runs} runs of {runs['arm'].iloc[0]} have a standard deviation of "
-        f"{number(floor.deviation, 5)} {unit}. Two equal contestants with {counted(n, 'seed')} each differ by more "
-        f"than {number(floor.smallest(n))} in one study of twenty; what is less is called a tie "
+        f"{number(floor.deviation, 5)} {unit}. Two equal arms with {counted(n, 'seed')} each differ by more "
+        f"than {number(floor.smallest(n))} in one study of twenty; a smaller difference is called a tie "
         f"(runs {run_names(runs)}).{_unsteady(study, floor)}"
     )
 
@@ -174,7 +172,7 @@ def _unsteady(study: Study, floor: NoiseFloor) -> str:
     if not unsteady:
         return ""
     return (
-        f" Over their own seeds these vary more than twice as much, so that chance alone makes larger differences than "
+        f" These arms vary more than twice as much over their own seeds, so chance alone makes larger differences than "
         f"the floor: {', '.join(unsteady)}."
     )
 
@@ -229,7 +227,7 @@ def _checks(checks: Sequence[Check]) -> list[str]:
         if len(one.findings) > _SHOWN_FINDINGS:
             lines.append(f"  - and {len(one.findings) - _SHOWN_FINDINGS} more")
     if any(finding.arms for one in checks for finding in one.findings):
-        lines += ["", "Contestants whose runs are named here are not compared with others until that is mended."]
+        lines += ["", "Arms whose runs are named here are not compared with others until this is fixed."]
     return lines
 
 
@@ -240,4 +238,4 @@ def _cost(study: Study, drawn: Collection[str]) -> list[str]:
         return []
     others = {budget for _, budget in study.finals} - {study.spec.budgets[0]}
     hollow = "; hollow: where the runs at equal FLOPs or seconds ended" if others & {"flops", "seconds"} else ""
-    return ["## Loss over cost", "", *shown, f"Bands reach from the least to the greatest seed{hollow}.", ""]
+    return ["## Loss over cost", "", *shown, f"Bands reach from the lowest to the highest seed{hollow}.", ""]

@@ -109,7 +109,7 @@ _OF_WHOLE_TEST = {"loss": np.mean, "accuracy": np.mean, "word_perplexity": geome
 """Columns of a test's first row and their means. That of a perplexity is the exponential of the mean loss."""
 _SIZES = ("parameters", "pairs_per_window", "positions", "windows", "steps", "flops")
 _METRICS = (
-    "figure",
+    "metric",
     "spread",
     *_OF_WHOLE_TEST,
     "validation_loss",
@@ -124,7 +124,7 @@ _METRICS = (
 def _metrics(study: Study, runs: pd.DataFrame) -> dict[str, Any]:
     first = runs.iloc[0]
     return {
-        "figure": mean(runs["metric"]),
+        "metric": mean(runs["metric"]),
         "spread": spread(runs),
         **{name: _of_whole_test(runs, name) for name in _OF_WHOLE_TEST},
         "validation_loss": mean(runs["validation_loss"]),
@@ -171,19 +171,19 @@ def _against_reference(one: Judged | None) -> dict[str, Any]:
     }
 
 
-def run_table(study: Study) -> pd.DataFrame:
+def listed_runs(study: Study) -> pd.DataFrame:
     """The rows of `runs.csv`."""
     spec, runs = study.spec, study.recorded
     order = [*sorted(spec.budgets), RATE, NOISE]
     columns = ["run", "arm", "use", "class_path", "seed", "learning_rate", "steps", "windows", "positions", "flops",
-               "parameters", "validation_loss", "figure", "device", "commit", "commands"]  # fmt: skip
+               "parameters", "validation_loss", "metric", "device", "commit", "commands"]  # fmt: skip
     metric = [row.get("metric") if row["test"] is not None else None for _, row in runs.iterrows()]
     return runs.assign(
         use=[
             ", ".join(sorted(uses, key=order.index)) if test is not None else RATE
             for uses, test in zip(runs["uses"], runs["test"], strict=True)
         ],
-        figure=pd.Series(metric, index=runs.index, dtype=object),
+        metric=pd.Series(metric, index=runs.index, dtype=object),
         commands=[" && ".join(commands) for commands in runs["commands"]],
     ).reindex(columns=columns)  # fmt: skip
 
@@ -201,7 +201,7 @@ def results(study: Study, rows: pd.DataFrame, unit: str) -> list[str]:
             lines += ["No run has been tested yet.", ""]
             continue
         lines += _results_table(study, own, unit)
-        explained = "Spread: standard deviation over the seeds. Less is better; the best comes first."
+        explained = "Spread: standard deviation over the seeds. Lower is better; the best comes first."
         lines += [f"{explained}{_baseline(study, budget)}", ""]
         done = {row["arm"]: row["seeds"] for row in own}
         lacking = [arm for arm in spec.arms if done.get(arm, 0) < len(spec.seeds)]
@@ -227,12 +227,12 @@ def _results_table(study: Study, rows: Sequence[Mapping[str, Any]], unit: str) -
             "trained positions", "windows", "FLOPs", "seconds", "memory (MB)", "learning rate", "seeds",
             "runs"]  # fmt: skip
     cells = []
-    for row in sorted(rows, key=lambda row: (math.isnan(row["figure"]), row["figure"])):
+    for row in sorted(rows, key=lambda row: (math.isnan(row["metric"]), row["metric"])):
         scores = [number(row["word_perplexity"], 2), number(row["loss"])] if is_text else [number(row["accuracy"], 3)]
         memory = row["peak_memory"]
         compared = _difference(row["difference"], row["difference_low"], row["difference_high"])
         cells.append(
-            [row["arm"], number(row["figure"]), number(row["spread"]),
+            [row["arm"], number(row["metric"]), number(row["spread"]),
              compared if row["state"] == "comparable" else row["state"], *scores,
              f"{row['parameters']:,}", f"{row['positions']:,}", f"{row['windows']:,}", power(row["flops"]),
              number(row["seconds"], 1), NOTHING if memory is None else f"{memory / 1e6:,.0f}",
@@ -254,7 +254,7 @@ def contrasts(beforehand: Sequence[Judged], others: Sequence[Judged], unit: str)
         verdicts = [[probability(one.p), one.verdict or NOTHING] for one in beforehand]
         lines += table([*head, "p", "verdict"], map(_contrast_row, beforehand, verdicts), 2)
     if others:
-        lines += ["Exploratory: not corrected for their number; of many such intervals some miss by chance.", ""]
+        lines += ["Exploratory: not corrected for their number; some of many such intervals miss by chance.", ""]
         lines += table([*head, "within the noise floor"], map(_contrast_row, others, map(_is_within, others)), 2)
     intervals = (
         "Differences are paired by seed and by document. Of three intervals the widest counts: the multi-bootstrap "
@@ -294,8 +294,8 @@ def learning_rates(study: Study, unit: str, drawn: Collection[str]) -> list[str]
     return [
         *lines,
         f"Validation loss in nats per {of} at the end of a run{_validated_share(study)}, the mean over the seeds; "
-        "once all are done the best one is in bold, with `edge` if none beyond was tried. Sensitivity: the mean of "
-        "min(loss, ln V) less the best loss, over the rates that all have tried (arXiv 2309.14322).",
+        "once all are done the best one is in bold, with `edge` if none beyond it was tried. Sensitivity: the mean of "
+        "min(loss, ln V) minus the best loss, over the rates that all arms have tried (arXiv 2309.14322).",
         "",
     ]
 
@@ -407,15 +407,15 @@ def scoring(study: Study) -> list[str]:
     words = {run["test"]["protocol"].get("word_count") for run in by_arm.values()}
     lines = ["## How they were scored", "", *table(head, rows)]
     lines += [
-        "Context: from how many tokens a token is predicted; the least is that after a document's first window.",
+        "Context: how many tokens a token is predicted from; the least is that after a document's first window.",
         *(f"Words: {what}." for what in sorted(filter(None, words))),
         "",
     ]
     if study.timing.how:
         how = ", ".join(f"{name} {value}" for name, value in study.timing.how.items())
         lines += [
-            f"Seconds and memory are from a timing pass of their own ({how}), not from the runs: they are the "
-            "cost of this implementation there, and memory is that of a whole process.",
+            f"Seconds and memory are from a separate timing pass ({how}), not from the runs: they are the "
+            "cost of this implementation on that device; memory is that of a whole process.",
             "",
         ]
     return lines
@@ -433,7 +433,7 @@ def runs(listed: pd.DataFrame) -> list[str]:
     """All runs, the rows of `runs.csv`, folded."""
     rows = [
         [f"[{row['run']}](records/{row['run']}.json)", row["arm"], row["use"], str(row["seed"]),
-         f"{row['learning_rate']:g}", f"{row['steps']:,}", number(row["validation_loss"]), number(row["figure"]),
+         f"{row['learning_rate']:g}", f"{row['steps']:,}", number(row["validation_loss"]), number(row["metric"]),
          (row["commit"] or NOTHING)[:10]]
         for row in listed.to_dict("records")
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The report's own checks: each way in which contestants can differ by mistake shows, and names who differs."""
+"""The report's own checks: each way in which arms can differ by mistake shows, and names who differs."""
 
 import math
 from dataclasses import replace
@@ -338,7 +338,7 @@ def test_labels_in_place_of_tokens():
     assert any("1 missing" in finding.text for finding in findings(with_final(made, "llp", 0, test=fewer)))
 
 
-def test_of_two_contestants_that_differ_the_reference_is_right():
+def test_of_two_arms_that_differ_the_reference_is_right():
     made = study({"llp": 2.0, "dense": 1.9}, noise=[], trials={}, reference="dense")
     changed = with_protocol(made, "llp", stride=64)
     assert {arm for finding in findings(changed) for arm in finding.arms} == {"llp"}

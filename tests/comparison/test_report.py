@@ -371,8 +371,8 @@ def test_arms_that_vary_more_than_the_floor_are_named():
     }
     text = compose(replace(made, noise=steady, finals={**made.finals, **own})).text
     assert (
-        "vary more than twice as much, so that chance alone makes larger differences than the floor: llp (0.0320)."
-        in text
+        "vary more than twice as much over their own seeds, so chance alone makes larger differences than the floor: "
+        "llp (0.0320)." in text
     )
 
 
@@ -394,7 +394,7 @@ def test_a_word_perplexity_converts_into_the_bits_per_byte_beside_it():
     made = study()
     (row,) = [row for row in compose(made).summary.to_dict("records") if row["arm"] == "llp"]
     whole = made.finals["llp", "windows"][0].test["rows"][0]
-    nats_per_word = row["figure"] * math.log(2) * whole["bytes"] / whole["words"]
+    nats_per_word = row["metric"] * math.log(2) * whole["bytes"] / whole["words"]
     assert row["word_perplexity"] == pytest.approx(math.exp(nats_per_word))
     assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
 
@@ -577,4 +577,4 @@ def test_how_they_were_scored_is_said():
     text = compose(study()).text
     assert "| llp | 512 | 128 | 384 | 447.5 | 512 | 13,000 | 26,000 | 5 |" in text
     assert "(device cpu, threads 2, rounds 5)" in text
-    assert "The test has 5 documents only" in text
+    assert "The test has only 5 documents" in text
