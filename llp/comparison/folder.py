@@ -1,7 +1,7 @@
-"""Where the files of a comparison lie. They are its whole state: nothing else remembers anything."""
+"""The files of a comparison. They are its whole state."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,30 +10,29 @@ from typing import IO, Any
 import yaml
 
 from llp.atomic_files import checked_json, json_with_digest, whole_file
-from llp.comparison.plan import PlannedRun, Timing
-from llp.comparison.specification import Settings, Specification, merged
-from llp.comparison.study import Failure, Record
-from llp.errors import SettingError
+from llp.comparison.spec import Settings, Specification, require_same_runs
+from llp.comparison.study import Failure, Record, Timing
+from llp.errors import require
 
 
 class ComparisonFolder:
-    """`<root>/comparisons/<name>/` and what is in it.
+    """`<root>/comparisons/<name>/` and its contents.
 
-    - `spec.yaml`: the specification, with all that it is based on; an older one is kept under a numbered name;
+    - `spec.yaml`: the specification, with everything it is based on; older ones are kept under numbered names;
     - `configs/<run>.yaml`: the configuration of a run;
-    - `lightning_logs/<run>/`: the run's own folder, and `failed.json` in it if it failed;
-    - `logs/<run>.log`: what the run printed; who writes to it holds its lock;
-    - `records/<run>.json`: what is kept of a run that is done;
-    - `timing.json`: seconds of a step, measured for all arms in turns;
-    - `report.md`, `report.csv` and pictures.
+    - `lightning_logs/<run>/`: the run's own folder, with `failed.json` if it failed;
+    - `logs/<run>.log`: the output of the run; the process that writes it holds its lock;
+    - `records/<run>.json`: what is kept of a finished run;
+    - `timing.json`: the result of the timing pass;
+    - `report.md`, `report.csv`, `contrasts.csv`, `runs.csv` and plots.
 
     Args:
         root: The folder of all runs, `lightning_logs`.
-        name: The comparison's.
+        name: The comparison's name.
     """
 
     def __init__(self, root: Path, name: str) -> None:
-        self.path = root / "comparisons" / name
+        self.root, self.path = root, root / "comparisons" / name
 
     def run(self, name: str) -> Path:
         """The folder of a run."""
@@ -45,29 +44,29 @@ class ComparisonFolder:
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
 
-    # Written before runs start
+    def keep_specification(self, spec: Specification) -> None:
+        """Write the specification that the runs follow.
 
-    def write_specification(self, specification: Specification) -> None:
-        """Keep the specification that the runs follow."""
-        path, settings = self.path / "spec.yaml", specification.as_settings()
-        if not path.exists() or yaml.safe_load(path.read_text(encoding="utf-8")) != settings:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_yaml(path, settings, keeps_older=True)
+        Raises:
+            SettingError: If runs that are there already were made with other settings.
+        """
+        path, asked = self.path / "spec.yaml", spec.as_settings()
+        kept = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+        if kept is not None:
+            require_same_runs(kept, asked)
+        if kept != asked:
+            _write(path, _yaml(asked), keeps_older=True)
 
-    def write_config(self, run: PlannedRun) -> Path:
+    def write_config(self, name: str, settings: Settings) -> None:
         """Write the configuration of a run."""
-        path = self.config(run.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place: Settings = {"trainer": {"default_root_dir": str(self.path)}}
-        _write_yaml(path, merged(run.settings, place), keeps_older=False)
-        return path
+        _write(self.config(name), _yaml(settings))
 
     @contextmanager
     def locked_log(self, name: str) -> Iterator[IO[bytes] | None]:
-        """The log of a run, to add to; None if a process that is still alive writes to it.
+        """The log of a run, to append to; None if a living process writes to it.
 
-        The kernel's lock belongs to the open file: as long as a process that was started with it as its output lives,
-        this one may end or be killed, nobody else takes the run up.
+        The kernel's lock belongs to the open file. As long as a process lives that was started with it as its output,
+        nobody else starts the run, even if this process ends or is killed.
         """
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as stream:
@@ -77,81 +76,74 @@ class ComparisonFolder:
                 yield None
                 return
             except OSError:
-                pass  # some network file systems have no such locks
+                pass  # some network file systems don't support such locks
             yield stream
 
-    # Failures
-
     def fail(self, name: str, status: int, failure: Failure) -> None:
-        """Remember that a run failed, so that it is left alone."""
-        self.run(name).mkdir(parents=True, exist_ok=True)
-        _write_json(self.run(name) / "failed.json", {"exit_status": status, **failure._asdict()})
+        """Note that a run failed, so that it isn't started again."""
+        _write(self.run(name) / "failed.json", _json({"exit_status": status, **failure._asdict()}))
 
     def failed(self) -> dict[str, Failure]:
-        """The runs that failed."""
+        """The failed runs by name."""
         paths = sorted(self.path.glob("lightning_logs/*/failed.json"))
         contents = {path.parent.name: read_json(path) for path in paths}
         return {name: Failure(content["last_words"], content["is_diverged"]) for name, content in contents.items()}
 
     def forget_failures(self) -> None:
-        """Let the runs that failed be tried again."""
+        """Let the failed runs be tried again."""
         for path in self.path.glob("lightning_logs/*/failed.json"):
             path.unlink()
 
-    # Records
-
     def write_record(self, record: Record) -> None:
-        """Write the record of a run that is done."""
-        path = self.path / "records" / f"{record.run}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(path, asdict(record))
+        """Write the record of a finished run."""
+        _write(self.path / "records" / f"{record.run}.json", _json(asdict(record)))
 
     def records(self) -> dict[str, Record]:
-        """All records, by the names of their runs.
+        """All records by the names of their runs.
 
         Raises:
             SettingError: If one can't be read.
         """
-        return {path.stem: _record(path) for path in sorted(self.path.glob("records/*.json"))}
-
-    # Timing
+        contents = {path: read_json(path) for path in sorted(self.path.glob("records/*.json"))}
+        names = {one.name for one in fields(Record)}
+        for path, content in contents.items():
+            is_record = content.keys() == names and content["run"] == path.stem
+            require(is_record, "records", path, "it isn't a record of this version; remove it to repeat its run")
+        return {path.stem: Record(**content) for path, content in contents.items()}
 
     def write_timing(self, timing: Timing) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.path / "timing.json", asdict(timing))
+        _write(self.path / "timing.json", _json(asdict(timing)))
 
     def timing(self) -> Timing | None:
-        """Seconds of a step by arm; None: nothing was timed."""
+        """The result of the timing pass; None if there was none."""
         path = self.path / "timing.json"
         return Timing(**read_json(path)) if path.exists() else None
 
 
-def _record(path: Path) -> Record:
-    content = read_json(path)
-    expected = {one.name for one in fields(Record)}
-    remedy = "it is no record of this version; remove it, and its run is repeated"
-    if content.keys() != expected or content["run"] != path.stem:
-        raise SettingError("records", path, remedy)
-    return Record(**content)
-
-
-def read_json(path: Path, remedy: str = "remove it, and it is made again") -> dict[str, Any]:
-    """The content of a file that this comparison has written, or one of its runs.
+def read_json(path: Path, remedy: str = "remove it to have it made again") -> dict[str, Any]:
+    """The contents of a file that this comparison or one of its runs has written.
 
     Raises:
-        SettingError: If it can't be read, or is not what was written; with the remedy.
+        SettingError: If it is missing or damaged, with the remedy.
     """
+    content, problem = None, ""
     try:
-        return checked_json(path.read_text(encoding="utf-8"))
+        content = checked_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SettingError("file", path, f"it is missing or damaged ({error}); {remedy}") from error
+        problem = str(error)
+    require(content is not None, "file", path, f"it is missing or damaged ({problem}); {remedy}")
+    return content or {}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path, keeps_older=False) as temporary:
-        temporary.write_text(json_with_digest(content, sort_keys=True), encoding="utf-8")
+def _json(content: Mapping[str, Any]) -> str:
+    return json_with_digest(dict(content), sort_keys=True)
 
 
-def _write_yaml(path: Path, content: Settings, keeps_older: bool) -> None:
+def _yaml(content: Settings) -> str:
+    return yaml.safe_dump(content, sort_keys=False, width=100)
+
+
+def _write(path: Path, text: str, keeps_older: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, keeps_older=keeps_older) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=100), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")

@@ -1,89 +1,117 @@
-"""What a comparison has found out so far: the records of its runs, put in their places. The report is made of it."""
+"""What a comparison has found so far: one table with a row for each run. The report is made from it."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from llp.comparison.spec import Settings, Specification
+
+RATE, NOISE = "rate", "noise floor"
+"""The uses of a run that are not a budget: choosing a learning rate, measuring the noise floor."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of a run; `records/<run>.json` holds exactly these fields."""
+    """What is kept of a run. `records/<run>.json` holds exactly these fields."""
 
     run: str
-    """Its name, `<arm>-<hash of its settings>-s<seed>`."""
+    """The run's name, `<arm>-lr<learning rate>-steps<steps>-s<seed>`."""
     arm: str
-    """The contestant, `<arm>` or `<arm>.<setting>=<value>` in an ablation."""
     class_path: str
     seed: int
     learning_rate: float
     steps: int
     """Optimizer steps."""
-    settings: dict[str, Any]
+    settings: Settings
     """The configuration of the run, without what is particular to a machine."""
     commands: list[str]
-    """What repeats it."""
+    """The commands that repeat the run."""
     parameters: int
     pairs_per_window: float
     """Query-key pairs of a head in a training window, summed over the layers."""
     flops_per_window: int
-    """FLOPs of training on one window: forward and backward."""
+    """FLOPs of the forward and the backward pass of a training window."""
     positions_per_window: int
-    """Positions with a loss."""
+    """Positions with a loss in a training window."""
     windows: int
     """Training windows in the whole run."""
     curve: list[dict[str, float]]
-    """One entry a validation: `step`, `loss`, `bits_per_byte`; the last one is that of the finished run."""
+    """`step`, `loss` and `bits_per_byte` of each validation; the last one is that of the finished run."""
     test: dict[str, Any] | None
-    """`protocol` and `rows` of `test.json`; None: a run for the choice of the learning rate alone."""
+    """The contents of `test.json`; None for a run that only serves to choose a learning rate."""
     slices: dict[str, Any] | None
-    """`slices.json` as `llp predict` wrote it: loss by position and on recall tokens by distance."""
+    """The contents of `slices.json`, written by `llp predict`: loss by position, and on recall tokens by distance."""
     hashes: dict[str, str]
-    """`initial_weights` (all but V3's map), `training_windows`, `first_<k>_batches` of them for k = 1, 2, 4, ...,
+    """Digests: `initial_weights` (V3's map left out), `training_windows`, `first_<k>_batches` for k = 1, 2, 4, ...,
     `data` (the text of all splits), `tokenizer` and `final_weights`."""
     commit: str | None
-    """Of the source that trained it, as of the run's last start; None: not known."""
+    """The commit of the source that trained the run; None if unknown."""
     versions: dict[str, str]
     device: str
 
     @property
     def validation_loss(self) -> float:
-        """Of the finished run, in nats per token."""
-        return self.curve[-1]["loss"]
+        """The validation loss of the finished run, in nats per token; infinite if it is not a finite number."""
+        loss = self.curve[-1]["loss"]
+        return math.inf if loss is None or math.isnan(loss) else loss
 
-    @property
-    def positions(self) -> int:
-        """Trained positions in the whole run."""
-        return self.windows * self.positions_per_window
+    def columns(self) -> dict[str, Any]:
+        """The record as a row of the table: its fields, and what the report derives from them.
 
-    @property
-    def flops(self) -> int:
-        """Training FLOPs of the whole run."""
-        return self.windows * self.flops_per_window
+        Digests, settings of model and data, and the protocol of the test have a column each, `hashes.data`,
+        `model.dim`, `data.window_len`, `protocol.stride`.
+        """
+        model, data = (self.settings.get(part, {}).get("init_args", {}) for part in ("model", "data"))
+        sizes = (model, (data.get("tokenizer") or {}).get("init_args", {}), data)
+        prefixed = {
+            "hashes": self.hashes,
+            "model": model,
+            "data": data,
+            "protocol": (self.test or {}).get("protocol", {}),
+        }
+        return {
+            **vars(self),
+            **{f"{prefix}.{key}": value for prefix, values in prefixed.items() for key, value in values.items()},
+            "validation_loss": self.validation_loss,
+            "positions": self.windows * self.positions_per_window,
+            "flops": self.windows * self.flops_per_window,
+            "size": self.parameters - self._map_size(model),
+            "vocab_size": next((size["vocab_size"] for size in sizes if size.get("vocab_size")), None),
+            **({} if self.test is None else _test_columns(self.test["rows"])),
+        }
+
+    def _map_size(self, model: Settings) -> int:
+        """Parameters of V3's compressing map, which no other architecture has."""
+        is_v3 = self.class_path.endswith(".CompressedAttention")
+        return (model.get("history_len") or 0) * (model.get("compressed_len") or 0) if is_v3 else 0
+
+
+def _test_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    whole, documents = rows[0], rows[1:] or rows
+    is_text = bool(whole.get("bytes"))
+    metric = whole["bits_per_byte" if is_text else "loss"]
+    sizes = ("document", "tokens", "labels", "words", "bytes")
+    return {
+        "unit": "bits per byte" if is_text else "nats per label",
+        "metric": math.nan if metric is None else metric,
+        "whole": whole,
+        "documents": documents,
+        "document_sizes": tuple(tuple(row.get(name) for name in sizes) for row in documents),
+        "is_finite": all(row["nats"] is not None and math.isfinite(row["nats"]) for row in rows),
+    }
 
 
 class Contrast(NamedTuple):
-    """A difference that was named before the runs: `first` minus `second` under a budget."""
+    """A difference under a budget: the metric of `first` minus that of `second`."""
 
     first: str
     second: str
     budget: str
-
-
-class Trial(NamedTuple):
-    """A learning rate that is tried for an arm, and its runs."""
-
-    learning_rate: float
-    records: Sequence[Record]
-    """One a seed if all are done, else none."""
-    is_diverged: bool = False
-    """Whether the loss of a run was not finite any more, which ended it without a record."""
-    partial: Sequence[Record] = ()
-    """Those of a trial that lacks some of its seeds: nothing can be chosen by them."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it is known what the rate comes to."""
-        return self.is_diverged or len(self.records) > 0
 
 
 class Failure(NamedTuple):
@@ -91,50 +119,117 @@ class Failure(NamedTuple):
 
     last_words: str
     is_diverged: bool
-    """Whether the loss or the gradient was not finite; else it was something that says nothing about its settings."""
+    """Whether the loss or the gradient was not finite. Any other failure says nothing about the run's settings."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The result of the timing pass, in which all arms take turns. A record holds no time: it would never repeat."""
+
+    seconds_per_step: Mapping[str, float]
+    peak_memory: Mapping[str, int]
+    """Bytes by arm."""
+    how: Mapping[str, Any]
+    """`device`, `threads` and `rounds` of the pass."""
+
+
+class Trial(NamedTuple):
+    """A learning rate that is tried for an arm."""
+
+    learning_rate: float
+    outcomes: list[float | None]
+    """The final validation loss of each seed: None if the run is missing, infinite if it diverged."""
+
+    @property
+    def loss(self) -> float | None:
+        """The mean over the seeds; None if a run is missing and none has diverged."""
+        if math.inf in self.outcomes:
+            return math.inf
+        known = [loss for loss in self.outcomes if loss is not None]
+        return math.fsum(known) / len(known) if len(known) == len(self.outcomes) else None
+
+
+def best_trial(trials: Iterable[Trial]) -> Trial | None:
+    """The finished trial with the lowest finite loss; of equal ones the first."""
+    done = [(trial.loss, trial) for trial in trials if trial.loss is not None and trial.loss < math.inf]
+    return min(done, key=lambda one: one[0])[1] if done else None
+
+
+_DERIVED = ("validation_loss", "positions", "flops", "size", "vocab_size", "unit", "metric", "whole", "documents",
+            "document_sizes", "is_finite")  # fmt: skip
+
+
+def run_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of runs from its rows, indexed by the names of the runs; what a row doesn't have is None."""
+    listed = list(rows)
+    columns = [
+        *Record.__dataclass_fields__,
+        "uses",
+        "state",
+        "outcome",
+        *_DERIVED,
+        *(key for row in listed for key in row),
+    ]
+    nothing: dict[str, Any] = dict.fromkeys(columns)
+    table = pd.DataFrame([{**nothing, **row} for row in listed], columns=list(nothing), dtype=object)
+    return table.set_axis(pd.Index(table["run"], dtype=object, name=None))
 
 
 @dataclass(frozen=True)
 class Study:
-    """All that a report is made of."""
+    """The table of runs, and what else a report is made of.
 
-    name: str
-    description: str
-    command: str
-    """What makes or continues it."""
-    arms: Sequence[str]
-    """The contestants, in the order of the specification."""
-    reference: str
-    """The arm that others are measured against."""
-    budgets: Sequence[str]
-    """Of `windows`, `positions`, `flops`, `seconds`; under the first one the learning rates were chosen."""
-    seeds: Sequence[int]
-    finals: Mapping[tuple[str, str], Sequence[Record]]
-    """By arm and budget: tested runs at the chosen learning rate, in the order of the seeds; missing ones left out."""
-    trials: Mapping[str, Sequence[Trial]]
-    """By arm: the learning rates tried under the first budget, in rising order."""
-    noise: Sequence[Record]
-    """Runs of one arm that differ by their seed alone, for the noise floor."""
-    primary: Sequence[Contrast]
-    """Named before the runs; Holm's correction is over them."""
-    ablations: Mapping[str, Sequence[tuple[Any, Sequence[Record]]]]
-    """By name, `<arm>.<setting>`: each value and its tested runs, the arm's own value among them."""
-    seconds_per_step: Mapping[str, float]
-    """By arm, from the interleaved timing pass; empty if there was none. A record holds no time: it would never be the
-    same twice."""
-    peak_memory: Mapping[str, int]
-    """By arm, in bytes: the largest memory of a process that takes training steps, from the same pass."""
-    timing: Mapping[str, Any]
-    """How that pass was made: `device`, `threads`, `rounds`; empty if there was none."""
-    missing: Sequence[str]
-    """Runs that are planned and not done."""
+    Args:
+        spec: The specification.
+        runs: A row for each planned run, indexed by its name. Its columns are `arm`, `seed`, `learning_rate`, `steps`,
+            `uses` (budgets, `rate` and `noise floor`), `state` (`done`, `missing` or `failed`), `outcome`
+            (see `Trial.outcomes`) and, of runs that have a record, `Record.columns`.
+        failed: How the failed runs failed, by name.
+        timing: The result of the timing pass, if there was one.
+        command: The command that continues the comparison.
+    """
+
+    spec: Specification
+    runs: pd.DataFrame
     failed: Mapping[str, Failure]
-    """Runs that failed, by name."""
-    undecided: Mapping[str, Sequence[str]]
-    """Arms for which no learning rate can be chosen, since these trials failed, and not by diverging."""
+    timing: Timing
+    command: str
 
-    @property
-    def first_finals(self) -> dict[str, Sequence[Record]]:
-        """By arm: its tested runs under the first budget; arms without any are left out."""
-        budget = self.budgets[0] if self.budgets else ""
-        return {arm: records for arm in self.arms if (records := self.finals.get((arm, budget)))}
+    @cached_property
+    def recorded(self) -> pd.DataFrame:
+        """The runs that have a record, ordered by name."""
+        return self.runs[self.runs["class_path"].notna()].sort_index()
+
+    def of_use(self, use: str, arm: str | None = None) -> pd.DataFrame:
+        """The runs with a use, of all arms or of one."""
+        is_used = [
+            use in uses and arm in (None, own) for uses, own in zip(self.runs["uses"], self.runs["arm"], strict=True)
+        ]
+        return self.runs[np.array(is_used, dtype=bool)]
+
+    def tested(self, use: str, arm: str | None = None) -> pd.DataFrame:
+        """The runs with a use that have been tested."""
+        runs = self.of_use(use, arm)
+        return runs[runs["test"].notna()]
+
+    @cached_property
+    def finals(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """The tested runs by arm and budget; pairs without any are left out."""
+        pairs = [(arm, budget) for arm in self.spec.arms for budget in self.spec.budgets]
+        return {pair: runs for pair in pairs if len(runs := self.tested(pair[1], pair[0]))}
+
+    def first_finals(self) -> dict[str, pd.DataFrame]:
+        """The tested runs of each arm under the first budget; arms without any are left out."""
+        return {arm: runs for (arm, budget), runs in self.finals.items() if budget == self.spec.budgets[0]}
+
+    def trials(self, arm: str) -> list[Trial]:
+        """The learning rates of an arm, in rising order."""
+        groups = self.of_use(RATE, arm).groupby("learning_rate")
+        return [Trial(rate, list(group["outcome"])) for rate, group in groups]
+
+    def spent(self, run: pd.Series, budget: str) -> float | None:
+        """What a run used of a budget; None for seconds if the arm has not been timed."""
+        if budget != "seconds":
+            return float(run[budget])
+        seconds = self.timing.seconds_per_step.get(run["arm"])
+        return None if seconds is None else run["steps"] * seconds

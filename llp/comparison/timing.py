@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from llp.checkpoints.reading import import_class
-from llp.comparison.plan import Timing
+from llp.comparison.study import Timing
 
 TakeStep = Callable[[], object]
 
@@ -92,7 +92,7 @@ def training_step(
 
     def step() -> None:
         for _ in range(n_batches):
-            fabric.backward(decoder(tokens[:, :-1], tokens[:, burn_in + 1 :]).mean / n_batches)
+            fabric.backward(decoder.loss(tokens[:, :-1], tokens[:, burn_in + 1 :]).mean / n_batches)
         fabric.clip_gradients(decoder, optimizer, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()

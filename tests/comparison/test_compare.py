@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from llp.atomic_files import checked_json, json_with_digest
-from llp.comparison import recording
 from llp.comparison.folder import ComparisonFolder
+from llp.comparison.run import has_diverged
 from llp.comparison.study import Failure
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
@@ -90,7 +90,7 @@ def records(folder):
 def test_a_run_leaves_a_record_and_a_failed_one_stops_no_other(finished):
     folder, printed = finished
     ((name, record),) = records(folder).items()
-    assert name.startswith("dense-")
+    assert name == "dense-lr0.01-steps6-s3"
     assert "failed; see lightning_logs/comparisons/tiny/logs, and try again with --retry" in printed
     assert (record["run"], record["arm"], record["seed"], record["steps"]) == (name, "dense", 3, 6)
     assert [entry["step"] for entry in record["curve"]] == [3, 6]
@@ -203,7 +203,7 @@ def test_a_run_that_diverges_and_one_that_fails_are_told_apart(work):
     for name, state in (("a", "diverged"), ("b", "failed"), ("c", "running")):
         (place / name).mkdir(parents=True)
         (place / name / "run.json").write_text(json.dumps({"state": state, "step": 3}))
-    assert [recording.has_diverged(place / name) for name in "abcd"] == [True, False, False, False]
+    assert [has_diverged(place / name) for name in "abcd"] == [True, False, False, False]
     folder.fail("a", 1, Failure("words", is_diverged=True))
     folder.fail("b", 1, Failure("others", is_diverged=False))
     assert folder.failed() == {"a": Failure("words", True), "b": Failure("others", False)}
@@ -258,7 +258,11 @@ def test_a_plan_lists_all_runs_and_starts_none(finished, run, work):
     status, out, _ = run("compare", "spec.yaml", "--plan")
     assert status == 0
     # Two seeds each; `huge` gets fewer steps for as many FLOPs, which are other runs.
-    assert [line.split("-")[0] for line in out.splitlines() if "to do  " in line] == 2 * ["dense"] + 4 * ["huge"]
+    assert [
+        line.split("-")[0].strip()
+        for line in out.splitlines()
+        if " to do " in line and "%" not in line and "-lr" in line
+    ] == 2 * ["dense"] + 4 * ["huge"]
     assert "6 of 6 runs to do" in out
     assert not (work / "lightning_logs").exists()
 

@@ -17,7 +17,7 @@ EXTRA_NATS = 0.25
 NOISE = 0.5  # the share of labels that are drawn anew
 
 ARMS = f'''
-"""Contestants whose difference is known."""
+"""Arms whose difference is known."""
 
 import torch
 
@@ -140,7 +140,7 @@ def test_noise_in_the_labels_is_found_with_the_sign_and_the_size_that_it_has(rep
 
 
 def test_a_comparison_that_is_killed_has_the_records_of_one_that_was_not():
-    script = Path(__file__).parent.parent / "kill_comparison.py"
+    script = Path(__file__).parents[1] / "campaigns/kill_comparison.py"
     done = subprocess.run([sys.executable, str(script), "--kills", "3"], capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     assert "to the byte" in done.stdout

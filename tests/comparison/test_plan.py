@@ -1,25 +1,20 @@
-"""Which runs a comparison needs, by hand: budgets, learning rates, names, ablations."""
+"""Which runs a comparison needs, by hand: budgets, learning rates, names."""
 
-import inspect
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import yaml
 
-from datamodules import PG19
-from datamodules.text import TextDataModule
-from llp.comparison.checks import all_runs
-from llp.comparison.plan import Contestant, Plan, PlannedRun, Timing, variants
-from llp.comparison.specification import Ablation, Specification, merged
-from llp.comparison.study import Failure, Record
+from helpers.comparison import record
+from llp.comparison.plan import Arm, Plan
+from llp.comparison.spec import Specification, merged, require_same_runs
+from llp.comparison.study import Failure, Timing
 from llp.errors import SettingError
 
 DENSE, LATENT = {"class_path": "llp.Transformer"}, {"class_path": "llp.PerceiverAR", "init_args": {"latent_len": 25}}
-CONTESTANTS = {
-    "dense": Contestant(parameters=10, pairs=5050, flops=3000, positions=100, window_len=100, windows_per_step=4),
-    "latent": Contestant(parameters=10, pairs=900, flops=1200, positions=25, window_len=100, windows_per_step=4),
+ARMS = {
+    "dense": Arm(parameters=10, pairs=5050, flops=3000, positions=100, windows_per_step=4),
+    "latent": Arm(parameters=10, pairs=900, flops=1200, positions=25, windows_per_step=4),
 }
 SPECIFICATION = Specification(
     name="test",
@@ -35,12 +30,9 @@ SPECIFICATION = Specification(
 
 
 def record_of(run, loss, is_tested):
-    return Record(
-        run=run.name, arm=run.arm, class_path="llp.Transformer", seed=run.seed, learning_rate=run.learning_rate,
-        steps=run.steps, settings=run.settings, commands=[], parameters=1, pairs_per_window=1, flops_per_window=1,
-        positions_per_window=1, windows=run.steps, curve=[{"step": run.steps, "loss": loss}],
-        test={"rows": []} if is_tested else None, slices={} if is_tested else None, hashes={}, commit=None,
-        versions={}, device="cpu",
+    return record(
+        run.arm, run.seed, [2.0] * 5 if is_tested else None, run.learning_rate, steps=run.steps,
+        curve=[{"step": run.steps, "loss": loss}],
     )  # fmt: skip
 
 
@@ -50,26 +42,25 @@ BROKEN = -1.0  # a loss that stands for a failure
 class Runner:
     """Carries out what a plan asks for, with validation losses that are a function of arm and learning rate."""
 
-    def __init__(self, specification, loss, contestants=CONTESTANTS, timing=None):
-        self.specification, self.loss, self.contestants, self.timing = specification, loss, contestants, timing
+    def __init__(self, specification, loss, arms=ARMS, timing=None):
+        self.specification, self.loss, self.arms, self.timing = specification, loss, arms, timing
         self.records, self.failed = {}, {}
 
     def plan(self):
-        return Plan(self.specification, self.contestants, self.records, self.failed, self.timing)
+        return Plan(self.specification, self.arms, self.records, self.failed, self.timing)
 
     def round(self):
         """Do what can be done now; returns the arm, rate, seed and steps of each run, and whether it was tested."""
         plan, done = self.plan(), []
-        for run in plan.runs():
-            if not plan.is_done(run) and run.name not in self.failed:
-                done.append((run.arm, run.learning_rate, run.seed, run.steps, run.is_tested))
-                loss = self.loss(run.arm, run.learning_rate)
-                if loss == math.inf:
-                    self.failed[run.name] = Failure("the loss was no number", is_diverged=True)
-                elif loss == BROKEN:
-                    self.failed[run.name] = Failure("the disk was full", is_diverged=False)
-                else:
-                    self.records[run.name] = record_of(run, loss, run.is_tested)
+        for run in plan.to_do():
+            done.append((run.arm, run.learning_rate, run.seed, run.steps, run.is_tested))
+            loss = self.loss(run.arm, run.learning_rate)
+            if loss == math.inf:
+                self.failed[run.name] = Failure("the loss was no number", is_diverged=True)
+            elif loss == BROKEN:
+                self.failed[run.name] = Failure("the disk was full", is_diverged=False)
+            else:
+                self.records[run.name] = record_of(run, loss, run.is_tested)
         return done
 
     def all(self):
@@ -77,6 +68,19 @@ class Runner:
         while now := self.round():
             rounds.append(now)
         return rounds
+
+
+def seeds(study, arm, budget="windows"):
+    """Of the tested runs."""
+    return list(study.tested(budget, arm)["seed"])
+
+
+def missing(study):
+    return list(study.runs.index[study.runs["state"] == "missing"])
+
+
+def rates(plan, arm):
+    return [trial.learning_rate for trial in plan.trials(arm)]
 
 
 def middle(arm, rate):
@@ -91,8 +95,8 @@ def test_trials_come_first_and_the_chosen_rate_is_tested():
     assert sorted(finals) == [(arm, 0.003, seed, 200, True) for arm in ("dense", "latent") for seed in (0, 1)]
     assert len(runner.records) == 8
     study = runner.plan().study("llp compare x")
-    assert [[one.seed for one in study.finals[arm, "windows"]] for arm in study.arms] == [[0, 1], [0, 1]]
-    assert (study.missing, study.failed) == ([], {})
+    assert [seeds(study, arm) for arm in ("dense", "latent")] == [[0, 1], [0, 1]]
+    assert (missing(study), study.failed) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_trials_come_first_and_the_chosen_rate_is_tested():
 def test_rates_are_extended_where_the_best_lies_at_an_end(best, tried):
     runner = Runner(SPECIFICATION, lambda arm, rate: abs(math.log(rate / best)))
     runner.all()
-    assert runner.plan().rates("dense") == tried
+    assert rates(runner.plan(), "dense") == tried
     assert runner.plan().chosen_rate("dense") == min(tried, key=lambda rate: abs(math.log(rate / best)))
 
 
@@ -115,11 +119,11 @@ def test_a_rate_is_chosen_by_the_mean_over_its_seeds():
     losses = {(0.001, 0): 1.0, (0.001, 1): 4.0, (0.003, 0): 2.0, (0.003, 1): 2.0, (0.009, 0): 3.0, (0.009, 1): 3.0}
     runner = Runner(replace(SPECIFICATION, learning_rate_seeds=[]), None)
     plan = runner.plan()
-    for run in plan.runs():
+    for run in plan.runs:
         runner.records[run.name] = record_of(run, losses[run.learning_rate, run.seed], is_tested=False)
     assert len(runner.records) == 12
     assert runner.plan().chosen_rate("dense") == 0.003  # though the best run of all has 0.001
-    assert [len(trial.records) for trial in runner.plan().study("").trials["dense"]] == [2, 2, 2]
+    assert [trial.loss for trial in runner.plan().study("").trials("dense")] == [2.5, 2.0, 3.0]
 
 
 def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
@@ -127,12 +131,10 @@ def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
     runner.all()
     plan = runner.plan()
     assert plan.chosen_rate("dense") == 0.003
-    assert plan.rates("dense") == [0.001, 0.003, 0.009]
+    assert rates(plan, "dense") == [0.001, 0.003, 0.009]
     study = plan.study("")
-    assert (len(study.failed), study.missing) == (2, [])
-    assert [len(trial.records) for trial in study.trials["dense"]] == [1, 1, 0]
-    assert [trial.is_diverged for trial in study.trials["dense"]] == [False, False, True]
-    assert study.undecided == {}
+    assert (len(study.failed), missing(study)) == (2, [])
+    assert [trial.outcomes for trial in study.trials("dense")] == [[1000], [1 / 0.003], [math.inf]]
 
 
 def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_other():
@@ -140,10 +142,9 @@ def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_oth
     runner.all()
     study = runner.plan().study("")
     assert [runner.plan().chosen_rate(arm) for arm in ("dense", "latent")] == [0.003, None]
-    assert [len(study.finals[arm, "windows"]) for arm in ("dense", "latent")] == [2, 0]
-    assert [len(trial.records) for trial in study.trials["latent"]] == [1, 1, 0]
-    (failed,) = study.failed
-    assert study.undecided == {"latent": [failed]}
+    assert [len(seeds(study, arm)) for arm in ("dense", "latent")] == [2, 0]
+    assert [trial.outcomes for trial in study.trials("latent")][2] == [None]
+    assert list(study.failed) == ["latent-lr0.009-steps200-s0"]
     runner.failed.clear()  # and tried again
     runner.loss = middle
     runner.all()
@@ -153,13 +154,13 @@ def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_oth
 def test_of_a_trial_that_lacks_a_seed_there_are_the_others():
     runner = Runner(replace(SPECIFICATION, learning_rate_seeds=[]), middle)
     plan = runner.plan()
-    first = plan.runs()[0]
+    first = plan.runs[0]
     runner.records[first.name] = record_of(first, 1.0, is_tested=False)
     study = runner.plan().study("")
-    trial = study.trials["dense"][0]
-    assert (trial.records, [one.run for one in trial.partial], trial.is_done) == ([], [first.name], False)
-    assert [one.run for one in all_runs(study)] == [first.name]
-    assert len(study.missing) == 11
+    trial = study.trials("dense")[0]
+    assert (trial.outcomes, trial.loss) == ([1.0, None], None)
+    assert list(study.recorded.index) == [first.name]
+    assert len(missing(study)) == 11
 
 
 def test_a_test_that_failed_changes_no_choice():
@@ -171,28 +172,28 @@ def test_a_test_that_failed_changes_no_choice():
     runner.all()
     study = runner.plan().study("")
     assert runner.plan().chosen_rate("dense") == 0.003
-    assert ([one.seed for one in study.finals["dense", "windows"]], study.undecided) == ([1], {})
+    assert seeds(study, "dense") == [1]
 
 
 def test_a_loss_that_is_no_number_is_not_chosen():
     runner = Runner(SPECIFICATION, lambda arm, rate: None if rate == 0.003 else rate)
     runner.all()
     plan = runner.plan()
-    assert plan.chosen_rate("dense") == plan.rates("dense")[0] == 0.000111
-    assert plan.study("").missing == []
+    assert plan.chosen_rate("dense") == rates(plan, "dense")[0] == 0.000111
+    assert missing(plan.study("")) == []
 
 
 def test_an_arm_whose_trials_all_fail_has_no_tested_run():
     runner = Runner(SPECIFICATION, lambda arm, rate: math.inf if arm == "latent" else middle(arm, rate))
     runner.all()
     study = runner.plan().study("")
-    assert [len(study.finals[arm, "windows"]) for arm in ("dense", "latent")] == [2, 0]
+    assert [len(seeds(study, arm)) for arm in ("dense", "latent")] == [2, 0]
 
 
 def test_budgets_by_hand():
     timing = Timing({"dense": 0.5, "latent": 0.2}, {}, {})
     spec = replace(SPECIFICATION, budgets=["windows", "positions", "flops", "seconds"])
-    plan = Plan(spec, CONTESTANTS, {}, {}, timing)
+    plan = Plan(spec, ARMS, {}, {}, timing)
     steps = {budget: plan.steps("latent", budget) for budget in spec.budgets}
     assert steps == {"windows": 200, "positions": 800, "flops": 500, "seconds": 500}
     assert {plan.steps("dense", budget) for budget in spec.budgets} == {200}
@@ -201,10 +202,9 @@ def test_budgets_by_hand():
 def test_a_run_that_serves_two_budgets_is_one_run():
     runner = Runner(replace(SPECIFICATION, budgets=["windows", "positions"]), middle)
     runner.all()
-    finals = runner.plan().study("").finals
-    assert finals["dense", "windows"] == finals["dense", "positions"]
-    assert finals["latent", "windows"] != finals["latent", "positions"]
-    assert [one.steps for one in finals["latent", "positions"]] == [800, 800]
+    names = {pair: list(runs.index) for pair, runs in runner.plan().study("").finals.items()}
+    assert names["dense", "windows"] == names["dense", "positions"]
+    assert names["latent", "positions"] == [f"latent-lr0.003-steps800-s{seed}" for seed in (0, 1)]
 
 
 def test_the_runs_of_a_named_contrast_come_before_those_of_other_budgets():
@@ -216,12 +216,12 @@ def test_the_runs_of_a_named_contrast_come_before_those_of_other_budgets():
 
 def test_equal_seconds_need_a_timing():
     with pytest.raises(SettingError, match="--time"):
-        Plan(replace(SPECIFICATION, budgets=["seconds"]), CONTESTANTS, {}, {})
+        Plan(replace(SPECIFICATION, budgets=["seconds"]), ARMS, {}, {})
 
 
 def test_what_a_run_is_set_to():
-    run = Plan(replace(SPECIFICATION, warmup=0.1, validations=3), CONTESTANTS, {}, {}).runs()[0]
-    assert run.settings == {
+    plan = Plan(replace(SPECIFICATION, warmup=0.1, validations=3), ARMS, {}, {})
+    assert plan.settings(plan.runs[0]) == {
         "seed_everything": 0,
         "model": {"class_path": "llp.Transformer", "init_args": {"learning_rate": 0.001, "warmup_steps": 20}},
         "data": {"init_args": {"scoring_window_len": 100, "scoring_stride": 25}},
@@ -229,41 +229,17 @@ def test_what_a_run_is_set_to():
     }
 
 
-def test_a_name_tells_settings_apart_but_not_places():
-    def names(**shared):
-        return [run.name for run in Plan(replace(SPECIFICATION, shared=shared), CONTESTANTS, {}, {}).runs()]
-
-    here = names(data={"init_args": {"path": "here", "cache_dir": "a"}})
-    assert here == names(data={"init_args": {"path": "there"}}) == names()
-    assert here == names(trainer={"logger": {"class_path": "WandbLogger"}})  # who keeps the figures changes none
-    assert here[0] != names(data={"init_args": {"window_len": 10}})[0]
-    assert len(set(here)) == 6
-    assert [name.split("-")[0] for name in here] == 3 * ["dense"] + 3 * ["latent"]
-    assert {name.split("-")[2] for name in here} == {"s0"}
-
-
-def test_an_ablation_takes_the_arms_rate_and_shows_its_own_value():
-    ablation = Ablation("latent", "latent_len", [10, 50], {"n_layers": [5, 1]})
-    spec = replace(SPECIFICATION, ablations={"latents": ablation})
-    few = replace(CONTESTANTS["latent"], positions=10)
-    contestants = CONTESTANTS | {"latent.latent_len=10": few, "latent.latent_len=50": few}
-    assert variants(spec)["latent.latent_len=50"]["init_args"] == {"latent_len": 50, "n_layers": 1}
-    runner = Runner(spec, middle, contestants)
-    runner.all()
-    found = runner.plan().study("").ablations["latents"]
-    assert [(value, [one.arm for one in records]) for value, records in found] == [
-        (10, 2 * ["latent.latent_len=10"]),
-        (25, 2 * ["latent"]),
-        (50, 2 * ["latent.latent_len=50"]),
-    ]
-    assert {one.learning_rate for _, records in found for one in records} == {0.003}
+def test_names_can_be_read():
+    names = [run.name for run in Plan(SPECIFICATION, ARMS, {}, {}).runs]
+    assert names[:3] == [f"dense-lr{rate}-steps200-s0" for rate in (0.001, 0.003, 0.009)]
+    assert len(set(names)) == 6
 
 
 def test_noise_seeds_are_those_of_the_reference():
     runner = Runner(replace(SPECIFICATION, noise_seeds=[0, 1, 2]), middle)
     runner.all()
-    noise = runner.plan().study("").noise
-    assert [(one.arm, one.seed) for one in noise] == [("dense", 0), ("dense", 1), ("dense", 2)]
+    noise = runner.plan().study("").tested("noise floor")
+    assert list(zip(noise["arm"], noise["seed"], strict=True)) == [("dense", 0), ("dense", 1), ("dense", 2)]
 
 
 def test_configurations_are_merged_like_those_of_fit():
@@ -275,21 +251,20 @@ def test_configurations_are_merged_like_those_of_fit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reference": "lpp"}, "reference = lpp: it is none of the arms"),
+        ({"reference": "lpp"}, "reference = lpp: there is no such arm"),
         ({"learning_rates": [0.003, 0.001]}, "rising"),
         ({"learning_rates": [0.003]}, "extensions"),
         ({"budgets": ["windows", "windows"]}, "budgets"),
         ({"primary": [("dense", "latent", "flops")]}, "primary = flops"),
         ({"primary": [("dense", "lama", "windows")]}, "primary = lama"),
-        ({"primary": [("dense", "dense", "windows")]}, "against itself"),
-        ({"primary": [("dense", "latent", "windows"), ("latent", "dense", "windows")]}, "once a budget"),
+        ({"primary": [("dense", "dense", "windows")]}, "with itself"),
+        ({"primary": [("dense", "latent", "windows"), ("latent", "dense", "windows")]}, "once per budget"),
         ({"arms": {"dense": {"init_args": {}}}}, "class_path"),
         ({"arms": {"dense": DENSE | {"n_layers": 3}}}, "n_layers"),
         ({"arms": {"a-b": DENSE}}, "letters, digits"),
         ({"seeds": []}, "seeds"),
         ({"warmup": 1.0}, "warmup"),
         ({"name": "a/b"}, "name"),
-        ({"ablations": {"x": Ablation("dense", "dim", [1, 2], {"n_layers": [1]})}}, "ablations.x.together.n_layers"),
     ],
 )
 def test_what_a_specification_refuses(change, message):
@@ -297,25 +272,38 @@ def test_what_a_specification_refuses(change, message):
         replace(SPECIFICATION, **change)
 
 
-def test_the_committed_runs_keep_their_names():
-    """Their records are found again, whatever settings and defaults the data modules have got since."""
-    folder = Path(__file__).parents[2] / "results/cpu"
-    files = sorted((folder / "records").glob("*.json"))
-    assert len(files) >= 48
-    defaults = {
-        name: parameter.default
-        for cls in (TextDataModule, PG19)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    for file in files[::8]:
-        settings = yaml.safe_load((folder / "configs" / f"{file.stem}.yaml").read_text())
-        given = {
-            name: settings["data"]["init_args"][name] for name in ("path", "tokenizer", "window_len", "batch_size")
-        }
-        scoring = {"scoring_window_len": 1152, "scoring_stride": 576}
-        settings["data"]["init_args"] = {**defaults, **given, **scoring}
-        del settings["trainer"]["default_root_dir"]
-        arm, _, seed = file.stem.split("-")
-        run = PlannedRun(arm, int(seed[1:]), 0.0, 0, settings, False)
-        assert run.name == file.stem
+SHARED = {"data": {"init_args": {"path": "here", "window_len": 100}}, "model": {"init_args": {"dim": 8}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shared": merged(SHARED, {"data": {"init_args": {"path": "there", "cache_dir": "a"}}})},
+        {"shared": merged(SHARED, {"trainer": {"logger": {"class_path": "WandbLogger"}}})},
+        {"seeds": [0, 1, 2], "budgets": ["windows", "flops"], "learning_rates": [0.001, 0.01], "steps": 300},
+        {"arms": {"dense": DENSE, "llp": {"class_path": "llp.LLP"}}},
+    ],
+)
+def test_changes_that_leave_the_runs_of_a_comparison_as_they_are(change):
+    spec = replace(SPECIFICATION, shared=SHARED)
+    require_same_runs(spec.as_settings(), replace(spec, **change).as_settings())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shared": merged(SHARED, {"data": {"init_args": {"window_len": 50}}})}, "shared.data"),
+        ({"shared": merged(SHARED, {"model": {"init_args": {"dropout": 0.1}}})}, "shared.model"),
+        ({"shared": merged(SHARED, {"trainer": {"gradient_clip_val": 1.0}})}, "shared.trainer"),
+        (
+            {"arms": {"dense": DENSE, "latent": {"class_path": "llp.PerceiverAR", "init_args": {"latent_len": 50}}}},
+            "arms.latent",
+        ),
+        ({"warmup": 0.2}, "warmup = 0.2: .* another name"),
+        ({"scoring_stride": 50}, "scoring_stride"),
+    ],
+)
+def test_a_name_stands_for_one_configuration(change, message):
+    spec = replace(SPECIFICATION, shared=SHARED)
+    with pytest.raises(SettingError, match=message):
+        require_same_runs(spec.as_settings(), replace(spec, **change).as_settings())

@@ -11,6 +11,7 @@ from helpers.comparison import (
     LEVELS,
     RATES,
     Losses,
+    Tried,
     finals,
     label_rows,
     protocol,
@@ -20,15 +21,18 @@ from helpers.comparison import (
     text_rows,
     trials,
 )
-from llp.comparison import pictures
-from llp.comparison.checks import check
-from llp.comparison.judgement import exploratory, judge_all, primary
-from llp.comparison.markdown import number
-from llp.comparison.report import compose, write_report
+from llp.comparison import plots
+from llp.comparison.contrasts import contrast_table
+from llp.comparison.report import Report
 from llp.comparison.statistics import difference
-from llp.comparison.study import Contrast, Failure, Study, Trial
+from llp.comparison.study import Contrast, Failure
+from llp.comparison.tables import number
 
-PICTURES = ["contrasts.png", "cost.png", "position.png", "recall.png", "learning_rates.png"]
+PLOTS = ["contrasts.png", "cost.png", "position.png", "recall.png", "learning_rates.png"]
+
+
+def compose(made):
+    return Report(made.study())
 
 
 def rows(path):
@@ -40,31 +44,29 @@ def complete():
     """A study with every part that a report of a text can have."""
     losses = Losses(LEVELS)
     longer = {(arm, "flops"): finals(losses, arm, range(3), steps=200) for arm in LEVELS}
-    own = [(64, finals(losses, "llp", range(3))), (128, [])]
-    own.insert(0, (32, [record("llp.segment_len=32", seed, losses.draw("llp", seed) + 0.05) for seed in range(3)]))
     made = study(budgets=["windows", "flops"])
-    return replace(made, finals={**made.finals, **longer}, ablations={"llp.segment_len": own})
+    return replace(made, finals={**made.finals, **longer})
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-        paths = write_report(complete(), folder)
-        names = ["report.md", "report.csv", "contrasts.csv", "runs.csv", "ablation-llp.segment_len.png", *PICTURES]
+        paths = compose(complete()).write(folder)
+        names = ["report.md", "report.csv", "contrasts.csv", "runs.csv", *PLOTS]
         assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths) == sorted(names)
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
     for name in [name for name in names if name.endswith(".png")]:
         assert (folders[0] / name).read_bytes().startswith(b"\x89PNG")
     assert len(rows(folders[0] / "report.csv")) == 2 * 3  # budgets, arms
-    assert len(rows(folders[0] / "runs.csv")) == 18 + 9 + 2 + 3  # final ones, rates, noise floor alone, ablation alone
+    assert len(rows(folders[0] / "runs.csv")) == 18 + 9 + 2  # final ones, rates, noise floor alone
 
 
 def test_a_report_takes_the_place_of_an_older_one(tmp_path):
     made = replace(study({"dense": 1.0}, trials={}), finals={}, noise=[])
     for _ in range(2):
-        write_report(made, tmp_path)
+        compose(made).write(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "contrasts.csv",
         "report.csv",
@@ -73,16 +75,16 @@ def test_a_report_takes_the_place_of_an_older_one(tmp_path):
     ]
 
 
-def test_all_pictures_are_shown():
+def test_all_plots_are_shown():
     report = compose(complete())
-    assert sorted(report.pictures) == sorted(["ablation-llp.segment_len.png", *PICTURES])
-    for name in report.pictures:
+    assert sorted(report.plots) == sorted([*PLOTS])
+    for name in report.plots:
         assert f"]({name})" in report.text
     hollow = "hollow: where the runs at equal FLOPs or seconds ended"
     assert (hollow in report.text, hollow in compose(study()).text) == (True, False)
 
 
-def test_identical_contestants_are_a_tie():
+def test_identical_arms_are_a_tie():
     """One arm under two names."""
     made = study()
     twins = [replace(run, arm="twin", run=run.run.replace("llp", "twin")) for run in made.finals["llp", "windows"]]
@@ -109,13 +111,14 @@ def test_an_arm_made_worse_is_found_with_its_sign_and_size():
         for run in made.finals["dense", "windows"]
     ]
     worse = [replace(run, arm="llp", run=run.run.replace("dense", "llp")) for run in worse]
-    both = [Contrast("llp", "dense", "windows"), Contrast("dense", "llp", "windows")]
-    made = replace(made, finals={**made.finals, ("llp", "windows"): worse}, primary=both)
+    made = replace(made, finals={**made.finals, ("llp", "windows"): worse})
+    other_way_round = replace(made, primary=[Contrast("dense", "llp", "windows")])
     report = compose(made)
     text = report.text
     assert "- **llp is worse than dense** by 0.1000 bits per byte at equal windows" in text
-    assert "- **dense is better than llp** by 0.1000 bits per byte at equal windows" in text
-    (row,) = [row for row in report.summary if row["arm"] == "llp"]
+    found = "- **dense is better than llp** by 0.1000 bits per byte at equal windows"
+    assert found in compose(other_way_round).text
+    (row,) = [row for row in report.summary.to_dict("records") if row["arm"] == "llp"]
     assert row["difference"] == pytest.approx(0.1)
     assert row["difference_low"] <= 0.1 + 1e-12
     assert row["difference_high"] >= 0.1 - 1e-12
@@ -170,13 +173,13 @@ def test_what_may_not_be_compared_is_not():
     runs[0] = replace(runs[0], hashes={**runs[0].hashes, "training_windows": runs[1].hashes["training_windows"]})
     report = compose(replace(made, finals={**made.finals, ("llp", "windows"): runs}))
     text = report.text
-    reason = "llp-0.003-100-s0: other training windows than other runs of seed 0"
+    reason = "llp-lr0.003-steps100-s0: other training windows than other runs of seed 0"
     assert f"- **llp and dense can't be compared** at equal windows: {reason}" in text
     assert "- ✗ Runs of one seed and length took the same training windows, other seeds others\n  - " + reason in text
     assert "- ✓ All read the same text with the same tokenizer" in text
     assert "| llp - dense | equal windows | - | - | - | - | - | - | - | not comparable |" in text
     assert "- **window is worse than dense**" in text
-    states = {row["arm"]: (row["state"], row["difference"] is not None) for row in report.summary}
+    states = {row["arm"]: (row["state"], row["difference"] is not None) for row in report.summary.to_dict("records")}
     assert states == {
         "dense": ("reference", False),
         "window": ("comparable", True),
@@ -193,7 +196,7 @@ def test_a_diverged_run_is_not_compared():
         curve = [{**entry, "loss": nothing} for entry in runs[0].curve]
         runs[0] = replace(runs[0], test={**runs[0].test, "rows": lost}, curve=curve)
         text = compose(replace(made, finals={**made.finals, ("llp", "windows"): runs})).text
-        assert "**llp and dense can't be compared** at equal windows: llp-0.003-100-s0: it diverged" in text
+        assert "**llp and dense can't be compared** at equal windows: llp-lr0.003-steps100-s0: it diverged" in text
 
 
 def test_the_table_has_every_figure():
@@ -206,7 +209,17 @@ def test_the_table_has_every_figure():
     assert cells[1:3] == [f"{np.mean(bits):.4f}", f"{np.std(bits, ddof=1):.4f}"]
     assert cells[5] == f"{np.mean([run.test['rows'][0]['loss'] for run in runs]):.4f}"
     # parameters, positions (800 windows of 512), windows, FLOPs (800 * 6e8), seconds (100 * 0.1), memory, rate, seeds
-    assert cells[6:] == ["260,000", "409,600", "800", "4.80e11", "10.0", "500", "0.003", "3", "`0.003-100-s0,1,2`"]
+    assert cells[6:] == [
+        "260,000",
+        "409,600",
+        "800",
+        "4.80e11",
+        "10.0",
+        "500",
+        "0.003",
+        "3",
+        "`lr0.003-steps100-s0,1,2`",
+    ]
     assert "A unigram model" not in text
     order = [line.split(" | ")[0] for line in text.splitlines() if "4.80e11" in line]
     assert order == ["| dense", "| window", "| llp"]
@@ -214,11 +227,11 @@ def test_the_table_has_every_figure():
 
 def test_a_model_without_context_is_named():
     made = study({"dense": 1.9})
-    runs = list(made.finals["dense", "windows"])
-    whole, *documents = runs[0].test["rows"]
+    run = made.finals["dense", "windows"][0]
+    whole, *documents = run.test["rows"]
     rows = [{**whole, "unigram_bits_per_byte": 4.349}, *documents]
-    runs[0] = replace(runs[0], test={**runs[0].test, "rows": rows})
-    text = compose(replace(made, finals={("dense", "windows"): runs})).text
+    first = replace(run, test={**run.test, "rows": rows})
+    text = compose(replace(made, finals={("dense", "windows"): [first]}, noise=[])).text
     assert "the best comes first. A unigram model has 4.3490 bits per byte." in text
 
 
@@ -240,11 +253,11 @@ def test_figures_of_any_size_are_short(value, text):
 def test_every_run_has_its_commands():
     made = complete()
     report = compose(made)
-    text, listed = report.text, {row["run"]: row for row in report.runs}
-    assert listed["llp-0.003-100-s0"]["commands"] == " && ".join(record("llp").commands)
-    assert listed["llp-0.003-100-s0"]["use"] == "windows, llp.segment_len"
-    assert listed["dense-0.003-100-s4"]["use"] == "noise floor"
-    assert listed["llp-0.003-100-s100"]["use"] == "rate"
+    text, listed = report.text, {row["run"]: row for row in report.runs.to_dict("records")}
+    assert listed["llp-lr0.003-steps100-s0"]["commands"] == " && ".join(record("llp").commands)
+    assert listed["llp-lr0.003-steps100-s0"]["use"] == "windows"
+    assert listed["dense-lr0.003-steps100-s4"]["use"] == "noise floor"
+    assert listed["llp-lr0.003-steps100-s100"]["use"] == "rate"
     for name in listed:
         assert f"| [{name}](records/{name}.json) |" in text
 
@@ -252,23 +265,28 @@ def test_every_run_has_its_commands():
 def test_missing_runs_are_said():
     words = "llp fit: error: guard.max_skipped_steps = 0: the loss is nan. Windows:\n  sample 3\nLower learning_rate."
     failed = {
-        "window-0.003-100-s1": Failure("Traceback\nout of memory", False),
-        "llp-0.01-100-s0": Failure(words, True),
+        "window-lr0.01-steps100-s100": Failure("Traceback\nout of memory", False),
+        "llp-lr0.01-steps100-s0": Failure(words, True),
     }
-    undecided = {"window": ["window-0.003-100-s1"]}
-    made = study(missing=["llp-0.003-100-s2"], failed=failed, undecided=undecided)
+    made = study(missing=["llp-lr0.003-steps100-s2"], failed=failed)
+    made = replace(made, trials={**made.trials, "window": [*made.trials["window"][:2], Tried(RATES[2])]})
     partial = {
         ("dense", "windows"): made.finals["dense", "windows"],
         ("llp", "windows"): made.finals["llp", "windows"][:2],
     }
     text = compose(replace(made, finals=partial)).text
-    assert "1 missing, 2 failed. To continue: `llp compare synthetic.yaml`" in text
-    assert "- `window-0.003-100-s1` failed: out of memory\n" in text
+    assert (
+        "1 missing, 2 failed. More will follow, once a learning rate is chosen for window. To continue: `llp compare"
+        in text
+    )
+    assert "- `window-lr0.01-steps100-s100` failed: out of memory\n" in text
     diverged = "llp fit: error: guard.max_skipped_steps = 0: the loss is nan. Windows:"
-    assert f"- `llp-0.01-100-s0` diverged: {diverged}\n" in text
-    waits = "No learning rate can be chosen for window before these have been tried again: `window-0.003-100-s1`."
+    assert f"- `llp-lr0.01-steps100-s0` diverged: {diverged}\n" in text
+    waits = (
+        "No learning rate can be chosen for window before these have been tried again: `window-lr0.01-steps100-s100`."
+    )
     assert waits in text
-    assert "- `llp-0.003-100-s2`" in text
+    assert "- `llp-lr0.003-steps100-s2`" in text
     assert (
         "**window against dense** at equal windows: not known yet; window has 0 and dense has 3 of 3 tested runs."
         in text
@@ -280,27 +298,22 @@ def test_missing_runs_are_said():
 def test_a_single_seed_has_no_interval():
     report = compose(study(seeds=[0]))
     assert "no interval from a single seed; 1 seed, 5 documents" in report.text
-    assert "contrasts.png" in report.pictures
+    assert "contrasts.png" in report.plots
 
 
 def test_nothing_is_done_yet():
-    made = study(finals={}, trials={arm: [Trial(rate, []) for rate in RATES] for arm in LEVELS}, noise=[])
-    report = compose(replace(made, seconds_per_step={}, timing={}, peak_memory={}, missing=["a", "b"]))
+    made = study(finals={}, trials={arm: [Tried(rate) for rate in RATES] for arm in LEVELS}, noise=[])
+    report = compose(replace(made, seconds_per_step={}))
     text = report.text
-    assert "0 runs done, 2 missing, 0 failed." in text
+    assert "0 runs done, 9 missing, 0 failed." in text
     assert "More will follow, once a learning rate is chosen for dense, window, llp." in text
     assert "No run has been tested yet." in text
     assert "Nothing is known yet: no run has been tested." in text
     assert "- ? No test loss is infinite: nothing to check" in text
     assert "✓" not in text
-    assert report.runs == []
-    assert {row["state"] for row in report.summary} == {"reference", "missing"}
-    assert report.pictures == {}
-
-
-def test_a_study_without_anything():
-    nothing = Study("empty", "", "llp compare", [], "", [], [], {}, {}, [], [], {}, {}, {}, {}, [], {}, {})
-    assert "No contrast was named before the runs." in compose(nothing).text
+    assert report.runs.empty
+    assert {row["state"] for row in report.summary.to_dict("records")} == {"reference", "missing"}
+    assert report.plots == {}
 
 
 def task(arm, seed, loss, accuracies):
@@ -327,7 +340,7 @@ def test_a_task_with_labels():
     assert " | 0.650 | " in line
     assert "word perplexity" not in text
     assert "A guess has 2.7726 nats per label and an accuracy of 0.062." in text
-    (axes,) = pictures.accuracy_by_distance(made).axes
+    (axes,) = plots.accuracy_by_distance(made.study()).axes
     assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[1.0, 0.9], pytest.approx([1.0, 0.3])]
     assert "| distance | dense | llp |" in text
     assert "| 4 to 7 | 0.900 (0.900 to 0.900) | 0.300 (0.200 to 0.400) |" in text
@@ -336,8 +349,8 @@ def test_a_task_with_labels():
 
 
 def judged(made):
-    everything = judge_all(made, check(made))
-    return primary(made, everything), exploratory(made, everything)
+    report = compose(made)
+    return report.named, report.exploratory
 
 
 def test_every_pair_is_judged_once():
@@ -348,7 +361,7 @@ def test_every_pair_is_judged_once():
     assert [one.verdict for one in others] == [None]
 
 
-def test_contestants_that_vary_more_than_the_floor_are_named():
+def test_arms_that_vary_more_than_the_floor_are_named():
     made = study({"dense": 1.9, "window": 1.9, "llp": 1.9})
     steady = [record("dense", seed, [1.9 + 0.01 * seed] * 5) for seed in range(5)]  # standard deviation 0.0158
     spread = {"window": 0.031, "llp": 0.032}
@@ -358,19 +371,19 @@ def test_contestants_that_vary_more_than_the_floor_are_named():
     }
     text = compose(replace(made, noise=steady, finals={**made.finals, **own})).text
     assert (
-        "vary more than twice as much, so that chance alone makes larger differences than the floor: llp (0.0320)."
-        in text
+        "vary more than twice as much over their own seeds, so chance alone makes larger differences than the floor: "
+        "llp (0.0320)." in text
     )
 
 
 def test_all_intervals_of_a_contrast_are_listed():
     made = study(primary=[Contrast("llp", "dense", "windows")])
-    listed = compose(made).contrasts
+    listed = contrast_table(*judged(made)).to_dict("records")
     assert [(one["first"], one["second"], one["named"]) for one in listed] == [
         ("llp", "dense", True),
         ("window", "dense", False),
     ]
-    outcome = difference(made.finals["llp", "windows"], made.finals["dense", "windows"])
+    outcome = difference(*(made.study().tested("windows", arm) for arm in ("llp", "dense")))
     for method, interval in outcome.intervals.items():
         assert [listed[0][f"{method} {end}"] for end in ("low", "high", "p")] == list(interval)
     assert listed[0]["counts"] == outcome.method
@@ -379,9 +392,9 @@ def test_all_intervals_of_a_contrast_are_listed():
 
 def test_a_word_perplexity_converts_into_the_bits_per_byte_beside_it():
     made = study()
-    (row,) = [row for row in compose(made).summary if row["arm"] == "llp"]
+    (row,) = [row for row in compose(made).summary.to_dict("records") if row["arm"] == "llp"]
     whole = made.finals["llp", "windows"][0].test["rows"][0]
-    nats_per_word = row["figure"] * math.log(2) * whole["bytes"] / whole["words"]
+    nats_per_word = row["metric"] * math.log(2) * whole["bytes"] / whole["words"]
     assert row["word_perplexity"] == pytest.approx(math.exp(nats_per_word))
     assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
 
@@ -405,7 +418,7 @@ def test_a_report_says_what_is_validated_and_what_a_word_is():
         )
         for run in made.finals["dense", "windows"]
     ]
-    text = compose(replace(made, finals={("dense", "windows"): runs}, trials={"dense": [Trial(3e-3, runs)]})).text
+    text = compose(replace(made, finals={("dense", "windows"): runs}, trials={"dense": [Tried(3e-3, runs)]})).text
     assert "at the end of a run, over 0.25 of the split's batches, the mean over the seeds" in text
     assert "Words: words of the 5 books here." in text
 
@@ -437,7 +450,7 @@ def test_holm_counts_contrasts_that_are_missing():
 def test_the_forest_shows_intervals_and_floors():
     made = study()
     named, others = judged(made)
-    (axes,) = pictures.forest(made, named, others, "bits per byte").axes
+    (axes,) = plots.forest(made.study(), named, others, "bits per byte").axes
     points = [line for line in axes.lines if len(line.get_xdata()) == 1]
     bars = [line for line in axes.lines[1:] if len(line.get_xdata()) == 2]
     assert [line.get_xdata()[0] for line in points] == [one.outcome.estimate for one in named]
@@ -452,7 +465,7 @@ def test_the_forest_shows_intervals_and_floors():
 
 def test_the_loss_is_drawn_over_what_it_cost():
     made = study(seconds_per_step={"dense": 0.1, "llp": 0.3})
-    left, right = pictures.loss_over_cost(made).axes
+    left, right = plots.loss_over_cost(made.study()).axes
     dense = left.lines[0]
     assert list(dense.get_xdata()) == pytest.approx([step * 8 * 6e8 for step in (20, 40, 60, 80, 100)])
     assert list(dense.get_ydata()) == pytest.approx([entry["loss"] for entry in record().curve])
@@ -462,7 +475,7 @@ def test_the_loss_is_drawn_over_what_it_cost():
 def test_the_loss_by_position_is_less_that_of_the_reference():
     """And has lines at m = 64, 2 m and, within four layers, at 4 m."""
     made = study()
-    (axes,) = pictures.loss_by_position(made).axes
+    (axes,) = plots.loss_by_position(made.study()).axes
     by_label = {line.get_label(): line for line in axes.lines}
     assert "dense" not in by_label
     assert list(by_label["llp"].get_xdata()) == [1.5 * 2**k - 0.5 for k in range(10)]
@@ -480,7 +493,7 @@ def test_the_loss_by_position_is_less_that_of_the_reference():
 
 def test_the_loss_on_recall_tokens():
     made = study()
-    left, right = pictures.loss_on_recall(made).axes
+    left, right = plots.loss_on_recall(made.study()).axes
     levels = [np.mean([row["bits_per_byte"] for row in run.test["rows"][1:]]) for run in made.finals["llp", "windows"]]
     (line,) = [line for line in left.lines if line.get_label() == "llp"]
     assert list(line.get_ydata()) == pytest.approx([np.mean(levels) * (0.2 + 0.05 * k) for k in range(10)])
@@ -497,11 +510,11 @@ def test_slices_that_only_some_runs_have():
     made = study()
     runs = [replace(made.finals["llp", "windows"][0], slices=None), *made.finals["llp", "windows"][1:]]
     some = replace(made, finals={**made.finals, ("llp", "windows"): runs})
-    assert {line.get_label() for line in pictures.loss_by_position(some).axes[0].lines} >= {"llp", "window"}
+    assert {line.get_label() for line in plots.loss_by_position(some.study()).axes[0].lines} >= {"llp", "window"}
     none = {key: [replace(run, slices=None) for run in group] for key, group in made.finals.items()}
-    assert pictures.loss_by_position(replace(made, finals=none)) is None
-    assert pictures.loss_on_recall(replace(made, finals=none)) is None
-    assert pictures.accuracy_by_distance(made) is None
+    assert plots.loss_by_position(replace(made, finals=none).study()) is None
+    assert plots.loss_on_recall(replace(made, finals=none).study()) is None
+    assert plots.accuracy_by_distance(made.study()) is None
 
 
 def test_an_empty_part_of_a_slice_is_left_out():
@@ -509,7 +522,7 @@ def test_an_empty_part_of_a_slice_is_left_out():
     own = slices(1.0)
     own["recall"][3] = {**own["recall"][3], "tokens": 0, "nats": 0.0}
     runs = [replace(run, slices=own) for run in made.finals["dense", "windows"]]
-    left, _ = pictures.loss_on_recall(replace(made, finals={("dense", "windows"): runs})).axes
+    left, _ = plots.loss_on_recall(replace(made, finals={("dense", "windows"): runs}).study()).axes
     assert len(left.lines[0].get_xdata()) == 9
 
 
@@ -518,8 +531,8 @@ def test_the_learning_rates():
     made = study()
     made = replace(made, trials={**made.trials, "window": trials("window", (2.7, 2.5, math.nan))})
     edge = trials("llp", (2.5, 2.7, 2.8))
-    lost = [*trials("llp", (2.7, 2.5), RATES[:2]), Trial(RATES[2], [], is_diverged=True)]
-    (axes,) = pictures.loss_over_rates(made).axes
+    lost = [*trials("llp", (2.7, 2.5), RATES[:2]), Tried(RATES[2], is_diverged=True)]
+    (axes,) = plots.loss_over_rates(made.study()).axes
     rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(3e-3, pytest.approx(2.5))] * 3
     (window,) = [line for line in axes.lines if line.get_label() == "window"]
@@ -534,43 +547,27 @@ def test_the_learning_rates():
 
 def test_of_rates_that_are_not_all_done_none_is_the_best():
     """The seeds of a trial that are done are listed, and decide nothing."""
-    begun = [*trials("llp", (2.5, 2.7), RATES[:2]), Trial(RATES[2], [], partial=[record("llp", 7, None, RATES[2])])]
+    begun = [*trials("llp", (2.5, 2.7), RATES[:2]), Tried(RATES[2], [record("llp", 7, None, RATES[2])], n_missing=1)]
     made = study()
     report = compose(replace(made, trials={**made.trials, "llp": begun}))
-    line = "| llp | 2.5000 | 2.7000 | - | - | `0.001-100-s100`; `0.003-100-s100`; `0.01-100-s7` |"
+    line = "| llp | 2.5000 | 2.7000 | - | - | `lr0.001-steps100-s100`; `lr0.003-steps100-s100`; `lr0.01-steps100-s7` |"
     assert line in report.text
-    assert [row["use"] for row in report.runs if row["run"] == "llp-0.01-100-s7"] == ["rate"]
+    assert [row["use"] for row in report.runs.to_dict("records") if row["run"] == "llp-lr0.01-steps100-s7"] == ["rate"]
     assert "once a learning rate is chosen for llp." in report.text
     single = replace(made, trials={arm: trials(arm, (2.5,), RATES[1:2]) for arm in LEVELS})
-    assert "| llp | **2.5000** | - | `0.003-100-s100` |" in compose(single).text
+    assert "| llp | **2.5000** | - | `lr0.003-steps100-s100` |" in compose(single).text
 
 
-def test_an_ablation():
-    """Against the contestant's own value, which is ringed; a missing value is said."""
-    made = complete()
-    text = compose(made).text
-    section = text[text.index("### llp.segment_len") :]
-    line32, line64, line128 = (
-        next(line for line in section.splitlines() if line.startswith(f"| {m} |")) for m in (32, 64, 128)
-    )
-    assert float(line32.split("|")[4].split()[0]) == pytest.approx(0.05, abs=0.01)
-    assert line64.split("|")[4].strip() == ""
-    assert line128.split("|")[2].strip() == "missing"
-    (axes,) = pictures.ablation("llp.segment_len", [(32, [2.0, 2.2]), (64, [1.9]), (128, [])], "unit", 64).axes
-    (ring,) = [line for line in axes.lines if line.get_fillstyle() == "none"]
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (64, 1.9)
-
-
-def test_a_contestant_looks_the_same_in_all_pictures():
+def test_a_arm_looks_the_same_in_all_plots():
     """Its architecture's own colour if it is the first of its kind; no two are alike; others don't change it."""
     arms = {f"arm{number}": 1.0 for number in range(9)}
     made = study({"dense": 1.9, "llp": 1.9, **arms})
-    look = pictures.styles(made)
+    look = plots.styles(made.study())
     assert (look["dense"].color, look["llp"].color) == ("#5c636a", "#1c7ed6")
     assert len(set(look.values())) == 11
     assert len({style.color for style in look.values()}) == 11
-    (recall, _) = pictures.loss_on_recall(made).axes
-    (rates,) = pictures.loss_over_rates(made).axes
+    (recall, _) = plots.loss_on_recall(made.study()).axes
+    (rates,) = plots.loss_over_rates(made.study()).axes
     for axes in (recall, rates):
         drawn = {line.get_label(): (line.get_color(), line.get_marker()) for line in axes.lines}
         assert {arm: drawn[arm] for arm in look} == look
@@ -580,4 +577,4 @@ def test_how_they_were_scored_is_said():
     text = compose(study()).text
     assert "| llp | 512 | 128 | 384 | 447.5 | 512 | 13,000 | 26,000 | 5 |" in text
     assert "(device cpu, threads 2, rounds 5)" in text
-    assert "The test has 5 documents only" in text
+    assert "The test has only 5 documents" in text

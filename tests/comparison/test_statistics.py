@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from helpers.comparison import Losses, finals, label_rows, protocol, record, text_rows, trials
+from helpers import comparison
+from helpers.comparison import Losses, label_rows, protocol, record, text_rows
 from llp.comparison.statistics import (
     Difference,
     Interval,
     NoiseFloor,
     Scores,
-    best_trial,
     difference,
     holm,
     multi_bootstrap,
@@ -21,26 +21,24 @@ from llp.comparison.statistics import (
     paired_t,
     scores,
     sensitivity,
-    t_quantile,
-    t_tails,
     verdict,
     welch_t,
 )
-from llp.comparison.study import Trial
+from llp.comparison.study import Trial, best_trial, run_table
 
 
-@pytest.mark.parametrize("freedom", [1, 1.3, 2, 2.7, 4, 10, 33.3, 400])
-def test_student_s_t_is_scipy_s(freedom):
-    for t in (0.0, 0.3, 1.0, -1.0, 2.5, 12.0, 200.0):
-        assert t_tails(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-11)
-    for alpha in (0.9, 0.05, 0.01, 1e-6):
-        assert t_quantile(alpha, freedom) == pytest.approx(stats.t.isf(alpha / 2, freedom), rel=1e-11)
+def runs(*records):
+    return run_table(record.columns() for record in records)
+
+
+def finals(*arguments, **changes):
+    return runs(*comparison.finals(*arguments, **changes))
 
 
 def test_intervals_over_seeds_are_scipy_s():
     random = np.random.default_rng(1)
     a, b = random.standard_normal(4), 3 * random.standard_normal(4) + 2
-    paired, ours = stats.ttest_rel(a, b), paired_t(a - b)
+    paired, ours = stats.ttest_rel(a, b), paired_t(a, b)
     bounds = paired.confidence_interval()
     assert ours == pytest.approx((bounds.low, bounds.high, paired.pvalue), rel=1e-10)
     unpaired, ours = stats.ttest_ind(a, b[:3], equal_var=False), welch_t(a, b[:3])
@@ -71,8 +69,8 @@ def test_the_bootstrap_over_documents_alone_is_scipy_s():
 
 def test_a_difference_is_a_ratio_of_sums():
     """Not a mean over documents of their figures: a long document counts more. By hand."""
-    first = [record("a", seed, [2.0, 1.0], sizes=[3000, 1000]) for seed in (0, 1)]
-    second = [record("b", seed, [1.0, 1.0], sizes=[3000, 1000]) for seed in (0, 1)]
+    first = runs(*(record("a", seed, [2.0, 1.0], sizes=[3000, 1000]) for seed in (0, 1)))
+    second = runs(*(record("b", seed, [1.0, 1.0], sizes=[3000, 1000]) for seed in (0, 1)))
     assert difference(first, second).estimate == pytest.approx((3000 * 2 + 1000 - 4000) / 4000)
     assert difference(second, first).estimate == pytest.approx(-0.75)
     assert difference(first, second).documents == 2
@@ -83,13 +81,13 @@ def scored(rows):
 
 
 def test_labels_are_counted_where_there_are_no_bytes():
-    first = [record("a", seed, test=scored(label_rows(2.0 + seed, 0.5))) for seed in (0, 1)]
-    assert scores(first).figures == pytest.approx([2.0, 3.0])
+    first = runs(*(record("a", seed, test=scored(label_rows(2.0 + seed, 0.5))) for seed in (0, 1)))
+    assert scores(first).metrics == pytest.approx([2.0, 3.0])
     assert noise_floor(first).deviation == pytest.approx(math.sqrt(0.5))
 
 
 def test_seeds_are_paired():
-    """What a seed adds to both contestants is in neither of the paired intervals, and in Welch's."""
+    """What a seed adds to both arms is in neither of the paired intervals, and in Welch's."""
     losses = Losses({"a": 2.0, "b": 2.1}, own=0.001, order=0.1)
     outcome = difference(finals(losses, "b", range(4)), finals(losses, "a", reversed(range(5))))
     assert outcome.seeds == [0, 1, 2, 3]
@@ -136,27 +134,26 @@ def test_intervals_hold_the_truth_in_95_of_100_studies(n_seeds, taste, monkeypat
     assert held / 300 > 0.95 - 1.65 * math.sqrt(0.05 * 0.95 / 300)
 
 
-def test_equal_contestants_are_above_the_noise_floor_in_one_study_of_twenty():
+def test_equal_arms_are_above_the_noise_floor_in_one_study_of_twenty():
     random, studies = np.random.default_rng(3), 4000
     above = 0
     for _ in range(studies):
         floor = NoiseFloor(float(np.std(random.standard_normal(5), ddof=1)), 5)
-        above += abs(random.standard_normal(3).mean() - random.standard_normal(3).mean()) > floor.smallest(3, 3)
+        above += abs(random.standard_normal(3).mean() - random.standard_normal(3).mean()) > floor.smallest(3)
     assert above / studies == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / studies))
 
 
 def test_the_noise_floor_by_hand():
     """The published example: a standard deviation of 0.0019 nats, five runs."""
-    assert NoiseFloor(0.0019, 5).smallest(3, 3) == pytest.approx(2.776 * 0.0019 * math.sqrt(2 / 3), rel=1e-3)
-    flat = [record("a", seed, [level] * 5) for seed, level in enumerate((2.0, 2.1, 2.2))]
+    assert NoiseFloor(0.0019, 5).smallest(3) == pytest.approx(2.776 * 0.0019 * math.sqrt(2 / 3), rel=1e-3)
+    flat = runs(*(record("a", seed, [level] * 5) for seed, level in enumerate((2.0, 2.1, 2.2))))
     assert noise_floor(flat) == pytest.approx((0.1, 3))
     assert noise_floor(flat[:1]) is None
-    assert noise_floor([flat[0], record("a", 7)]) is None
 
 
-def test_identical_contestants_are_a_tie():
+def test_identical_arms_are_a_tie():
     first = finals(Losses({"a": 2.0}), "a", range(3))
-    second = [record("b", run.seed, test=run.test) for run in first]
+    second = runs(*(record("b", seed, test=test) for seed, test in zip(first["seed"], first["test"], strict=True)))
     outcome = difference(second, first)
     assert (outcome.estimate, outcome.interval.p) == (0.0, 1.0)
     assert [verdict(outcome, NoiseFloor(deviation, 5), 1.0) for deviation in (0.0, 0.01)] == ["tie", "tie"]
@@ -184,7 +181,7 @@ def test_a_known_difference_is_found_with_its_sign_and_size(worse_by, expected):
 )
 def test_verdicts(estimate, interval, p, expected):
     outcome = Difference(estimate, {"x": interval}, [0, 1, 2], 5)
-    floor = NoiseFloor(1.0 / NoiseFloor(1.0, 5).smallest(3, 3), 5)  # of exactly 1
+    floor = NoiseFloor(1.0 / NoiseFloor(1.0, 5).smallest(3), 5)  # of exactly 1
     assert verdict(outcome, floor, p) == expected
 
 
@@ -196,17 +193,24 @@ def test_holm_by_hand():
 
 def test_learning_rate_sensitivity_by_hand():
     """Losses 2.7, 2.5, and one that is capped at ln 1000 = 6.9078."""
-    tried = trials("a", (2.7, 2.5, math.nan))
-    assert sensitivity(tried) == pytest.approx(((0.2 + 0 + math.log(1000) - 2.5) / 3, 3))
-    assert sensitivity([*tried[:2], Trial(1e-2, [], is_diverged=True)]) == sensitivity(tried)
-    assert sensitivity([*tried[:2], Trial(1e-2, [])]) == pytest.approx((0.1, 2))
-    assert sensitivity([Trial(1e-2, [])]) is None
+    tried = [Trial(1e-3, [2.7]), Trial(3e-3, [2.5]), Trial(1e-2, [math.inf])]
+    assert sensitivity(tried, 1000) == pytest.approx((0.2 + 0 + math.log(1000) - 2.5) / 3)
+    assert sensitivity([*tried[:2], Trial(1e-2, [None])], 1000) == pytest.approx(0.1)
+    assert sensitivity([Trial(1e-2, [None])], 1000) is None
     assert best_trial(tried).learning_rate == 3e-3
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "loss"),
+    [([2.0, 3.0], 2.5), ([2.0, None], None), ([2.0, math.inf], math.inf), ([math.inf, None], math.inf)],
+)
+def test_the_loss_of_a_trial_is_the_mean_over_its_seeds_once_that_is_known(outcomes, loss):
+    assert Trial(1e-3, outcomes).loss == loss
 
 
 def test_scores_are_of_documents_or_of_the_whole():
     rows = text_rows([2.0, 1.0], [3000, 1000])
-    several, whole = (scores([record("a", test=scored(part))]) for part in (rows, rows[:1]))
+    several, whole = (scores(runs(record("a", test=scored(part)))) for part in (rows, rows[:1]))
     assert [several.nats.shape, whole.nats.shape] == [(1, 2), (1, 1)]
-    assert [*several.figures, *whole.figures] == pytest.approx([1.75, 1.75])
-    assert Scores([0], np.array([[3.0]]), np.array([2.0])).figures == [1.5]
+    assert [*several.metrics, *whole.metrics] == pytest.approx([1.75, 1.75])
+    assert Scores([0], np.array([[3.0]]), np.array([2.0])).metrics == [1.5]

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from llp.comparison.study import Contrast, Record, Study, Trial
+from llp.comparison.spec import Specification
+from llp.comparison.study import NOISE, RATE, Contrast, Failure, Record, Study, Timing, run_table
 
 DOCUMENT_BYTES = (9000, 4000, 6000, 2000, 5000)
 STEPS, BATCH = 100, 8
@@ -117,7 +118,7 @@ def record(
     **changes: Any,
 ) -> Record:
     """One run's record; a test with `bits` per byte of the documents, none if that is None."""
-    name = f"{arm}-{learning_rate:g}-{steps}"
+    name = f"{arm}-lr{learning_rate:g}-steps{steps}"
     model = {"vocab_size": 1000, "dim": 64, "n_layers": 4, "n_heads": 2, "learning_rate": learning_rate}
     model |= {"warmup_steps": 10, "schedule": "cosine", "final_learning_rate": 0.1}
     if arm.startswith("llp"):
@@ -167,33 +168,99 @@ def finals(losses: Losses, arm: str, seeds: Sequence[int], **changes: Any) -> li
     return [record(arm, seed, losses.draw(arm, seed), sizes=losses.sizes, **changes) for seed in seeds]
 
 
-def trials(arm: str, losses: Sequence[float] = (2.7, 2.5, 2.8), rates: Sequence[float] = RATES) -> list[Trial]:
+class Tried(NamedTuple):
+    """A learning rate and its runs by seed 100 and on; without records, it is missing or has diverged."""
+
+    learning_rate: float
+    records: Sequence[Record] = ()
+    is_diverged: bool = False
+    n_missing: int = 0
+
+
+def trials(arm: str, losses: Sequence[float] = (2.7, 2.5, 2.8), rates: Sequence[float] = RATES) -> list[Tried]:
     """The choice of an arm's learning rate by seed 100; the second is the best one."""
     runs = zip(rates, losses, strict=True)
-    return [Trial(rate, [record(arm, 100, None, rate, validation=loss)]) for rate, loss in runs]
+    return [Tried(rate, [record(arm, 100, None, rate, validation=loss)]) for rate, loss in runs]
 
 
-def study(levels: Mapping[str, float] = LEVELS, seeds: Sequence[int] = (0, 1, 2), **changes: Any) -> Study:
+@dataclass(frozen=True)
+class Synthetic:
+    """A comparison of runs that never ran."""
+
+    arms: Sequence[str]
+    finals: Mapping[tuple[str, str], Sequence[Record]]
+    trials: Mapping[str, Sequence[Tried]]
+    noise: Sequence[Record]
+    primary: Sequence[tuple[str, str, str]]
+    reference: str
+    budgets: Sequence[str] = ("windows",)
+    seeds: Sequence[int] = (0, 1, 2)
+    seconds_per_step: Mapping[str, float] = field(default_factory=dict)
+    missing: Sequence[str] = ()
+    failed: Mapping[str, Failure] = field(default_factory=dict)
+
+    def study(self) -> Study:
+        """The table of its runs, in which equal runs have one row."""
+        rows: list[tuple[Record, list[str]]] = []
+        groups = [(list(self.noise), NOISE)]
+        groups += [(list(records), budget) for (_, budget), records in self.finals.items()]
+        groups += [(list(tried.records), RATE) for own in self.trials.values() for tried in own]
+        for records, use in groups:
+            for one in records:
+                uses = next((uses for known, uses in rows if known is one), None)
+                rows.append((one, [use])) if uses is None else uses.append(use)
+        table = [
+            {**one.columns(), "uses": tuple(uses), "state": "done", "outcome": one.validation_loss}
+            for one, uses in rows
+        ]
+        for arm, own in self.trials.items():
+            for tried in own:
+                outcomes = [math.inf] * tried.is_diverged + [None] * (tried.n_missing or not tried.records)
+                for outcome in outcomes[:1] if tried.is_diverged else outcomes:
+                    table.append(self._unrecorded(arm, tried.learning_rate, outcome))
+        table += [{**self._unrecorded("", 0.0, None), "run": name, "uses": ()} for name in self.missing]
+        named = {row["run"]: row for row in table}
+        for name in self.failed:
+            row = named.get(name) or {**self._unrecorded(name.split("-")[0], 0.0, None), "run": name, "uses": ()}
+            row["state"] = "failed"
+            if name not in named:
+                table.append(row)
+        how = {"device": "cpu", "threads": 2, "rounds": 5} if self.seconds_per_step else {}
+        memory = dict.fromkeys(self.seconds_per_step, 500000000)
+        spec = Specification(
+            name="synthetic",
+            description="Runs that never ran.",
+            arms={arm: {"class_path": CLASSES.get(arm, "llp.Transformer")} for arm in self.arms},
+            reference=self.reference,
+            steps=STEPS,
+            learning_rates=list(RATES),
+            seeds=list(self.seeds),
+            budgets=list(self.budgets),  # type: ignore[arg-type]
+            primary=list(self.primary),  # type: ignore[arg-type]
+        )
+        timing = Timing(self.seconds_per_step, memory, how)
+        return Study(spec, run_table(table), self.failed, timing, "llp compare synthetic.yaml")
+
+    def _unrecorded(self, arm: str, rate: float, outcome: float | None) -> dict[str, Any]:
+        state = "missing" if outcome is None else "failed"
+        name = f"{arm}-lr{rate:g}-steps{STEPS}-s100"
+        return {"run": name, "arm": arm, "seed": 100, "learning_rate": rate, "uses": (RATE,), "state": state,
+                "outcome": outcome}  # fmt: skip
+
+
+def study(levels: Mapping[str, float] = LEVELS, seeds: Sequence[int] = (0, 1, 2), **changes: Any) -> Synthetic:
     """A finished comparison of arms with the given bits per byte, the first one its reference."""
     losses, (reference, *others) = Losses(levels), levels
-    made = Study(
-        name="synthetic",
-        description="Runs that never ran.",
-        command="llp compare synthetic.yaml",
+    noise = finals(losses, reference, range(5))
+    own = {(arm, "windows"): finals(losses, arm, seeds) for arm in others}
+    made = Synthetic(
         arms=list(levels),
-        reference=reference,
-        budgets=["windows"],
-        seeds=list(seeds),
-        finals={(arm, "windows"): finals(losses, arm, seeds) for arm in levels},
+        finals={(reference, "windows"): [run for run in noise if run.seed in seeds], **own},
         trials={arm: trials(arm) for arm in levels},
-        noise=finals(losses, reference, range(5)),
+        noise=noise,
         primary=[Contrast(arm, reference, "windows") for arm in others],
-        ablations={},
+        reference=reference,
+        seeds=list(seeds),
         seconds_per_step=dict.fromkeys(levels, 0.1),
-        peak_memory=dict.fromkeys(levels, 500000000),
-        timing={"device": "cpu", "threads": 2, "rounds": 5},
-        missing=[],
-        failed={},
-        undecided={},
     )
     return replace(made, **changes)

@@ -1,0 +1,139 @@
+"""The specification of a comparison: what its YAML file says."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from llp.errors import require
+
+Budget = Literal["windows", "positions", "flops", "seconds"]
+Settings = dict[str, Any]
+_NO_RESULT = ("path", "cache_dir", "check_training_tokens")
+"""Settings of a data module that don't change any result: where the text and its tokens lie, and how they are read."""
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A comparison of architectures that are trained on the same windows in the same order and scored alike.
+
+    Args:
+        name: The name of the comparison's folder.
+        arms: By name, the `class_path` and `init_args` of a model, merged into what is shared.
+        reference: The arm that the others are compared with, and whose budget they get.
+        steps: Optimizer steps of the reference. With equal `windows`, those of all arms.
+        learning_rates: Learning rates in rising order, each tried for every arm under the first budget.
+        scoring_window_len: Length of the scoring windows of all arms. Required for a text; a task has its own.
+        scoring_stride: Positions scored per scoring window. Required for a text; a task has its own.
+        description: The question that is asked, in a sentence or two.
+        shared: The part of the configuration of `llp fit` that all runs have in common.
+        learning_rate_seeds: Seeds of the runs by whose mean loss a learning rate is chosen. Default: `seeds`.
+        extensions: How many learning rates may be added, one at a time, while the best one is the lowest or highest.
+        seeds: Seeds of the runs that are tested at the chosen learning rate.
+        noise_seeds: Seeds of the runs of the reference that measure the noise floor. Default: `seeds`.
+        budgets: What is held equal. Each budget has its own table.
+        warmup: Fraction of a run's steps in which the learning rate rises.
+        validations: Number of validations per run, the one at its end included.
+        slices: Whether to compute the loss by position and on recall tokens for tested runs.
+        primary: Contrasts named beforehand, as `[first arm, second arm, budget]`.
+        assumed_rate: FLOP/s that `--plan` assumes before anything has been timed.
+
+    Raises:
+        SettingError: If a value can't be used.
+    """
+
+    name: str
+    arms: dict[str, Settings]
+    reference: str
+    steps: int
+    learning_rates: list[float]
+    scoring_window_len: int | None = None
+    scoring_stride: int | None = None
+    description: str = ""
+    shared: Settings = field(default_factory=dict)
+    learning_rate_seeds: list[int] = field(default_factory=list)
+    extensions: int = 2
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    noise_seeds: list[int] = field(default_factory=list)
+    budgets: list[Budget] = field(default_factory=lambda: ["windows"])
+    warmup: float = 0.05
+    validations: int = 4
+    slices: bool = True
+    primary: list[tuple[str, str, Budget]] = field(default_factory=list)
+    assumed_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        is_file_name = self.name.isprintable() and self.name not in ("", ".", "..") and "/" not in self.name
+        require(is_file_name, "name", repr(self.name), "it names a folder; choose a name without slashes")
+        for arm, settings in self.arms.items():
+            is_plain = arm.replace("_", "").isalnum()
+            require(is_plain, "arms", repr(arm), "runs are named after it; use letters, digits and underscores")
+            remedy = "an arm has class_path and init_args; what all arms have in common belongs in `shared`"
+            require({"class_path"} <= set(settings) <= {"class_path", "init_args"}, f"arms.{arm}", settings, remedy)
+        self._require_arm("reference", self.reference)
+        rates = self.learning_rates
+        is_rising = len(rates) > 0 and rates[0] > 0 and rates == sorted(set(rates))
+        require(is_rising, "learning_rates", rates, "give positive rates, each once, in rising order")
+        remedy = "an extension continues the steps between rates; give two or more, or set extensions to 0"
+        require(len(rates) > 1 or self.extensions == 0, "learning_rates", rates, remedy)
+        for setting in ("seeds", "budgets", "noise_seeds", "learning_rate_seeds"):
+            values = getattr(self, setting)
+            require(len(set(values)) == len(values), setting, values, "name each once")
+            require(len(values) > 0 or "_" in setting, setting, values, "name at least one")
+        for setting, least in (("steps", 2), ("validations", 1), ("extensions", 0)):
+            require(getattr(self, setting) >= least, setting, getattr(self, setting), f"set it to {least} or more")
+        require(0 <= self.warmup < 1, "warmup", self.warmup, "it is a fraction of the steps: at least 0 and below 1")
+        for first, second, budget in self.primary:
+            self._require_arm("primary", first)
+            self._require_arm("primary", second)
+            require(first != second, "primary", first, "an arm can't be compared with itself; name another one")
+            require(budget in self.budgets, "primary", budget, f"it is not one of the budgets {self.budgets}")
+        pairs = [(frozenset(contrast[:2]), contrast[2]) for contrast in self.primary]
+        require(len(set(pairs)) == len(pairs), "primary", self.primary, "name each pair of arms once per budget")
+
+    def _require_arm(self, setting: str, arm: str) -> None:
+        require(arm in self.arms, setting, arm, f"there is no such arm; the arms are {', '.join(self.arms)}")
+
+    def as_settings(self) -> Settings:
+        """The specification as it would be written in YAML."""
+        return {**asdict(self), "primary": [list(contrast) for contrast in self.primary]}
+
+
+def require_same_runs(kept: Settings, asked: Settings) -> None:
+    """Raise a `SettingError` if runs of a kept specification would be other runs under the one asked for now.
+
+    Arms, seeds, budgets, learning rates and contrasts may be added or removed.
+
+    Args:
+        kept: The specification that the records in the comparison's folder were made with.
+        asked: The specification now.
+    """
+    remedy = (
+        "the runs in the comparison's folder were made with another value; restore it, or give the comparison "
+        "another name. If the change doesn't matter, remove spec.yaml from the folder"
+    )
+    for setting in ("scoring_window_len", "scoring_stride", "warmup", "validations"):
+        require(kept[setting] == asked[setting], setting, asked[setting], remedy)
+    for part in {*kept["shared"], *asked["shared"]}:
+        before, now = (portable(settings["shared"]).get(part) for settings in (kept, asked))
+        require(before == now, f"shared.{part}", now, remedy)
+    for arm in kept["arms"].keys() & asked["arms"].keys():
+        require(kept["arms"][arm] == asked["arms"][arm], f"arms.{arm}", asked["arms"][arm], remedy)
+
+
+def portable(settings: Settings) -> Settings:
+    """A configuration without what is particular to a machine and changes no result."""
+    data, trainer = dict(settings.get("data", {})), dict(settings.get("trainer", {}))
+    data["init_args"] = {key: value for key, value in data.get("init_args", {}).items() if key not in _NO_RESULT}
+    trainer.pop("logger", None)
+    return {**settings, "data": data, "trainer": trainer}
+
+
+def merged(*layers: Mapping[str, Any]) -> Settings:
+    """Configurations merged from left to right, as `llp fit` merges its files."""
+    result: Settings = {}
+    for layer in layers:
+        for key, value in layer.items():
+            before = result.get(key)
+            is_nested = isinstance(before, Mapping) and isinstance(value, Mapping)
+            result[key] = merged(before, value) if is_nested else value  # type: ignore[arg-type]
+    return result

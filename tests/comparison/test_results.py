@@ -1,0 +1,32 @@
+"""The reports in `results/` come out of their records to the byte."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SPECIFICATIONS = {
+    "cpu": "configs/compare/cpu.yaml",
+    "pilot": "results/pilot/spec.yaml",
+    "recall": "configs/compare/recall.yaml",
+}
+
+
+def test_every_committed_comparison_is_tested():
+    assert {path.parent.name for path in (ROOT / "results").glob("*/records")} == set(SPECIFICATIONS)
+
+
+@pytest.mark.parametrize("name", SPECIFICATIONS)
+def test_a_committed_report_comes_out_of_its_records_to_the_byte(run, work, name):
+    committed, written = ROOT / "results" / name, work / "lightning_logs/comparisons" / name
+    for folder in ("configs", "results"):
+        (work / folder).symlink_to(ROOT / folder)
+    shutil.copytree(committed / "records", written / "records")
+    if (committed / "timing.json").exists():
+        shutil.copy(committed / "timing.json", written)
+    status, _, err = run("compare", SPECIFICATIONS[name], "--report")
+    assert status == 0, err
+    for path in [*committed.glob("report.*"), *committed.glob("*.csv")]:
+        assert (written / path.name).read_bytes() == path.read_bytes(), path.name
+    assert {path.name for path in committed.glob("*.png")} == {path.name for path in written.glob("*.png")}
