@@ -154,8 +154,8 @@ class LanguageModel(CheckpointedModule, ABC):
         Args:
             batch_size: B, sequences that are read side by side.
             window: Length and stride of scoring windows: each position is predicted from the window that would score
-                it. None: the text is one window without end (for an architecture with latents: its first `latent_len`
-                positions).
+                it. By default the text is one window without end (for an architecture with latents: its first
+                `latent_len` positions).
         """
         if window is not None and self.geometry.scores_as_one_pass(*window):
             window = None
@@ -167,7 +167,7 @@ class LanguageModel(CheckpointedModule, ABC):
         Args:
             tokens: (B, n) int64, n >= 1.
             cache: Of what was read before; it takes the tokens in, and is returned.
-            n_logits: Compute those after the last so many tokens alone; None: after all of them.
+            n_logits: Compute only those after this many last tokens; by default after all of them.
 
         Returns:
             Logits of the token after each of them, (B, n, vocab_size), or the last `n_logits`, and the cache.
@@ -187,8 +187,8 @@ class LanguageModel(CheckpointedModule, ABC):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss.
 
-        `batch` is inputs (B, N) and targets (B, S) of the last S positions; or inputs, targets (B, S) and their places
-        (B, S), where others have one.
+        `batch` is inputs (B, N) and targets (B, S) of the last S positions; or inputs, targets (B, S) and their
+        positions (B, S), where others have a loss.
         """
         inputs, *scored = batch
         losses = self.decoder.loss(inputs, *scored)
@@ -212,7 +212,7 @@ class LanguageModel(CheckpointedModule, ABC):
             self.window_losses.clear()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every model needs: metrics, dropout that a resumed run draws identically, and a certified test."""
+        """Metrics, dropout that a resumed run draws identically, and a test report behind a check of causality."""
         from llp.default_callbacks import default_callbacks  # they name this class
 
         there = {type(callback) for callback in untyped(self.trainer).callbacks}
@@ -266,7 +266,7 @@ class LanguageModel(CheckpointedModule, ABC):
         # The metric has summed over the ranks already; every rank logs the same metrics.
         metrics = {f"{split}/{name}": value for name, value in self.score.total().items()}
         is_fitting = self.trainer.state.fn == TrainerFn.FITTING
-        # None: to a logger if there is one; if not, only into what `Trainer.test` returns, without a warning.
+        # With None they go to a logger if there is one, and otherwise only into what `Trainer.test` returns.
         self.log_dict(metrics, sync_dist=True, logger=False if is_fitting else None)
         if is_fitting:  # at the step's own number: Lightning's count can be one behind in a resumed run
             for logger in self.loggers:

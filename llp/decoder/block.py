@@ -59,7 +59,7 @@ class DecoderSettings:
         require(is_shared, "key_value_norm", self.key_value_norm, remedy)
 
     def std(self, scale: float = 1.0) -> float | None:
-        """Standard deviation of the initial weights; None: torch's own initialization."""
+        """Standard deviation of the initial weights, or None for torch's own initialization."""
         return 0.02 * scale if self.initialization == "normal" else None
 
 
@@ -68,7 +68,7 @@ Compressor = Callable[[Tensor], Tensor]
 
 
 class Linear(nn.Linear):
-    """A linear map with weights drawn from N(0, `std`²) and zero biases; `std` None: torch's own initialization."""
+    """A linear map with weights from N(0, `std`²) and zero biases; torch's own initialization if `std` is None."""
 
     def __init__(self, in_features: int, out_features: int, std: float | None, bias: bool = True) -> None:
         self.std = std
@@ -89,7 +89,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A token embedding drawn from N(0, `std`²); `std` None: torch's own initialization."""
+    """A token embedding drawn from N(0, `std`²); torch's own initialization if `std` is None."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, std: float | None) -> None:
         self.std = std

@@ -26,7 +26,7 @@ class Compress(Linear):
 
     Args:
         lengths: Of history, compressed history and latents.
-        std: Standard deviation of the initial weights; None: torch's own initialization.
+        std: Standard deviation of the initial weights; torch's own initialization if it is None.
     """
 
     def __init__(self, lengths: Compression, std: float | None) -> None:
@@ -111,8 +111,8 @@ class Decoder(nn.Module):
 
         Args:
             tokens: (B, N) int64.
-            positions: (B, S) int64, where logits are wanted, among the last T; each sequence has its own. None: after
-                each of the last T tokens.
+            positions: (B, S) int64, where logits are wanted, among the last T; each sequence has its own. By default
+                they are wanted after each of the last T tokens.
 
         Returns:
             (B, T, vocab_size), or (B, S, vocab_size).
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
             tokens: (B, n) int64.
             caches: They share out the sequences among them, and take the tokens in. Several of them are past the
                 history of their windows.
-            n_logits: Compute those of the last so many positions alone; None: of all that leave the last layer.
+            n_logits: Compute only those of this many last positions; by default of all that leave the last layer.
 
         Returns:
             (B, n_logits, vocab_size).
@@ -192,8 +192,8 @@ class Decoder(nn.Module):
     def flops(self, n: int, n_scored: int | None = None, n_last: int | None = None) -> int:
         """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
 
-        The head is counted at `n_scored` positions; None: at all T. The layers are counted at all positions, or, if
-        only the last `n_last` have a loss, at those that these need. Pairs that a mask hides are not counted, and
+        The head is counted at `n_scored` positions, by default at all T. The layers are counted at all positions, or at
+        those that the last `n_last` need, if only these have a loss. Pairs that a mask hides are not counted, and
         dropout of the history is disregarded. Training takes three times as many.
         """
         lengths, pairs = self.geometry.lengths(n, n_last), self.geometry.layer_pairs(n, n_last)

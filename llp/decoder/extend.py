@@ -24,7 +24,7 @@ def extend(decoder: Decoder, tokens: Tensor, cache: KVCache, n_logits: int | Non
         decoder: The decoder.
         tokens: (B, n) int64.
         cache: It takes the tokens in.
-        n_logits: Compute those after the last so many tokens alone; None: after all of them.
+        n_logits: Compute only those after this many last tokens; by default after all of them.
 
     Returns:
         (B, n_logits, vocab_size).

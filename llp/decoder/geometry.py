@@ -79,7 +79,7 @@ class Geometry:
         return n if self.latent_len is None else min(n, self.latent_len)
 
     def lengths(self, n: int, n_last: int | None = None) -> list[LayerLengths]:
-        """What each layer has to compute for `n` tokens, if only the last `n_last` positions are wanted; None: all T.
+        """What each layer has to compute for `n` tokens, if only the last `n_last` positions are wanted, or all T.
 
         A position that nothing wanted depends on need not leave its layer: where patterns are local, the layers form a
         trapezoid. Latents and a compressed history are as they are.
@@ -176,7 +176,7 @@ class Geometry:
 
     @cached_property
     def reach(self) -> int | None:
-        """How many positions before the start of its unit a position can depend on, in whole units; None: on all."""
+        """How many positions before the start of its unit a position can depend on, in whole units; None for all."""
         if self.latent_len is not None or self.compression is not None:
             return None
         first = torch.arange(self.unit)
@@ -203,8 +203,8 @@ class Geometry:
 
         Args:
             train_window_len: The number of positions of a training window.
-            window_len: A length asked for; None: the default.
-            stride: A stride asked for; None: the default.
+            window_len: The length, if one is asked for.
+            stride: The stride, if one is asked for.
 
         Raises:
             SettingError: If the architecture can't train or score with them.

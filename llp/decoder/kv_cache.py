@@ -102,7 +102,7 @@ class KVCache:
     Args:
         geometry: The layers.
         batch_size: B, sequences that are read side by side.
-        window: Length and stride of scoring windows; None: the text is one window without end.
+        window: Length and stride of scoring windows; without them the text is one window without end.
     """
 
     def __init__(self, geometry: Geometry, batch_size: int, window: tuple[int, int] | None) -> None:
@@ -110,7 +110,7 @@ class KVCache:
         self.n_read = 0
         """How many tokens have been read."""
         self.span: tuple[int, int] | None = None
-        """Where the window of `layers` starts and stops; None: nothing was computed."""
+        """Where the window of `layers` starts and stops; None before anything is computed."""
         self.layers: list[LayerCache] = []
         self._tokens: Tensor | None = None  # of the window, where it can move: the first `_n_tokens` of a buffer
         self._n_tokens = 0

@@ -49,9 +49,9 @@ class AttentionPattern:
 
     @property
     def unit(self) -> int | None:
-        """The pattern repeats after this many positions: sees(q + unit, k + unit) equals sees(q, k); None: it doesn't.
+        """The pattern repeats after this many positions: sees(q + unit, k + unit) equals sees(q, k).
 
-        The pattern of the first tokens kept in sight, for instance, depends on where the window begins.
+        None if it does not repeat: a pattern that keeps the first tokens in sight depends on where the window begins.
         """
         return None
 
@@ -161,7 +161,7 @@ class Layer(NamedTuple):
     pattern: AttentionPattern
     """Who attends to whom."""
     n_out: int | None = None
-    """How many positions, counted from the end, query in the layer and leave it; None: all that enter."""
+    """How many positions, counted from the end, query in the layer and leave it; None if all that enter do."""
     history_dropout: float = 0.0
     """The share of the positions before the queries that is dropped from the keys in training."""
 

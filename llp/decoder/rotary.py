@@ -22,7 +22,7 @@ def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor, fir
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Rotary embedding: rotate the interleaved pairs (2 j, 2 j + 1) of `x` (B, N, H, D), as complex numbers.
 
-    `rotations` are (N, D / 2), or (B, N, D / 2) where the sequences are at different places.
+    `rotations` are (N, D / 2), or (B, N, D / 2) where the sequences are at different positions.
     """
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))  # (B, N, H, D / 2, 2)
     rotated = torch.view_as_complex(pairs) * rotations.unsqueeze(-2)  # (B, N, H, D / 2)

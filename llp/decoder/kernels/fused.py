@@ -19,13 +19,13 @@ class FusedKernel(NamedTuple):
 
     forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
     """Maps query (B, H, Q, D), key and value (B, H, N, D), whether they form a causal square, and the scale of the
-    scores (None: 1 / sqrt(D)) to output (B, H, Q, D), log-sum-exps (B, H, Q), and what else `backward` takes."""
+    scores (1 / sqrt(D) if it is None) to output (B, H, Q, D), log-sum-exps (B, H, Q), and what else backward takes."""
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     """Maps the output's gradient, query, key, value, output, log-sum-exps, causality, scale and that to gradients."""
     takes: Callable[[Tensor], bool]
     """Whether it can compute with this query."""
     head_dim_multiple: int = 1
-    """Of which number the head width must be a multiple."""
+    """The head width must be a multiple of this."""
 
 
 def _cpu_forward(

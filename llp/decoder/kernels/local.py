@@ -98,8 +98,8 @@ def shifted_segment_attention(
     query, key, value = _aligned(query, key, value)
     n_heads = query.shape[1] // 2
 
-    def segments(heads: slice, places: slice, length: int) -> Tensor:  # each alone
-        parts = query[:, heads, places], key[:, heads, places], value[:, heads, places]
+    def segments(heads: slice, positions: slice, length: int) -> Tensor:  # each alone
+        parts = query[:, heads, positions], key[:, heads, positions], value[:, heads, positions]
         return segment_pair_attention(*parts, segment_len=length, look_back=0, dropout_p=dropout_p)
 
     in_place = segments(slice(n_heads), slice(None), segment_len)  # (B, H / 2, N, D)
@@ -169,7 +169,7 @@ def _without_first(n: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _aligned(query: Tensor, key: Tensor, value: Tensor, padding: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """As many queries as keys, at the same places: zeros before the queries, and `padding` zeros after everything."""
+    """As many queries as keys, at the same positions: zeros before the queries, `padding` zeros after all."""
     n_missing = key.shape[2] - query.shape[2]
     if n_missing or padding:
         query = F.pad(query, (0, 0, n_missing, padding))
@@ -179,7 +179,7 @@ def _aligned(query: Tensor, key: Tensor, value: Tensor, padding: int = 0) -> tup
 
 
 def _unaligned(output: Tensor, n_queries: int, padding: int = 0) -> Tensor:
-    """The output at the last `n_queries` places before the padding."""
+    """The output at the last `n_queries` positions before the padding."""
     stop = output.shape[2] - padding
     return output if n_queries == output.shape[2] else output[:, :, stop - n_queries : stop]
 

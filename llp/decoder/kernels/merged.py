@@ -16,7 +16,7 @@ from torch.autograd import Function
 from llp.decoder.kernels.fused import KERNELS, with_head_dim_multiple
 
 Range = tuple[int, int, int] | None
-"""Dimension, first index and length: the arguments of `narrow`. None: everything."""
+"""Dimension, first index and length, which are the arguments of `narrow`; None for everything."""
 
 Part = tuple[Range, Range, bool]
 """Some of the queries, the keys that they see, and whether the two form a causal square."""
@@ -38,7 +38,7 @@ def merged_attention(
 
 
 class MergedAttention(Function):
-    """`merged_attention` by the kernel of the device, with scores scaled by `scale` (None: 1 / sqrt(D)).
+    """`merged_attention` by the kernel of the device, with scores scaled by `scale` (1 / sqrt(D) if it is None).
 
     For parts A and B with outputs o and log-sum-exps z of their scores, the output over both is
     o_A + sigmoid(z_B - z_A) (o_B - o_A), with the log-sum-exp log(exp z_A + exp z_B). In the backward pass each part

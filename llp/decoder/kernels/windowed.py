@@ -91,13 +91,13 @@ def block_length(window: int) -> int:
 
 
 def band_mask(n_queries: int, n_keys: int, window: int, device: torch.device) -> Tensor:
-    """Which of the keys each query sees that stands at the last places: (n_queries, n_keys) booleans."""
+    """Which keys each query sees, with the queries at the last positions: (n_queries, n_keys) booleans."""
     last = n_keys - n_queries  # that the first query sees
     return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(last).triu(last - window + 1)
 
 
 def _mask(query: Tensor, blocks: Blocks, window: int) -> Tensor | None:
-    """What the kernel adds to the scores of a block; None: causality says it all."""
+    """What the kernel adds to the scores of a block, or None if causality is the whole mask."""
     if blocks.n_before == 0 and blocks.length <= window:
         return None
     seen = band_mask(blocks.length, blocks.n_before + blocks.length, window, query.device)
