@@ -33,7 +33,7 @@ def test_a_run_and_its_test(run, trained):
     text = (trained.parents[1] / "wikitext/wiki.test.tokens").read_bytes()
     tokens = torch.tensor([[10, *text]])
     with torch.no_grad():
-        nats = model.double().eval().decoder(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
+        nats = model.double().eval().decoder.loss(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
     n_words = len(text.decode().split()) + text.count(b"\n")
     assert (row["split"], row["document"]) == ("test", None)
     assert (row["tokens"], row["bytes"], row["words"]) == (len(text), len(text), n_words)
@@ -93,7 +93,7 @@ def test_every_architecture_trains_tests_and_generates(run, work, name):
     checkpoint = work / "lightning_logs/run/checkpoints/last.ckpt"
     status, out, err = run("test", "--ckpt_path", checkpoint)
     assert status == 0, err
-    assert "Certified" in out
+    assert "Probed for causality" in out
     report = json.loads((work / "lightning_logs/run/test.json").read_text())
     text = (work / "wikitext/wiki.test.tokens").read_bytes()
     assert report["rows"][0]["tokens"] == len(text)  # each once
@@ -235,7 +235,7 @@ def test_loss_over_context(run, trained):
         context, loss = int(line.split(",")[0]), float(line.split(",")[1])
         windows = torch.tensor([text[start - context : start + 5] for start in starts])
         with torch.no_grad():
-            blocks = model.eval().decoder(windows[:, :-1], windows[:, -4:]).each.mean(dim=1).tolist()
+            blocks = model.eval().decoder.loss(windows[:, :-1], windows[:, -4:]).each.mean(dim=1).tolist()
         mean = sum(blocks) / 5
         assert loss == pytest.approx(mean, rel=1e-5)
         error = math.sqrt(sum((block - mean) ** 2 for block in blocks) / 4 / 5)  # of the mean of five
@@ -297,4 +297,4 @@ def test_a_loaded_model_is_tested_from_python_as_the_command_does(run, trained, 
     assert report["rows"][0]["bits_per_byte"] == pytest.approx(expected["rows"][0]["bits_per_byte"], rel=1e-6)
     assert report["protocol"]["certificate"]["causal"] is True
     assert report["protocol"]["checkpoint_sha256"] == expected["protocol"]["checkpoint_sha256"]
-    assert "Certified" in capsys.readouterr().out
+    assert "Probed for causality" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_every_configuration_prints_one_that_builds_its_model(run, work, monkeyp
         model.configure_model()
     settings = config["data"]["init_args"]
     if "tokenizer" in settings:
-        model.scoring_window(settings["window_len"])  # the model fits its windows
+        model.geometry.scoring_window(settings["window_len"])  # the model fits its windows
         settings = settings["tokenizer"]["init_args"]
     assert model.decoder.embed.num_embeddings == settings["vocab_size"]
     if files in LARGE:  # the paper's

@@ -26,7 +26,7 @@ from llp.language_model import LanguageModel
         ),
         (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: there is no such folder"),
         (("--data.init_args.window_len", "100000"), "window_len = 100000: the training split has"),
-        (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of segment_len = 8"),
+        (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of 8"),
         (
             ("--data.init_args.tokenizer", "datamodules.SentencePiece"),
             "data.init_args.tokenizer.init_args.vocab_size = 32000: the training text does not support it",
@@ -75,14 +75,14 @@ def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
     def leaking(query, key, value, segment_len, look_back, dropout_p=0.0):
         return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
-    monkeypatch.setattr("llp.architectures.long_lora_perceiver.segment_pair_attention", leaking)
+    monkeypatch.setattr("llp.decoder.patterns.segment_pair_attention", leaking)
     outcome = run("test", "--ckpt_path", trained)
     assert_one_message(outcome, "its logits change with the tokens after position 0: it reads what it predicts")
     assert "perplexity" not in outcome[1]
     assert not (trained / "test.json").exists()
     status, out, err = run("test", "--ckpt_path", trained, "--certificate.enabled", "false")
     assert status == 0, err
-    assert "NOT certified" in out
+    assert "NOT probed for causality" in out
     assert json.loads((trained / "test.json").read_text())["protocol"]["certificate"] == {"causal": None}
 
 
