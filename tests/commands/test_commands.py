@@ -190,7 +190,7 @@ def test_loss_over_context(run, trained):
     with (trained / "context.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["context"]) for row in rows] == [0, 1, 2, 4, 8, 16, 20]
-    for row, line in zip(rows, out.splitlines()[2:], strict=False):
+    for row, line in zip(rows, out.splitlines()[1:], strict=False):
         assert line.split()[:2] == [row["context"], f"{float(row['loss']):.4f}"]
         assert line.split()[3] == f"{float(row['standard_error']):.4f}"
     assert (trained / "context.png").read_bytes().startswith(b"\x89PNG")
