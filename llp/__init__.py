@@ -26,37 +26,18 @@ if TYPE_CHECKING:
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
-    "CompressedAttention": "llp.architectures.compressed_attention",
-    "DoubleAttention": "llp.architectures.double_attention",
-    "LLP": "llp.architectures.long_lora_perceiver",
-    "PerceiverAR": "llp.architectures.perceiver_ar",
-    "ShiftedSegments": "llp.architectures.shifted_segments",
-    "SlidingWindow": "llp.architectures.sliding_window",
-    "SplitAttention": "llp.architectures.split_attention",
     "Transformer": "llp.architectures.transformer",
+    "LLP": "llp.architectures.long_lora_perceiver",
+    "SlidingWindow": "llp.architectures.sliding_window",
+    "ShiftedSegments": "llp.architectures.shifted_segments",
+    "PerceiverAR": "llp.architectures.perceiver_ar",
+    "DoubleAttention": "llp.architectures.double_attention",
+    "SplitAttention": "llp.architectures.split_attention",
+    "CompressedAttention": "llp.architectures.compressed_attention",
     "load": "llp.loading",
 }
-ARCHITECTURES = (
-    "Transformer",
-    "LLP",
-    "SlidingWindow",
-    "ShiftedSegments",
-    "PerceiverAR",
-    "DoubleAttention",
-    "SplitAttention",
-    "CompressedAttention",
-)
-__all__ = [
-    "LLP",
-    "CompressedAttention",
-    "DoubleAttention",
-    "PerceiverAR",
-    "ShiftedSegments",
-    "SlidingWindow",
-    "SplitAttention",
-    "Transformer",
-    "load",
-]
+ARCHITECTURES = tuple(name for name in _HOMES if name != "load")
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,28 +51,18 @@ def generate(
 def _entries(prompt: str, path: Path | None) -> list[dict[str, Any]]:
     """Objects with "prompt", and with whatever else a line of the file holds."""
     if path is None:
-        require(_is_text(prompt), "prompt", repr(prompt), "it is not UTF-8; give it in that encoding")
         return [{"prompt": prompt}]
     require(prompt == "", "prompt", repr(prompt), f"the prompts are those of {path}; leave out one of the two")
     path = path.expanduser()
     remedy = "it is neither .txt, with one prompt in each line, nor .jsonl; rename or convert it"
     require(path.suffix in (".txt", ".jsonl"), "prompts", path, remedy)
-    require(path.is_file(), "prompts", path, "there is no such file; correct the path")
-    entries = [_entry(line, number, path) for number, line in _lines(path)]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not `splitlines`: a prompt may hold other separators
+    except UnicodeDecodeError as error:
+        raise SettingError("prompts", path, "it is not UTF-8; convert it") from error
+    entries = [_entry(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()]
     require(len(entries) > 0, "prompts", path, "there is no prompt in it; add one")
     return entries
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that aren't blank, and their numbers, counted from 1."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            text = line.decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            remedy = f"line {number} is not UTF-8; convert or correct it"
-            raise SettingError("prompts", path, remedy) from error
-        if text.strip():
-            yield number, text
 
 
 def _entry(line: str, number: int, path: Path) -> dict[str, Any]:
@@ -82,22 +72,14 @@ def _entry(line: str, number: int, path: Path) -> dict[str, Any]:
         entry: Any = json.loads(line)
     except ValueError:
         entry = None
-    prompt = entry.get("prompt") if isinstance(entry, dict) else None
     remedy = f'line {number} is no object with a text under "prompt"; correct it'
-    require(isinstance(prompt, str) and _is_text(prompt), "prompts", path, remedy)
+    require(isinstance(entry, dict) and isinstance(entry.get("prompt"), str), "prompts", path, remedy)
     return entry
-
-
-def _is_text(prompt: str) -> bool:
-    """Whether it has no surrogates, which stand for bytes of a command line, or halves of a pair, that are no text."""
-    return not any("\ud800" <= character <= "\udfff" for character in prompt)
 
 
 def _write(model: TextModel, entries: list[dict[str, Any]], path: Path, settings: dict[str, Any]) -> int:
     """Write a file of completions, whole or not at all; returns the number of drawn tokens."""
-    remedy = "the folder of this file is not there; create it, or name another"
-    require(path.parent.is_dir(), "output", path, remedy)
-    require(not path.is_dir(), "output", path, "this is a folder; name a file")
+    require(path.parent.is_dir() and not path.is_dir(), "output", path, "name a file in a folder that exists")
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         return _write_lines(model, entries, stream, **settings)
 

@@ -147,33 +147,28 @@ def test_texts_are_those_of_llp_generate(run, trained):
     assert found == [json.loads(line)["completions"][0] for line in out.splitlines()]
 
 
-def test_what_cannot_be_evaluated_is_one_message(run, trained, choices, monkeypatch, offline):
-    def refused(message, *options):
-        assert_one_message(run("evaluate", "--ckpt_path", trained, *options), message)
-        assert not (trained / "evaluate.json").exists()
+REFUSED = {
+    "rigth": "there is no such task: neither here (continuation, last_word, rolling_perplexity) nor in --include_path "
+    "nor in the harness; did you mean right?",
+    ",": "name some, with commas between them",
+    "far": "its data come from the network (",
+    "bad": "it can't be loaded (TypeError: ",
+    "code": "it runs what the model writes as a program",
+}
 
-    refused(
-        "tasks = rigth: there is no such task: neither here (continuation, last_word, rolling_perplexity) nor in "
-        "--include_path nor in the harness; did you mean right?",
-        "--tasks",
-        "rigth",
-        "--include_path",
-        choices,
-    )
-    assert offline == [False, True]
-    refused("include_path = nowhere: there is no such folder", "--tasks", "right", "--include_path", "nowhere")
-    refused("tasks = : name some, with commas between them", "--tasks", ",")
-    refused("limit = 0: set it to 1 or more", "--tasks", "last_word", "--limit", 0)
-    refused("n_shots = -1: set it to 0 or more", "--tasks", "last_word", "--n_shots", -1)
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_task_that_cannot_be_run_is_one_message(run, trained, choices, name):
     (choices / "far.yaml").write_text(LOCAL.format(name="far", file="x").replace("path: json", "path: some/where"))
-    refused("tasks = far: its data come from the network (", "--tasks", "far", "--include_path", choices)
     (choices / "bad.yaml").write_text(LOCAL.format(name="bad", file="x") + "no_such_setting: 1\n")
-    refused("tasks = bad: it can't be loaded (TypeError: ", "--tasks", "bad", "--include_path", choices)
-    (choices / "void.yaml").write_text(LOCAL.format(name="void", file=choices / "void.jsonl"))
-    (choices / "void.jsonl").write_text("")
-    refused("tasks = void: ", "--tasks", "void", "--include_path", choices)
     (choices / "code.yaml").write_text(LOCAL.format(name="code", file=choices / "right.jsonl") + "unsafe_code: true\n")
-    refused("tasks = code: it runs what the model writes as a program", "--tasks", "code", "--include_path", choices)
+    outcome = run("evaluate", "--ckpt_path", trained, "--tasks", name, "--include_path", choices)
+    assert_one_message(outcome, f"tasks = {name.strip(',')}: {REFUSED[name]}")
+    assert not (trained / "evaluate.json").exists()
+
+
+def test_without_the_harness_it_says_what_to_install(run, trained, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "llp.commands.evaluate")
-    refused('lm_eval: it needs the harness: pip install "long-lora-perceiver[evaluate]"', "--tasks", "last_word")
+    outcome = run("evaluate", "--ckpt_path", trained, "--tasks", "last_word")
+    assert_one_message(outcome, 'lm_eval: it needs the harness: pip install "long-lora-perceiver[evaluate]"')

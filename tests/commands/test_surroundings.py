@@ -15,12 +15,6 @@ from llp.commands.messages import unreachable
 from llp.signals import LISTENER, Listener, Stopped
 
 
-def test_a_name_may_have_spaces_and_any_letters(run, work):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "größer 🙂", "--trainer.max_steps", 1)
-    assert status == 0, err
-    assert run("test", "--ckpt_path", "lightning_logs/größer 🙂", "--trainer.limit_test_batches", 1)[0] == 0
-
-
 def test_where_gloo_has_found_nobody_is_read_from_its_words():
     refused = "timed out connecting: SO_ERROR: Connection refused, remote=[127.0.1.1]:1408$1"
     assert (

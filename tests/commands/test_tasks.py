@@ -9,9 +9,9 @@ import torch
 import yaml
 from torch.nn.functional import one_hot
 
-import llp
 from helpers.refusals import assert_one_message
 from helpers.runs import assert_same_run, curves
+from llp.decoder.geometry import Geometry
 from llp.language_model import LanguageModel
 from llp.scoring.label_metric import LabelScore
 
@@ -119,7 +119,7 @@ def test_a_task_that_was_stopped_goes_on_as_if_nothing_had_been(run, task, data)
 def test_latents_need_their_labels_at_the_end(run, task):
     latents = ("--model", "llp.PerceiverAR", "--model.init_args.latent_len", 8)
     outcome = run("fit", "--config", "task.yaml", *latents, "--name", "refused")
-    message = "data.init_args.label_len = None: PerceiverAR has a loss at the last 8 of 32 positions only"
+    message = "data.init_args.label_len = None: the model has a loss at the last 8 of 32 positions only"
     assert_one_message(outcome, message)
     assert not (task / "lightning_logs/refused/hparams.yaml").exists()
     out = fit(run, *latents, "--data.init_args.label_len", 8)
@@ -134,11 +134,11 @@ def test_a_model_that_reads_beyond_its_word_is_refused(run, task, monkeypatch):
     fit(run, "--model", "llp.Transformer", *COPY, "--trainer.max_steps", 1)
     update = LabelScore.update
 
-    def knowing(self, logits, labels, *where):
-        update(self, one_hot(labels, 32).double(), labels, *where)
+    def knowing(self, logits, batch):
+        update(self, one_hot(batch.labels, 32).double(), batch)
 
     monkeypatch.setattr(LabelScore, "update", knowing)
-    monkeypatch.setattr(llp.Transformer, "context_lens", lambda self, n: torch.ones(n).long())
+    monkeypatch.setattr(Geometry, "context_lens", lambda self, n: torch.ones(n).long())
     outcome = run("test", "--ckpt_path", "lightning_logs/run")
     assert_one_message(outcome, "model = its reach: 420 of 420 labels whose source lies beyond its reach are correct")
     assert not (task / "lightning_logs/run/test.json").exists()
