@@ -35,11 +35,12 @@ def flip_weight(path: Path, rng: random.Random) -> str:
     """Flip an exponent bit of one of a checkpoint's weights; any bit of another file.
 
     Few other bytes of a checkpoint decide what a model computes, so that random ones would hardly test the checksums.
+    Weights of the layers serve every token.
     """
     if path.suffix != ".ckpt":
         return flip(path, rng)
     weights = torch.load(path, weights_only=True)["state_dict"]
-    name = rng.choice([name for name, weight in weights.items() if weight.ndim == 2])
+    name = rng.choice([name for name, weight in weights.items() if "layers" in name and weight.ndim == 2])
     weight = weights[name].numpy()
     first = path.read_bytes().index(weight.tobytes())
     place = first + weight.itemsize * rng.randrange(weight.size) + weight.itemsize - 1  # little-endian
