@@ -40,12 +40,11 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
         require(find_spec(package) is not None, "llp export", package, remedy)
     require(dtype in DTYPES, "dtype", dtype, f"choose {', '.join(DTYPES)}")
     require(not output.exists(), "output", output, "it exists already; remove it, or name another with --output")
-    require(output.parent.is_dir(), "output", output, f"there is no folder {output.parent}; create it")
     remedy = "this folder was exported already; name the checkpoint of a run"
     require(not is_exported(ckpt_path), "ckpt_path", ckpt_path, remedy)
     discard(output)  # left by a killed process
     folder = unfinished(output)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     try:
         message = _write(ckpt_path, folder, output, dtype)
         publish(output)
@@ -62,7 +61,7 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
         **checkpoint["hyper_parameters"]
     )
     parts = _parts(model, checkpoint)
-    weights = _weights(checkpoint, model, ckpt_path, dtype)
+    weights = _cast(checkpoint["state_dict"], dtype)
     origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": reading.sha256(ckpt_path), "dtype": dtype}
     record = exported_folder.record_of(checkpoint, origin, parts)
     record["weights_sha256"] = weights_digest(weights.items())
@@ -101,13 +100,8 @@ def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _weights(checkpoint: dict[str, Any], model: LanguageModel, path: Path, dtype: str) -> dict[str, Tensor]:
-    """The checkpoint's weights by name, in the given type."""
-    weights, shapes = checkpoint["state_dict"], reading.shapes(checkpoint["hyper_parameters"], model)
-    for name in [*shapes, *(name for name in weights if name not in shapes)]:
-        ours, theirs = shapes.get(name), getattr(weights.get(name), "shape", None)
-        remedy = f"its weights are not those of its model: {name} is {theirs} there, and {ours} in the model"
-        require(ours == theirs, "ckpt_path", path, remedy)
+def _cast(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Weights by name, in the given type."""
     cast: dict[int, Tensor] = {}  # a tied weight stays one
     for weight in weights.values():
         cast.setdefault(weight.data_ptr(), weight.to(getattr(torch, dtype)).contiguous())

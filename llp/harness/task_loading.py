@@ -101,9 +101,4 @@ def _first_line(error: Exception) -> str:
 def _require_usable(name: str, task: Any) -> None:
     is_safe = not getattr(task, "UNSAFE_CODE", False)
     require(is_safe, "tasks", name, "it runs what the model writes as a program; leave it out")
-    is_text = not getattr(task, "MULTIMODAL", False)
-    require(is_text, "tasks", name, "it shows pictures or plays sounds, and the model reads text alone; leave it out")
-    kinds = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until")
     require(len(task.eval_docs) > 0, "tasks", name, "it has no examples; mend its data, or leave it out")
-    remedy = f"its output type {task.OUTPUT_TYPE} is none of {', '.join(kinds)}; leave it out"
-    require(task.OUTPUT_TYPE in kinds, "tasks", name, remedy)

@@ -28,8 +28,27 @@ def truncate(path: Path, rng: random.Random) -> str:
 
 def flip(path: Path, rng: random.Random) -> str:
     """Flip one bit of a file, and change neither its size nor its date."""
+    return _flip_at(path, rng.randrange(path.stat().st_size), rng.randrange(8))
+
+
+def flip_weight(path: Path, rng: random.Random) -> str:
+    """Flip an exponent bit of one of a checkpoint's weights; any bit of another file.
+
+    Few other bytes of a checkpoint decide what a model computes, so that random ones would hardly test the checksums.
+    Weights of the layers serve every token.
+    """
+    if path.suffix != ".ckpt":
+        return flip(path, rng)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    name = rng.choice([name for name, weight in weights.items() if "layers" in name and weight.ndim == 2])
+    weight = weights[name].numpy()
+    first = path.read_bytes().index(weight.tobytes())
+    place = first + weight.itemsize * rng.randrange(weight.size) + weight.itemsize - 1  # little-endian
+    return f"{_flip_at(path, place, rng.randrange(6))}, in {name}"
+
+
+def _flip_at(path: Path, place: int, bit: int) -> str:
     stat = path.stat()
-    place, bit = rng.randrange(stat.st_size), rng.randrange(8)
     content = bytearray(path.read_bytes())
     content[place] ^= 1 << bit
     path.write_bytes(content)
@@ -59,7 +78,7 @@ def damage(scene: Scene) -> str:
     """Damage a file of some kind, and run a command that reads it."""
     patterns = [one for one in READERS if not (scene.undisturbed.is_quick and ("sharded" in one or "tiny" in one))]
     path = scene.rng.choice(sorted(scene.folder.glob(pattern := scene.rng.choice(patterns))))
-    done = scene.rng.choice([truncate, flip, flip])(path, scene.rng)
+    done = scene.rng.choice([truncate, flip, flip_weight, flip_weight])(path, scene.rng)
     scene.fault = f"{path.relative_to(scene.folder)}: {done}"
     read = scene.rng.choice(READERS[pattern])
     if not isinstance(read, Read):

@@ -1,4 +1,4 @@
-"""A campaign of faults on one machine: processes killed and stopped, disks filled, files damaged, clocks moved.
+"""A campaign of faults on one machine: processes killed, disks filled, files damaged.
 
 Each injection starts from the same small run, does one thing to it, and compares what comes of it with the run to which
 nothing happened (docs/faults.md). 500 of them take a quarter of an hour of one core:

@@ -1,13 +1,11 @@
 """The kinds of faults, each with what must come of it."""
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from campaigns.damage import damage
 from campaigns.forked import Forked, pair
-from campaigns.scene import BROKEN, EQUAL, FAILURES, LOST, REFUSED, WRONG, OutcomeError, Scene, at_file, next_second
+from campaigns.scene import BROKEN, EQUAL, FAILURES, LOST, REFUSED, OutcomeError, Scene, at_file, next_second
 from campaigns.undisturbed import (
     COMPARE,
     COMPARISON,
@@ -200,49 +198,6 @@ def may_mount() -> bool:
             return False
 
 
-# Clocks
-
-
-def clock(scene: Scene) -> str:
-    """Move file times into the past or the future, or let the clock of a run jump by hours."""
-    hours = scene.rng.choice([-1, 1]) * 10 ** scene.rng.uniform(0, 5)
-    number = scene.rng.randrange(400)
-    moves_files = scene.rng.random() < 0.5
-    if moves_files:
-        paths = [path for path in sorted(scene.folder.rglob("*")) if path.is_file()]
-        for path in scene.rng.sample(paths, len(paths) // 2):
-            moved = path.stat().st_mtime + 3600 * hours * scene.rng.random()
-            os.utime(path, (moved, moved))
-    scene.fault = f"half of the files' dates, or the clock at its reading {number}, moved by {hours:,.0f} hours"
-    prepare = (lambda: None) if moves_files else (lambda: _jump(number, 3600 * hours))
-    command = scene.rng.choice(["last", "auto", "test"])
-    if command == "test":
-        scene.finished(scene.llp(*TEST, prepare=prepare))
-        scene.same_test()
-        return EQUAL
-    started = time.monotonic()
-    scene.finished(scene.llp(*FIT, "--ckpt_path", command, prepare=prepare))
-    # TensorBoard reads the files of a run in the order of the clock: where it is set back, curves may lack points.
-    scene.same_run(left_out=("",) if hours < 0 else ())
-    seconds = json.loads((scene.folder / RUN / "run.json").read_text())["training_seconds"]
-    limit = scene.undisturbed.seconds + time.monotonic() - started
-    if not 0 < seconds < limit:
-        raise OutcomeError(WRONG, f"training_seconds = {seconds}, of {limit} at most")
-    return EQUAL
-
-
-def _jump(number: int, seconds: float) -> None:
-    """Let this process's clock jump when it is read the n-th time."""
-    now, readings = time.time, 0
-
-    def jumping() -> float:
-        nonlocal readings
-        readings += 1
-        return now() + (seconds if readings > number else 0.0)
-
-    time.time = jumping
-
-
 # All of them
 
 
@@ -268,8 +223,7 @@ KINDS = {
     "kill-pair": Kind(4, kill_pair, "fresh", is_quick=False),
     "preparation": Kind(3, preparation, "fresh"),
     "disk-full": Kind(9, disk_full, "empty"),
-    "damage": Kind(22, damage),
-    "clock": Kind(2, clock),
+    "damage": Kind(24, damage),
 }
 
 

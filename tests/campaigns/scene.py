@@ -77,19 +77,18 @@ class Scene:
         if found != expected:
             raise OutcomeError(WRONG, f"{what}: {str(found)[:1000]} in place of {str(expected)[:1000]}")
 
-    def same_run(self, run: Path = RUN, saved: int = 0, left_out: tuple[str, ...] = ()) -> None:
+    def same_run(self, run: Path = RUN, saved: int = 0) -> None:
         """Require that a finished run is the undisturbed one, bit for bit.
 
         Args:
             run: Its folder.
             saved: The step from which it was resumed. After the last step TensorBoard's summary of the run, which is
                 written at its end, is missing.
-            left_out: Curves whose tags begin so are not compared.
         """
         left = [*(self.folder / run / "checkpoints").glob(".*")]
         if left:
             raise OutcomeError(LOST, f"left behind: {left}")
-        left_out = ("final/",) if saved == STEPS else left_out
+        left_out = "final/" if saved == STEPS else None
         found = difference(self.undisturbed.whole / run, self.folder / run, left_out)
         if found is not None:
             raise OutcomeError(WRONG, found[:2000])

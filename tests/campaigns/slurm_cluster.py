@@ -17,8 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from campaigns import forked_tasks
-
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = Path("/srv")  # what the machine has there is covered by an empty file system in the script's own mounts
 SHARED = FOLDER / "shared"
@@ -140,29 +138,20 @@ def _children() -> dict[int, list[int]]:
     return children
 
 
-def _init(node: subprocess.Popen[bytes]) -> int:
-    """The first process of a node."""
-    wait_for("the node has processes", lambda: node.pid in _children())
-    return _children()[node.pid][0]
-
-
 def _inside(node: subprocess.Popen[bytes]) -> list[str]:
     """What lets a command see the files and processes of a node."""
-    return ["nsenter", "--mount", "--pid", "--target", str(_init(node))]
+    wait_for("the node has processes", lambda: node.pid in _children())
+    return ["nsenter", "--mount", "--pid", "--target", str(_children()[node.pid][0])]
 
 
 class Cluster:
     """Munge, a controller and two nodes, joined by a bridge, with a folder that all of them share.
 
     Jobs see the environment of this process: `PATH` and `PYTHONPATH` lead to the code under test.
-
-    Args:
-        is_forked: Whether tasks are forked from a process that has imported what they need, see `forked_tasks`.
     """
 
-    def __init__(self, is_forked: bool = False) -> None:
-        self.is_forked = is_forked
-        path = [str(SLURM / "bin"), str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
+    def __init__(self) -> None:
+        path = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"]
         os.environ["PATH"] = os.pathsep.join(path)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         os.environ["SLURM_CONF"] = str(SLURM / "slurm.conf")
@@ -192,9 +181,6 @@ class Cluster:
         files = [f"--{option}={SLURM}/munge.{option.partition('-')[0]}" for option in options]
         self._daemon("munged", "--foreground", "--force", *files)
         wait_for("munge answers", (SLURM / "munge.socket").exists)
-        if self.is_forked:
-            forked_tasks.install(SLURM)
-            forked_tasks.serve(SLURM, "head")
         self.start_controller()
         for node in NODES:
             self.start_node(node)
@@ -232,8 +218,6 @@ class Cluster:
         wait_for(f"{name} has a network", lambda: os.readlink(f"/proc/{node.pid}/ns/net") != own)
         _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(node.pid))
         _ip("link", "set", name, "master", "bridge", "up")
-        if self.is_forked:
-            forked_tasks.serve(SLURM, name, _init(node))
 
     def kill_node(self, name: str) -> None:
         """As a power cut: the network is silent at once, and no process says good-bye."""

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 
 from campaigns import fuzz, injections, scene, trials, undisturbed
 from campaigns.forked import Outcome
-from campaigns.random_configurations import DATA, MODELS, Configuration, small
+from campaigns.random_configurations import Configuration, small
 from campaigns.random_files import Executes
 
 
@@ -23,9 +22,9 @@ def root():
         yield root
 
 
-def try_small(root, model="llp.LLP", data="datamodules.TextFiles", flags=()):
+def try_small(root, flags):
     folder = fuzz.empty_trial(root)
-    return trials.try_llp(Configuration(small(model, data), [*flags]).write(folder), folder, root)
+    return trials.try_llp(Configuration(small("llp.LLP", "datamodules.TextFiles"), flags).write(folder), folder, root)
 
 
 @pytest.mark.parametrize("fuzzer", fuzz.FUZZERS)
@@ -35,14 +34,6 @@ def test_each_example_runs_or_ends_without_harm(root, fuzzer):
     assert tally.kinds.total() == 10
     assert tally.kinds["ran"] > 0
     assert tally.kinds["refused"] > 0
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_the_small_configurations_train(root, model):
-    """Otherwise changing them would prove nothing. Each architecture on one of the data sets."""
-    names = [name for name in DATA if name != "datamodules.PythonSource"]  # whose text is long
-    trial = try_small(root, model, names[list(MODELS).index(model) % len(names)])
-    assert (trial.kind, trial.steps) == ("ran", 1), trial.outcome.err
 
 
 def say_loss_and_fail():
@@ -140,8 +131,3 @@ def test_half_a_checkpoint_in_the_place_of_a_whole_one_is_a_lost_one(empty_scene
     path.write_bytes(b"half")
     with pytest.raises(scene.OutcomeError, match=scene.LOST):
         injections.there_is_room_again(empty_scene, undisturbed.FIT)
-
-
-def test_each_kind_of_fault_has_its_share():
-    kinds = Counter(injections.kind_of(3, number) for number in range(500))
-    assert kinds == {name: 10 * kind.share for name, kind in injections.KINDS.items()}

@@ -26,7 +26,7 @@ STEPS, FORWARD_PASSES = 3, 500
 ENOUGH, STARTS_OTHERS = 77, 78
 """Exit statuses of a trial that was ended so, and of one that would start further processes."""
 _TRACEBACK = "Traceback (most recent call last)"
-_ERROR = re.compile(r"^(llp\b[^:]*|llp): error: |^usage: .*error: ", re.MULTILINE)
+_ERROR = re.compile(r"^(llp\b[^:]*: )?error: ", re.MULTILINE)
 _METRIC = re.compile(r"\b(loss|perplexity|bits[ _]per[ _]byte|accuracy)\b.*\d", re.IGNORECASE)
 _Files = dict[Path, tuple[int, int]]
 

@@ -2,7 +2,7 @@
 
 It takes some 25 minutes, installs Debian's packages and needs root:
 
-    python tests/campaigns/two_nodes.py [--cases equal preempted …] [--seed 0] [--forked]
+    python tests/campaigns/two_nodes.py [--cases equal preempted …] [--seed 0]
 
 The nodes are namespaces of this machine (`slurm_cluster.py`); nothing is left of them at the end.
 """
@@ -438,7 +438,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seed", type=int, default=0, help="of the random cuts")
-    parser.add_argument("--forked", action="store_true", help="fork tasks from an imported process: for a busy machine")
     options = parser.parse_args()
     status = run_in_namespaces()
     if status is not None:
@@ -446,7 +445,7 @@ def main() -> None:
     end_at_signals()
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run's events come again
     os.chdir("/")
-    cluster = Cluster(options.forked)
+    cluster = Cluster()
     started = time.monotonic()
     try:
         cluster.start()

@@ -42,11 +42,6 @@ def test_distances_by_definition():
         assert recall_distances(np.array(text, np.uint16), np.array(starts)).tolist() == expected
 
 
-def test_the_token_that_a_document_begins_with_counts_like_any_other():
-    """A line's end precedes the text `a \\n a`, so the second a completes a bigram with it again."""
-    assert recall_distances(np.frombuffer(b"\na\na", np.uint8), np.zeros(3, np.int64)).tolist() == [0, 0, 2]
-
-
 @pytest.mark.parametrize(
     ("longest", "expected"),
     [
@@ -124,14 +119,6 @@ def test_slices_by_definition(tmp_path, segment_len):
             assert sum(entry["nats"] for entry in entries) == sum(scored)
 
 
-@pytest.mark.parametrize(("window_len", "width", "number"), [(32, 1, 32), (33, 2, 17), (1024, 32, 32)])
-def test_positions_have_32_bins_or_fewer(tmp_path, window_len, width, number):
-    loader = written(tmp_path / "losses", [[*range(2000)]], [[1.0] * 1999], window_len, window_len)
-    bins = loss_slices(tmp_path / "losses", loader, LEFT_OUT)["position"]
-    assert [entry["first"] for entry in bins] == [1 + k * width for k in range(number)]
-    assert [entry["last"] for entry in bins] == [*(entry["first"] - 1 for entry in bins[1:]), window_len]
-
-
 CONTENT = {
     "position": [
         {"first": 1, "last": 32, "tokens": 4, "nats": 12.0},
@@ -152,10 +139,7 @@ def test_the_plot_shows_means_over_position_and_distance():
     assert recall.get_xydata().tolist() == [[1, 0.5], [4, 2.0]]
     assert set(other.get_ydata()) == {3.4}
     assert set(segment.get_xdata()) == {16}
-    labels = [text.get_text() for text in by_distance.get_legend().get_texts()]
-    assert labels == ["recall tokens", "other tokens", "length of a segment"]
-    assert by_distance.get_xscale() == "log"
-    assert [line.get_label() for line in plot(NO_RECALL, "").axes[1].lines] == ["recall tokens", "other tokens"]
+    assert len(plot(NO_RECALL, "").axes[1].lines) == 2
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,6 @@ def test_only_settings_that_differ_are_shown_under_short_names(tmp_path):
     }
 
 
-def test_paths_are_no_settings(tmp_path):
-    make_run(tmp_path, "a")
-    trainer = {"max_steps": 6, "callbacks": None, "default_root_dir": "elsewhere"}
-    make_run(tmp_path, "b", settings={"trainer": trainer, "data": {**CONFIG["data"], "init_args": {
-        **CONFIG["data"]["init_args"], "cache_dir": "elsewhere"}}})  # fmt: skip
-    assert settings(tmp_path) == {}
-
-
 def test_the_table(tmp_path):
     make_run(tmp_path, "long-name", validation=1.75, test=1.5, dim=32)
     make_run(tmp_path, "other", validation=2.5, state="running")
@@ -151,7 +143,7 @@ def test_tests_on_different_texts_are_not_held_against_each_other_in_silence(tmp
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "test.json", "validation.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\0\0\0\0", b"\xff\xfe", b"[1, 2]", b"{}", b'"text"'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"{}"])
 def test_a_damaged_file_is_named_and_the_run_is_shown(tmp_path, name, content):
     folder = make_run(tmp_path, "a", test=1.0)
     (folder / name).write_bytes(content)
@@ -220,12 +212,3 @@ def test_the_runs_as_csv(tmp_path):
     assert (first["run"], first["settings.segment_len"], second["settings.segment_len"]) == ("a", "8", "16")
     assert (first["test_bits_per_byte"], second["test_bits_per_byte"], first["step"]) == ("1.0", "", "4")
     assert (second["validation_loss"], first["training_seconds"]) == ("3.0", "3723.4")
-
-
-def test_a_real_run(run, trained):
-    assert run("test", "--ckpt_path", trained)[0] == 0
-    status, out, err = run("runs")
-    assert status == 0, err
-    assert out.splitlines()[2].split()[:3] == ["run", "finished", "LLP"]
-    report = json.loads((trained / "test.json").read_text())
-    assert f"{report['rows'][0]['bits_per_byte']:.4f}" in out

@@ -64,12 +64,3 @@ def test_unigram_goes_without_a_fast_tokenizer(tmp_path):
     assert not (tmp_path / "export/tokenizer.json").exists()
     assert (tmp_path / "export/tokenizer.model").read_bytes() == tokenizer.serialized()
     assert "No tokenizer.json: a unigram model" in (tmp_path / "export/README.md").read_text()
-
-
-def test_a_tokenizer_of_ones_own_is_said():
-    class Own:
-        file_name, vocab_size = "own.txt", 5
-
-    made = fast_tokenizer.fast_tokenizer(object.__new__(Own), 0)
-    assert made.files == {}
-    assert made.note.startswith("No tokenizer.json: Own has no form that transformers reads. own.txt is what llp ")

@@ -228,9 +228,3 @@ def test_without_its_packages_the_remedy_is_named(saved, monkeypatch, package):
     with pytest.raises(SettingError, match=rf'{package}: it needs .*pip install "long-lora-perceiver\[export\]"'):
         write_folder(saved, saved.with_name("export"))
     assert [*saved.parent.iterdir()] == [saved]
-
-
-def test_two_meanings_of_a_name_are_noticed():
-    sources = [modeling_file.Source("a", "import os as same"), modeling_file.Source("b", "def same(): pass")]
-    with pytest.raises(AssertionError, match="same is both import os as same and b"):
-        modeling_file.check_names(sources)
