@@ -1,13 +1,9 @@
 """What a tokenizer is trained on, what its name is made of, and which given model is refused."""
 
-import io
-
 import pytest
-import sentencepiece as spm
 
 from datamodules import SentencePiece
 from helpers.corpus import DOCUMENTS, Given
-from llp.errors import SettingError
 
 WORDS = ["cat", "sat", "mat", "dog", "bird", "outside", "singing", "moved"]
 
@@ -56,46 +52,3 @@ def test_each_setting_makes_a_tokenizer_of_its_own(tmp_path):
     tokenizers = [SentencePiece(**{"vocab_size": 300, **changed}) for changed in settings]
     folders = {Given(DOCUMENTS, cache_dir=str(tmp_path), tokenizer=t).prepared_folder() for t in tokenizers}
     assert len(folders) == len(settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"), [({"vocab_size": 260}, "vocab_size = 260"), ({"sample_lines": 0}, "sample_lines = 0")]
-)
-def test_settings_at_their_limits(settings, message):
-    with pytest.raises(SettingError, match=message):
-        SentencePiece(**settings)
-    SentencePiece(**{name: value + 1 for name, value in settings.items()})
-
-
-def given(folder, **settings):
-    """A model of somebody else's: by default one that gives every string back."""
-    model = io.BytesIO()
-    exact = {
-        "byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
-        "add_dummy_prefix": False, "bos_id": 1, "user_defined_symbols": ["\n"],
-    }  # fmt: skip
-    lines = [" ".join(WORDS[i % 8 :]) for i in range(99)]
-    options = {"vocab_size": 300, "model_type": "bpe", "minloglevel": 2, **exact, **settings}
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **options)
-    (folder / "given.model").write_bytes(model.getvalue())
-    return SentencePiece(model_file=str(folder / "given.model"))
-
-
-def test_a_given_model_that_is_exact_is_taken(tmp_path):
-    tokenizer = given(tmp_path)
-    assert (tokenizer.vocab_size, tokenizer.start_token) == (300, 1)
-    assert len(tokenizer.settings()["model_sha256"]) == 64
-    assert tokenizer.settings() != given(tmp_path, vocab_size=301).settings()
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"bos_id": -1}, "it has no start token; train it with `spm_train"),
-        ({"byte_fallback": False, "vocab_size": 60}, "does not return every string"),
-    ],
-    ids=["bos_id", "byte_fallback"],
-)
-def test_a_given_model_that_can_not_be_made_exact_is_refused(tmp_path, changed, message):
-    with pytest.raises(SettingError, match=message):
-        given(tmp_path, **changed)

@@ -162,21 +162,6 @@ def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_r
         SentencePiece(model_file=path)
 
 
-def test_what_determines_a_tokenizer(tmp_path):
-    """Beside the text: of a given model its content alone."""
-    settings = SentencePiece(330, "unigram", 50, 7).settings()
-    sizes = {"vocab_size": 330, "model_type": "unigram", "sample_lines": 50, "seed": 7}
-    assert settings == {"tokenizer": "sentencepiece", **sizes}
-    defaults = {"vocab_size": 32_000, "model_type": "bpe", "sample_lines": 500_000, "seed": 0}
-    assert SentencePiece().settings() == {"tokenizer": "sentencepiece", **defaults}
-    assert Bytes().settings() == {"tokenizer": "bytes"}
-    SentencePiece(330).train(LINES, tmp_path)
-    model = tmp_path / "tokenizer.model"
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    given = SentencePiece(model_file=str(model)).settings()
-    assert given == {"tokenizer": "sentencepiece", "model_sha256": digest}
-
-
 @pytest.mark.parametrize(("settings", "least"), [("vocab_size", 261), ("sample_lines", 1)])
 def test_the_least_that_a_tokenizer_takes(settings, least):
     SentencePiece(**{settings: least})
