@@ -80,19 +80,6 @@ def test_one_changed_byte_of_the_training_tokens_stops_the_unigram_model_and_a_r
         data.train_dataloader()
 
 
-def test_a_file_is_read_once_for_its_digest(wikitext, tmp_path, monkeypatch):
-    data = attach(prepare(wikitext, tmp_path / "cache"))
-    read = []
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *mode, **how: read.append(self.name) or opened(self, *mode, **how))
-    data.test_dataloader(), data.test_dataloader(), data.val_dataloader()
-    assert sorted(read) == ["test.bin", "test.jsonl", "validation.bin", "validation.jsonl"]
-    data.setup("test")
-    read.clear()
-    data.test_dataloader()
-    assert read == []
-
-
 @pytest.mark.parametrize("damage", ["cut", "no object", "fingerprint", "digest", "missing"])
 def test_damage_to_the_description_itself_is_noticed(wikitext, tmp_path, damage):
     path = prepare(wikitext, tmp_path / "cache").prepared_folder() / "about.json"
@@ -184,26 +171,6 @@ def written(folder, texts):
     writer.close()
 
 
-def test_tokens_are_handed_over_before_the_line_that_vouches_for_them(tmp_path):
-    writer = TokenWriter(tmp_path, "train", TOKENS)
-    order = []
-    for name in ("_tokens", "_index"):
-        stream = getattr(writer, name)
-
-        class Watched:
-            def __init__(self, name, stream):
-                self.name, self.stream = name, stream
-
-            def __getattr__(self, method):
-                order.append((self.name, method))
-                return getattr(self.stream, method)
-
-        setattr(writer, name, Watched(name, stream))
-    writer.write(np.array([256, 1, 2]))
-    writer.finish("document", 1, 1, 2, "digest")
-    assert order == [("_tokens", "write"), ("_tokens", "flush"), ("_index", "write"), ("_index", "flush")]
-
-
 TEXTS = [b"first", b"the second", b"", b"fourth"]
 
 
@@ -240,27 +207,3 @@ def test_a_resumed_preparation_trusts_no_document_whose_tokens_are_not_there(tmp
     assert files(folder) == files(tmp_path / "whole")
     tokens = TokenFile(folder, "train", TOKENS)
     assert [Bytes().decode(tokens.text_of(document)) for document in tokens.documents] == [t.decode() for t in TEXTS]
-
-
-def test_a_preparation_that_lost_tokens_ends_like_one_that_lost_none(tmp_path, monkeypatch):
-    whole, data = text_data(tmp_path / "whole"), text_data(tmp_path / "cache")
-    whole.prepare_data()
-    finish, finished = TokenWriter.finish, []
-
-    def interrupted(self, *document):
-        finish(self, *document)
-        finished.append(document)
-        if len(finished) == 30:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TokenWriter, "finish", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        data.prepare_data()
-    folder = data.prepared_folder()
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    tokens = unfinished / "train.bin"
-    tokens.write_bytes(tokens.read_bytes()[: tokens.stat().st_size // 2])
-    (unfinished / ".tokenizer.model.123").write_bytes(b"of a process that was killed")
-    data.prepare_data()
-    assert len({document[0] for document in finished[30:]} & {document[0] for document in finished[:30]}) > 5
-    assert files(tmp_path / "cache") == files(tmp_path / "whole")
