@@ -2,10 +2,7 @@
 
 from collections import Counter
 
-import pytest
-
 from datamodules.loaders import TrainingOrder
-from llp.scoring.windows import scoring_batches
 
 N_TOKENS, STRIDE, N_WINDOWS, EPOCHS = 25, 4, 6, 6000
 
@@ -48,16 +45,3 @@ def test_seeds_and_epochs_draw_independently():
         for epoch in range(4)
     }
     assert len(set(orders.values())) == 16
-
-
-@pytest.mark.parametrize(("window_len", "stride"), [(8, 3), (7, 2), (9, 4), (10, 7), (5, 5)])
-def test_windows_of_a_batch_have_one_length_and_score_equally_many(window_len, stride):
-    """Two windows of one length may score unequally many: one is shorter at its beginning, the other at its end."""
-    lengths = [*range(30)]
-    batches = scoring_batches(lengths, window_len, stride, batch_size=4)
-    for batch in batches:
-        assert 1 <= len(batch) <= 4
-        assert len({(window.stop - window.start, window.n_scored) for window in batch}) == 1
-    assert sum(window.n_scored for batch in batches for window in batch) == sum(lengths)
-    kinds = {(batch[0].stop - batch[0].start, batch[0].n_scored) for batch in batches}
-    assert sum(len(batch) < 4 for batch in batches) <= len(kinds)  # full, but for the last of each kind

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 
-from datamodules.loaders import TrainingOrder, limited, share_of_rank
+from datamodules.loaders import TrainingOrder, share_of_rank
 from helpers.prepared import attach, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
@@ -62,13 +62,6 @@ def test_ranks_share_the_batches_and_run_equally_many(world_size):
     assert sorted(windows) == sorted(expected)
 
 
-@pytest.mark.parametrize(("limit", "n_kept"), [(3, 3), (0.5, 6), (1.0, 13), (1, 1), (99, 13), (0.95, 12)])
-def test_a_limit_keeps_the_first_batches(limit, n_kept):
-    batches = scoring_batches([31, 0, 8, 50], window_len=8, stride=4, batch_size=2)
-    assert len(batches) == 13  # 3 first windows, 6 + 1 + 11 in the middle, two ends of their own lengths
-    assert limited(batches, limit) == batches[:n_kept]
-
-
 @pytest.mark.parametrize(("limit", "n_batches"), [(5, 5), (0.1, 10), (1.0, 106)])
 def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wikitext, tmp_path, limit, n_batches):
     """What each rank scores in as many batches as Lightning takes from it."""
@@ -87,21 +80,6 @@ def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wiki
     assert len(everything) == 106
     assert scored[1] == [window for batch in everything[:n_batches] for window in batch]
     assert sorted(scored[2]) == sorted(scored[3]) == sorted(scored[1])
-
-
-def test_windows_that_follow_each_other_are_joined_by_hand():
-    batches = scoring_batches([20, 3, 9], window_len=6, stride=2, batch_size=4)
-    joined = in_one_pass(batches, longest=12, n_positions=24)
-    assert sorted(window for batch in joined for window in batch) == [
-        (0, 0, 12, 12),  # six windows from the document's beginning on
-        (0, 8, 20, 8),  # the next begins four tokens before the first that it scores
-        (1, 0, 3, 3),
-        (2, 0, 9, 9),
-    ]
-    assert all(len({(window.stop - window.start, window.n_scored) for window in batch}) == 1 for batch in joined)
-    first = min(window for batch in in_one_pass(batches, longest=11, n_positions=24) for window in batch)
-    assert first == (0, 0, 10, 10)  # the next two positions would be one too many
-    assert sum(len(batch) for batch in in_one_pass(batches, 1, 1)) == sum(map(len, batches))
 
 
 def test_joined_windows_score_the_same_positions_once():
