@@ -1,13 +1,10 @@
 """Where a benchmark's text comes from, by hand: what keys it, which rows are asked for, which part is which split."""
 
-from pydoc_data.topics import topics
-
 import datasets
 import pytest
 
-from datamodules import PG19, Bytes, PythonReference, WikiText103
+from datamodules import PG19, Bytes, WikiText103
 from datamodules.documents import Text
-from datamodules.pg19 import _OFFICIAL
 from datamodules.wikitext103 import _articles
 
 
@@ -68,11 +65,6 @@ def test_pg19_asks_the_hub_for_its_columns_and_revision(hub):
     assert hub == [("a/copy", None, {"split": "test", "revision": "1a2b3c", "streaming": True})]
 
 
-def test_official_numbers_of_pg19():
-    """Books and words as the authors of the benchmark state them."""
-    assert _OFFICIAL == {"train": (28_602, 1_973_136_207), "validation": (50, 3_007_061), "test": (100, 6_966_499)}
-
-
 @pytest.mark.parametrize(
     ("lines", "titles"),
     [
@@ -93,12 +85,3 @@ def test_an_article_begins_at_a_title_between_blank_lines(lines, titles):
     ]
     assert "".join(text for _, text in articles) == "".join(lines)
     assert [name for name, text in articles if text] == titles
-
-
-def test_topics_of_the_reference_are_dealt_out_by_tens():
-    names = sorted(topics)
-    data = PythonReference()
-    dealt = {split: [text.name for text in data.texts(split)] for split in data.splits}
-    assert dealt["validation"] == [name for number, name in enumerate(names) if number % 10 == 0]
-    assert dealt["test"] == [name for number, name in enumerate(names) if number % 10 == 5]
-    assert dealt["train"] == [name for number, name in enumerate(names) if number % 10 not in (0, 5)]

@@ -11,7 +11,7 @@ from datamodules import AssociativeRecall, MirroredCopy
 from datamodules.synthetic import stacked
 from helpers.prepared import attach
 from helpers.small_models import build
-from helpers.tasks import SMALL, TASKS, make
+from helpers.tasks import TASKS, make
 from llp.errors import SettingError
 
 
@@ -258,7 +258,3 @@ def test_fresh_examples_need_a_number_of_steps():
 def test_there_is_no_text_to_predict():
     with pytest.raises(SettingError, match="data = MirroredCopy: it has no text"):
         attach(make(MirroredCopy)).predict_dataloader()
-
-
-def test_small_tasks_fit_small_models():
-    assert {settings["vocab_size"] for settings in SMALL.values()} == {build("LLP").hparams["vocab_size"]}

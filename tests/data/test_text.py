@@ -228,22 +228,6 @@ def test_bad_text_is_one_error_and_the_cache_is_untouched(wikitext, tmp_path, na
     assert sorted(cache.rglob("*")) == before
 
 
-def test_a_cache_of_another_version_is_left_alone(wikitext, tmp_path, monkeypatch):
-    older = prepare(wikitext, tmp_path / "cache").prepared_folder()
-    before = files(older)
-    monkeypatch.setattr("datamodules.text._FORMAT", 99)
-    newer = prepare(wikitext, tmp_path / "cache").prepared_folder()
-    assert newer != older
-    assert files(older) == before == files(newer)
-
-
-def test_settings_that_do_not_fit_the_text(wikitext, tmp_path):
-    with pytest.raises(SettingError, match="window_len = 0"):
-        WikiText103(str(wikitext), window_len=0)
-    with pytest.raises(SettingError, match=r"window_len = 1000000: the training split has \d+ tokens"):
-        prepare(wikitext, tmp_path / "cache", window_len=1_000_000)
-
-
 def test_a_model_that_does_not_fit_the_windows_stops_before_the_text_is_prepared(wikitext, tmp_path):
     data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=3)
     attach(data, build("LLP", segment_len=4))

@@ -103,16 +103,6 @@ def test_names_that_leave_a_doubt_are_refused(tmp_path, names, message):
     assert not (tmp_path / "cache").exists()
 
 
-def test_no_file_is_forgotten_or_taken_twice_by_its_name(tmp_path):
-    root = tmp_path / "text"
-    names = ["train/a.txt", "train/valid/b.txt", "train/test.txt", "dev/train.txt", "test.jsonl"]
-    for name in names:
-        write(root, **{name.replace("/", "__"): "x"})
-    found = text_files(root, tmp_path)._named()
-    taken = {split: sorted(str(file.relative_to(root)) for file in files) for split, (_, files) in found.items()}
-    assert taken == {"train": sorted(names[:3]), "validation": names[3:4], "test": names[4:]}
-
-
 def test_documents_are_dealt_out_by_share(tmp_path, caplog):
     lines = [json.dumps({"body": f"document {number} of the text"}) for number in range(200)]
     write(tmp_path / "text", **{"all.jsonl": "\n".join(lines) + "\n"})
@@ -210,17 +200,6 @@ def test_seven_files_are_cut_and_twenty_are_dealt_out(tmp_path):
         assert data.source()["cut"] == (number < 19)
 
 
-def test_the_fingerprint_and_the_folder_change_with_the_shares(tmp_path):
-    write(tmp_path, **{"a.txt": "a line\n" * 500})
-    seen = set()
-    for shares in ({}, {"validation_share": 0.1}, {"test_share": 0.1}):
-        data = prepare(text_files(tmp_path / "a.txt", tmp_path, **shares))
-        seen.add((data.about["data_fingerprint"], data.prepared_folder()))
-        again = prepare(text_files(tmp_path / "a.txt", tmp_path, **shares))
-        assert again.about["data_fingerprint"] == data.about["data_fingerprint"]
-    assert len({fingerprint for fingerprint, _ in seen}) == len({folder for _, folder in seen}) == 3
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -247,22 +226,6 @@ def test_what_is_not_there_or_not_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"fine\n" * 200 + b"caf\xe9\n")
     with pytest.raises(SettingError, match=r"a\.txt is not UTF-8 at byte 1003"):
         text_files(tmp_path / "a.txt", tmp_path).prepare_data()
-
-
-@pytest.mark.parametrize("validation", [0.01, 0.05, 0.1, 0.25, 0.5])
-@pytest.mark.parametrize("test", [0.01, 0.05, 0.3, 0.49])
-def test_shares_come_out_as_asked_for(tmp_path, validation, test):
-    shares = text_files(tmp_path, tmp_path, validation_share=validation, test_share=test)
-    dealt = [shares._split_of(number) for number in range(2000)]
-    for split, share in (("validation", validation), ("test", test), ("train", 1 - validation - test)):
-        for n in (500, 2000):
-            assert abs(dealt[:n].count(split) - share * n) <= 2
-    for size in (0, 1, 2, 3, 10, 999, 10**12):
-        parts = [shares._part(split, size) for split in SPLITS]
-        assert parts[0][0] == 0
-        assert parts[2][1] == size
-        assert parts[0][1] == parts[1][0] <= parts[1][1] == parts[2][0]
-        assert abs(parts[2][1] - parts[2][0] - test * size) <= 1
 
 
 @pytest.mark.parametrize(
