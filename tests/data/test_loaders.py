@@ -17,6 +17,7 @@ from datamodules.loaders import (
 )
 from helpers.corpus import Given
 from helpers.prepared import attach
+from helpers.small_models import build
 from llp.scoring.windows import scoring_batches
 
 STREAM = np.arange(100, 150)
@@ -147,25 +148,12 @@ TEXT = {
 
 @pytest.fixture
 def data(tmp_path):
-    any_window = SimpleNamespace(
-        scoring_window=lambda n, window, stride: (window or n, stride or n),
-        scores_as_one_pass=lambda *window: False,
-        burn_in_len=lambda asked: asked,
-    )
-
-    def make(geometry=any_window, world_size=1, rank=0, max_steps=10, accumulated=1, **settings):
+    def make(max_steps=10, accumulated=1, world_size=1, **settings):
         data = Given(TEXT, cache_dir=str(tmp_path), **settings)
         data.prepare_data()
         data.setup("fit")
-        attach(
-            data,
-            SimpleNamespace(geometry=geometry),
-            max_steps=max_steps,
-            accumulate_grad_batches=accumulated,
-            global_rank=rank,
-            world_size=world_size,
-        )
-        return data
+        trainer = {"max_steps": max_steps, "accumulate_grad_batches": accumulated, "world_size": world_size}
+        return attach(data, build("Transformer"), **trainer)
 
     return make
 
@@ -179,19 +167,13 @@ def test_how_many_batches_a_run_has(data):
     assert len(data(max_steps=-1, window_len=30, batch_size=4).train_dataloader()) == 1  # 2 windows
 
 
-def test_scoring_takes_as_many_positions_at_a_time_as_training(data):
-    for window, n_windows in ((5, 6), (10, 3), (29, 1), (31, 1)):
-        seen = []
-        model = SimpleNamespace(
-            scoring_window=lambda *asked, window=window, seen=seen: (seen.append(asked), (window, 1))[1],
-            scores_as_one_pass=lambda *window: False,
-        )
-        module = data(model, window_len=10, batch_size=3, scoring_window_len=17, scoring_stride=2)
-        loader = module.val_dataloader()
-        assert seen == [(10, 17, 2)]  # in training, asked for
-        assert max(len(batch) for batch in loader.batches) == min(n_windows, max(1, 13 - window + 1))
-        assert (loader.split, loader.protocol["window_len"], loader.protocol["stride"]) == ("validation", window, 1)
-    assert data().test_dataloader().split == data().predict_dataloader().split == "test"
+@pytest.mark.parametrize(("window_len", "most"), [(2, 4), (3, 2), (5, 1), (9, 1)])
+def test_scoring_takes_as_many_positions_at_a_time_as_training(data, window_len, most):
+    module = data(window_len=4, batch_size=2, scoring_window_len=window_len, scoring_stride=1)
+    loader = module.val_dataloader()
+    assert max(len(batch) for batch in loader.batches) == most
+    assert (loader.split, loader.protocol["window_len"], loader.protocol["stride"]) == ("validation", window_len, 1)
+    assert module.test_dataloader().split == module.predict_dataloader().split == "test"
 
 
 def test_places_of_samples_are_named(data):
