@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from datamodules import Bytes, SentencePiece
-from datamodules.token_files import blocks
+from datamodules import SentencePiece
+from datamodules.token_files import token_dtype
 from datamodules.tokenizers.sentence_piece import _sample
 from helpers.corpus import DOCUMENTS, Given
 from llp.errors import SettingError
@@ -102,27 +102,11 @@ def test_start_tokens_are_no_text(tmp_path):
     expected = np.bincount(np.frombuffer(text, np.uint8), minlength=257)
     assert expected[10] == 10
     np.testing.assert_array_equal(data.files["train"].counts(257), expected)
-    assert [block.tolist() for block in blocks(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [block.tolist() for block in blocks(np.arange(6), 3)] == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
-def test_the_smallest_type_holds_the_largest_token(tmp_path, vocab_size, dtype):
-    class Last(Bytes):
-        """Every byte becomes the last token of all."""
-
-        def __init__(self):
-            self.vocab_size = vocab_size
-
-        def settings(self):
-            return {"last": vocab_size}
-
-        def encode(self, lines):
-            return np.full(len("".join(lines)), vocab_size - 1)
-
-    data = prepared(DOCUMENTS, tmp_path, tokenizer=Last())
-    assert data.files["train"].tokens.dtype == dtype
-    assert set(data.files["validation"].tokens.tolist()) == {256, vocab_size - 1}
+def test_the_smallest_type_holds_the_largest_token():
+    assert token_dtype(2**16) == np.uint16
+    assert token_dtype(2**16 + 1) == np.uint32
 
 
 def test_a_split_without_text_is_refused(tmp_path):

@@ -179,17 +179,6 @@ def test_training_gives_the_same_bytes(tmp_path, settings):
     assert first == second
 
 
-def test_the_seed_draws_the_sample(tmp_path):
-    lines = [f"{chr(97 + i % 26) * 5} {i * i} {chr(97 + i % 7)}{chr(97 + i % 11)}\n" for i in range(500)]
-    fingerprints = set()
-    for seed in (0, 1):
-        tokenizer = SentencePiece(330, sample_lines=60, seed=seed)
-        tokenizer.train(lines, tmp_path)
-        tokenizer.load(tmp_path)
-        fingerprints.add(tokenizer.fingerprint)
-    assert len(fingerprints) == 2
-
-
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_a_vocabulary_that_the_text_does_not_support(tmp_path, model_type):
     with pytest.raises(SettingError, match=r"tokenizer\.init_args\.vocab_size = 50000: .*too high.*<= \d+"):
