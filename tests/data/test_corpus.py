@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 
 from datamodules import SentencePiece
+from datamodules.documents import Text, describe_file
 from datamodules.token_files import token_dtype
 from datamodules.tokenizers.sentence_piece import _sample
 from helpers.corpus import DOCUMENTS, Given
@@ -141,3 +143,25 @@ def test_few_lines_are_all_taken():
     assert len(_sample(iter(lines), 6, 0)) == 6
     assert _sample(iter([]), 3, 0) == []
     assert _sample(iter(lines), 3, 5) == _sample(iter(lines), 3, 5)
+
+
+def test_lines_keep_their_ends_and_lose_nothing():
+    text = Text("name", [b"one\ntwo\n", b"\n", "thrée\r\nrest".encode(), b"\n"])
+    assert [*text.lines()] == [["one\n", "two\n"], ["\n"], ["thrée\r\n", "rest"], ["\n"]]
+    assert [*Text("name", []).lines()] == []
+    odd = "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g\n"  # ends of lines to `splitlines`, and to nobody else
+    assert [*Text("name", [odd.encode()]).lines()] == [[odd]]
+
+
+def test_what_tells_a_file_from_another(tmp_path):
+    """Its place, its size and its date: where one of them is another, the text is prepared anew."""
+    path = tmp_path / "a.txt"
+    path.write_text("four")
+    os.utime(path, ns=(7, 123456789))
+    plain = describe_file(path, "train")
+    assert plain == {"file": str(path), "bytes": 4, "modified": 123456789}
+    path.write_text("five!")
+    os.utime(path, ns=(7, 123456789))
+    assert describe_file(path, "train") == {**plain, "bytes": 5}
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    assert describe_file(tmp_path / "link.txt", "train") == describe_file(path, "train")

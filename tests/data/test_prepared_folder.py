@@ -28,7 +28,7 @@ def flip(path, place):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "no index", "broken index", "no tokens"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "no index", "broken index", "no tokens", "empty"])
 def test_a_token_file_of_another_length_is_refused(wikitext, tmp_path, damage):
     folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
     tokens, index = folder / "test.bin", folder / "test.jsonl"
@@ -38,6 +38,8 @@ def test_a_token_file_of_another_length_is_refused(wikitext, tmp_path, damage):
         tokens.write_bytes(tokens.read_bytes() + b"\0\0")
     elif damage == "no tokens":
         tokens.unlink()
+    elif damage == "empty":
+        tokens.write_bytes(b""), index.write_bytes(b"")
     elif damage == "no index":
         index.unlink()
     else:
@@ -166,6 +168,23 @@ def written(folder, texts):
         writer.write(np.frombuffer(text, dtype=np.uint8))
         writer.finish(f"document {number}", 1, 1, len(text), "digest of the text")
     writer.close()
+
+
+def test_a_finished_document_is_on_the_disk(tmp_path):
+    """It is whole there before its line in the index is."""
+    writer = TokenWriter(tmp_path, "train", TOKENS)
+    for number, tokens in enumerate(([1, 2, 3], [], [4])):
+        writer.write(np.array([256, *tokens]))
+        writer.finish(f"é{number}", words=1, plain_words=1, n_bytes=len(tokens), sha256="0")
+        index = (tmp_path / "train.jsonl").read_text().splitlines()
+        assert [json.loads(line)["name"] for line in index] == [f"é{n}" for n in range(number + 1)]
+        assert (tmp_path / "train.bin").stat().st_size == 2 * writer.length
+    writer.close()
+    file = TokenFile(tmp_path, "train", TOKENS)
+    assert file.tokens.tolist() == [256, 1, 2, 3, 256, 256, 4]
+    assert file.documents == writer.documents
+    assert file.counts(257).dtype == np.int64
+    assert file.counts(257).tolist() == [0, 1, 1, 1, 1, *[0] * 252]
 
 
 TEXTS = [b"first", b"the second", b"", b"fourth"]

@@ -2,7 +2,9 @@
 
 import json
 import random
+from fractions import Fraction
 from itertools import pairwise
+from math import floor
 
 import pytest
 
@@ -242,3 +244,32 @@ def test_what_is_not_there_or_not_text(tmp_path):
 def test_shares_that_can_not_be_used(shares, message):
     with pytest.raises(SettingError, match=message):
         TextFiles("text", **shares)
+
+
+@pytest.mark.parametrize(
+    "shares", [("0.1", "0.05"), ("0.3", "0.1"), ("0.01", "0.09"), ("0.02", "0.08"), ("0.01", "0.04")]
+)
+def test_shares_are_those_of_exact_fractions(tmp_path, shares):
+    """A hundredth and nine hundredths are a tenth, which in binary they aren't."""
+    validation, test = map(Fraction, shares)
+    held_out = [n for n in range(1000) if floor((n + 1) * (validation + test)) > floor(n * (validation + test))]
+    part = test / (validation + test)
+    tested = [n for number, n in enumerate(held_out) if floor((number + 1) * part) > floor(number * part)]
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "x"}\n' * 1000)
+    settings = {"validation_share": float(shares[0]), "test_share": float(shares[1])}
+    documents = texts(text_files(folder, tmp_path, **settings))
+    dealt = {split: [name for name, _ in members] for split, members in documents.items()}
+    assert dealt["test"] == [f"a.jsonl:{n + 1}" for n in tested]
+    assert dealt["validation"] == [f"a.jsonl:{n + 1}" for n in held_out if n not in tested]
+    assert len(dealt["validation"]) == 1000 * validation
+    assert len(dealt["test"]) == 1000 * test
+
+
+def test_what_is_prepared_is_keyed_by_all_that_changes_the_text(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "x", "body": "y"}\n' * 20)
+    settings = [{}, {"text_key": "body"}, {"validation_share": 0.1}, {"test_share": 0.1}]
+    assert len({text_files(folder, tmp_path, **changed).prepared_folder() for changed in settings}) == len(settings)
