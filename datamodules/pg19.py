@@ -103,8 +103,6 @@ class PG19(TextDataModule):
             rows = csv.reader(stream)
             try:
                 return {number: title for number, title, *_ in filter(None, rows)}
-            except UnicodeDecodeError as error:
-                raise SettingError("data.init_args.path", self.path, "metadata.csv is not UTF-8; convert it") from error
-            except (ValueError, csv.Error) as error:
+            except ValueError as error:  # too few columns, or not UTF-8
                 remedy = f"line {rows.line_num} of metadata.csv is no `id,short title,…`; repair it"
                 raise SettingError("data.init_args.path", self.path, remedy) from error

@@ -140,7 +140,7 @@ class TextFiles(TextDataModule):
         try:
             text: str = json.loads(line)[self.text_key]
             return io.BytesIO(text.encode())  # JSON can write half a surrogate pair, which is no text
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             remedy = f"line {number} of {file.name} has no text under {self.text_key!r}; repair it or set text_key"
             raise SettingError("data.init_args.path", self.root, remedy) from error
 

@@ -53,7 +53,7 @@ class HuggingFaceTokenizer(Tokenizer):
             given = _open(spec)
         except SettingError:
             raise
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             remedy = f"can't be read as a tokenizer.json of Hugging Face ({reason}); name another file"
             raise SettingError(f"{_SETTINGS}.file", path, remedy) from error

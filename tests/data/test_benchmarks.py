@@ -100,8 +100,6 @@ def test_official_word_counts_are_for_whole_splits(pg19, tmp_path, monkeypatch):
             lambda folder: (folder / "metadata.csv").write_text("11,Alice\n9\n"),
             "line 2 of metadata.csv is no `id,short",
         ),
-        (lambda folder: (folder / "metadata.csv").write_text("1," + "x" * 200_000), "line 1 of metadata.csv is no `id"),
-        (lambda folder: (folder / "metadata.csv").write_bytes(b"11,\xff\n"), "metadata.csv is not UTF-8; convert it"),
         (lambda folder: shutil.rmtree(folder), "there is no such folder"),
     ],
 )

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 
-from datamodules import Bytes, SentencePiece
-from datamodules.token_files import blocks
+from datamodules import SentencePiece
+from datamodules.documents import Text, describe_file
+from datamodules.token_files import token_dtype
 from datamodules.tokenizers.sentence_piece import _sample
 from helpers.corpus import DOCUMENTS, Given
 from llp.errors import SettingError
@@ -102,27 +104,11 @@ def test_start_tokens_are_no_text(tmp_path):
     expected = np.bincount(np.frombuffer(text, np.uint8), minlength=257)
     assert expected[10] == 10
     np.testing.assert_array_equal(data.files["train"].counts(257), expected)
-    assert [block.tolist() for block in blocks(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [block.tolist() for block in blocks(np.arange(6), 3)] == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])
-def test_the_smallest_type_holds_the_largest_token(tmp_path, vocab_size, dtype):
-    class Last(Bytes):
-        """Every byte becomes the last token of all."""
-
-        def __init__(self):
-            self.vocab_size = vocab_size
-
-        def settings(self):
-            return {"last": vocab_size}
-
-        def encode(self, lines):
-            return np.full(len("".join(lines)), vocab_size - 1)
-
-    data = prepared(DOCUMENTS, tmp_path, tokenizer=Last())
-    assert data.files["train"].tokens.dtype == dtype
-    assert set(data.files["validation"].tokens.tolist()) == {256, vocab_size - 1}
+def test_the_smallest_type_holds_the_largest_token():
+    assert token_dtype(2**16) == np.uint16
+    assert token_dtype(2**16 + 1) == np.uint32
 
 
 def test_a_split_without_text_is_refused(tmp_path):
@@ -157,3 +143,25 @@ def test_few_lines_are_all_taken():
     assert len(_sample(iter(lines), 6, 0)) == 6
     assert _sample(iter([]), 3, 0) == []
     assert _sample(iter(lines), 3, 5) == _sample(iter(lines), 3, 5)
+
+
+def test_lines_keep_their_ends_and_lose_nothing():
+    text = Text("name", [b"one\ntwo\n", b"\n", "thrée\r\nrest".encode(), b"\n"])
+    assert [*text.lines()] == [["one\n", "two\n"], ["\n"], ["thrée\r\n", "rest"], ["\n"]]
+    assert [*Text("name", []).lines()] == []
+    odd = "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g\n"  # ends of lines to `splitlines`, and to nobody else
+    assert [*Text("name", [odd.encode()]).lines()] == [[odd]]
+
+
+def test_what_tells_a_file_from_another(tmp_path):
+    """Its place, its size and its date: where one of them is another, the text is prepared anew."""
+    path = tmp_path / "a.txt"
+    path.write_text("four")
+    os.utime(path, ns=(7, 123456789))
+    plain = describe_file(path, "train")
+    assert plain == {"file": str(path), "bytes": 4, "modified": 123456789}
+    path.write_text("five!")
+    os.utime(path, ns=(7, 123456789))
+    assert describe_file(path, "train") == {**plain, "bytes": 5}
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    assert describe_file(tmp_path / "link.txt", "train") == describe_file(path, "train")

@@ -1,8 +1,5 @@
 """A `tokenizer.json`: every string comes back exactly, or the file is refused."""
 
-import json
-import sys
-
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -206,25 +203,6 @@ def test_a_file_that_is_none(tmp_path, content):
         file.write_bytes(content.encode("latin-1"))
     with pytest.raises(SettingError, match=r"init_args\.file = .*tokenizer\.json: can't be read as a tokenizer\.json"):
         HuggingFaceTokenizer(str(file))
-
-
-def test_without_the_library_the_remedy_is_named(tmp_path, monkeypatch):
-    byte_level().save(str(tmp_path / "tokenizer.json"))
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(
-        SettingError, match=r'needs the package tokenizers: pip install "long-lora-perceiver\[tokenizers\]"'
-    ):
-        HuggingFaceTokenizer(str(tmp_path))
-
-
-def test_settings_tell_tokenizers_apart(tmp_path):
-    settings = set()
-    for name, theirs in (("a", byte_level()), ("b", byte_fallback()), ("c", changing_text())):
-        (tmp_path / name).mkdir()
-        settings.add(json.dumps(given(theirs, tmp_path / name).settings()))
-        assert json.dumps(HuggingFaceTokenizer(str(tmp_path / name)).settings()) in settings
-    settings.add(json.dumps(given(byte_fallback(), tmp_path / "b", start_token="</s>").settings()))
-    assert len(settings) == 4
 
 
 def test_text_is_prepared_and_trained_on(run, work):

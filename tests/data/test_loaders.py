@@ -17,7 +17,8 @@ from datamodules.loaders import (
 )
 from helpers.corpus import Given
 from helpers.prepared import attach
-from llp.scoring.windows import scoring_batches, scoring_windows
+from helpers.small_models import build
+from llp.scoring.windows import scoring_batches
 
 STREAM = np.arange(100, 150)
 
@@ -82,23 +83,6 @@ def test_burn_in_begins_with_the_document():
     assert [near._n_before(start) for start in (2, 3, 4, 7, 23, 24, 27, 28, 49)] == [2, 0, 1, 4, 4, 0, 3, 4, 4]
 
 
-def test_time_for_batches_adds_up(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("datamodules.loaders.time", SimpleNamespace(perf_counter=lambda: clock.now))
-    window = TextWindows._tokens
-
-    def slow(self, start):
-        clock.now += 2
-        return window(self, start)
-
-    monkeypatch.setattr(TextWindows, "_tokens", slow)
-    loader = training_loader(n_batches=3)
-    assert loader.seconds == 0
-    for number, _ in enumerate(loader):
-        assert loader.seconds == 6 * (number + 1)
-        clock.now += 100  # what the model does with it is its own time
-
-
 DOCUMENTS = [
     SimpleNamespace(start=0, tokens=20),
     SimpleNamespace(start=21, tokens=0),
@@ -152,27 +136,6 @@ def test_shapes_of_windows_are_those_of_all_ranks():
     assert scoring_loader().unigram_nats() == ["unigram of test"]
 
 
-def test_windows_by_hand():
-    """Window k scores the positions from k * stride on, with what fits before them."""
-    assert [tuple(window) for window in scoring_windows(9, 11, 8, 3)] == [
-        (9, 0, 3, 3), (9, 0, 6, 3), (9, 1, 9, 3), (9, 4, 11, 2)
-    ]  # fmt: skip
-    assert [tuple(window) for window in scoring_windows(0, 8, 4, 4)] == [(0, 0, 4, 4), (0, 4, 8, 4)]
-    assert [*scoring_windows(0, 0, 8, 3)] == []
-
-
-def test_a_rank_without_a_batch_scores_nothing():
-    batches = scoring_batches([20, 0, 7], 16, 4, 3)
-    assert len(batches) == 5
-    padded = share_of_rank(batches, 1, 2)
-    assert [len(batch) for batch in padded[-1:]] == [1]
-    assert padded[-1][0].n_scored == 0
-    assert share_of_rank(batches, 0, 2) == batches[::2]
-    assert [share_of_rank(batches, rank, 5) for rank in range(5)] == [[batch] for batch in batches]
-    n_scored = [sum(w.n_scored for batch in share_of_rank(batches, rank, 4) for w in batch) for rank in range(4)]
-    assert sum(n_scored) == 27
-
-
 # The data module
 
 
@@ -185,25 +148,12 @@ TEXT = {
 
 @pytest.fixture
 def data(tmp_path):
-    any_window = SimpleNamespace(
-        scoring_window=lambda n, window, stride: (window or n, stride or n),
-        scores_as_one_pass=lambda *window: False,
-        burn_in_len=lambda asked: asked,
-    )
-
-    def make(geometry=any_window, world_size=1, rank=0, max_steps=10, accumulated=1, **settings):
+    def make(max_steps=10, accumulated=1, world_size=1, **settings):
         data = Given(TEXT, cache_dir=str(tmp_path), **settings)
         data.prepare_data()
         data.setup("fit")
-        attach(
-            data,
-            SimpleNamespace(geometry=geometry),
-            max_steps=max_steps,
-            accumulate_grad_batches=accumulated,
-            global_rank=rank,
-            world_size=world_size,
-        )
-        return data
+        trainer = {"max_steps": max_steps, "accumulate_grad_batches": accumulated, "world_size": world_size}
+        return attach(data, build("Transformer"), **trainer)
 
     return make
 
@@ -217,29 +167,13 @@ def test_how_many_batches_a_run_has(data):
     assert len(data(max_steps=-1, window_len=30, batch_size=4).train_dataloader()) == 1  # 2 windows
 
 
-def test_training_follows_stride_seed_and_rank(data):
-    module = data(window_len=6, train_stride=3, batch_size=2, seed=8, rank=1, world_size=2)
-    inputs, _ = next(iter(module.train_dataloader()))
-    order = TrainingOrder(61, 3, 8)
-    stream = np.concatenate([module.files["train"].tokens] * 2)
-    expected = [stream[order.start(sample) : order.start(sample) + 6] for sample in (1, 3)]
-    np.testing.assert_array_equal(inputs, expected)
-    assert module.state_dict() == {"samples_taken": 4, "batches_taken": 1}
-
-
-def test_scoring_takes_as_many_positions_at_a_time_as_training(data):
-    for window, n_windows in ((5, 6), (10, 3), (29, 1), (31, 1)):
-        seen = []
-        model = SimpleNamespace(
-            scoring_window=lambda *asked, window=window, seen=seen: (seen.append(asked), (window, 1))[1],
-            scores_as_one_pass=lambda *window: False,
-        )
-        module = data(model, window_len=10, batch_size=3, scoring_window_len=17, scoring_stride=2)
-        loader = module.val_dataloader()
-        assert seen == [(10, 17, 2)]  # in training, asked for
-        assert max(len(batch) for batch in loader.batches) == min(n_windows, max(1, 13 - window + 1))
-        assert (loader.split, loader.protocol["window_len"], loader.protocol["stride"]) == ("validation", window, 1)
-    assert data().test_dataloader().split == data().predict_dataloader().split == "test"
+@pytest.mark.parametrize(("window_len", "most"), [(2, 4), (3, 2), (5, 1), (9, 1)])
+def test_scoring_takes_as_many_positions_at_a_time_as_training(data, window_len, most):
+    module = data(window_len=4, batch_size=2, scoring_window_len=window_len, scoring_stride=1)
+    loader = module.val_dataloader()
+    assert max(len(batch) for batch in loader.batches) == most
+    assert (loader.split, loader.protocol["window_len"], loader.protocol["stride"]) == ("validation", window_len, 1)
+    assert module.test_dataloader().split == module.predict_dataloader().split == "test"
 
 
 def test_places_of_samples_are_named(data):

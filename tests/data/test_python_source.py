@@ -67,19 +67,6 @@ def test_a_file_that_is_not_utf_8_is_left_out(library):
     assert names("train")[0] == "dis.py"
 
 
-def test_prepared_text_is_that_of_the_files(library, tmp_path):
-    data = PythonSource(cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16)
-    data.prepare_data()
-    data.setup("fit")
-    for split in data.splits:
-        documents = data.files[split].documents
-        assert [document.name for document in documents] == names(split)
-        for document in documents:
-            content = (library / document.name).read_bytes()
-            assert bytes(data.files[split].text_of(document).tolist()) == content
-            assert document.words == len(content.split())
-
-
 def test_another_library_is_another_text(library, tmp_path):
     def folder():
         return PythonSource(cache_dir=str(tmp_path), tokenizer=Bytes()).prepared_folder()
@@ -100,17 +87,12 @@ def test_a_python_without_source_is_refused(library):
 
 
 def test_the_library_that_runs():
-    """Enough text in every split, of which no test is a part."""
+    """Enough text in every split."""
     data = PythonSource()
     texts = {split: {text.name: b"".join(text.blocks) for text in data.texts(split)} for split in data.splits}
-    assert sum(map(len, texts.values())) > 300
     for split, least in (("train", 5_000_000), ("validation", 300_000), ("test", 300_000)):
         assert len(texts[split]) > 20
         assert sum(map(len, texts[split].values())) > least
-        for name, text in texts[split].items():
-            assert not {"test", "tests", "idle_test", "site-packages"}.intersection(name.split("/"))
-            assert not name.split("/")[-1].startswith("test_")
-            text.decode()
     assert {"json/decoder.py", "asyncio/events.py"} <= texts["train"].keys()
     held_out = {*texts["validation"], *texts["test"]}
     assert not any("/" in name for name in held_out)

@@ -1,14 +1,12 @@
 """Where a benchmark's text comes from, by hand: what keys it, which rows are asked for, which part is which split."""
 
-from pydoc_data.topics import topics
-
 import datasets
 import pytest
 
-from datamodules import PG19, Bytes, PythonReference, WikiText103
+from datamodules import PG19, Bytes, WikiText103
 from datamodules.documents import Text
-from datamodules.pg19 import _OFFICIAL
 from datamodules.wikitext103 import _articles
+from llp.errors import SettingError
 
 
 def folder_of(data_class, tmp_path, **settings):
@@ -29,48 +27,26 @@ def test_each_setting_of_the_text_makes_a_folder_of_its_own(tmp_path, data_class
     assert folder_of(data_class, tmp_path, **windows) in folders  # how it is read makes none
 
 
-class Rows(list):
-    asked = None
-
-    def select_columns(self, columns):
-        Rows.asked = columns
-        return [{column: row[column] for column in columns} for row in self]
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """What is asked of the Hub, and rows in its place."""
+@pytest.mark.parametrize(
+    ("data_class", "settings", "name"),
+    [
+        (WikiText103, {}, "wikitext-103-v1"),
+        (WikiText103, {"release": "raw"}, "wikitext-103-raw-v1"),
+        (PG19, {}, None),
+    ],
+)
+def test_the_hub_is_asked_for_the_release_and_the_revision(monkeypatch, data_class, settings, name):
     asked = []
 
-    def load_dataset(hub_id, configuration, **options):
-        asked.append((hub_id, configuration, options))
-        return Rows([{"text": line, "title": f"T{n}", "url": "u"} for n, line in enumerate(("", " one \n", " two"))])
+    def load_dataset(*names, **options):
+        asked.append((names, options))
+        raise OSError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return asked
-
-
-@pytest.mark.parametrize(("release", "name"), [("tokens", "wikitext-103-v1"), ("raw", "wikitext-103-raw-v1")])
-def test_wikitext_asks_the_hub_for_its_release_and_revision(hub, release, name):
-    data = WikiText103(release=release, hub_id="a/copy", hub_revision="1a2b3c")
-    (text,) = data.texts("validation")
-    assert b"".join(text.blocks) == b" \n one \n two\n"  # rows are lines; the Hub leaves out a blank line's space
-    assert text.name == "validation"
-    assert Rows.asked == ["text"]
-    assert hub == [("a/copy", name, {"split": "validation", "revision": "1a2b3c", "streaming": True})]
-
-
-def test_pg19_asks_the_hub_for_its_columns_and_revision(hub):
-    data = PG19(hub_id="a/copy", hub_revision="1a2b3c", title_column="title")
-    texts = [(text.name, b"".join(text.blocks)) for text in data.texts("test")]
-    assert texts == [("T0", b""), ("T1", b" one \n"), ("T2", b" two")]
-    assert Rows.asked == ["title", "text"]
-    assert hub == [("a/copy", None, {"split": "test", "revision": "1a2b3c", "streaming": True})]
-
-
-def test_official_numbers_of_pg19():
-    """Books and words as the authors of the benchmark state them."""
-    assert _OFFICIAL == {"train": (28_602, 1_973_136_207), "validation": (50, 3_007_061), "test": (100, 6_966_499)}
+    data = data_class(hub_id="a/copy", hub_revision="1a2b3c", **settings)
+    with pytest.raises(SettingError, match="no network"):
+        [b"".join(text.blocks) for text in data.texts("test")]
+    assert asked == [(("a/copy", name), {"split": "test", "revision": "1a2b3c", "streaming": True})]
 
 
 @pytest.mark.parametrize(
@@ -93,12 +69,3 @@ def test_an_article_begins_at_a_title_between_blank_lines(lines, titles):
     ]
     assert "".join(text for _, text in articles) == "".join(lines)
     assert [name for name, text in articles if text] == titles
-
-
-def test_topics_of_the_reference_are_dealt_out_by_tens():
-    names = sorted(topics)
-    data = PythonReference()
-    dealt = {split: [text.name for text in data.texts(split)] for split in data.splits}
-    assert dealt["validation"] == [name for number, name in enumerate(names) if number % 10 == 0]
-    assert dealt["test"] == [name for number, name in enumerate(names) if number % 10 == 5]
-    assert dealt["train"] == [name for number, name in enumerate(names) if number % 10 not in (0, 5)]

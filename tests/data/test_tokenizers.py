@@ -9,6 +9,7 @@ import sentencepiece as spm
 
 from datamodules.tokenizers import Bytes, SentencePiece
 from datamodules.tokenizers.roundtrip import HARD_LINES, lost_line
+from helpers.corpus import DOCUMENTS, Given
 from llp.errors import SettingError
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
@@ -98,9 +99,6 @@ def test_a_given_model(tmp_path):
     model = tmp_path / "tokenizer.model"
     given = SentencePiece(model_file=str(model))
     assert given.vocab_size == 330  # the model's own
-    (tmp_path / "copy").mkdir()
-    given.train([], tmp_path / "copy")
-    given.load(tmp_path / "copy")
     assert given.decode(given.encode(LINES[:3])) == "".join(LINES[:3])
     assert given.fingerprint == hashlib.sha256(model.read_bytes()).hexdigest()
     with pytest.raises(SettingError, match="model_file = nowhere"):
@@ -162,21 +160,6 @@ def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_r
         SentencePiece(model_file=path)
 
 
-def test_what_determines_a_tokenizer(tmp_path):
-    """Beside the text: of a given model its content alone."""
-    settings = SentencePiece(330, "unigram", 50, 7).settings()
-    sizes = {"vocab_size": 330, "model_type": "unigram", "sample_lines": 50, "seed": 7}
-    assert settings == {"tokenizer": "sentencepiece", **sizes}
-    defaults = {"vocab_size": 32_000, "model_type": "bpe", "sample_lines": 500_000, "seed": 0}
-    assert SentencePiece().settings() == {"tokenizer": "sentencepiece", **defaults}
-    assert Bytes().settings() == {"tokenizer": "bytes"}
-    SentencePiece(330).train(LINES, tmp_path)
-    model = tmp_path / "tokenizer.model"
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    given = SentencePiece(model_file=str(model)).settings()
-    assert given == {"tokenizer": "sentencepiece", "model_sha256": digest}
-
-
 @pytest.mark.parametrize(("settings", "least"), [("vocab_size", 261), ("sample_lines", 1)])
 def test_the_least_that_a_tokenizer_takes(settings, least):
     SentencePiece(**{settings: least})
@@ -193,19 +176,59 @@ def test_training_gives_the_same_bytes(tmp_path, settings):
     assert first == second
 
 
-def test_the_seed_draws_the_sample(tmp_path):
-    lines = [f"{chr(97 + i % 26) * 5} {i * i} {chr(97 + i % 7)}{chr(97 + i % 11)}\n" for i in range(500)]
-    fingerprints = set()
-    for seed in (0, 1):
-        tokenizer = SentencePiece(330, sample_lines=60, seed=seed)
-        tokenizer.train(lines, tmp_path)
-        tokenizer.load(tmp_path)
-        fingerprints.add(tokenizer.fingerprint)
-    assert len(fingerprints) == 2
-
-
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_a_vocabulary_that_the_text_does_not_support(tmp_path, model_type):
     with pytest.raises(SettingError, match=r"tokenizer\.init_args\.vocab_size = 50000: .*too high.*<= \d+"):
         SentencePiece(50_000, model_type=model_type).train(LINES, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# What a SentencePiece model is trained on
+
+WORDS = ["cat", "sat", "mat", "dog", "bird", "outside", "singing", "moved"]
+
+
+def trained(lines, folder, **settings):
+    tokenizer = SentencePiece(**{"vocab_size": 300, **settings})
+    tokenizer.train(lines, folder)
+    tokenizer.load(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_indentation_is_learnt(tmp_path, model_type):
+    """Lines come as they are, and pieces of spaces alone are allowed: eight spaces become one token or two."""
+    lines = [f"        {word} {word}\n" for word in WORDS * 30]
+    tokenizer = trained(lines, tmp_path, vocab_size=280, model_type=model_type)
+    assert len(tokenizer.encode(["        "])) <= 2
+    assert len(tokenizer.encode([lines[0]])) < 8
+
+
+def test_long_lines_are_learnt_from(tmp_path):
+    """A paragraph is a line: SentencePiece would leave out those of more than 4,192 bytes without a word."""
+    lines = [" ".join(WORDS[i % 8 :] + WORDS[: i % 8]) * 200 + "\n" for i in range(8)]
+    assert min(map(len, lines)) > 8000
+    tokenizer = trained(lines, tmp_path, vocab_size=330)
+    assert len(tokenizer.encode(["singing"])) <= 2
+
+
+def test_training_reads_the_training_split_alone(tmp_path):
+    texts = {
+        "train": {"a": "cat sat on the mat\n" * 99},
+        "validation": {"c": "zyx\n" * 99},
+        "test": {"e": "wvu\n" * 99},
+    }
+    data = Given(texts, cache_dir=str(tmp_path), tokenizer=SentencePiece(280), window_len=4)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.tokenizer.encode(["sat"])) < 3
+    for unseen in ("zyx", "wvu"):
+        assert len(data.tokenizer.encode([unseen])) >= 3
+
+
+def test_each_setting_makes_a_tokenizer_of_its_own(tmp_path):
+    """None takes what another has prepared."""
+    settings = [{}, {"vocab_size": 301}, {"model_type": "unigram"}, {"sample_lines": 5}, {"seed": 1}]
+    tokenizers = [SentencePiece(**{"vocab_size": 300, **changed}) for changed in settings]
+    folders = {Given(DOCUMENTS, cache_dir=str(tmp_path), tokenizer=t).prepared_folder() for t in tokenizers}
+    assert len(folders) == len(settings)

@@ -1,38 +1,24 @@
 """The training order and the scoring windows, by counting."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 
-from datamodules.loaders import TrainingOrder, limited, share_of_rank
+from datamodules.loaders import TrainingOrder, share_of_rank
 from helpers.prepared import attach, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
 from llp.scoring.windows import in_one_pass, scoring_batches, scoring_windows
 
 
-@pytest.mark.parametrize(("n_tokens", "stride"), [(100, 7), (64, 8), (9, 9), (50, 1)])
-def test_every_window_once_an_epoch(n_tokens, stride):
-    order = TrainingOrder(n_tokens, stride, seed=3)
-    n_windows = n_tokens // stride
-    for epoch in range(3):
-        starts = [order.start(sample) for sample in range(epoch * n_windows, (epoch + 1) * n_windows)]
-        assert len(set(starts)) == n_windows
-        starts.sort()
-        gaps = [(after - before) % n_tokens for before, after in zip(starts, starts[1:] + starts[:1], strict=True)]
-        # neighbours are one stride apart, but for the place where the circle closes
-        assert sorted(gaps)[:-1] == [stride] * (n_windows - 1)
-
-
 def test_the_order_is_a_function_of_seed_and_sample():
     starts = [TrainingOrder(1000, 10, seed=1).start(sample) for sample in range(250)]
     order = TrainingOrder(1000, 10, seed=1)
     assert [order.start(sample) for sample in reversed(range(250))] == starts[::-1]
-    assert [TrainingOrder(1000, 10, seed=2).start(sample) for sample in range(250)] != starts
-    assert starts[:100] != starts[100:200]
     assert {start % 10 for start in starts[:100]} != {start % 10 for start in starts[100:200]}  # another offset
 
 
@@ -62,13 +48,6 @@ def test_ranks_share_the_batches_and_run_equally_many(world_size):
     assert sorted(windows) == sorted(expected)
 
 
-@pytest.mark.parametrize(("limit", "n_kept"), [(3, 3), (0.5, 6), (1.0, 13), (1, 1), (99, 13), (0.95, 12)])
-def test_a_limit_keeps_the_first_batches(limit, n_kept):
-    batches = scoring_batches([31, 0, 8, 50], window_len=8, stride=4, batch_size=2)
-    assert len(batches) == 13  # 3 first windows, 6 + 1 + 11 in the middle, two ends of their own lengths
-    assert limited(batches, limit) == batches[:n_kept]
-
-
 @pytest.mark.parametrize(("limit", "n_batches"), [(5, 5), (0.1, 10), (1.0, 106)])
 def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wikitext, tmp_path, limit, n_batches):
     """What each rank scores in as many batches as Lightning takes from it."""
@@ -87,21 +66,6 @@ def test_a_limited_score_is_that_of_the_same_windows_on_any_number_of_ranks(wiki
     assert len(everything) == 106
     assert scored[1] == [window for batch in everything[:n_batches] for window in batch]
     assert sorted(scored[2]) == sorted(scored[3]) == sorted(scored[1])
-
-
-def test_windows_that_follow_each_other_are_joined_by_hand():
-    batches = scoring_batches([20, 3, 9], window_len=6, stride=2, batch_size=4)
-    joined = in_one_pass(batches, longest=12, n_positions=24)
-    assert sorted(window for batch in joined for window in batch) == [
-        (0, 0, 12, 12),  # six windows from the document's beginning on
-        (0, 8, 20, 8),  # the next begins four tokens before the first that it scores
-        (1, 0, 3, 3),
-        (2, 0, 9, 9),
-    ]
-    assert all(len({(window.stop - window.start, window.n_scored) for window in batch}) == 1 for batch in joined)
-    first = min(window for batch in in_one_pass(batches, longest=11, n_positions=24) for window in batch)
-    assert first == (0, 0, 10, 10)  # the next two positions would be one too many
-    assert sum(len(batch) for batch in in_one_pass(batches, 1, 1)) == sum(map(len, batches))
 
 
 def test_joined_windows_score_the_same_positions_once():
@@ -158,3 +122,48 @@ def test_a_share_that_leaves_no_batch_is_refused(wikitext, tmp_path):
     data = attach(prepare(wikitext, tmp_path / "cache"), limit_val_batches=1e-6)
     with pytest.raises(SettingError, match=r"trainer\.limit_val_batches = 1e-06: that is none of \d+ batches"):
         data.val_dataloader()
+
+
+# Chance in the training order
+
+N_TOKENS, STRIDE, N_WINDOWS, EPOCHS = 25, 4, 6, 6000
+
+
+def epochs(seed=3):
+    """Of each epoch the offset, and its windows' numbers from there, in their order.
+
+    Six windows of stride 4 in a circle of 25: the last one has five tokens to the first, which tells them apart.
+    """
+    order = TrainingOrder(N_TOKENS, STRIDE, seed)
+    for epoch in range(EPOCHS):
+        starts = [order.start(epoch * N_WINDOWS + number) for number in range(N_WINDOWS)]
+        (offset,) = (start for start in starts if (start - STRIDE) % N_TOKENS not in starts)
+        yield offset, [(start - offset) % N_TOKENS // STRIDE for start in starts]
+
+
+def assert_even(counts, n_kinds, n_draws):
+    expected, spread = n_draws / n_kinds, (n_draws / n_kinds * (1 - 1 / n_kinds)) ** 0.5
+    assert len(counts) == n_kinds
+    for kind, times in counts.items():
+        assert abs(times - expected) < 5 * spread, kind
+
+
+def test_offsets_and_orders_are_drawn_evenly():
+    """An epoch begins anywhere in the stream, so that no token is left out for good, and each order is as likely."""
+    drawn = [*epochs()]
+    assert all(sorted(windows) == [*range(N_WINDOWS)] for _, windows in drawn)
+    assert_even(Counter(offset for offset, _ in drawn), N_TOKENS, EPOCHS)
+    for place in range(N_WINDOWS):
+        assert_even(Counter(windows[place] for _, windows in drawn), N_WINDOWS, EPOCHS)
+    assert_even(Counter((windows[0], windows[1]) for _, windows in drawn), N_WINDOWS * (N_WINDOWS - 1), EPOCHS)
+    assert_even(Counter(offset % 2 + 2 * (windows[0] % 2) for offset, windows in drawn if offset), 4, 24 / 25 * EPOCHS)
+
+
+def test_seeds_and_epochs_draw_independently():
+    """Epoch 1 of seed 0 is not epoch 0 of seed 1, and so on."""
+    orders = {
+        (seed, epoch): tuple(TrainingOrder(1000, 10, seed).start(epoch * 100 + i) for i in range(100))
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(set(orders.values())) == 16

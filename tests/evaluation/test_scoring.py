@@ -9,7 +9,6 @@ from datamodules import Bytes, PythonReference
 from helpers.documents import Document
 from helpers.prepared import attach, prepare
 from helpers.small_models import FORMS, LATENT, SIZES, build
-from llp.errors import SettingError
 from llp.scoring.metric import Score, ScoringBatch, metrics
 from llp.scoring.windows import scoring_batches
 
@@ -99,63 +98,6 @@ def test_one_window_and_one_stride_score_every_architecture(name, settings, wind
             losses = model.decoder.loss(window[:, :-1], window[:, 1:]).each[0]
         expected += losses[place - start - window.shape[1] + 1].item()
     assert row["nats"] == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("window_len", "stride", "message"),
-    [
-        (26, 12, "scoring_window_len = 26: .*multiple of 4"),
-        (24, 10, "scoring_stride = 10: .*multiple of 4"),
-        (0, None, "scoring_window_len = 0"),
-        (24, -4, "scoring_stride = -4|scoring_window_len"),
-    ],
-)
-def test_llp_refuses_misaligned_windows(window_len, stride, message):
-    with pytest.raises(SettingError, match=message):
-        build("LLP").geometry.scoring_window(16, window_len, stride)
-
-
-def test_default_windows():
-    assert build("LLP").geometry.scoring_window(16) == (24, 12)
-    assert build("LLP").geometry.scoring_window(16, window_len=32) == (32, 20)
-    assert build("LLP").geometry.scoring_window(16, stride=4) == (16, 4)
-    assert build("LLP").geometry.scoring_window(4) == (24, 12)  # a training window of one segment
-    assert build("LLP", segment_len=1).geometry.scoring_window(1, stride=1) == (4, 1)
-    assert build("Transformer").geometry.scoring_window(16) == (16, 8)
-    assert build("Transformer").geometry.scoring_window(16, 10, 10) == (10, 10)
-    for window_len, stride in ((16, 17), (16, 0), (0, None)):
-        with pytest.raises(SettingError, match="scoring_"):
-            build("Transformer").geometry.scoring_window(16, window_len, stride)
-
-
-def test_windows_of_latents_score_their_latents_at_most():
-    """5 latents: that is the stride, unless the window is shorter or less is asked for."""
-    for name in ("PerceiverAR", "DoubleAttention", "SplitAttention", "CompressedAttention"):
-        model = build(name)
-        assert model.geometry.scoring_window(16) == (16, 5)
-        assert model.geometry.scoring_window(5) == (5, 5)  # all are latents
-        assert model.geometry.scoring_window(16, window_len=12) == (12, 5)
-        assert model.geometry.scoring_window(16, window_len=3) == (3, 3)
-        assert model.geometry.scoring_window(16, stride=2) == (16, 2)
-        assert model.geometry.scoring_window(16, 12, 5) == (12, 5)
-        with pytest.raises(SettingError, match="latent_len = 5: window_len = 4 is shorter"):
-            model.geometry.scoring_window(4)
-        with pytest.raises(SettingError, match="scoring_stride = 6: only the latents are scored"):
-            model.geometry.scoring_window(16, stride=6)
-        with pytest.raises(SettingError, match=r"scoring_stride = 4: set it to 1 \.\. 3"):
-            model.geometry.scoring_window(16, 3, 4)
-
-
-def test_windows_of_a_compressed_history_are_no_longer_than_it():
-    model = build("CompressedAttention")  # 13 positions of history and 5 latents
-    assert model.geometry.scoring_window(18) == (18, 5)
-    assert model.geometry.scoring_window(16, 18, 4) == (18, 4)
-    with pytest.raises(SettingError, match=r"^window_len = 19: history_len \+ latent_len = 18 is the longest input"):
-        model.geometry.scoring_window(19)
-    with pytest.raises(SettingError, match=r"^window_len = 19"):
-        model.geometry.scoring_window(19, 18)  # it was trained on what it refuses
-    with pytest.raises(SettingError, match="scoring_window_len = 19: history_len"):
-        model.geometry.scoring_window(16, 19)
 
 
 def test_documents_are_scored_alone_from_their_start_token(tmp_path):
