@@ -28,9 +28,9 @@ from llp.training.guards import FiniteGuard, Ranks, StallGuard, gradient_norm, o
 @pytest.fixture
 def poisoned(monkeypatch):
     """In the third and the fifth batch the loss of the second window is not a number."""
-    original, calls = Decoder.forward, []
+    original, calls = Decoder.loss, []
 
-    def forward(self, tokens, targets=None):
+    def loss(self, tokens, targets):
         losses = original(self, tokens, targets)
         if self.training:
             calls.append(None)
@@ -39,7 +39,7 @@ def poisoned(monkeypatch):
                 losses = Losses(losses.mean * torch.nan, losses.each * broken)
         return losses
 
-    monkeypatch.setattr(Decoder, "forward", forward)
+    monkeypatch.setattr(Decoder, "loss", loss)
 
 
 def test_a_step_that_is_not_finite_ends_the_run(run, work, poisoned):

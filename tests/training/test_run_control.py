@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datamodules.windows import TrainingOrder
 
 import llp
+from datamodules.loaders import TrainingOrder
 from helpers.runs import curves
 from llp.checkpoints.reading import sha256
 from llp.training import run_control
@@ -117,7 +117,7 @@ def test_dense_weights_start_an_llp(run, work, dense, trained):
     order = TrainingOrder(len(stream), 32, seed=0)
     windows = torch.stack([stream.roll(-order.start(sample))[:33] for sample in range(4)])
     with torch.no_grad():
-        loss = model.decoder(windows[:, :-1], windows[:, 1:]).mean.item()
+        loss = model.decoder.loss(windows[:, :-1], windows[:, 1:]).mean.item()
     new, fresh = (curves(work / "lightning_logs" / name) for name in ("new", "run"))
     assert dict(new["train/loss"])[0] == pytest.approx(loss, rel=1e-5)
     assert dict(fresh["train/loss"])[0] != pytest.approx(loss, rel=1e-3)
