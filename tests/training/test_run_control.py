@@ -1,7 +1,6 @@
 """When a run validates, what each batch is seeded with, and a start from another run's weights."""
 
 import json
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,34 +11,9 @@ import llp
 from datamodules.loaders import TrainingOrder
 from helpers.runs import curves
 from llp.checkpoints.reading import sha256
-from llp.training import run_control
-from llp.training.run_control import BatchSeed, StepValidation
+from llp.training.run_control import BatchSeed
 
 # When a run validates
-
-
-@pytest.mark.parametrize(
-    ("interval", "accumulated", "expected"),
-    [(5, 2, 6), (6, 2, 6), (7, 3, 9), (1, 4, 4), (4, 1, 4), (math.inf, 2, math.inf)],
-)
-def test_a_run_validates_in_whole_optimizer_steps(monkeypatch, interval, accumulated, expected):
-    """And says so only where it is another interval than was set."""
-    said = []
-    monkeypatch.setattr(run_control, "rank_zero_info", said.append)
-    trainer = SimpleNamespace(val_check_batch=interval, accumulate_grad_batches=accumulated)
-    StepValidation().on_train_start(trainer, None)
-    assert trainer.val_check_batch == expected
-    change = f"Validating every {expected} batches, in whole optimizer steps"
-    assert said == ([] if expected == interval else [change])
-
-
-@pytest.mark.parametrize(
-    ("max_steps", "step", "expected"), [(6, 5, 4), (6, 6, 1), (6, 7, 1), (1, 1, 1), (0, 0, 4), (-1, 9, 4)]
-)
-def test_a_run_validates_after_its_last_step(max_steps, step, expected):
-    trainer = SimpleNamespace(val_check_batch=4, max_steps=max_steps, global_step=step)
-    StepValidation().on_train_batch_end(trainer, None, None, None, 0)
-    assert trainer.val_check_batch == expected
 
 
 def test_validations_are_in_whole_steps(run, work):
