@@ -85,64 +85,6 @@ def test_matrix_rate_is_that_of_a_product():
     assert 0.1 < rate * min(seconds) / (2 * 1024**3) < 10  # the unit is right, whatever else the machine does
 
 
-def test_a_busy_machine_does_not_lower_the_rate(monkeypatch):
-    """A device of 1e11 FLOP/s, whose first products, and then two of three, are late by the time of a slice."""
-    spent = []
-
-    def seconds(matrix):
-        late = len(spent) < 6 or len(spent) % 3
-        spent.append(2 * len(matrix) ** 3 / 1e11 + (0.03 if late else 0.0))
-        return spent[-1]
-
-    monkeypatch.setattr(throughput, "_seconds_of_square", seconds)
-    assert throughput.matrix_rate(torch.device("cpu"), torch.float32) == pytest.approx(1e11)
-    assert sum(spent) < 1
-
-
-def test_threads_that_wait_for_one_another_do_not_lower_the_rate(monkeypatch):
-    """On a busy machine two threads in step are a hundred times slower than one: one is measured, and counts twice."""
-
-    def seconds(matrix):
-        return 2 * len(matrix) ** 3 / 1e11 * (1 if torch.get_num_threads() == 1 else 100)
-
-    monkeypatch.setattr(throughput, "_seconds_of_square", seconds)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        assert throughput.matrix_rate(torch.device("cpu"), torch.float32) == pytest.approx(2e11)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("flops", [1e9, 1e11, 5e12])
-def test_the_rate_is_measured_in_less_than_a_second(monkeypatch, flops):
-    """At sizes that fill the device: the last ones take a while, or are the greatest."""
-    calls = []
-
-    def seconds(matrix):
-        calls.append((len(matrix), 2 * len(matrix) ** 3 / flops + 1e-5))
-        return calls[-1][1]
-
-    monkeypatch.setattr(throughput, "_seconds_of_square", seconds)
-    monkeypatch.setattr(torch, "ones", lambda *size, device, dtype: range(size[0]))  # of no weight
-    assert throughput.matrix_rate(torch.device("cpu"), torch.float32) == pytest.approx(flops, rel=0.01)
-    assert sum(took for _, took in calls) < 1
-    size, took = calls[-1]
-    assert took > 0.01 or size == 8192
-
-
-def test_the_maker_s_figure_comes_before_a_measurement(monkeypatch):
-    throughput.peak_rate.cache_clear()
-    monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: 989_400_000_000_000)
-    assert throughput.peak_rate(torch.device("cuda"), torch.bfloat16) == (989.4e12, False)
-    throughput.peak_rate.cache_clear()
-    monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: None)  # Lightning knows it not
-    monkeypatch.setattr(throughput, "matrix_rate", lambda device, dtype: 3e12)
-    assert throughput.peak_rate(torch.device("cuda"), torch.bfloat16) == (3e12, True)
-    throughput.peak_rate.cache_clear()
-
-
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [
