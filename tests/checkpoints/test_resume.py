@@ -218,8 +218,7 @@ def test_blocks_are_sharded_one_by_one(monkeypatch):
     build = Block.__init__
     monkeypatch.setattr(Block, "__init__", lambda self, *args: (log.append("built"), build(self, *args))[1])
     model = llp.LLP(19, dim=16, n_layers=3, n_heads=2, segment_len=4)
-    patterns = [model.layer_pattern(layer) for layer in range(3)]
-    decoder = Decoder(model.settings, patterns, shard=lambda module: log.append(type(module).__name__))
+    decoder = Decoder(model.settings, model.geometry, shard=lambda module: log.append(type(module).__name__))
     assert log == ["built", "Block"] * 3 + ["Decoder"]
     assert decoder.embed.weight.device.type == "cpu"
 

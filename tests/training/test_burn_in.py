@@ -47,7 +47,7 @@ def gradients(loss, model):
 
 def in_pieces(model, data):
     """Mean loss of the windows of an epoch, and its gradients."""
-    batches = [model.decoder(inputs, *scored) for inputs, *scored in data.train_dataloader()]
+    batches = [model.decoder.loss(inputs, *scored) for inputs, *scored in data.train_dataloader()]
     loss = torch.stack([losses.mean for losses in batches]).mean()
     assert {losses.each.shape[1] for losses in batches} == {N}
     return loss, gradients(loss, model)
@@ -61,7 +61,7 @@ def in_one_pass(model, data):
     losses = []
     for document in file.documents:
         piece = slice(document.start, document.start + 1 + document.tokens)
-        losses.append(model.decoder(tokens[None, piece], following[None, piece]).mean * (1 + document.tokens))
+        losses.append(model.decoder.loss(tokens[None, piece], following[None, piece]).mean * (1 + document.tokens))
     loss = torch.stack(losses).sum() / len(tokens)
     return loss, gradients(loss, model)
 
@@ -95,7 +95,7 @@ def test_a_model_with_dense_layers_needs_the_whole_text_before(tmp_path):
 def test_less_than_the_reach_is_wrong(tmp_path, name, missing):
     """By a segment, or by one position of a sliding window: the bound is tight."""
     model = build(name, **SIZE).train()
-    data = prepared(tmp_path, model, [6 * N], burn_in=model.reach - missing)
+    data = prepared(tmp_path, model, [6 * N], burn_in=model.geometry.reach - missing)
     pieces, whole = in_pieces(model, data), in_one_pass(model, data)
     assert max((a - b).abs().max() for a, b in zip(pieces[1], whole[1], strict=True)) > 1e-6
 
@@ -104,25 +104,25 @@ def test_burn_in_that_is_not_aligned_is_wrong_and_refused(tmp_path):
     """Segments begin where the tokens that are read begin: one token less, and all of them lie elsewhere."""
     model = build("LLP", **SIZE)
     tokens, targets = torch.randint(257, (2, 1, 48))
-    whole = model.decoder(tokens, targets).each[:, 24:36]
-    same = model.decoder(tokens[:, 12:36], targets[:, 24:36]).each
+    whole = model.decoder.loss(tokens, targets).each[:, 24:36]
+    same = model.decoder.loss(tokens[:, 12:36], targets[:, 24:36]).each
     torch.testing.assert_close(same, whole, rtol=1e-12, atol=1e-12)
-    shifted = model.decoder(tokens[:, 13:36], targets[:, 24:36]).each
+    shifted = model.decoder.loss(tokens[:, 13:36], targets[:, 24:36]).each
     assert (shifted - whole).abs().max() > 1e-3
-    with pytest.raises(SettingError, match=r"burn_in.*11.*multiple of segment_len = 4"):
+    with pytest.raises(SettingError, match=r"burn_in.*11.*multiple of 4"):
         prepared(tmp_path, model, [3 * N], burn_in=11)
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "burn_in", "expected"),
     [
-        ("LLP", {}, -4, "multiple of segment_len = 4"),
+        ("LLP", {}, -4, "multiple of 4"),
         ("SlidingWindow", {}, -1, "0 or more"),
         ("Transformer", {}, "reach", "depends on all tokens before its own; set it to a number"),
         ("LLP", {"dense_every": 2}, "reach", "depends on all tokens before its own; set it to a number"),
-        ("LLP", {"share_key_value": True}, "reach", "rotated by their places in the window; set it to a number"),
-        ("PerceiverAR", {}, 4, "lengthen window_len"),
-        ("CompressedAttention", {"history_len": 30}, "reach", "lengthen window_len"),
+        ("LLP", {"share_key_value": True}, "reach", "rotated by their positions in the window; set it to a number"),
+        ("PerceiverAR", {}, 4, "raise window_len"),
+        ("CompressedAttention", {"history_len": 30}, "reach", "raise window_len"),
         ("SlidingWindow", {}, 4 * N, "window_len = 24 a window reads 120 tokens, and the training split has 72"),
     ],
 )
@@ -157,7 +157,7 @@ def test_counts_tell_what_was_computed(tmp_path, monkeypatch):
         2 * n_in * 2 * dim**2 + 2 * n_out * (2 + 8) * dim**2 for n_in, n_out in zip(entering, leaving, strict=True)
     )
     pairs = sum(n_out // m * (m * m + m * (m + 1) // 2) for n_out in leaving)
-    assert decoder.pair_count(reach + N, N) == pairs
+    assert model.geometry.pair_count(reach + N, N) == pairs
     assert decoder.flops(reach + N, N, N) == linear + 4 * dim * pairs + 2 * N * dim * 257
     trainer = SimpleNamespace(fit_loop=SimpleNamespace(_should_accumulate=lambda: True))
     monkeypatch.setattr(LanguageModel, "trainer", trainer)
@@ -167,7 +167,7 @@ def test_counts_tell_what_was_computed(tmp_path, monkeypatch):
     seen = []
     for layer in decoder.layers:
         layer.mlp.up.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
-    decoder(inputs, *scored)
+    decoder.loss(inputs, *scored)
     assert seen == leaving
 
 
@@ -179,7 +179,7 @@ def test_two_ranks_share_out_a_text(tmp_path):
     ranks = []
     for rank in range(2):
         attach(data, model, max_steps=4, world_size=2, global_rank=rank)
-        data.counter.samples = 0
+        data.progress.samples = 0
         ranks.append(in_pieces(model, data))
     loss = torch.stack([loss for loss, _ in ranks]).mean()
     grads = [torch.stack(pair).mean(0) for pair in zip(*(grads for _, grads in ranks), strict=True)]

@@ -14,7 +14,7 @@ from helpers.runs import curves
 from llp.language_model import LanguageModel
 from llp.scoring.metric import Score
 from llp.training import console, throughput
-from llp.training.console import RunSummary, StartReport, changed_settings, text_block, with_unit
+from llp.training.console import changed_settings, text_block, with_unit
 
 # The first screen
 
@@ -122,17 +122,6 @@ def test_settings_that_are_not_the_defaults_are_said():
         "dropout": 0.0,
         "segment_len": 8,
     }
-
-
-def test_only_one_process_speaks(capsys):
-    """The others only take part in what all of them must."""
-    trainer = SimpleNamespace(is_global_zero=False, log_dir="run", global_step=0)
-    StartReport().on_train_start(trainer, None)
-    summary = RunSummary()
-    summary.on_fit_start(trainer, None)
-    summary.on_train_start(trainer, None)
-    summary.on_fit_end(trainer, None)
-    assert capsys.readouterr().out == ""
 
 
 def test_numbers_with_a_unit():

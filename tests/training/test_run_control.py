@@ -1,45 +1,19 @@
 """When a run validates, what each batch is seeded with, and a start from another run's weights."""
 
 import json
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from datamodules.windows import TrainingOrder
 
 import llp
+from datamodules.loaders import TrainingOrder
 from helpers.runs import curves
 from llp.checkpoints.reading import sha256
-from llp.training import run_control
-from llp.training.run_control import BatchSeed, StepValidation
+from llp.training.run_control import BatchSeed
 
 # When a run validates
-
-
-@pytest.mark.parametrize(
-    ("interval", "accumulated", "expected"),
-    [(5, 2, 6), (6, 2, 6), (7, 3, 9), (1, 4, 4), (4, 1, 4), (math.inf, 2, math.inf)],
-)
-def test_a_run_validates_in_whole_optimizer_steps(monkeypatch, interval, accumulated, expected):
-    """And says so only where it is another interval than was set."""
-    said = []
-    monkeypatch.setattr(run_control, "rank_zero_info", said.append)
-    trainer = SimpleNamespace(val_check_batch=interval, accumulate_grad_batches=accumulated)
-    StepValidation().on_train_start(trainer, None)
-    assert trainer.val_check_batch == expected
-    change = f"Validating every {expected} batches, in whole optimizer steps"
-    assert said == ([] if expected == interval else [change])
-
-
-@pytest.mark.parametrize(
-    ("max_steps", "step", "expected"), [(6, 5, 4), (6, 6, 1), (6, 7, 1), (1, 1, 1), (0, 0, 4), (-1, 9, 4)]
-)
-def test_a_run_validates_after_its_last_step(max_steps, step, expected):
-    trainer = SimpleNamespace(val_check_batch=4, max_steps=max_steps, global_step=step)
-    StepValidation().on_train_batch_end(trainer, None, None, None, 0)
-    assert trainer.val_check_batch == expected
 
 
 def test_validations_are_in_whole_steps(run, work):
@@ -117,7 +91,7 @@ def test_dense_weights_start_an_llp(run, work, dense, trained):
     order = TrainingOrder(len(stream), 32, seed=0)
     windows = torch.stack([stream.roll(-order.start(sample))[:33] for sample in range(4)])
     with torch.no_grad():
-        loss = model.decoder(windows[:, :-1], windows[:, 1:]).mean.item()
+        loss = model.decoder.loss(windows[:, :-1], windows[:, 1:]).mean.item()
     new, fresh = (curves(work / "lightning_logs" / name) for name in ("new", "run"))
     assert dict(new["train/loss"])[0] == pytest.approx(loss, rel=1e-5)
     assert dict(fresh["train/loss"])[0] != pytest.approx(loss, rel=1e-3)
