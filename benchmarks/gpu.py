@@ -86,7 +86,7 @@ class Sizes(NamedTuple):
 
 
 PUBLISHED = {"vocab_size": 28_996, "share_key_value": True, "rotary_first_layer_only": True}
-"""What configs/paper/llp_wikitext103.yaml sets."""
+"""What configs/paper/llp.yaml sets."""
 GPU_SIZES = Sizes(
     device=torch.device("cuda"),
     dtype=torch.bfloat16,

@@ -217,8 +217,9 @@ class Ranks:
 
 
 _REMEDY = (
-    "lower data.init_args.batch_size (trainer.accumulate_grad_batches makes up for it) or the model's size, or use "
-    "configs/trainer/activation_checkpointing.yaml, bf16_mixed.yaml, or fsdp2.yaml on several devices"
+    "lower data.init_args.batch_size (trainer.accumulate_grad_batches makes up for it) or the model's size, or set "
+    "model.init_args.activation_checkpointing or trainer.precision bf16-mixed, or use configs/trainer/fsdp2.yaml on "
+    "several devices"
 )
 
 
