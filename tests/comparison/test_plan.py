@@ -229,19 +229,6 @@ def test_what_a_run_is_set_to():
     }
 
 
-def test_names_can_be_read():
-    names = [run.name for run in Plan(SPECIFICATION, ARMS, {}, {}).runs]
-    assert names[:3] == [f"dense-lr{rate}-steps200-s0" for rate in (0.001, 0.003, 0.009)]
-    assert len(set(names)) == 6
-
-
-def test_noise_seeds_are_those_of_the_reference():
-    runner = Runner(replace(SPECIFICATION, noise_seeds=[0, 1, 2]), middle)
-    runner.all()
-    noise = runner.plan().study("").tested("noise floor")
-    assert list(zip(noise["arm"], noise["seed"], strict=True)) == [("dense", 0), ("dense", 1), ("dense", 2)]
-
-
 def test_configurations_are_merged_like_those_of_fit():
     one, other = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]}
     assert merged(one, other) == {"a": {"b": 1, "c": 3}, "d": [2]}

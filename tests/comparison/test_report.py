@@ -1,6 +1,5 @@
 """The report: what it says of comparisons whose truth is known, from whole and from half-finished studies."""
 
-import csv
 import math
 from dataclasses import replace
 
@@ -13,8 +12,6 @@ from helpers.comparison import (
     Losses,
     Tried,
     finals,
-    label_rows,
-    protocol,
     record,
     slices,
     study,
@@ -22,11 +19,8 @@ from helpers.comparison import (
     trials,
 )
 from llp.comparison import plots
-from llp.comparison.contrasts import contrast_table
 from llp.comparison.report import Report
-from llp.comparison.statistics import difference
 from llp.comparison.study import Contrast, Failure
-from llp.comparison.tables import number
 
 PLOTS = ["contrasts.png", "cost.png", "position.png", "recall.png", "learning_rates.png"]
 
@@ -35,53 +29,13 @@ def compose(made):
     return Report(made.study())
 
 
-def rows(path):
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def complete():
-    """A study with every part that a report of a text can have."""
-    losses = Losses(LEVELS)
-    longer = {(arm, "flops"): finals(losses, arm, range(3), steps=200) for arm in LEVELS}
-    made = study(budgets=["windows", "flops"])
-    return replace(made, finals={**made.finals, **longer})
-
-
 def test_the_same_records_give_the_same_bytes(tmp_path):
-    folders = [tmp_path / "first", tmp_path / "second"]
-    for folder in folders:
-        folder.mkdir()
-        paths = compose(complete()).write(folder)
-        names = ["report.md", "report.csv", "contrasts.csv", "runs.csv", *PLOTS]
-        assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths) == sorted(names)
-    for name in names:
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
-    for name in [name for name in names if name.endswith(".png")]:
-        assert (folders[0] / name).read_bytes().startswith(b"\x89PNG")
-    assert len(rows(folders[0] / "report.csv")) == 2 * 3  # budgets, arms
-    assert len(rows(folders[0] / "runs.csv")) == 18 + 9 + 2  # final ones, rates, noise floor alone
-
-
-def test_a_report_takes_the_place_of_an_older_one(tmp_path):
-    made = replace(study({"dense": 1.0}, trials={}), finals={}, noise=[])
-    for _ in range(2):
-        compose(made).write(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "contrasts.csv",
-        "report.csv",
-        "report.md",
-        "runs.csv",
-    ]
-
-
-def test_all_plots_are_shown():
-    report = compose(complete())
-    assert sorted(report.plots) == sorted([*PLOTS])
-    for name in report.plots:
-        assert f"]({name})" in report.text
-    hollow = "hollow: where the runs at equal FLOPs or seconds ended"
-    assert (hollow in report.text, hollow in compose(study()).text) == (True, False)
+    paths = compose(study()).write(tmp_path)
+    before = {path: path.read_bytes() for path in paths}
+    names = ["contrasts.csv", "report.csv", "report.md", "runs.csv", *PLOTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths) == sorted(names)
+    assert compose(study()).write(tmp_path) == paths
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_identical_arms_are_a_tie():
@@ -147,25 +101,6 @@ def test_without_a_noise_floor_there_is_no_verdict():
         assert [one.verdict for one in judged(changed)[0]] == [None, None]
 
 
-def test_losses_that_were_not_sliced_are_not_said_to_be_missing():
-    made = study()
-    unsliced = {key: [replace(run, slices=None) for run in group] for key, group in made.finals.items()}
-    text = compose(replace(made, finals=unsliced)).text
-    assert "Not measured: the losses by position and by distance are left out with `slices: false`." in text
-    assert "Nothing is known yet" not in text
-
-
-def test_the_noise_floor_is_said():
-    made = study(noise=[record("dense", seed, [level] * 5) for seed, level in enumerate((1.9, 1.91, 1.92))])
-    floor = 4.302653 * 0.01 * math.sqrt(2 / 3)  # t(0.975; 2)
-    text = compose(made).text
-    assert "Noise floor: 3 runs of dense have a standard deviation of 0.01000 bits per byte." in text
-    assert f"with 3 seeds each differ by more than {floor:.4f} in one study of twenty" in text
-    assert "Noise floor: not known" in compose(replace(made, noise=made.noise[:1])).text
-    different = [made.noise[0], replace(made.noise[1], learning_rate=1e-3), made.noise[2]]
-    assert "Noise floor: not known" in compose(replace(made, noise=different)).text
-
-
 def test_what_may_not_be_compared_is_not():
     """The check says why, and neither a sentence nor a table has a difference; others are compared."""
     made = study()
@@ -197,69 +132,6 @@ def test_a_diverged_run_is_not_compared():
         runs[0] = replace(runs[0], test={**runs[0].test, "rows": lost}, curve=curve)
         text = compose(replace(made, finals={**made.finals, ("llp", "windows"): runs})).text
         assert "**llp and dense can't be compared** at equal windows: llp-lr0.003-steps100-s0: it diverged" in text
-
-
-def test_the_table_has_every_figure():
-    made = study()
-    text = compose(made).text
-    runs = made.finals["llp", "windows"]
-    bits = [run.test["rows"][0]["bits_per_byte"] for run in runs]
-    (line,) = [line for line in text.splitlines() if line.startswith("| llp | ") and "4.80e11" in line]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:3] == [f"{np.mean(bits):.4f}", f"{np.std(bits, ddof=1):.4f}"]
-    assert cells[5] == f"{np.mean([run.test['rows'][0]['loss'] for run in runs]):.4f}"
-    # parameters, positions (800 windows of 512), windows, FLOPs (800 * 6e8), seconds (100 * 0.1), memory, rate, seeds
-    assert cells[6:] == [
-        "260,000",
-        "409,600",
-        "800",
-        "4.80e11",
-        "10.0",
-        "500",
-        "0.003",
-        "3",
-        "`lr0.003-steps100-s0,1,2`",
-    ]
-    assert "A unigram model" not in text
-    order = [line.split(" | ")[0] for line in text.splitlines() if "4.80e11" in line]
-    assert order == ["| dense", "| window", "| llp"]
-
-
-def test_a_model_without_context_is_named():
-    made = study({"dense": 1.9})
-    run = made.finals["dense", "windows"][0]
-    whole, *documents = run.test["rows"]
-    rows = [{**whole, "unigram_bits_per_byte": 4.349}, *documents]
-    first = replace(run, test={**run.test, "rows": rows})
-    text = compose(replace(made, finals={("dense", "windows"): [first]}, noise=[])).text
-    assert "the best comes first. A unigram model has 4.3490 bits per byte." in text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "-"),
-        (math.inf, "-"),
-        (1.23456, "1.23"),
-        (12345.6, "12,345.60"),
-        (12_649_875_026.3, "1.26e10"),
-        (6.7e-6, "6.70e-6"),
-    ],
-)
-def test_figures_of_any_size_are_short(value, text):
-    assert number(value, 2) == text
-
-
-def test_every_run_has_its_commands():
-    made = complete()
-    report = compose(made)
-    text, listed = report.text, {row["run"]: row for row in report.runs.to_dict("records")}
-    assert listed["llp-lr0.003-steps100-s0"]["commands"] == " && ".join(record("llp").commands)
-    assert listed["llp-lr0.003-steps100-s0"]["use"] == "windows"
-    assert listed["dense-lr0.003-steps100-s4"]["use"] == "noise floor"
-    assert listed["llp-lr0.003-steps100-s100"]["use"] == "rate"
-    for name in listed:
-        assert f"| [{name}](records/{name}.json) |" in text
 
 
 def test_missing_runs_are_said():
@@ -316,38 +188,6 @@ def test_nothing_is_done_yet():
     assert report.plots == {}
 
 
-def task(arm, seed, loss, accuracies):
-    """A record of a task: half of the labels at distances 2 and 3, half at 4 to 7."""
-    distances = [
-        {"first": first, "last": 2 * first - 1, "labels": 1000, "correct": round(1000 * share), "nats": 1000 * loss}
-        for first, share in zip((2, 4), accuracies, strict=True)
-    ]
-    test = {"protocol": protocol(), "rows": label_rows(loss, float(np.mean(accuracies))), "distances": distances}
-    return record(arm, seed, test=test)
-
-
-def test_a_task_with_labels():
-    """Its figure is the loss of a label, beside the accuracy."""
-    own = {
-        ("dense", "windows"): [task("dense", seed, 0.1 + 0.001 * seed, (1.0, 0.9)) for seed in range(3)],
-        ("llp", "windows"): [task("llp", seed, 0.3 + 0.001 * seed, (1.0, 0.2 + 0.1 * seed)) for seed in range(3)],
-    }
-    made = study({"dense": 1.0, "llp": 1.0}, finals=own, noise=own["dense", "windows"])
-    text = compose(made).text
-    assert "**llp is worse than dense** by 0.2000 nats per label at equal windows" in text
-    assert "counts as a single document" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("| llp | 0.3010 |")]
-    assert " | 0.650 | " in line
-    assert "word perplexity" not in text
-    assert "A guess has 2.7726 nats per label and an accuracy of 0.062." in text
-    (axes,) = plots.accuracy_by_distance(made.study()).axes
-    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[1.0, 0.9], pytest.approx([1.0, 0.3])]
-    assert "| distance | dense | llp |" in text
-    assert "| 4 to 7 | 0.900 (0.900 to 0.900) | 0.300 (0.200 to 0.400) |" in text
-    assert "Validation loss in nats per label at the end of a run, the mean over the seeds" in text
-    assert list(axes.lines[0].get_xdata()) == [2.5, 5.5]
-
-
 def judged(made):
     report = compose(made)
     return report.named, report.exploratory
@@ -376,20 +216,6 @@ def test_arms_that_vary_more_than_the_floor_are_named():
     )
 
 
-def test_all_intervals_of_a_contrast_are_listed():
-    made = study(primary=[Contrast("llp", "dense", "windows")])
-    listed = contrast_table(*judged(made)).to_dict("records")
-    assert [(one["first"], one["second"], one["named"]) for one in listed] == [
-        ("llp", "dense", True),
-        ("window", "dense", False),
-    ]
-    outcome = difference(*(made.study().tested("windows", arm) for arm in ("llp", "dense")))
-    for method, interval in outcome.intervals.items():
-        assert [listed[0][f"{method} {end}"] for end in ("low", "high", "p")] == list(interval)
-    assert listed[0]["counts"] == outcome.method
-    assert (listed[0]["verdict"], listed[1]["verdict"]) == ("worse", None)
-
-
 def test_a_word_perplexity_converts_into_the_bits_per_byte_beside_it():
     made = study()
     (row,) = [row for row in compose(made).summary.to_dict("records") if row["arm"] == "llp"]
@@ -406,21 +232,6 @@ def test_the_sensitivity_is_over_the_rates_that_all_have_tried():
     text = compose(replace(made, trials={"dense": trials("dense"), "llp": further})).text
     rows = [line for line in text.splitlines() if "| **2.5000** |" in line]
     assert [line.split(" | ")[-2] for line in rows] == ["0.1667"] * 2  # (0.2 + 0 + 0.3) / 3
-
-
-def test_a_report_says_what_is_validated_and_what_a_word_is():
-    made = study({"dense": 1.9})
-    runs = [
-        replace(
-            run,
-            settings={**run.settings, "trainer": {"limit_val_batches": 0.25}},
-            test={**run.test, "protocol": protocol(word_count="words of the 5 books here")},
-        )
-        for run in made.finals["dense", "windows"]
-    ]
-    text = compose(replace(made, finals={("dense", "windows"): runs}, trials={"dense": [Tried(3e-3, runs)]})).text
-    assert "at the end of a run, over 0.25 of the split's batches, the mean over the seeds" in text
-    assert "Words: words of the 5 books here." in text
 
 
 def test_a_pair_with_the_same_runs_under_two_budgets_is_judged_once():
@@ -491,60 +302,6 @@ def test_the_loss_by_position_is_less_that_of_the_reference():
     assert marks == [64, 128, 256]
 
 
-def test_the_loss_on_recall_tokens():
-    made = study()
-    left, right = plots.loss_on_recall(made.study()).axes
-    levels = [np.mean([row["bits_per_byte"] for row in run.test["rows"][1:]]) for run in made.finals["llp", "windows"]]
-    (line,) = [line for line in left.lines if line.get_label() == "llp"]
-    assert list(line.get_ydata()) == pytest.approx([np.mean(levels) * (0.2 + 0.05 * k) for k in range(10)])
-    assert {line.get_label() for line in right.lines} >= {"llp", "window"}
-    parts = [part for run in made.finals["llp", "windows"] for part in run.slices["recall"]]
-    loss = sum(part["nats"] for part in parts) / sum(part["tokens"] for part in parts)
-    n_recall = 10 * 1023  # tokens of a run
-    assert (
-        f"| llp | {loss:.4f} | {1.2 * np.mean(levels):.4f} | {n_recall / (n_recall + 5000):.1%} |" in compose(made).text
-    )
-
-
-def test_slices_that_only_some_runs_have():
-    made = study()
-    runs = [replace(made.finals["llp", "windows"][0], slices=None), *made.finals["llp", "windows"][1:]]
-    some = replace(made, finals={**made.finals, ("llp", "windows"): runs})
-    assert {line.get_label() for line in plots.loss_by_position(some.study()).axes[0].lines} >= {"llp", "window"}
-    none = {key: [replace(run, slices=None) for run in group] for key, group in made.finals.items()}
-    assert plots.loss_by_position(replace(made, finals=none).study()) is None
-    assert plots.loss_on_recall(replace(made, finals=none).study()) is None
-    assert plots.accuracy_by_distance(made.study()) is None
-
-
-def test_an_empty_part_of_a_slice_is_left_out():
-    made = study({"dense": 1.0})
-    own = slices(1.0)
-    own["recall"][3] = {**own["recall"][3], "tokens": 0, "nats": 0.0}
-    runs = [replace(run, slices=own) for run in made.finals["dense", "windows"]]
-    left, _ = plots.loss_on_recall(replace(made, finals={("dense", "windows"): runs}).study()).axes
-    assert len(left.lines[0].get_xdata()) == 9
-
-
-def test_the_learning_rates():
-    """A ring at the best, a diverged run at ln V at most, `edge` where nothing beyond was tried."""
-    made = study()
-    made = replace(made, trials={**made.trials, "window": trials("window", (2.7, 2.5, math.nan))})
-    edge = trials("llp", (2.5, 2.7, 2.8))
-    lost = [*trials("llp", (2.7, 2.5), RATES[:2]), Tried(RATES[2], is_diverged=True)]
-    (axes,) = plots.loss_over_rates(made.study()).axes
-    rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(3e-3, pytest.approx(2.5))] * 3
-    (window,) = [line for line in axes.lines if line.get_label() == "window"]
-    assert window.get_ydata()[2] == pytest.approx(math.log(1000))
-    text = compose(replace(made, trials={**made.trials, "llp": edge})).text
-    assert "| dense | 2.7000 | **2.5000** | 2.8000 | 0.1667 |" in text
-    assert f"| window | 2.7000 | **2.5000** | diverged | {(0.2 + math.log(1000) - 2.5) / 3:.4f} |" in text
-    assert "| llp | **2.5000** edge | 2.7000 | 2.8000 | 0.1667 |" in text
-    text = compose(replace(made, trials={**made.trials, "llp": lost})).text
-    assert f"| llp | 2.7000 | **2.5000** | diverged | {(0.2 + math.log(1000) - 2.5) / 3:.4f} |" in text
-
-
 def test_of_rates_that_are_not_all_done_none_is_the_best():
     """The seeds of a trial that are done are listed, and decide nothing."""
     begun = [*trials("llp", (2.5, 2.7), RATES[:2]), Tried(RATES[2], [record("llp", 7, None, RATES[2])], n_missing=1)]
@@ -558,23 +315,32 @@ def test_of_rates_that_are_not_all_done_none_is_the_best():
     assert "| llp | **2.5000** | - | `lr0.003-steps100-s100` |" in compose(single).text
 
 
-def test_a_arm_looks_the_same_in_all_plots():
-    """Its architecture's own colour if it is the first of its kind; no two are alike; others don't change it."""
-    arms = {f"arm{number}": 1.0 for number in range(9)}
-    made = study({"dense": 1.9, "llp": 1.9, **arms})
-    look = plots.styles(made.study())
+def test_slices_that_only_some_runs_have():
+    """Runs without slices, and slices without tokens, are left out."""
+    made, own = study(), slices(2.0)
+    own["position"][3] = {**own["position"][3], "tokens": 0, "nats": 0.0}
+    runs = [
+        replace(run, slices=part) for run, part in zip(made.finals["llp", "windows"], (None, own, own), strict=True)
+    ]
+    some = replace(made, finals={**made.finals, ("llp", "windows"): runs})
+    lines = {line.get_label(): line for line in plots.loss_by_position(some.study()).axes[0].lines}
+    assert (len(lines["window"].get_xdata()), len(lines["llp"].get_xdata())) == (10, 9)
+    none = {key: [replace(run, slices=None) for run in group] for key, group in made.finals.items()}
+    assert plots.loss_by_position(replace(made, finals=none).study()) is None
+
+
+def test_the_learning_rates():
+    """A diverged run counts as ln V, and `edge` says that nothing beyond the best was tried."""
+    lost = [*trials("window", (2.7, 2.5), RATES[:2]), Tried(RATES[2], is_diverged=True)]
+    made = study()
+    text = compose(replace(made, trials={**made.trials, "window": lost, "llp": trials("llp", (2.5, 2.7, 2.8))})).text
+    assert "| dense | 2.7000 | **2.5000** | 2.8000 | 0.1667 |" in text
+    assert f"| window | 2.7000 | **2.5000** | diverged | {(0.2 + math.log(1000) - 2.5) / 3:.4f} |" in text
+    assert "| llp | **2.5000** edge | 2.7000 | 2.8000 | 0.1667 |" in text
+
+
+def test_each_arm_has_a_style_of_its_own():
+    """An architecture's own colour goes to the first arm of its kind."""
+    look = plots.styles(study({"dense": 1.9, "llp": 1.9, **{f"arm{number}": 1.0 for number in range(9)}}).study())
     assert (look["dense"].color, look["llp"].color) == ("#5c636a", "#1c7ed6")
-    assert len(set(look.values())) == 11
     assert len({style.color for style in look.values()}) == 11
-    (recall, _) = plots.loss_on_recall(made.study()).axes
-    (rates,) = plots.loss_over_rates(made.study()).axes
-    for axes in (recall, rates):
-        drawn = {line.get_label(): (line.get_color(), line.get_marker()) for line in axes.lines}
-        assert {arm: drawn[arm] for arm in look} == look
-
-
-def test_how_they_were_scored_is_said():
-    text = compose(study()).text
-    assert "| llp | 512 | 128 | 384 | 447.5 | 512 | 13,000 | 26,000 | 5 |" in text
-    assert "(device cpu, threads 2, rounds 5)" in text
-    assert "The test has only 5 documents" in text

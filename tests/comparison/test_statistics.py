@@ -8,12 +8,11 @@ import pytest
 from scipy import stats
 
 from helpers import comparison
-from helpers.comparison import Losses, label_rows, protocol, record, text_rows
+from helpers.comparison import Losses, label_rows, protocol, record
 from llp.comparison.statistics import (
     Difference,
     Interval,
     NoiseFloor,
-    Scores,
     difference,
     holm,
     multi_bootstrap,
@@ -57,14 +56,6 @@ def test_the_bootstrap_draws_seeds_and_documents():
     assert ours[:2] == pytest.approx(np.quantile(values, [0.025, 0.975], method="inverted_cdf"), abs=0.02)
     share = min(np.mean(np.array(values) <= 0), np.mean(np.array(values) >= 0))
     assert ours.p == pytest.approx(2 * share, abs=0.01)
-
-
-def test_the_bootstrap_over_documents_alone_is_scipy_s():
-    """With equal sizes and equal seeds it is that of a mean."""
-    values = np.random.default_rng(2).standard_normal(30)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
-    ours = multi_bootstrap(np.stack([values, values]), np.ones(30), 20_000)
-    assert ours[:2] == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
 def test_a_difference_is_a_ratio_of_sums():
@@ -151,24 +142,6 @@ def test_the_noise_floor_by_hand():
     assert noise_floor(flat[:1]) is None
 
 
-def test_identical_arms_are_a_tie():
-    first = finals(Losses({"a": 2.0}), "a", range(3))
-    second = runs(*(record("b", seed, test=test) for seed, test in zip(first["seed"], first["test"], strict=True)))
-    outcome = difference(second, first)
-    assert (outcome.estimate, outcome.interval.p) == (0.0, 1.0)
-    assert [verdict(outcome, NoiseFloor(deviation, 5), 1.0) for deviation in (0.0, 0.01)] == ["tie", "tie"]
-
-
-@pytest.mark.parametrize(("worse_by", "expected"), [(0.02, "worse"), (-0.02, "better")])
-def test_a_known_difference_is_found_with_its_sign_and_size(worse_by, expected):
-    losses = Losses({"a": 2.0, "b": 2.0 + worse_by}, own=0.002)
-    outcome = difference(finals(losses, "b", range(3)), finals(losses, "a", range(3)))
-    floor = noise_floor(finals(losses, "a", range(5)))
-    assert outcome.interval.low < worse_by < outcome.interval.high
-    assert outcome.estimate == pytest.approx(worse_by, abs=0.005)
-    assert verdict(outcome, floor, outcome.interval.p) == expected
-
-
 @pytest.mark.parametrize(
     ("estimate", "interval", "p", "expected"),
     [
@@ -206,11 +179,3 @@ def test_learning_rate_sensitivity_by_hand():
 )
 def test_the_loss_of_a_trial_is_the_mean_over_its_seeds_once_that_is_known(outcomes, loss):
     assert Trial(1e-3, outcomes).loss == loss
-
-
-def test_scores_are_of_documents_or_of_the_whole():
-    rows = text_rows([2.0, 1.0], [3000, 1000])
-    several, whole = (scores(runs(record("a", test=scored(part)))) for part in (rows, rows[:1]))
-    assert [several.nats.shape, whole.nats.shape] == [(1, 2), (1, 1)]
-    assert [*several.metrics, *whole.metrics] == pytest.approx([1.75, 1.75])
-    assert Scores([0], np.array([[3.0]]), np.array([2.0])).metrics == [1.5]
