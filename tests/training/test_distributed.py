@@ -133,6 +133,7 @@ def test_two_processes_score_as_one(runs, strategy):
             assert f"{row[name]:,.4f}" == f"{expected_row[name]:,.4f}"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_from_strategy_to_strategy(llp, folder, runs):
     """FSDP2 in shards -> one process -> DDP -> FSDP2 -> `llp test`: the losses of the run that never changed."""
     checkpoints = folder / "lightning_logs/wanderer/checkpoints"
@@ -160,6 +161,7 @@ def test_a_checkpoint_goes_from_strategy_to_strategy(llp, folder, runs):
     assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt", "last-consolidated.ckpt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "rank", "signum"),
     [("ddp", 1, signal.SIGTERM), ("fsdp2", 0, signal.SIGUSR1)],

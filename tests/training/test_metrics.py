@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import llp
-from datamodules.loaders import TrainingLoader
+from datamodules.loaders import TextWindows
 from llp.language_model import LanguageModel
 from llp.training import metrics
 from llp.training.metrics import RunMetrics, log_step
@@ -176,7 +176,7 @@ def clock(monkeypatch):
 
         monkeypatch.setattr(owner, name, call)
 
-    slow(TrainingLoader, "_window", 0.25)
+    slow(TextWindows, "_tokens", 0.25)
     slow(LanguageModel, "training_step", 3)
     slow(LanguageModel, "validation_step", 1000)
     monkeypatch.setattr("llp.training.metrics.peak_rate", lambda device, dtype: SimpleNamespace(flops=1e9))
