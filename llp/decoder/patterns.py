@@ -183,6 +183,9 @@ class CausalAttention(AttentionPattern):
     def pair_count(self, n_heads: int, n_queries: int, n_keys: int) -> float:
         return n_queries * n_keys - n_queries * (n_queries - 1) // 2
 
+    def first_visible(self, n_heads: int, n: int) -> Tensor:
+        return torch.zeros(1, n, dtype=torch.int64)  # n x n masks of a long window take seconds
+
 
 @dataclass(frozen=True)
 class SegmentAttention(AttentionPattern):
