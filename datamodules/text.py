@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.base import LanguageDataModule
 from datamodules.loaders import ScoringLoader, TextWindows, TrainingLoader, TrainingOrder, share_of_rank
 from datamodules.preparation import Corpus, prepare
-from datamodules.token_files import About, TokenFile, check_file, read_about, token_dtype, unusable
+from datamodules.token_files import About, TokenFile, check_file, read_about, token_dtype
 from datamodules.tokenizers import SentencePiece, Tokenizer
 from llp.decoder.geometry import Geometry
 from llp.errors import require
@@ -123,9 +123,7 @@ class TextDataModule(LanguageDataModule, Corpus):
         """Open what was prepared."""
         folder = self.prepared_folder()
         self.about = read_about(folder)
-        self.tokenizer.load(folder)
-        if self.tokenizer.fingerprint != self.about["tokenizer_fingerprint"]:
-            raise unusable(folder / self.tokenizer.file_name)
+        self.tokenizer.load(folder, self.about["tokenizer_fingerprint"])
         dtype = token_dtype(self.vocab_size)
         self.files = {split: TokenFile(folder, split, dtype) for split in self.splits}
         n_tokens = len(self.files["train"].tokens)

@@ -112,7 +112,8 @@ def workplace() -> Iterator[Path]:
         for name, content in contents.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(content, encoding="utf-8")
-        (root / "tokenizer.model").write_bytes(SentencePiece(vocab_size=280).made_from(lines))
+        (tokenizer := SentencePiece(vocab_size=280)).train(lines)
+        tokenizer.save(root)
         _train_fast_tokenizer(lines).save(str(root / "tokenizer.json"))
         (root / "trial").mkdir()
         usual = Configuration(small("llp.LLP", "datamodules.TextFiles"), ["--name=run"])

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import llp
-from datamodules import SentencePiece
 from datamodules.documents import Text, blocks_of
 from llp.errors import SettingError
 from llp.text_model import TextModel
@@ -69,7 +68,7 @@ def test_the_run_s_own_text_is_not_prepared_again(run, run_with_sentence_piece, 
 
 def test_a_text_that_has_changed_keeps_the_tokenizer(run, moved, work, monkeypatch):
     """Its training split is another now; nothing is trained on it."""
-    monkeypatch.setattr(SentencePiece, "made_from", lambda self, lines: 1 / 0)
+    monkeypatch.setattr("sentencepiece.SentencePieceTrainer.train", lambda **settings: 1 / 0)
     checkpoint, before = moved
     with (work / "elsewhere/wiki.train.tokens").open("a") as stream:
         stream.write(" one more line \n")

@@ -215,7 +215,7 @@ def test_seven_files_are_cut_and_twenty_are_dealt_out(tmp_path):
     ],
 )
 def test_a_text_that_can_not_be_cut_is_refused_before_the_long_work(tmp_path, monkeypatch, text, message):
-    monkeypatch.setattr(SentencePiece, "made_from", lambda self, lines: pytest.fail("the tokenizer was trained"))
+    monkeypatch.setattr(SentencePiece, "train", lambda self, lines: pytest.fail("the tokenizer was trained"))
     write(tmp_path, **{"a.txt": text})
     with pytest.raises(SettingError, match=message):
         text_files(tmp_path / "a.txt", tmp_path, tokenizer=SentencePiece()).prepare_data()

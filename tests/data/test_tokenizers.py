@@ -25,12 +25,16 @@ STRANGE = [
 ]  # fmt: skip
 
 
+def trained(lines, **settings):
+    tokenizer = SentencePiece(**{"vocab_size": 330, **settings})
+    tokenizer.train(lines)
+    return tokenizer
+
+
 @pytest.fixture(scope="module", params=["bpe", "unigram", "bytes"])
-def tokenizer(request, tmp_path_factory):
+def tokenizer(request):
     tokenizer = Bytes() if request.param == "bytes" else SentencePiece(330, model_type=request.param)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.train(LINES, folder)
-    tokenizer.load(folder)
+    tokenizer.train(LINES)
     return tokenizer
 
 
@@ -55,21 +59,12 @@ def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
 
 
 def test_a_restored_model_has_the_settings_of_a_given_one(tmp_path):
-    SentencePiece(330).train(LINES, tmp_path)
+    trained(LINES).save(tmp_path)
     given = SentencePiece(model_file=str(tmp_path / "tokenizer.model"))
     assert SentencePiece.restored(given.serialized(), given.settings()).made_with == given.settings()
     for damaged in (b"", b"no model", given.serialized()[:-7]):
         with pytest.raises(ValueError, match="not a SentencePiece model"):
             SentencePiece().restore(damaged)
-
-
-def test_a_tokenizer_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(SentencePiece, "serialized", lambda self: 1 / 0)
-    tokenizer = SentencePiece(330)
-    with pytest.raises(ZeroDivisionError):
-        tokenizer.train(LINES, tmp_path)
-    assert not tokenizer.is_trained(tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_lost_text_is_found():
@@ -82,10 +77,8 @@ def test_lost_text_is_found():
     assert lost == "a\n"
 
 
-def test_unk_and_newline_are_one_token_each(tmp_path):
-    tokenizer = SentencePiece(330)
-    tokenizer.train(LINES, tmp_path)
-    tokenizer.load(tmp_path)
+def test_unk_and_newline_are_one_token_each():
+    tokenizer = trained(LINES)
     newline, unk = tokenizer.encode(["\n"]), tokenizer.encode(["<unk>"])
     assert len(newline) == len(unk) == 1
     text = tokenizer.encode(["the <unk> sat\n", "\n"])
@@ -95,7 +88,7 @@ def test_unk_and_newline_are_one_token_each(tmp_path):
 
 
 def test_a_given_model(tmp_path):
-    SentencePiece(330).train(LINES, tmp_path)
+    trained(LINES).save(tmp_path)
     model = tmp_path / "tokenizer.model"
     given = SentencePiece(model_file=str(model))
     assert given.vocab_size == 330  # the model's own
@@ -138,9 +131,10 @@ def test_a_given_model_is_used_without_its_normalization(tmp_path, settings):
     # Behind the first word it is their model: the same pieces with the same numbers.
     assert given.encode(["the cat sat on a mat"])[-4:].tolist() == theirs.encode("the cat sat on a mat")[-4:]
     assert given.fingerprint != hashlib.sha256((tmp_path / "given.model").read_bytes()).hexdigest()
-    given.train([], tmp_path)
+    given.train([])
+    given.save(tmp_path)
     loaded = SentencePiece()
-    loaded.load(tmp_path)
+    loaded.load(tmp_path, given.fingerprint)
     assert loaded.fingerprint == given.fingerprint
     assert loaded.encode(lines).tolist() == given.encode(lines).tolist()
 
@@ -168,19 +162,15 @@ def test_the_least_that_a_tokenizer_takes(settings, least):
 
 
 @pytest.mark.parametrize("settings", [{}, {"sample_lines": 50}, {"model_type": "unigram"}])
-def test_training_gives_the_same_bytes(tmp_path, settings):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        SentencePiece(330, **settings).train(iter(LINES), tmp_path / name)
-    first, second = ((tmp_path / name / "tokenizer.model").read_bytes() for name in ("first", "second"))
+def test_training_gives_the_same_bytes(settings):
+    first, second = (trained(iter(LINES), **settings).serialized() for _ in range(2))
     assert first == second
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_a_vocabulary_that_the_text_does_not_support(tmp_path, model_type):
+def test_a_vocabulary_that_the_text_does_not_support(model_type):
     with pytest.raises(SettingError, match=r"tokenizer\.init_args\.vocab_size = 50000: .*too high.*<= \d+"):
-        SentencePiece(50_000, model_type=model_type).train(LINES, tmp_path)
-    assert not list(tmp_path.iterdir())
+        SentencePiece(50_000, model_type=model_type).train(LINES)
 
 
 # What a SentencePiece model is trained on
@@ -188,27 +178,20 @@ def test_a_vocabulary_that_the_text_does_not_support(tmp_path, model_type):
 WORDS = ["cat", "sat", "mat", "dog", "bird", "outside", "singing", "moved"]
 
 
-def trained(lines, folder, **settings):
-    tokenizer = SentencePiece(**{"vocab_size": 300, **settings})
-    tokenizer.train(lines, folder)
-    tokenizer.load(folder)
-    return tokenizer
-
-
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_indentation_is_learnt(tmp_path, model_type):
+def test_indentation_is_learnt(model_type):
     """Lines come as they are, and pieces of spaces alone are allowed: eight spaces become one token or two."""
     lines = [f"        {word} {word}\n" for word in WORDS * 30]
-    tokenizer = trained(lines, tmp_path, vocab_size=280, model_type=model_type)
+    tokenizer = trained(lines, vocab_size=280, model_type=model_type)
     assert len(tokenizer.encode(["        "])) <= 2
     assert len(tokenizer.encode([lines[0]])) < 8
 
 
-def test_long_lines_are_learnt_from(tmp_path):
+def test_long_lines_are_learnt_from():
     """A paragraph is a line: SentencePiece would leave out those of more than 4,192 bytes without a word."""
     lines = [" ".join(WORDS[i % 8 :] + WORDS[: i % 8]) * 200 + "\n" for i in range(8)]
     assert min(map(len, lines)) > 8000
-    tokenizer = trained(lines, tmp_path, vocab_size=330)
+    tokenizer = trained(lines)
     assert len(tokenizer.encode(["singing"])) <= 2
 
 
