@@ -76,14 +76,10 @@ class TextDataModule(LanguageDataModule, Corpus):
         self.path = None if path is None else Path(path).expanduser()
         self.cache_dir = Path(cache_dir).expanduser()
         self.tokenizer = tokenizer or SentencePiece()
+        self.vocab_size = self.tokenizer.vocab_size
         self.train_stride, self.burn_in = train_stride or window_len, burn_in
         self.scoring_window_len, self.scoring_stride = scoring_window_len, scoring_stride
         self.check_training_tokens = check_training_tokens
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, known before anything is prepared."""
-        return self.tokenizer.vocab_size
 
     def official_words(self, split: str) -> int | None:
         """The benchmark's own count of a split's words if the split is complete; None to count those of the text."""

@@ -22,7 +22,7 @@ from llp.language_model import LanguageModel
             ("--model", "own_models.Mine"),
             "No module named 'own_models'\nIf the module is your own, add its folder to P",
         ),
-        (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: there is no such folder"),
+        (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: wiki.train.tokens is missing"),
         (("--data.init_args.window_len", "100000"), "window_len = 100000: the training split has"),
         (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of 8"),
         (

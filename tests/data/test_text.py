@@ -3,7 +3,6 @@
 import itertools
 import os
 import platform
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -173,9 +172,8 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda file: shutil.rmtree(file.parent), "there is no such folder"),
-        (lambda file: file.unlink(), "the validation split is missing: there is no wiki.valid.tokens"),
-        (lambda file: file.write_bytes(b""), "the validation split is empty"),
+        (lambda file: file.unlink(), "wiki.valid.tokens is missing; add it"),
+        (lambda file: file.write_bytes(b""), "wiki.valid.tokens is empty; remove it"),
         (lambda file: file.write_bytes(b" fine \n caf\xe9 \n"), "wiki.valid.tokens is not UTF-8 at byte 11"),
     ],
 )

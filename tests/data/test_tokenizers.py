@@ -58,15 +58,6 @@ def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
         assert restored.serialized() == tokenizer.serialized()
 
 
-def test_a_restored_model_has_the_settings_of_a_given_one(tmp_path):
-    trained(LINES).save(tmp_path)
-    given = SentencePiece(model_file=str(tmp_path / "tokenizer.model"))
-    assert SentencePiece.restored(given.serialized(), given.settings()).made_with == given.settings()
-    for damaged in (b"", b"no model", given.serialized()[:-7]):
-        with pytest.raises(ValueError, match="not a SentencePiece model"):
-            SentencePiece().restore(damaged)
-
-
 def test_lost_text_is_found():
     """Whether it is lost at the beginning of a text, or only behind another line."""
     tokenizer = Bytes()
@@ -152,13 +143,6 @@ def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_r
     path = trained_elsewhere(tmp_path / "no_start", vocab_size=325, **{**right, "bos_id": -1})
     with pytest.raises(SettingError, match=r"model_file = .*: it has no start token; .*--bos_id=1"):
         SentencePiece(model_file=path)
-
-
-@pytest.mark.parametrize(("settings", "least"), [("vocab_size", 261), ("sample_lines", 1)])
-def test_the_least_that_a_tokenizer_takes(settings, least):
-    SentencePiece(**{settings: least})
-    with pytest.raises(SettingError, match=f"init_args.{settings} = {least - 1}"):
-        SentencePiece(**{settings: least - 1})
 
 
 @pytest.mark.parametrize("settings", [{}, {"sample_lines": 50}, {"model_type": "unigram"}])
