@@ -82,10 +82,10 @@ class TextFiles(TextDataModule):
     def splits_note(self) -> str:
         named = self._named()
         if named is not None:
-            counts = {split: sum(1 for _ in self.texts(split)) for split in self.splits}
-            return ", ".join(f"{split} is {named[split][0]} ({counts[split]:,} documents)" for split in self.splits)
+            counts = {split: _counted(self.texts(split)) for split in self.splits}
+            return ", ".join(f"{split} is {named[split][0]} ({counts[split]})" for split in self.splits)
         if self._is_cut():
-            number = f"{sum(1 for _ in self._documents(self._files())):,}"
+            number = _counted(self._documents(self._files()))
             sizes = ", ".join(f"{self.n_bytes(split):,} bytes for {split}" for split in self.splits)
             return f"too few documents to deal out ({number}), so each is cut at line ends, in this order: {sizes}"
         dealt = Counter(self._split_of(number) for number, _ in enumerate(self._documents(self._files())))
@@ -125,7 +125,7 @@ class TextFiles(TextDataModule):
         for file in files:
             name = file.name if file == self.root else str(file.relative_to(self.root))
             if file.suffix.lower() != ".jsonl":
-                yield _Document(name, partial(open, file, "rb"), file)
+                yield _Document(name, partial(_open, file), file)
                 continue
             lines = (line for block in read_text(file, name).lines() for line in block)
             for number, line in enumerate(lines, start=1):
@@ -204,6 +204,15 @@ class TextFiles(TextDataModule):
         train = round(size * (1 - self.validation_share - self.test_share))
         validation = round(size * (1 - self.test_share))
         return {"train": (0, train), "validation": (train, validation), "test": (validation, size)}[split]
+
+
+def _counted(documents: Iterator[object]) -> str:
+    number = sum(1 for _ in documents)
+    return f"{number:,} document{'s' * (number != 1)}"
+
+
+def _open(file: Path) -> BinaryIO:
+    return file.open("rb")
 
 
 def _name_and_split(file: Path) -> tuple[str, str | None]:

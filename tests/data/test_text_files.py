@@ -176,7 +176,7 @@ def test_one_file_of_any_name_is_enough(tmp_path, caplog):
         assert len(parts[split]) == pytest.approx({"train": 0.9}.get(split, 0.05) * len(text), abs=30)
     assert "".join(parts.values()) == text
     sizes = ", ".join(f"{len(parts[split]):,} bytes for {split}" for split in SPLITS)
-    cut = "too few documents to deal out (1), so each is cut at line ends, in this order"
+    cut = "too few documents to deal out (1 document), so each is cut at line ends, in this order"
     assert caplog.messages == [f"text_files: {cut}: {sizes}"]
 
 
