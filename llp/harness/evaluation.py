@@ -92,7 +92,7 @@ def _load(names: list[str], documents: Callable[[], list[str]], include_path: st
         raise SettingError("tasks", name, remedy)
     own = _own_task(documents()) if OWN_TASK in names else None
     try:
-        return manager.load([own if name == OWN_TASK else name for name in names])  # type: ignore[no-any-return]
+        return manager.load([own if name == OWN_TASK else name for name in names])
     except Exception as error:  # whatever a task's file, its code or its data raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         remedy = f"can't be loaded ({reason}); most tasks need the network for their data"
