@@ -1,5 +1,6 @@
 """What `llp export` writes, and what llp itself makes of it."""
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -208,11 +209,19 @@ def test_whole_or_not_at_all(saved, monkeypatch):
     assert [*saved.parent.iterdir()] == [saved]
 
 
-def test_the_code_needs_nothing_of_llp():
-    source = modeling_file.modeling_source()
-    imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
+def test_the_code_needs_nothing_of_llp_and_each_name_has_one_meaning():
+    tree = ast.parse(modeling_file.modeling_source())
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    origins = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    imported = {origin.split(".")[0] for origin in origins}
     assert {"torch", "transformers"} < imported
     assert imported - {"torch", "transformers"} <= set(sys.stdlib_module_names)
+    names = [one.asname or one.name for node in imports for one in node.names]
+    names += [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names += [
+        node.targets[0].id for node in tree.body if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")
+    ]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
