@@ -222,11 +222,3 @@ def test_the_code_needs_nothing_of_llp_and_each_name_has_one_meaning():
         node.targets[0].id for node in tree.body if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")
     ]
     assert len(set(names)) == len(names)
-
-
-@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
-def test_without_its_packages_the_remedy_is_named(saved, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SettingError, match=rf'{package}: it needs .*pip install "long-lora-perceiver\[export\]"'):
-        write_folder(saved, saved.with_name("export"))
-    assert [*saved.parent.iterdir()] == [saved]
