@@ -11,14 +11,14 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from llp.atomic_files import checked_json, checked_text, whole_file
+from llp.atomic_files import checked_json, checked_text
 from llp.errors import require
 from llp.evaluation.tables import readable, with_rule
 from llp.training.run_lock import is_held
 
 _NO_SETTINGS = ("name", "model.class_path", "trainer.default_root_dir", "data.init_args.cache_dir")
 """The run's name, its architecture, which has a column of its own, and paths."""
-_CONFIG, _RECORD, _VALIDATION, _TEST = "config.yaml", "run.json", "validation.json", "test.json"
+_CONFIG, _RECORD, _TEST = "config.yaml", "run.json", "test.json"
 _RECORDED = ("parameters", "step", "total_steps", "trained_tokens", "training_seconds")
 _SCORE = ("step", "complete", "loss", "word_perplexity", "bits_per_byte", "accuracy")
 _METRICS = {
@@ -49,8 +49,8 @@ def find_runs(folder: Path) -> pd.DataFrame:
     """
     inner = folder / "lightning_logs"
     folder = inner if inner.is_dir() else folder
-    files = (_CONFIG, _RECORD, _VALIDATION, _TEST, "checkpoints")
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = (_CONFIG, _RECORD, _TEST, "checkpoints")
     rows = [_read_run(path) for path in paths if any((path / name).exists() for name in files)]
     require(len(rows) > 0, "FOLDER", folder, "there are no runs in it; name the folder that holds those of `llp fit`")
     rows.sort(key=lambda row: (_rank(row, "test"), _rank(row, "validation"), row["run"]))
@@ -63,13 +63,8 @@ def find_runs(folder: Path) -> pd.DataFrame:
 
 def _rank(row: Row, split: str) -> float:
     """What the best run has the least of; infinite without a score of the whole split."""
-    if not row[f"{split}_complete"]:
-        return math.inf
-    return _quality({name: row[f"{split}_{name}"] for name in _SCORE})
-
-
-def _quality(score: Row) -> float:
-    return float(score["loss"] if score["bits_per_byte"] is None else score["bits_per_byte"])
+    bits, loss = row[f"{split}_bits_per_byte"], row[f"{split}_loss"]
+    return float(loss if bits is None else bits) if row[f"{split}_complete"] else math.inf
 
 
 def _read_run(folder: Path) -> Row:
@@ -87,8 +82,6 @@ def _read_run(folder: Path) -> Row:
 
     settings = read(_CONFIG, lambda text: _flat(yaml.safe_load(checked_text(text))))
     record = read(_RECORD, lambda text: _record(checked_json(text)))
-    scores = [record.get("best") or {}, read(_VALIDATION, lambda text: _reported(checked_json(text)))]
-    validation = min(filter(None, scores), key=lambda score: (not score["complete"], _quality(score)), default={})
     test = read(_TEST, lambda text: _reported(checked_json(text)))
     return {
         "run": folder.name,
@@ -96,7 +89,7 @@ def _read_run(folder: Path) -> Row:
         "architecture": record.get("architecture") or settings.get("model.class_path"),
         "settings": settings,
         **{name: record.get(name) for name in _RECORDED},
-        **{f"validation_{name}": validation.get(name) for name in _SCORE},
+        **{f"validation_{name}": (record.get("best_validation") or {}).get(name) for name in _SCORE},
         **{f"test_{name}": test.get(name) for name in (*_SCORE, "data_fingerprint")},
         "damaged": " ".join(damaged),
     }
@@ -118,22 +111,16 @@ def _state(folder: Path, recorded: str | None) -> str:
 
 
 def _record(content: Row) -> Row:
-    """What a run recorded of itself, and its best validation."""
-    best = content["best_validation"]
-    record = {name: content[name] for name in ("architecture", "state", *_RECORDED)}
-    return {**record, "best": best and _score({**best, "step": best["step"], "complete": best["complete"]})}
+    """What a run recorded of itself, with its best validation, which may be None."""
+    return {name: content[name] for name in ("architecture", "state", "best_validation", *_RECORDED)}
 
 
 def _reported(content: Row) -> Row:
-    """The score that `llp test` or `llp validate` wrote."""
-    protocol = {name: content["protocol"][name] for name in ("step", "complete", "data_fingerprint")}
-    return _score({**content["rows"][0], **protocol})
-
-
-def _score(row: Row) -> Row:
-    """The metrics of a row, or nothing if they are not finite."""
-    finite = row["loss"] is not None and row["accuracy" if "accuracy" in row else "bits_per_byte"] is not None
-    return {name: row.get(name) for name in (*_SCORE, "data_fingerprint")} if finite else {}
+    """The score that `llp test` wrote, or nothing if it is not finite."""
+    row, protocol = content["rows"][0], content["protocol"]
+    if row["loss"] is None or row["accuracy" if "accuracy" in row else "bits_per_byte"] is None:
+        return {}
+    return {**row, **{name: protocol[name] for name in ("step", "complete", "data_fingerprint")}}
 
 
 def differing_settings(settings: list[Row]) -> dict[str, list[Any]]:
@@ -204,10 +191,3 @@ def _value(value: Any) -> str:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.rpartition(".")[2] if isinstance(value, str) and value.startswith(("llp.", "datamodules.")) else text
-
-
-def write_runs(runs: pd.DataFrame, path: Path) -> Path:
-    """Write the runs as CSV; an older file is kept under a numbered name."""
-    with whole_file(path) as temporary:
-        runs.drop(columns="test_data_fingerprint").to_csv(temporary, index=False)
-    return path
