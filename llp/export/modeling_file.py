@@ -22,69 +22,31 @@ is put together from these files of the project "long-lora-perceiver" (MIT licen
 
 def modeling_source() -> str:
     """The content of `modeling_llp.py`: the template of this room, behind all that it imports from the package."""
-    sources = _with_needs(_TEMPLATE, {})
-    check_names(sources)
-    files = [f"{source.module.replace('.', '/')}.py" for source in sources]
-    header = _HEADER.format(version=llp.__version__, files="\n".join(f"- {file}" for file in files))
-    statements = {statement for source in sources for statement in source.imports.values()}
-    imports = "\n".join(sorted(statements, key=lambda line: (line.startswith("from"), line)))
-    bodies = [f"# From {file}\n\n{source.body}" for file, source in zip(files, sources, strict=True)]
-    return "\n\n".join(part.strip("\n") + "\n" for part in (header, imports, *bodies))
+    imports: set[str] = set()
+    bodies: dict[str, str] = {}
+    _add(_TEMPLATE, imports, bodies)
+    files = {module: f"{module.replace('.', '/')}.py" for module in bodies}
+    header = _HEADER.format(version=llp.__version__, files="\n".join(f"- {file}" for file in files.values()))
+    statements = "\n".join(sorted(imports, key=lambda line: (line.startswith("from"), line)))
+    sources = [f"# From {files[module]}\n\n{body}" for module, body in bodies.items()]
+    return "\n\n".join(part.strip("\n") + "\n" for part in (header, statements, *sources))
 
 
-class Source:
-    """The source of a module, in parts.
-
-    Args:
-        module: Its name.
-        text: Its content.
-    """
-
-    def __init__(self, module: str, text: str) -> None:
-        self.module = module
-        self.needs: list[str] = []
-        """The modules of the package that it imports from."""
-        self.imports: dict[str, str] = {}
-        """What it imports from elsewhere: each name, and the statement that binds it."""
-        self.names: list[str] = []
-        """What it defines."""
-        tree, lines = ast.parse(text), text.splitlines()
-        for number, node in reversed([*enumerate(tree.body)]):
-            is_import = isinstance(node, ast.Import | ast.ImportFrom)
-            if is_import or (number == 0 and ast.get_docstring(tree) is not None):
-                del lines[node.lineno - 1 : node.end_lineno]
-        self.body = "\n".join(lines)
-        """All but its docstring and its imports."""
-        for node in tree.body:
-            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "llp":
-                self.needs.append(str(node.module))
-            elif isinstance(node, ast.Import | ast.ImportFrom):
-                origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
-                self.imports |= {one.asname or one.name: f"{origin}import {ast.unparse(one)}" for one in node.names}
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                self.names.append(node.name)
-            elif isinstance(node, ast.Assign):
-                self.names += [
-                    one.id for target in node.targets for one in ast.walk(target) if isinstance(one, ast.Name)
-                ]
-
-
-def _with_needs(module: str, found: dict[str, Source]) -> list[Source]:
-    """A module and all that it needs, each after those that it needs."""
-    if module not in found:
-        spec = find_spec(module)
-        assert spec is not None
-        assert spec.origin is not None
-        source = Source(module, Path(spec.origin).read_text(encoding="utf-8"))
-        for needed in source.needs:
-            _with_needs(needed, found)
-        found[module] = source
-    return [*found.values()]
-
-
-def check_names(sources: list[Source]) -> None:
-    """Raise an `AssertionError` for a name with two meanings, since all modules become one."""
-    meanings: dict[str, str] = {}
-    for source in sources:
-        for name, meaning in (source.imports | dict.fromkeys(source.names, source.module)).items():
-            assert meanings.setdefault(name, meaning) == meaning, f"{name} is both {meanings[name]} and {meaning}"
+def _add(module: str, imports: set[str], bodies: dict[str, str]) -> None:
+    """Add a module behind those that it needs: its imports from elsewhere, one name each, and all that follows them."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    tree, lines = ast.parse(text), text.splitlines()
+    found = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in reversed([tree.body[0], *found]):  # the docstring and the imports
+        del lines[node.lineno - 1 : node.end_lineno]
+    for node in found:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("llp."):
+            if str(node.module) not in bodies:
+                _add(str(node.module), imports, bodies)
+        else:
+            origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
+            imports |= {f"{origin}import {ast.unparse(one)}" for one in node.names}
+    bodies[module] = "\n".join(lines)
