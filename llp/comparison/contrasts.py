@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from llp.comparison.checks import Check, noise_findings, reasons
+from llp.comparison.checks import Check, reasons
 from llp.comparison.statistics import METHODS, Difference, NoiseFloor, Verdict, difference, holm, noise_floor, verdict
 from llp.comparison.study import NOISE, Contrast, Study
 
@@ -27,8 +27,9 @@ class Judged(NamedTuple):
 
 
 def usable_floor(study: Study) -> NoiseFloor | None:
-    """The noise floor; None if there are fewer than two runs for it, or if they differ by more than their seed."""
-    return None if noise_findings(study) else noise_floor(study.tested(NOISE))
+    """The noise floor; None if there are fewer than two runs for it, or if one has an infinite loss."""
+    runs = study.tested(NOISE)
+    return noise_floor(runs) if runs["is_finite"].all() else None
 
 
 def named(study: Study, checks: Sequence[Check]) -> list[Judged]:
@@ -40,30 +41,26 @@ def named(study: Study, checks: Sequence[Check]) -> list[Judged]:
     floor = usable_floor(study)
     judged = [_judge(study, checks, Contrast(*contrast), floor) for contrast in study.spec.primary]
     intervals = [None if one.outcome is None else one.outcome.interval for one in judged]
-    adjusted = holm({number: 1.0 if interval is None else interval.p for number, interval in enumerate(intervals)})
-    p_values = [None if interval is None else adjusted[number] for number, interval in enumerate(intervals)]
+    adjusted = holm([1.0 if interval is None else interval.p for interval in intervals])
+    p_values = [None if interval is None else p for interval, p in zip(intervals, adjusted, strict=True)]
     return [
         one._replace(p=p, verdict=verdict(one.outcome, floor, p) if one.outcome and floor else None)
         for one, p in zip(judged, p_values, strict=True)
     ]
 
 
-def against_reference(study: Study, checks: Sequence[Check]) -> dict[Contrast, Judged]:
-    """Every arm against the reference under every budget, without verdicts."""
-    floor, spec = usable_floor(study), study.spec
-    contrasts = [Contrast(arm, spec.reference, budget) for budget in spec.budgets for arm in spec.arms]
-    return {one: _judge(study, checks, one, floor) for one in contrasts if one.first != one.second}
+def exploratory(study: Study, checks: Sequence[Check]) -> list[Judged]:
+    """Every arm against the reference under every budget, without verdicts.
 
-
-def exploratory(study: Study, judged: dict[Contrast, Judged]) -> list[Judged]:
-    """The contrasts with the reference that were not named beforehand.
-
-    Left out are those that were named the other way round, and those whose runs are the same as under an earlier
-    budget: arms that train as many positions as the reference have the same runs at equal windows and positions.
+    Left out are contrasts that were named beforehand, whichever way round, and those whose runs are the same as under
+    an earlier budget: arms that train as many positions as the reference have the same runs at equal windows and
+    positions.
     """
-    beforehand = {frozenset(contrast) for contrast in study.spec.primary}
-    others = [one for contrast, one in judged.items() if frozenset(contrast) not in beforehand]
-    return [one for one in others if not _is_repeated(study, one.contrast)]
+    floor, spec = usable_floor(study), study.spec
+    beforehand = {frozenset(contrast) for contrast in spec.primary}
+    pairs = [Contrast(arm, spec.reference, budget) for budget in spec.budgets for arm in spec.arms]
+    others = [one for one in pairs if one.first != one.second and frozenset(one) not in beforehand]
+    return [_judge(study, checks, one, floor) for one in others if not _is_repeated(study, one)]
 
 
 def _judge(study: Study, checks: Sequence[Check], contrast: Contrast, floor: NoiseFloor | None) -> Judged:
@@ -79,8 +76,8 @@ def _is_repeated(study: Study, contrast: Contrast) -> bool:
     def runs(budget: str) -> list[list[str]]:
         return [list(study.tested(budget, arm).index) for arm in contrast[:2]]
 
-    own, budgets = runs(contrast.budget), study.spec.budgets
-    return all(own) and any(runs(budget) == own for budget in budgets[: budgets.index(contrast.budget)])  # type: ignore[arg-type]
+    own, budgets = runs(contrast.budget), list[str](study.spec.budgets)
+    return all(own) and any(runs(budget) == own for budget in budgets[: budgets.index(contrast.budget)])
 
 
 def contrast_table(beforehand: Sequence[Judged], others: Sequence[Judged]) -> pd.DataFrame:

@@ -117,7 +117,10 @@ class ComparisonFolder:
     def timing(self) -> Timing | None:
         """The result of the timing pass; None if there was none."""
         path = self.path / "timing.json"
-        return Timing(**read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        content = read_json(path)
+        return Timing(content["seconds_per_step"], content["how"])
 
 
 def read_json(path: Path, remedy: str = "remove it to have it made again") -> dict[str, Any]:

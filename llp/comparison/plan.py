@@ -199,7 +199,7 @@ class Plan:
         """The table of runs; `command` continues the comparison."""
         table = run_table({**run._asdict(), "run": run.name, **self._known(run)} for run in self.runs)
         failed = {name: failure for name, failure in self.failed.items() if name in table.index}
-        return Study(self.spec, table, failed, self.timing or Timing({}, {}, {}), command)
+        return Study(self.spec, table, failed, self.timing or Timing({}, {}), command)
 
     def _known(self, run: PlannedRun) -> dict[str, Any]:
         state = "done" if self.is_done(run) else "failed" if run.name in self.failed else "missing"

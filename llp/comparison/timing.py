@@ -1,12 +1,8 @@
 """How long a training step of each arm takes: all arms in turns, so that a busy moment is everybody's."""
 
-import re
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +16,10 @@ TakeStep = Callable[[], object]
 
 
 def timed(make_steps: Mapping[str, Callable[[], TakeStep]], rounds: int, device: str) -> Timing:
-    """Median seconds of a step by arm, over rounds in which each arm takes one step, and the memory that it needs.
+    """Median seconds of a step by arm, over rounds in which each arm takes one step.
 
     Args:
-        make_steps: By arm, what builds a model and returns the function that takes one training step of it. They can be
-            pickled: memory is measured in a process for each arm.
+        make_steps: By arm, what builds a model and returns the function that takes one training step of it.
         rounds: How many rounds; the first of all is left out.
         device: Its name, for the record.
     """
@@ -38,26 +33,7 @@ def timed(make_steps: Mapping[str, Callable[[], TakeStep]], rounds: int, device:
             step()
             seconds[arm].append(time.perf_counter() - started)
     how = {"device": device, "threads": torch.get_num_threads(), "rounds": rounds}
-    steps.clear()  # of memory that the processes below may need
-    memory = {arm: _peak_memory(make) for arm, make in make_steps.items()}
-    return Timing({arm: statistics.median(values) for arm, values in seconds.items()}, memory, how)
-
-
-def _peak_memory(make: Callable[[], TakeStep]) -> int:
-    """The largest memory, in bytes, of a process that takes two steps; on a GPU what is allocated there."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_memory_of_steps, (make,))
-
-
-def _memory_of_steps(make: Callable[[], TakeStep]) -> int:
-    warnings.simplefilter("ignore")  # the steps that were timed have given them
-    step = make()
-    step()
-    step()
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` counts the parent's memory, too
-    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    return Timing({arm: statistics.median(values) for arm, values in seconds.items()}, how)
 
 
 def training_step(

@@ -151,18 +151,6 @@ def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_oth
     assert runner.plan().chosen_rate("latent") == 0.003
 
 
-def test_of_a_trial_that_lacks_a_seed_there_are_the_others():
-    runner = Runner(replace(SPECIFICATION, learning_rate_seeds=[]), middle)
-    plan = runner.plan()
-    first = plan.runs[0]
-    runner.records[first.name] = record_of(first, 1.0, is_tested=False)
-    study = runner.plan().study("")
-    trial = study.trials("dense")[0]
-    assert (trial.outcomes, trial.loss) == ([1.0, None], None)
-    assert list(study.recorded.index) == [first.name]
-    assert len(missing(study)) == 11
-
-
 def test_a_test_that_failed_changes_no_choice():
     """Its run has been trained, and is a trial, too."""
     runner = Runner(SPECIFICATION, middle)
@@ -175,23 +163,8 @@ def test_a_test_that_failed_changes_no_choice():
     assert seeds(study, "dense") == [1]
 
 
-def test_a_loss_that_is_no_number_is_not_chosen():
-    runner = Runner(SPECIFICATION, lambda arm, rate: None if rate == 0.003 else rate)
-    runner.all()
-    plan = runner.plan()
-    assert plan.chosen_rate("dense") == rates(plan, "dense")[0] == 0.000111
-    assert missing(plan.study("")) == []
-
-
-def test_an_arm_whose_trials_all_fail_has_no_tested_run():
-    runner = Runner(SPECIFICATION, lambda arm, rate: math.inf if arm == "latent" else middle(arm, rate))
-    runner.all()
-    study = runner.plan().study("")
-    assert [len(seeds(study, arm)) for arm in ("dense", "latent")] == [2, 0]
-
-
 def test_budgets_by_hand():
-    timing = Timing({"dense": 0.5, "latent": 0.2}, {}, {})
+    timing = Timing({"dense": 0.5, "latent": 0.2}, {})
     spec = replace(SPECIFICATION, budgets=["windows", "positions", "flops", "seconds"])
     plan = Plan(spec, ARMS, {}, {}, timing)
     steps = {budget: plan.steps("latent", budget) for budget in spec.budgets}
@@ -227,12 +200,6 @@ def test_what_a_run_is_set_to():
         "data": {"init_args": {"scoring_window_len": 100, "scoring_stride": 25}},
         "trainer": {"max_steps": 200, "val_check_interval": 67},
     }
-
-
-def test_configurations_are_merged_like_those_of_fit():
-    one, other = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]}
-    assert merged(one, other) == {"a": {"b": 1, "c": 3}, "d": [2]}
-    assert one == {"a": {"b": 1, "c": 2}, "d": [1]}
 
 
 @pytest.mark.parametrize(

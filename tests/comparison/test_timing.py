@@ -20,10 +20,8 @@ def test_medians_of_turns(monkeypatch):
         return lambda: step
 
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(timing, "_peak_memory", lambda make: 7)
     found = timed({"slow": make("slow"), "fast": make("fast")}, rounds=3, device="cpu")
     assert found.seconds_per_step == {"slow": 4, "fast": 1}
-    assert found.peak_memory == {"slow": 7, "fast": 7}
     assert calls == 4 * ["slow", "fast"]
 
 
