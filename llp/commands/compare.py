@@ -183,8 +183,8 @@ class Comparison:
         """Write the report of what is there, and print its files."""
         root = self.folder.root
         where = "" if root == Path("lightning_logs") else f" --root {shlex.quote(str(root))}"
-        study = self.plan().study(f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}")
-        for path in Report(study).write(self.folder.path):
+        command = f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}"
+        for path in Report(self.plan(), command).write(self.folder.path):
             print(f"Written to {path}")
 
 

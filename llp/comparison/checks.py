@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from llp.comparison.study import Contrast, Study
+from llp.comparison.plan import Plan
+from llp.comparison.records import Contrast
 
 _BUDGET_TOLERANCE = 0.01
 
@@ -30,9 +31,9 @@ class Check(NamedTuple):
     """Why the records don't show, or don't all show, whether the condition holds; None if they do."""
 
 
-def check(study: Study) -> list[Check]:
+def check(plan: Plan) -> list[Check]:
     """All conditions of a comparison. Where values differ, the rarer one is taken to be wrong."""
-    runs = study.recorded
+    runs = plan.recorded
     tested = runs[runs["test"].notna()]
     first_batches = {
         column.replace("_", " ").removeprefix("hashes."): column
@@ -49,7 +50,7 @@ def check(study: Study) -> list[Check]:
             _finding(run, f"{name} {_short(own)}, others {_short(usual)}")
             for name, column in columns.items()
             for group in groups
-            for run, own, usual in _odd(group.dropna(subset=[column]), column, study.spec.reference)
+            for run, own, usual in _odd(group.dropna(subset=[column]), column, plan.spec.reference)
         ]
         nothing = "" if any(len(group) > 1 for group in groups) else "nothing to check"
         return Check(title, findings, None if findings else nothing or unchecked or None)
@@ -105,7 +106,7 @@ def check(study: Study) -> list[Check]:
             ["seed", "size"],
         ),
         equal("All have the same number of parameters (V3's map apart)", tested, {"parameters": "size"}),
-        Check("Each budget was kept within 1 %", _budgets(study), _few(tested, "arm")),
+        Check("Each budget was kept within 1 %", _budgets(plan), _few(tested, "arm")),
     ]
 
 
@@ -152,15 +153,15 @@ def _shared_windows(runs: pd.DataFrame) -> list[Finding]:
     return findings
 
 
-def _budgets(study: Study) -> list[Finding]:
+def _budgets(plan: Plan) -> list[Finding]:
     findings = []
-    for (_, budget), runs in study.finals.items():
-        reference = study.finals.get((study.spec.reference, budget))
-        allowed = None if reference is None else study.spent(reference.iloc[0], budget)
+    for (_, budget), runs in plan.finals.items():
+        reference = plan.finals.get((plan.spec.reference, budget))
+        allowed = None if reference is None else plan.spent(reference.iloc[0], budget)
         for _, run in runs.iterrows():
-            used = study.spent(run, budget)
+            used = plan.spent(run, budget)
             if allowed and used is not None and abs(used / allowed - 1) > _BUDGET_TOLERANCE:
-                text = f"{used / allowed:.1%} of the {budget} of {study.spec.reference}"
+                text = f"{used / allowed:.1%} of the {budget} of {plan.spec.reference}"
                 findings.append(_finding(run, text, budget))
     return findings
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from llp.comparison.checks import Check, reasons
+from llp.comparison.plan import Plan
+from llp.comparison.records import NOISE, Contrast
 from llp.comparison.statistics import METHODS, Difference, NoiseFloor, Verdict, difference, holm, noise_floor, verdict
-from llp.comparison.study import NOISE, Contrast, Study
 
 
 class Judged(NamedTuple):
@@ -26,20 +27,20 @@ class Judged(NamedTuple):
     """None for exploratory contrasts, and without an outcome or a noise floor."""
 
 
-def usable_floor(study: Study) -> NoiseFloor | None:
+def usable_floor(plan: Plan) -> NoiseFloor | None:
     """The noise floor; None if there are fewer than two runs for it, or if one has an infinite loss."""
-    runs = study.tested(NOISE)
+    runs = plan.tested(NOISE)
     return noise_floor(runs) if runs["is_finite"].all() else None
 
 
-def named(study: Study, checks: Sequence[Check]) -> list[Judged]:
+def named(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
     """The contrasts that were named before the runs, with verdicts.
 
     Holm's correction is over all of them. One without a p value, because runs are missing or can't be compared, counts
     with a p value of 1, so that it doesn't make the others more certain.
     """
-    floor = usable_floor(study)
-    judged = [_judge(study, checks, Contrast(*contrast), floor) for contrast in study.spec.primary]
+    floor = usable_floor(plan)
+    judged = [_judge(plan, checks, Contrast(*contrast), floor) for contrast in plan.spec.primary]
     intervals = [None if one.outcome is None else one.outcome.interval for one in judged]
     adjusted = holm([1.0 if interval is None else interval.p for interval in intervals])
     p_values = [None if interval is None else p for interval, p in zip(intervals, adjusted, strict=True)]
@@ -49,34 +50,34 @@ def named(study: Study, checks: Sequence[Check]) -> list[Judged]:
     ]
 
 
-def exploratory(study: Study, checks: Sequence[Check]) -> list[Judged]:
+def exploratory(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
     """Every arm against the reference under every budget, without verdicts.
 
     Left out are contrasts that were named beforehand, whichever way round, and those whose runs are the same as under
     an earlier budget: arms that train as many positions as the reference have the same runs at equal windows and
     positions.
     """
-    floor, spec = usable_floor(study), study.spec
+    floor, spec = usable_floor(plan), plan.spec
     beforehand = {frozenset(contrast) for contrast in spec.primary}
     pairs = [Contrast(arm, spec.reference, budget) for budget in spec.budgets for arm in spec.arms]
     others = [one for one in pairs if one.first != one.second and frozenset(one) not in beforehand]
-    return [_judge(study, checks, one, floor) for one in others if not _is_repeated(study, one)]
+    return [_judge(plan, checks, one, floor) for one in others if not _is_repeated(plan, one)]
 
 
-def _judge(study: Study, checks: Sequence[Check], contrast: Contrast, floor: NoiseFloor | None) -> Judged:
+def _judge(plan: Plan, checks: Sequence[Check], contrast: Contrast, floor: NoiseFloor | None) -> Judged:
     obstacles = reasons(checks, contrast)
-    first, second = (study.tested(contrast.budget, arm) for arm in contrast[:2])
+    first, second = (plan.tested(contrast.budget, arm) for arm in contrast[:2])
     outcome = None if obstacles else difference(first, second)
     return Judged(contrast, outcome, floor.smallest(len(outcome.seeds)) if floor and outcome else None, obstacles)
 
 
-def _is_repeated(study: Study, contrast: Contrast) -> bool:
+def _is_repeated(plan: Plan, contrast: Contrast) -> bool:
     """Whether both arms have runs, and all of them are the same as under an earlier budget."""
 
     def runs(budget: str) -> list[list[str]]:
-        return [list(study.tested(budget, arm).index) for arm in contrast[:2]]
+        return [list(plan.tested(budget, arm).index) for arm in contrast[:2]]
 
-    own, budgets = runs(contrast.budget), list[str](study.spec.budgets)
+    own, budgets = runs(contrast.budget), list[str](plan.spec.budgets)
     return all(own) and any(runs(budget) == own for budget in budgets[: budgets.index(contrast.budget)])
 
 

@@ -10,8 +10,8 @@ from typing import IO, Any
 import yaml
 
 from llp.atomic_files import checked_json, json_with_digest, whole_file
+from llp.comparison.records import Failure, Record, Timing
 from llp.comparison.spec import Settings, Specification, require_same_runs
-from llp.comparison.study import Failure, Record, Timing
 from llp.errors import require
 
 

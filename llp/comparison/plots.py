@@ -10,7 +10,7 @@ import pandas as pd
 
 from llp.atomic_files import whole_file
 from llp.comparison.contrasts import Judged
-from llp.comparison.study import Study
+from llp.comparison.plan import Plan
 from llp.comparison.tables import BUDGETS, mean
 from llp.evaluation.colours import COLOURS
 
@@ -37,15 +37,15 @@ class Curve(NamedTuple):
     greatest: list[float]
 
 
-def draw_all(study: Study, judged: Sequence[Judged], unit: str) -> dict[str, Any]:
+def draw_all(plan: Plan, judged: Sequence[Judged], unit: str) -> dict[str, Any]:
     """The plots that there is something to show in, by the names of their files."""
     distance = "tokens since the bigram was last seen"
     drawn = {
-        "contrasts.png": forest(study, judged, unit),
-        "cost.png": loss_over_cost(study),
-        "position.png": loss_by(study, "position", "Loss by position", "position in the window (tokens)"),
-        "recall.png": loss_by(study, "recall", "Loss on recall tokens", distance),
-        "accuracy.png": accuracy_by_distance(study),
+        "contrasts.png": forest(plan, judged, unit),
+        "cost.png": loss_over_cost(plan),
+        "position.png": loss_by(plan, "position", "Loss by position", "position in the window (tokens)"),
+        "recall.png": loss_by(plan, "recall", "Loss on recall tokens", distance),
+        "accuracy.png": accuracy_by_distance(plan),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -56,14 +56,14 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
 
 
-def styles(study: Study) -> dict[str, Style]:
+def styles(plan: Plan) -> dict[str, Style]:
     """Each arm's style: the architecture's own colour for the first arm of its kind, else one of matplotlib's."""
     colours: list[str] = []
-    for number, settings in enumerate(study.spec.arms.values()):
+    for number, settings in enumerate(plan.spec.arms.values()):
         own = COLOURS.get(settings["class_path"].rpartition(".")[2])
         colours.append(own if own and own not in colours else f"C{number}")
     markers = (_MARKERS[number % len(_MARKERS)] for number in range(len(colours)))
-    return dict(zip(study.spec.arms, map(Style, colours, markers), strict=True))
+    return dict(zip(plan.spec.arms, map(Style, colours, markers), strict=True))
 
 
 def _figure(width: float, height: float) -> Any:
@@ -81,9 +81,9 @@ def _finish(axes: Any, title: str, xlabel: str, ylabel: str) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
-def forest(study: Study, judged: Sequence[Judged], unit: str) -> Any | None:
+def forest(plan: Plan, judged: Sequence[Judged], unit: str) -> Any | None:
     """The differences with their intervals over the noise floor."""
-    rows, look = [(one, one.outcome) for one in judged if one.outcome], styles(study)
+    rows, look = [(one, one.outcome) for one in judged if one.outcome], styles(plan)
     if not rows:
         return None
     figure = _figure(8, 0.3 * (len(rows) + 2.5))
@@ -103,27 +103,27 @@ def forest(study: Study, judged: Sequence[Judged], unit: str) -> Any | None:
     return figure
 
 
-def loss_over_cost(study: Study) -> Any | None:
+def loss_over_cost(plan: Plan) -> Any | None:
     """Validation loss in the course of training, over FLOPs and over the seconds of the timing pass.
 
     The lines are the runs of the first budget; hollow markers are the ends of runs with equal FLOPs or seconds.
     """
-    finals, look, first = study.first_finals(), styles(study), study.spec.budgets[0]
+    finals, look, first = plan.first_finals(), styles(plan), plan.spec.budgets[0]
     if not finals:
         return None
     costs = {"flops": "training FLOPs"}
-    if any(arm in study.timing.seconds_per_step for arm in finals):
+    if any(arm in plan.timing.seconds_per_step for arm in finals):
         costs["seconds"] = "seconds, as the timing pass measured them"
     figure = _figure(1.8 + 4.6 * len(costs), 4.2)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, (cost, label) in zip(panels, costs.items(), strict=True):
         for arm, runs in finals.items():
-            total, curve = study.spent(runs.iloc[0], cost), _validation_curve(runs)
+            total, curve = plan.spent(runs.iloc[0], cost), _validation_curve(runs)
             if curve and total is not None:
                 steps = runs["steps"].iloc[0]
                 _banded(axes, curve._replace(x=[step * total / steps for step in curve.x]), look[arm], arm)
-        for (arm, budget), runs in study.finals.items():
-            if budget == cost != first and (total := study.spent(runs.iloc[0], cost)) is not None:
+        for (arm, budget), runs in plan.finals.items():
+            if budget == cost != first and (total := plan.spent(runs.iloc[0], cost)) is not None:
                 loss = mean(runs["validation_loss"])
                 axes.plot(total, loss, look[arm].marker, color=look[arm].color, markerfacecolor="white", zorder=4)
         axes.set_xlim(left=0)
@@ -160,11 +160,9 @@ def _banded(axes: Any, curve: Curve, style: Style, label: str) -> None:
     axes.fill_between(curve.x, curve.least, curve.greatest, color=style.color, alpha=0.15, linewidth=0)
 
 
-def _over_distance(
-    study: Study, curves: Mapping[str, Curve | None], title: str, xlabel: str, ylabel: str
-) -> Any | None:
+def _over_distance(plan: Plan, curves: Mapping[str, Curve | None], title: str, xlabel: str, ylabel: str) -> Any | None:
     """The curves of the arms over a distance in tokens; None without any."""
-    known, look = {arm: curve for arm, curve in curves.items() if curve is not None}, styles(study)
+    known, look = {arm: curve for arm, curve in curves.items() if curve is not None}, styles(plan)
     if not known:
         return None
     figure = _figure(8, 4.2)
@@ -179,11 +177,11 @@ def _over_distance(
     return figure
 
 
-def loss_by(study: Study, kind: str, title: str, xlabel: str) -> Any | None:
+def loss_by(plan: Plan, kind: str, title: str, xlabel: str) -> Any | None:
     """The difference of each arm's loss to that of the reference by slice, paired by seed.
 
     Args:
-        study: The study.
+        plan: The plan, with what is known of its runs.
         kind: `position` for slices by position in the window, `recall` for recall tokens by distance.
         title: Of the plot.
         xlabel: What the slices are by.
@@ -198,8 +196,8 @@ def loss_by(study: Study, kind: str, title: str, xlabel: str) -> Any | None:
             for seed, slices in by_seed if slices
         }  # fmt: skip
 
-    finals = study.first_finals()
-    reference = losses(finals.pop(study.spec.reference, study.recorded.head(0)))
+    finals = plan.first_finals()
+    reference = losses(finals.pop(plan.spec.reference, plan.recorded.head(0)))
     curves = {
         arm: averaged(
             {part: own[part] - reference[seed][part] for part in own.keys() & reference[seed].keys()}
@@ -208,15 +206,15 @@ def loss_by(study: Study, kind: str, title: str, xlabel: str) -> Any | None:
         )
         for arm, runs in finals.items()
     }
-    return _over_distance(study, curves, title, xlabel, f"nats per token, minus that of {study.spec.reference}")
+    return _over_distance(plan, curves, title, xlabel, f"nats per token, minus that of {plan.spec.reference}")
 
 
-def accuracy_by_distance(study: Study) -> Any | None:
+def accuracy_by_distance(plan: Plan) -> Any | None:
     """The fraction of correct labels by the distance to the answer; None for a text."""
 
     def accuracies(test: Mapping[str, Any]) -> Parts:
         parts = test.get("distances") or []
         return {(part["first"], part["last"]): part["correct"] / part["labels"] for part in parts if part["labels"]}
 
-    curves = {arm: averaged(map(accuracies, runs["test"])) for arm, runs in study.first_finals().items()}
-    return _over_distance(study, curves, "Accuracy by distance", "tokens to the answer", "share of correct labels")
+    curves = {arm: averaged(map(accuracies, runs["test"])) for arm, runs in plan.first_finals().items()}
+    return _over_distance(plan, curves, "Accuracy by distance", "tokens to the answer", "share of correct labels")

@@ -8,7 +8,8 @@ from llp.atomic_files import whole_file
 from llp.comparison import contrasts, plots, tables
 from llp.comparison.checks import Check, check
 from llp.comparison.contrasts import Judged, usable_floor
-from llp.comparison.study import Failure, Study
+from llp.comparison.plan import Plan
+from llp.comparison.records import Failure
 from llp.comparison.tables import BUDGETS, counted, image, number, probability, ranged
 
 _FEW_DOCUMENTS = 10
@@ -16,21 +17,22 @@ _SHOWN_FINDINGS = 5
 
 
 class Report:
-    """What a study says: the same records give the same report, to the byte.
+    """What the records say: the same ones give the same report, to the byte.
 
-    Whatever isn't there yet is named in it; a study without any record has a report, too.
+    Whatever isn't there yet is named in it; without any record there is a report, too.
 
     Args:
-        study: The study.
+        plan: The plan, with what is known of its runs.
+        command: The command that continues the comparison.
     """
 
-    def __init__(self, study: Study) -> None:
-        self.checks = check(study)
-        self.named = contrasts.named(study, self.checks)
-        self.exploratory = contrasts.exploratory(study, self.checks)
-        unit = next(iter(study.recorded["unit"].dropna()), "bits per byte")
-        self.summary, self.runs = tables.summary(study, unit), tables.listed_runs(study)
-        self.plots = plots.draw_all(study, [*self.named, *self.exploratory], unit)
+    def __init__(self, plan: Plan, command: str) -> None:
+        self.checks = check(plan)
+        self.named = contrasts.named(plan, self.checks)
+        self.exploratory = contrasts.exploratory(plan, self.checks)
+        unit = next(iter(plan.recorded["unit"].dropna()), "bits per byte")
+        self.summary, self.runs = tables.summary(plan, unit), tables.listed_runs(plan)
+        self.plots = plots.draw_all(plan, [*self.named, *self.exploratory], unit)
         reach = [
             *image(self.plots, "position.png", "Loss by position in the window"),
             *image(self.plots, "recall.png", "Loss on recall tokens by distance"),
@@ -39,17 +41,17 @@ class Report:
         cost = image(self.plots, "cost.png", "Validation loss over FLOPs and seconds")
         bands = "Bands reach from the lowest to the highest seed; hollow: where runs at equal FLOPs or seconds ended."
         lines = [
-            *[f"# {study.spec.name}", "", study.spec.description, "", "How to read this report: docs/comparison.md."],
-            *["", "## What was found", "", *_found(study, self.named, unit), ""],
+            *[f"# {plan.spec.name}", "", plan.spec.description, "", "How to read this report: docs/comparison.md."],
+            *["", "## What was found", "", *_found(plan, self.named, unit), ""],
             *image(self.plots, "contrasts.png", "Differences with their 95 % intervals; grey: the noise floor"),
-            *_progress(study),
+            *_progress(plan, command),
             *["", "## Checks", "", *_checks(self.checks), ""],
-            *tables.results(study, self.summary, unit),
+            *tables.results(plan, self.summary, unit),
             *tables.contrasts(self.named, self.exploratory, unit),
             *(["## Loss over cost", "", *cost, bands, ""] if cost else []),
             *(["## How far back the models read", "", *reach] if reach else []),
-            *tables.learning_rates(study, unit),
-            *tables.scoring(study),
+            *tables.learning_rates(plan, unit),
+            *tables.scoring(plan),
             "All runs, each with the commands that repeat it: [runs.csv](runs.csv).",
         ]
         self.text = "\n".join(lines) + "\n"
@@ -75,9 +77,9 @@ class Report:
         return [folder / name for name in [*texts, *self.plots]]
 
 
-def _found(study: Study, named: Sequence[Judged], unit: str) -> list[str]:
+def _found(plan: Plan, named: Sequence[Judged], unit: str) -> list[str]:
     """A sentence for each contrast named before the runs, and the noise floor."""
-    lines = [f"- {sentence(study, one, unit)}" for one in named] or ["No contrast was named before the runs."]
+    lines = [f"- {sentence(plan, one, unit)}" for one in named] or ["No contrast was named before the runs."]
     n_documents = min((one.outcome.documents for one in named if one.outcome is not None), default=_FEW_DOCUMENTS)
     if n_documents == 1:
         alone = "the intervals are over seeds alone, as if there were no other text."
@@ -85,18 +87,18 @@ def _found(study: Study, named: Sequence[Judged], unit: str) -> list[str]:
     elif n_documents < _FEW_DOCUMENTS:
         hardly = "the intervals say little about how much other texts would differ."
         lines += ["", f"The test has only {n_documents} documents: {hardly}"]
-    return [*lines, "", _noise_floor(study, unit)]
+    return [*lines, "", _noise_floor(plan, unit)]
 
 
-def sentence(study: Study, one: Judged, unit: str) -> str:
+def sentence(plan: Plan, one: Judged, unit: str) -> str:
     """The result of a contrast in one sentence."""
     (first, second, budget), outcome = one.contrast, one.outcome
-    under, n_seeds = f"at {BUDGETS[budget]}", len(study.spec.seeds)
+    under, n_seeds = f"at {BUDGETS[budget]}", len(plan.spec.seeds)
     if one.reasons:
         more = f" (and {len(one.reasons) - 1} more)" if len(one.reasons) > 1 else ""
         return f"**{first} and {second} can't be compared** {under}: {one.reasons[0]}{more}."
     if outcome is None:
-        first_has, second_has = (len(study.tested(budget, arm)) for arm in (first, second))
+        first_has, second_has = (len(plan.tested(budget, arm)) for arm in (first, second))
         done = f"{first} has {first_has} and {second} has {second_has} of {n_seeds} tested runs"
         return f"**{first} against {second}** {under}: not known yet; {done}."
     of = f"{len(outcome.seeds)} of " if len(outcome.seeds) < n_seeds else ""
@@ -121,17 +123,17 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
     return f"**{first} is {one.verdict} than {second}** by {size} {unit} {under} ({certainty}; {basis})."
 
 
-def _noise_floor(study: Study, unit: str) -> str:
+def _noise_floor(plan: Plan, unit: str) -> str:
     """The noise floor, and the arms that vary so much that it is too low for them."""
-    floor, n = usable_floor(study), len(study.spec.seeds)
+    floor, n = usable_floor(plan), len(plan.spec.seeds)
     if floor is None:
-        return f"Noise floor: not known yet; it takes two or more tested runs of {study.spec.reference}."
+        return f"Noise floor: not known yet; it takes two or more tested runs of {plan.spec.reference}."
     text = (
-        f"Noise floor: {floor.runs} runs of {study.spec.reference} have a standard deviation of "
+        f"Noise floor: {floor.runs} runs of {plan.spec.reference} have a standard deviation of "
         f"{number(floor.deviation, 5)} {unit}. Two equal arms with {counted(n, 'seed')} each differ by more than "
         f"{number(floor.smallest(n))} in one study of twenty; a smaller difference is called a tie."
     )
-    spreads = {arm: tables.spread(runs) for arm, runs in study.first_finals().items()}
+    spreads = {arm: tables.spread(runs) for arm, runs in plan.first_finals().items()}
     unsteady = [f"{arm} ({number(own)})" for arm, own in spreads.items() if own and own > 2 * floor.deviation]
     if unsteady:
         text += (
@@ -141,19 +143,20 @@ def _noise_floor(study: Study, unit: str) -> str:
     return text
 
 
-def _progress(study: Study) -> list[str]:
-    runs, failed, n_missing = study.recorded, study.failed, (study.runs["state"] == "missing").sum()
-    waiting = [arm for arm in study.spec.arms if any(trial.loss is None for trial in study.trials(arm))]
+def _progress(plan: Plan, command: str) -> list[str]:
+    runs, states = plan.recorded, plan.table["state"]
+    failed, n_missing = sorted(states.index[states == "failed"]), int((states == "missing").sum())
+    waiting = [arm for arm in plan.spec.arms if any(trial.loss is None for trial in plan.trials(arm))]
     more = f" More will follow, once a learning rate is chosen for {', '.join(waiting)}." if waiting else ""
     done = f"{counted(len(runs), 'run')} done, {n_missing} missing, {len(failed)} failed.{more}"
-    lines = [f"{done} {'To continue' if n_missing or failed else 'To repeat'}: `{study.command}`"]
+    lines = [f"{done} {'To continue' if n_missing or failed else 'To repeat'}: `{command}`"]
     for kind in ("commit", "device"):
         counts = Counter(map(str, runs[kind]))
         if len(counts) > 1:
             listed = ", ".join(f"{value} ({counted(n, 'run')})" for value, n in sorted(counts.items()))
             lines += ["", f"The runs come from several {kind}s: {listed}."]
     if failed:
-        lines += ["", "Failed:", "", *(_failure(run, failed[run]) for run in sorted(failed))]
+        lines += ["", "Failed:", "", *(_failure(run, plan.failed[run]) for run in failed)]
     return lines
 
 

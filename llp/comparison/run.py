@@ -20,8 +20,8 @@ from llp.checkpoints import reading
 from llp.checkpoints.fingerprints import weights_digest
 from llp.comparison.folder import ComparisonFolder, read_json
 from llp.comparison.plan import Arm, Plan, PlannedRun
+from llp.comparison.records import Failure, Record
 from llp.comparison.spec import Settings, merged, portable
-from llp.comparison.study import Failure, Record
 from llp.errors import SettingError, require
 
 _POLL_S = 0.5

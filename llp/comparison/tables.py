@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from llp.comparison.contrasts import Judged
-from llp.comparison.study import NOISE, RATE, Study, Trial, best_trial
+from llp.comparison.plan import Plan
+from llp.comparison.records import NOISE, RATE, Trial, best_trial
 
 NOTHING = "-"
 BUDGETS = {
@@ -74,10 +75,10 @@ def to_csv(rows: pd.DataFrame) -> str:
     return "" if rows.empty else rows.map(cell).to_csv(index=False, lineterminator="\n")
 
 
-def summary(study: Study, unit: str) -> pd.DataFrame:
+def summary(plan: Plan, unit: str) -> pd.DataFrame:
     """The rows of `report.csv`: the metrics of each arm under each budget, the best first."""
     rows = []
-    for (arm, budget), runs in study.finals.items():
+    for (arm, budget), runs in plan.finals.items():
         first = runs.iloc[0]
         sizes = ("parameters", "pairs_per_window", "positions", "windows", "steps", "flops", "learning_rate")
         rows.append(
@@ -91,10 +92,10 @@ def summary(study: Study, unit: str) -> pd.DataFrame:
                 **{name: _of_whole_test(runs, name) for name in ("loss", "accuracy", "word_perplexity", "perplexity")},
                 "validation_loss": mean(runs["validation_loss"]),
                 **{name: first[name] for name in sizes},
-                "seconds": study.spent(first, "seconds"),
+                "seconds": plan.spent(first, "seconds"),
             }
         )
-    order = study.spec.budgets.index
+    order = plan.spec.budgets.index
     rows.sort(key=lambda row: (order(row["budget"]), math.isnan(row["metric"]), row["metric"]))
     return pd.DataFrame(rows, dtype=object)
 
@@ -118,9 +119,9 @@ def _of_whole_test(runs: pd.DataFrame, name: str) -> float | None:
     return geometric_mean(values) if name.endswith("perplexity") else mean(values)
 
 
-def listed_runs(study: Study) -> pd.DataFrame:
+def listed_runs(plan: Plan) -> pd.DataFrame:
     """The rows of `runs.csv`."""
-    runs, order = study.recorded, [*sorted(study.spec.budgets), RATE, NOISE]
+    runs, order = plan.recorded, [*sorted(plan.spec.budgets), RATE, NOISE]
     columns = ["run", "arm", "use", "class_path", "seed", "learning_rate", "steps", "windows", "positions", "flops",
                "parameters", "validation_loss", "metric", "device", "commit", "commands"]  # fmt: skip
     return runs.assign(
@@ -135,13 +136,13 @@ def listed_runs(study: Study) -> pd.DataFrame:
 # Sections of report.md
 
 
-def results(study: Study, rows: pd.DataFrame, unit: str) -> list[str]:
+def results(plan: Plan, rows: pd.DataFrame, unit: str) -> list[str]:
     """A table of the arms for each budget."""
     is_text, lines = unit == "bits per byte", list[str]()
     quality = ["word perplexity", "loss"] if is_text else ["accuracy"]
     head = ["arm", unit, "spread", *quality, "parameters", "trained positions", "windows", "FLOPs", "seconds",
             "learning rate", "seeds"]  # fmt: skip
-    for budget in study.spec.budgets:
+    for budget in plan.spec.budgets:
         lines += [f"## Results at {BUDGETS[budget]}", ""]
         cells = [
             [row["arm"], number(row["metric"]), number(row["spread"]),
@@ -153,15 +154,15 @@ def results(study: Study, rows: pd.DataFrame, unit: str) -> list[str]:
         if cells:
             lines += table(head, cells)
             explained = "Spread: standard deviation over the seeds. Lower is better; the best comes first."
-            lines += [f"{explained}{_baseline(study, budget)}", ""]
+            lines += [f"{explained}{_baseline(plan, budget)}", ""]
         else:
             lines += ["No run has been tested yet.", ""]
     return lines
 
 
-def _baseline(study: Study, budget: str) -> str:
+def _baseline(plan: Plan, budget: str) -> str:
     """The score of a model that ignores the context, if a test states it."""
-    whole: dict[str, Any] = next(iter(study.tested(budget)["whole"]), {})
+    whole: dict[str, Any] = next(iter(plan.tested(budget)["whole"]), {})
     if "unigram_bits_per_byte" in whole:
         return f" A unigram model has {number(whole['unigram_bits_per_byte'])} bits per byte."
     if "chance_loss" in whole:
@@ -205,9 +206,9 @@ def _is_within(one: Judged) -> list[str]:
     return ["yes" if abs(one.outcome.estimate) <= one.floor else "no"]
 
 
-def learning_rates(study: Study, unit: str) -> list[str]:
+def learning_rates(plan: Plan, unit: str) -> list[str]:
     """The validation loss at each learning rate."""
-    grids = {arm: study.trials(arm) for arm in study.spec.arms}
+    grids = {arm: plan.trials(arm) for arm in plan.spec.arms}
     rates = sorted({trial.learning_rate for trials in grids.values() for trial in trials})
     if not rates:
         return []
@@ -234,9 +235,9 @@ def _rates(trials: Sequence[Trial]) -> dict[float, str]:
     return cells
 
 
-def scoring(study: Study) -> list[str]:
+def scoring(plan: Plan) -> list[str]:
     """From how much context each arm was scored, and how its seconds were measured."""
-    protocols = {arm: runs["test"].iloc[0]["protocol"] for (arm, _), runs in study.finals.items()}
+    protocols = {arm: runs["test"].iloc[0]["protocol"] for (arm, _), runs in plan.finals.items()}
     if not protocols:
         return []
     names = ("window_len", "stride", "context_least", "context_mean", "context_greatest")
@@ -253,8 +254,8 @@ def scoring(study: Study) -> list[str]:
         *(f"Words: {what}." for what in sorted(filter(None, words))),
         "",
     ]
-    if study.timing.how:
-        how = ", ".join(f"{name} {value}" for name, value in study.timing.how.items())
+    if plan.timing.how:
+        how = ", ".join(f"{name} {value}" for name, value in plan.timing.how.items())
         cost = "they are the cost of this implementation on that device."
         lines += [f"Seconds are from a separate timing pass ({how}), not from the runs: {cost}", ""]
     return lines

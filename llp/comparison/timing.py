@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from llp.checkpoints.reading import import_class
-from llp.comparison.study import Timing
+from llp.comparison.records import Timing
 
 TakeStep = Callable[[], object]
 

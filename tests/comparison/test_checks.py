@@ -4,7 +4,7 @@ import pytest
 
 from helpers.comparison import FLOPS, LEVELS, Losses, changed, finals, records, study, text_rows
 from llp.comparison.checks import check, reasons
-from llp.comparison.study import Contrast
+from llp.comparison.records import Contrast
 
 LLP, WINDOW = Contrast("llp", "dense", "windows"), Contrast("window", "dense", "windows")
 

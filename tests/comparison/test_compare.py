@@ -19,8 +19,8 @@ import yaml
 from helpers.in_process import call
 from llp.atomic_files import checked_json, json_with_digest
 from llp.comparison.folder import ComparisonFolder
+from llp.comparison.records import Failure
 from llp.comparison.run import Workers, has_diverged
-from llp.comparison.study import Failure
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 

@@ -7,8 +7,8 @@ import pytest
 
 from helpers.comparison import record
 from llp.comparison.plan import Arm, Plan
+from llp.comparison.records import Failure, Timing
 from llp.comparison.spec import Specification, merged, require_same_runs
-from llp.comparison.study import Failure, Timing
 from llp.errors import SettingError
 
 DENSE, LATENT = {"class_path": "llp.Transformer"}, {"class_path": "llp.PerceiverAR", "init_args": {"latent_len": 25}}
@@ -76,7 +76,7 @@ def seeds(study, arm, budget="windows"):
 
 
 def missing(study):
-    return list(study.runs.index[study.runs["state"] == "missing"])
+    return list(study.table.index[study.table["state"] == "missing"])
 
 
 def rates(plan, arm):
@@ -94,7 +94,7 @@ def test_trials_come_first_and_the_chosen_rate_is_tested():
     # That of seed 0 has been trained: it is only tested.
     assert sorted(finals) == [(arm, 0.003, seed, 200, True) for arm in ("dense", "latent") for seed in (0, 1)]
     assert len(runner.records) == 8
-    study = runner.plan().study("llp compare x")
+    study = runner.plan()
     assert [seeds(study, arm) for arm in ("dense", "latent")] == [[0, 1], [0, 1]]
     assert (missing(study), study.failed) == ([], {})
 
@@ -123,7 +123,7 @@ def test_a_rate_is_chosen_by_the_mean_over_its_seeds():
         runner.records[run.name] = record_of(run, losses[run.learning_rate, run.seed], is_tested=False)
     assert len(runner.records) == 12
     assert runner.plan().chosen_rate("dense") == 0.003  # though the best run of all has 0.001
-    assert [trial.loss for trial in runner.plan().study("").trials("dense")] == [2.5, 2.0, 3.0]
+    assert [trial.loss for trial in runner.plan().trials("dense")] == [2.5, 2.0, 3.0]
 
 
 def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
@@ -132,7 +132,7 @@ def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
     plan = runner.plan()
     assert plan.chosen_rate("dense") == 0.003
     assert rates(plan, "dense") == [0.001, 0.003, 0.009]
-    study = plan.study("")
+    study = plan
     assert (len(study.failed), missing(study)) == (2, [])
     assert [trial.outcomes for trial in study.trials("dense")] == [[1000], [1 / 0.003], [math.inf]]
 
@@ -140,7 +140,7 @@ def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
 def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_other():
     runner = Runner(SPECIFICATION, lambda arm, rate: BROKEN if (arm, rate) == ("latent", 0.009) else middle(arm, rate))
     runner.all()
-    study = runner.plan().study("")
+    study = runner.plan()
     assert [runner.plan().chosen_rate(arm) for arm in ("dense", "latent")] == [0.003, None]
     assert [len(seeds(study, arm)) for arm in ("dense", "latent")] == [2, 0]
     assert [trial.outcomes for trial in study.trials("latent")][2] == [None]
@@ -158,7 +158,7 @@ def test_a_test_that_failed_changes_no_choice():
     (chosen,) = [name for name, one in runner.records.items() if (one.arm, one.learning_rate) == ("dense", 0.003)]
     runner.failed[chosen] = Failure("the test failed", is_diverged=False)
     runner.all()
-    study = runner.plan().study("")
+    study = runner.plan()
     assert runner.plan().chosen_rate("dense") == 0.003
     assert seeds(study, "dense") == [1]
 
@@ -175,7 +175,7 @@ def test_budgets_by_hand():
 def test_a_run_that_serves_two_budgets_is_one_run():
     runner = Runner(replace(SPECIFICATION, budgets=["windows", "positions"]), middle)
     runner.all()
-    names = {pair: list(runs.index) for pair, runs in runner.plan().study("").finals.items()}
+    names = {pair: list(runs.index) for pair, runs in runner.plan().finals.items()}
     assert names["dense", "windows"] == names["dense", "positions"]
     assert names["latent", "positions"] == [f"latent-lr0.003-steps800-s{seed}" for seed in (0, 1)]
 

@@ -14,14 +14,14 @@ from helpers.comparison import (
     trials,
 )
 from llp.comparison import plots
+from llp.comparison.records import Contrast, Failure
 from llp.comparison.report import Report
-from llp.comparison.study import Contrast, Failure
 
 PLOTS = ["contrasts.png", "cost.png", "position.png", "recall.png"]
 
 
 def report(records, *arguments, **changes):
-    return Report(study(records, *arguments, **changes))
+    return Report(study(records, *arguments, **changes), "llp compare synthetic.yaml")
 
 
 def with_bits(arm, bits):

@@ -10,6 +10,7 @@ from scipy import stats
 
 from helpers import comparison
 from helpers.comparison import Losses, label_rows, protocol, record
+from llp.comparison.records import Trial, run_table
 from llp.comparison.statistics import (
     Difference,
     Interval,
@@ -23,7 +24,6 @@ from llp.comparison.statistics import (
     verdict,
     welch_t,
 )
-from llp.comparison.study import Trial, run_table
 
 
 def runs(*records):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from llp.comparison.plan import Arm, Plan
+from llp.comparison.records import Failure, Record, Timing
 from llp.comparison.spec import Specification
-from llp.comparison.study import Failure, Record, Study, Timing
 
 DOCUMENT_BYTES = (9000, 4000, 6000, 2000, 5000)
 STEPS, BATCH, FLOPS = 100, 8, 600_000_000
@@ -186,7 +186,7 @@ def study(
     seconds: Mapping[str, float] | None = None,
     flops: Mapping[str, int] = {},
     **changes: Any,
-) -> Study:
+) -> Plan:
     """What `llp compare` makes of records.
 
     Args:
@@ -216,7 +216,7 @@ def study(
     sizes = {arm: Arm(260_000, 100_000, flops.get(arm, FLOPS), 512, BATCH) for arm in arms}
     seconds = dict.fromkeys(arms, 0.1) if seconds is None else seconds
     timing = Timing(seconds, {"device": "cpu"}) if seconds else None
-    return Plan(spec, sizes, records, failed, timing).study("llp compare synthetic.yaml")
+    return Plan(spec, sizes, records, failed, timing)
 
 
 def changed(records: Mapping[str, Record], arm: str, seeds: Iterable[int], **changes: Any) -> dict[str, Record]:

@@ -1,16 +1,14 @@
-"""What a comparison has found so far: one table with a row for each run. The report is made from it."""
+"""What is known of runs: records, failures, trials, and the table with a row for each run."""
 
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from llp.comparison.spec import Settings, Specification
+from llp.comparison.spec import Settings
 
 RATE, NOISE = "rate", "noise floor"
 """The uses of a run that are not a budget: choosing a learning rate, measuring the noise floor."""
@@ -150,7 +148,7 @@ def best_trial(trials: Iterable[Trial]) -> Trial | None:
 
 
 _COLUMNS = (
-    *Record.__dataclass_fields__, "uses", "state", "outcome", "validation_loss", "positions", "flops", "size", "unit",
+    *Record.__dataclass_fields__, "uses", "state", "validation_loss", "positions", "flops", "size", "unit",
     "metric", "whole", "documents", "document_sizes", "is_finite", "is_complete", "is_causal", "data.window_len",
     "hashes.training_windows", "hashes.initial_weights", "hashes.data", "hashes.tokenizer", "protocol.window_len",
     "protocol.stride", "protocol.data_fingerprint", "protocol.tokenizer_fingerprint",
@@ -163,63 +161,3 @@ def run_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     nothing: dict[str, Any] = dict.fromkeys([*_COLUMNS, *(key for row in listed for key in row)])
     table = pd.DataFrame([{**nothing, **row} for row in listed], columns=list(nothing), dtype=object)
     return table.set_axis(pd.Index(table["run"], dtype=object, name=None))
-
-
-@dataclass(frozen=True)
-class Study:
-    """The table of runs, and what else a report is made of.
-
-    Args:
-        spec: The specification.
-        runs: A row for each planned run, indexed by its name. Its columns are `arm`, `seed`, `learning_rate`, `steps`,
-            `uses` (budgets, `rate` and `noise floor`), `state` (`done`, `missing` or `failed`), `outcome`
-            (see `Trial.outcomes`) and, of runs that have a record, `Record.columns`.
-        failed: How the failed runs failed, by name.
-        timing: The result of the timing pass, if there was one.
-        command: The command that continues the comparison.
-    """
-
-    spec: Specification
-    runs: pd.DataFrame
-    failed: Mapping[str, Failure]
-    timing: Timing
-    command: str
-
-    @cached_property
-    def recorded(self) -> pd.DataFrame:
-        """The runs that have a record, ordered by name."""
-        return self.runs[self.runs["class_path"].notna()].sort_index()
-
-    def of_use(self, use: str, arm: str | None = None) -> pd.DataFrame:
-        """The runs with a use, of all arms or of one."""
-        is_used = [
-            use in uses and arm in (None, own) for uses, own in zip(self.runs["uses"], self.runs["arm"], strict=True)
-        ]
-        return self.runs[np.array(is_used, dtype=bool)]
-
-    def tested(self, use: str, arm: str | None = None) -> pd.DataFrame:
-        """The runs with a use that have been tested."""
-        runs = self.of_use(use, arm)
-        return runs[runs["test"].notna()]
-
-    @cached_property
-    def finals(self) -> dict[tuple[str, str], pd.DataFrame]:
-        """The tested runs by arm and budget; pairs without any are left out."""
-        pairs = [(arm, budget) for arm in self.spec.arms for budget in self.spec.budgets]
-        return {pair: runs for pair in pairs if len(runs := self.tested(pair[1], pair[0]))}
-
-    def first_finals(self) -> dict[str, pd.DataFrame]:
-        """The tested runs of each arm under the first budget; arms without any are left out."""
-        return {arm: runs for (arm, budget), runs in self.finals.items() if budget == self.spec.budgets[0]}
-
-    def trials(self, arm: str) -> list[Trial]:
-        """The learning rates of an arm, in rising order."""
-        groups = self.of_use(RATE, arm).groupby("learning_rate")
-        return [Trial(rate, list(group["outcome"])) for rate, group in groups]
-
-    def spent(self, run: pd.Series, budget: str) -> float | None:
-        """What a run used of a budget; None for seconds if the arm has not been timed."""
-        if budget != "seconds":
-            return float(run[budget])
-        seconds = self.timing.seconds_per_step.get(run["arm"])
-        return None if seconds is None else run["steps"] * seconds
