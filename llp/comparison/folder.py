@@ -12,7 +12,7 @@ import yaml
 from llp.atomic_files import checked_json, json_with_digest, whole_file
 from llp.comparison.records import Failure, Record, Timing
 from llp.comparison.spec import Settings, Specification, require_same_runs
-from llp.errors import require
+from llp.errors import SettingError, require
 
 
 class ComparisonFolder:
@@ -123,19 +123,17 @@ class ComparisonFolder:
         return Timing(content["seconds_per_step"], content["how"])
 
 
-def read_json(path: Path, remedy: str = "remove it to have it made again") -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The contents of a file that this comparison or one of its runs has written.
 
     Raises:
-        SettingError: If it is missing or damaged, with the remedy.
+        SettingError: If it is missing or damaged.
     """
-    content, problem = None, ""
     try:
-        content = checked_json(path.read_text(encoding="utf-8"))
+        return checked_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        problem = str(error)
-    require(content is not None, "file", path, f"it is missing or damaged ({problem}); {remedy}")
-    return content or {}
+        remedy = "remove it, or for run.json its folder, to have it made again"
+        raise SettingError("file", path, f"it is missing or damaged ({error}); {remedy}") from error
 
 
 def _json(content: Mapping[str, Any]) -> str:
