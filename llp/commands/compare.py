@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +147,9 @@ class Comparison:
         accelerator, precision = self._trainer.get("accelerator", "auto"), self._trainer.get("precision", "32-true")
         n_batches, data = self._trainer.get("accumulate_grad_batches", 1), self.data
         steps = {}
-        for arm in self.spec.arms:
-            model = self.models[arm]
+        for arm, model in self.models.items():
             size = data.batch_size, model.geometry.burn_in_len(data.burn_in), data.window_len, n_batches
-            class_path = self.spec.arms[arm]["class_path"]
-            steps[arm] = partial(training_step, class_path, dict(model.hparams), *size, accelerator, precision)
+            steps[arm] = training_step(model, *size, accelerator, precision)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
         self.folder.write_timing(timed(steps, 10, device))
 
@@ -183,8 +180,8 @@ class Comparison:
         """Write the report of what is there, and print its files."""
         root = self.folder.root
         where = "" if root == Path("lightning_logs") else f" --root {shlex.quote(str(root))}"
-        study = self.plan().study(f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}")
-        for path in Report(study).write(self.folder.path):
+        command = f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}"
+        for path in Report(self.plan(), command).write(self.folder.path):
             print(f"Written to {path}")
 
 
