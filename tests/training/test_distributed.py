@@ -32,9 +32,7 @@ trainer:
     init_args: {data_parallel_size: auto, process_group_backend: gloo, save_distributed_checkpoint: SHARDED}
 """
 ONE = ["--trainer.strategy", "auto", "--trainer.devices", "1", "--data.init_args.batch_size", "4"]
-ONE += ["--trainer.limit_val_batches", "5"]
 TWO = ["--trainer.devices", "2", "--data.init_args.batch_size", "2"]
-TWO += ["--trainer.limit_val_batches", "10"]  # batches of half the size over both: the same windows
 DDP = ["--trainer.strategy", "ddp", *TWO]
 STRATEGIES = {
     "single": ONE,
