@@ -17,7 +17,6 @@ from llp.checkpoints.callback import RunCheckpoint
 from llp.commands import COMMANDS
 from llp.commands.arguments import Arguments
 from llp.commands.parser import Parser
-from llp.commands.private_members import keep_integers, share_data_over_all
 from llp.commands.trained_model import with_stored_tokenizer
 from llp.errors import SettingError, require
 from llp.evaluation.causality_check import CausalityCheck
@@ -25,6 +24,7 @@ from llp.evaluation.report import TestReport
 from llp.evaluation.token_losses import TokenLosses
 from llp.generation.continuation import SampleText
 from llp.language_model import LanguageModel
+from llp.lightning_internals import keep_integers, share_data_over_all
 from llp.training.console import ValidationLines, changed_settings
 from llp.training.guards import FiniteGuard, StallGuard
 from llp.training.metrics import FinalHyperparameters

@@ -159,7 +159,7 @@ class StallGuard(Callback):
             if states is not None:
                 ranks.update(states)
                 if reason := ranks.stalled(self.timeout_s):
-                    self._end(trainer, reason + _unfinished_checkpoint(trainer))
+                    self._end(trainer, reason)
 
     def _end(self, trainer: Trainer, reason: str) -> None:
         """End the process from this thread: the main one waits inside a collective, where no exception reaches it."""
@@ -170,13 +170,6 @@ class StallGuard(Callback):
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that this one has started
         os._exit(1)
-
-
-def _unfinished_checkpoint(trainer: Trainer) -> str:
-    callback = run_checkpoint(trainer)
-    if callback is None or callback.being_written is None:
-        return ""
-    return f"; rank 0 was still writing {callback.being_written}, and stall.timeout_s must exceed what that takes"
 
 
 class Ranks:

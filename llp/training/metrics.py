@@ -67,8 +67,8 @@ class RunMetrics(Callback):
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        peak = peak_rate(pl_module.device, compute_dtype(str(trainer.precision)))
-        self._peak_flops = peak.flops * trainer.world_size
+        rate = peak_rate(pl_module.device, compute_dtype(str(trainer.precision)))
+        self._peak_flops = rate * trainer.world_size
         self._has_logged = False
         self._started = time.perf_counter()
         self._begin_interval(trainer)
