@@ -13,17 +13,17 @@ _START, _END, _FIRST_SYMBOL = 0, 1, 2
 class MirroredCopy(SyntheticData):
     """A start token, h symbols, the same symbols in reverse, and an end token; the second half are the labels.
 
-    Copied symbol j, counted from 0, has a distance of 2j + 1 from its source: each odd distance occurs once a window.
+    Copied symbol j, counted from 0, has a distance of 2j + 1 from its source: each odd distance occurs once per window.
 
     The symbols are drawn without repetition, from at least twice as many. So a copied symbol has occurred just once
-    before, and the symbol before it there is the next label: the task can be solved by content, without counting
-    positions, which rotary attention can't do. After all symbols but the source have been read, h + 1 or more are left,
-    so that no label can be inferred by elimination.
+    before, and the symbol that preceded it in the first half is the next label: the task can be solved by content,
+    without counting positions (rotary attention cannot count). No label can be inferred by elimination: even after all
+    other symbols, h + 1 candidates remain.
 
     Args:
         vocab_size: Number of tokens: start, end, and at least 2h symbols.
-        kwargs: The arguments of `SyntheticData`; `window_len` is 2h + 2. With a `label_len`, only the labels among so
-            many positions at the end count, those with the greatest distances.
+        kwargs: The arguments of `SyntheticData`; `window_len` is 2h + 2. With a `label_len`, only the labels in the
+            last `label_len` positions count, those with the greatest distances.
 
     Raises:
         SettingError: If a value can't be used.
@@ -35,9 +35,10 @@ class MirroredCopy(SyntheticData):
         super().__init__(vocab_size, **kwargs)
         n, label_len = self.window_len, self.label_len
         is_even = n >= 4 and n % 2 == 0
-        require(is_even, "data.init_args.window_len", n, "it holds symbols, their copy and two tokens; make it even")
+        remedy = "it holds symbols, their copy and two tokens; set it to an even number, 4 or more"
+        require(is_even, "data.init_args.window_len", n, remedy)
         self.n_symbols = n // 2 - 1
-        remedy = f"window_len = {n} takes symbols from 2 * {self.n_symbols} or more; set it to {n} or more"
+        remedy = f"window_len = {n} needs at least {2 * self.n_symbols} different symbols; set it to {n} or more"
         require(vocab_size >= 2 * self.n_symbols + _FIRST_SYMBOL, "data.init_args.vocab_size", vocab_size, remedy)
         start = self.n_symbols if label_len is None else max(self.n_symbols, n - label_len)
         self.positions = np.arange(start, 2 * self.n_symbols)

@@ -31,9 +31,9 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         monitor: The validation metric that decides which checkpoint is best.
         mode: Whether its lowest or its highest value is best: `min` or `max`.
-        save_top_k: How many of the best to keep. One is `best.ckpt`; if there are more, each has its step in its name,
-            and `best.ckpt` is a link to the best of them.
-        every_n_train_steps: Also write `last.ckpt` every so many optimizer steps; null: only after validations.
+        save_top_k: How many of the best to keep. With 1 the file is `best.ckpt`; with more, each has its step in its
+            name, and `best.ckpt` is a link to the best of them.
+        every_n_train_steps: Also write `last.ckpt` every this many optimizer steps; null: only after validations.
 
     Raises:
         SettingError: If a value can't be used.
@@ -78,7 +78,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _in_this_folder(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state with the run's folder as it is named now.
 
-        Lightning forgets which checkpoints are the best if the name differs, even if only in being absolute.
+        Lightning forgets which checkpoints are the best if the path differs, even only relative vs. absolute.
         """
 
         def here(path: str) -> str:
@@ -97,7 +97,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        # A run resumed from just before a validation that is due, or before the end of an epoch, would skip it.
+        # Don't save just before a due validation or epoch end: a resumed run would skip it.
         is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if not (is_accumulating(trainer) or is_last or validates_next(trainer)):
             self._save_last_if(self._is_due(trainer), trainer)
@@ -116,12 +116,12 @@ class RunCheckpoint(ModelCheckpoint):
         return self.last_every is not None and trainer.global_step % self.last_every == 0
 
     def _save_last_if(self, is_due: bool, trainer: Trainer) -> None:
-        """Save `last.ckpt` if it is due, or if a signal has reached any of the processes, which also ends the run."""
+        """Save `last.ckpt` if it is due, or if a signal has reached any process; a signal also ends the run."""
         if untyped(trainer).fast_dev_run:
             return
         received = torch.tensor(LISTENER.received or 0, device=trainer.strategy.root_device)
         signum = int(trainer.strategy.reduce(received, reduce_op="max"))
-        is_stopped = signum and not _is_at_end(trainer)  # there is nothing to cut short at the end
+        is_stopped = signum and not _is_at_end(trainer)  # the last step is done; there is nothing to stop
         if is_due or is_stopped:
             save_last(self, trainer)
         if is_stopped:
@@ -200,8 +200,9 @@ def how_to_resume(path: str) -> str:
 class StreamedCheckpointIO(TorchCheckpointIO):
     """Writes directly to the file.
 
-    Lightning's own holds a second copy of the content in memory and goes through the temporary folder, where a killed
-    process leaves it behind. `RunCheckpoint` makes sure that a file is on disk and appears only when complete.
+    Lightning's checkpoint IO keeps a second copy of the content in memory and writes it to the temporary folder first,
+    where a killed process leaves it behind. `RunCheckpoint` makes sure that a file is on disk and appears only when
+    complete.
     """
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:

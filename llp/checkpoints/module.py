@@ -13,11 +13,7 @@ from llp.decoder.decoder import Decoder
 
 
 class CheckpointedModule(LightningModule):
-    """A LightningModule whose checkpoints say what it is, how it was trained, and how its run goes on.
-
-    Besides what Lightning writes, a checkpoint holds `architecture`, `seed`, `tokenizer`, `settings_history`,
-    `initialized_from`, `fingerprints` and `config`: see the attributes here.
-    """
+    """A LightningModule whose checkpoints say what it is, how it was trained, and how its run goes on."""
 
     changeable_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that can change on a resume; all others make the model what it is."""

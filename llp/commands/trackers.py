@@ -37,17 +37,17 @@ def _known(cls: type[Logger]) -> _Known:
 
 
 def identifiers(folder: Path) -> dict[str, str]:
-    """The runs of trackers in which a run was logged, by the class of the logger."""
+    """The tracker run id stored for each logger class."""
     path = folder / _FILE
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return {record["class"]: record["run"] for record in records}
 
 
 def for_run(logger: Namespace, name: str | None, earlier: dict[str, str]) -> Namespace:
-    """A configured logger with the run's name, and with the tracker's run in which a resumed run goes on.
+    """A configured logger with the run's name and, on a resume, the id of the tracker run to continue.
 
     Args:
-        logger: The class and its arguments; those that are given stay.
+        logger: The class and its arguments; arguments that the user set are kept.
         name: The run's name, if it has one yet.
         earlier: Those that `identifiers` returned.
     """
@@ -56,11 +56,11 @@ def for_run(logger: Namespace, name: str | None, earlier: dict[str, str]) -> Nam
     known = _known(cls)
     values: dict[str | None, Any] = {known.name: name, known.identifier: earlier.get(class_path(cls))}
     if issubclass(cls, WandbLogger):
-        values["resume"] = "allow"  # else it refuses an identifier that it knows
+        values["resume"] = "allow"  # otherwise W&B rejects an existing id
     for argument, value in values.items():
         if argument is None or value is None:
             continue
-        if argument not in logger.init_args:  # an argument of the tracker's own package
+        if argument not in logger.init_args:  # not an argument of Lightning's logger; passed through
             logger.dict_kwargs = {argument: value, **(logger.get("dict_kwargs") or {})}
         elif logger.init_args[argument] is None:
             logger.init_args[argument] = value
@@ -68,7 +68,7 @@ def for_run(logger: Namespace, name: str | None, earlier: dict[str, str]) -> Nam
 
 
 def open_trackers(loggers: Iterable[Logger], folder: Path) -> None:
-    """Open the runs of trackers before any long work, and keep their identifiers in the run's folder.
+    """Start the trackers before any long work, and keep their run ids in the run's folder.
 
     Raises:
         SettingError: If one can't be opened.
@@ -81,8 +81,8 @@ def open_trackers(loggers: Iterable[Logger], folder: Path) -> None:
         try:
             with isolate_rng(include_cuda=False):
                 random.seed()  # Comet draws the name of an archive: with the run's seed two runs would share one
-                getattr(logger, "experiment", None)
-        except Exception as error:  # of as many types as there are trackers
+                getattr(logger, "experiment", None)  # reading it is what starts the tracker
+        except Exception as error:  # each tracker raises its own types
             cause = " ".join(str(error).split()).rstrip(".")
             remedy = f"it can't be opened: {cause}; fix this, or train without it: --trainer.logger true"
             raise SettingError("trainer.logger", type(logger).__name__, remedy) from error

@@ -53,9 +53,8 @@ def named(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
 def exploratory(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
     """Every arm against the reference under every budget, without verdicts.
 
-    Left out are contrasts that were named beforehand, whichever way round, and those whose runs are the same as under
-    an earlier budget: arms that train as many positions as the reference have the same runs at equal windows and
-    positions.
+    Skips preregistered pairs (in either order) and pairs whose runs an earlier budget already reported: arms that train
+    as many positions as the reference have the same runs at equal windows and positions.
     """
     floor, spec = usable_floor(plan), plan.spec
     beforehand = {frozenset(contrast) for contrast in spec.primary}

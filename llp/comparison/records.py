@@ -39,10 +39,12 @@ class Record:
     """Positions with a loss in a training window."""
     windows: int
     """Training windows in the whole run."""
-    curve: list[dict[str, float]]
-    """`step`, `loss` and `bits_per_byte` of each validation; the last one is that of the finished run."""
+    curve: list[dict[str, float | None]]
+    """`step`, `loss` and `bits_per_byte` of each validation; the last one is that of the finished run. What is not a
+    finite number is None."""
     test: dict[str, Any] | None
-    """The contents of `test.json`; None for a run that only serves to choose a learning rate."""
+    """What `test.json` holds, without what would differ if the run were repeated; None for a run that only serves to
+    choose a learning rate."""
     slices: dict[str, Any] | None
     """The contents of `slices.json`, written by `llp predict`: loss by position, and on recall tokens by distance."""
     hashes: dict[str, str]

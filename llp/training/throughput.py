@@ -12,7 +12,7 @@ from llp.language_model import LanguageModel
 
 
 class TrainingData(Protocol):
-    """What training asks of a data module; `datamodules.language_data.LanguageDataModule` has all of it."""
+    """What training asks of a data module; `datamodules.base.LanguageDataModule` has all of it."""
 
     window_len: int
     batch_size: int

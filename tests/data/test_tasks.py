@@ -202,8 +202,8 @@ def test_limits_and_fingerprints():
         (AssociativeRecall, {"batch_size": 0}, "data.init_args.batch_size = 0"),
         (AssociativeRecall, {"n_test": 0}, "data.init_args.n_test = 0"),
         (AssociativeRecall, {"seed": -1}, "seed_everything = -1"),
-        (MirroredCopy, {"window_len": 15}, "data.init_args.window_len = 15: .* make it even"),
-        (MirroredCopy, {"vocab_size": 15}, "vocab_size = 15: .* from 2 \\* 7 or more; set it to 16 or more"),
+        (MirroredCopy, {"window_len": 15}, "data.init_args.window_len = 15: .* set it to an even number, 4 or more"),
+        (MirroredCopy, {"vocab_size": 15}, "vocab_size = 15: .* at least 14 different symbols; set it to 16 or more"),
         (MirroredCopy, {"label_len": 2}, "label_len = 2: .* set it to 3 or more"),
     ],
 )
