@@ -114,7 +114,7 @@ class Attention(nn.Module):
         dim, std = settings.dim, settings.std()
         self.n_heads, self.dropout = settings.n_heads, settings.dropout
         self.pattern, self.history_dropout = layer.pattern, layer.history_dropout
-        remedy = f"it changes the numbers of keys, which {type(layer.pattern).__name__} depends on; set it to 0"
+        remedy = f"it renumbers the keys, and {type(layer.pattern).__name__} depends on their numbers; set it to 0"
         can_drop = layer.history_dropout == 0 or isinstance(layer.pattern, CausalAttention)
         require(can_drop, "history_dropout", layer.history_dropout, remedy)
         self.rotary, self.share_key_value = rotary, settings.share_key_value
@@ -126,7 +126,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotations: Tensor, n_out: int, caches: Sequence[LayerCache] = ()) -> Tensor:
         """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim).
 
-        With caches, which share out the sequences among them, positions before those of `x` are attended to, too.
+        With caches, each of which holds some of the sequences, the cached positions are attended to as well.
         """
         n_history = x.shape[1] - n_out
         query = self.split_heads(self.query(last_positions(x, n_out)))  # (B, n_out, H, D)
@@ -159,7 +159,7 @@ class Attention(nn.Module):
 
 
 def _with_caches(query: Tensor, key: Tensor, value: Tensor, caches: Sequence[LayerCache]) -> Tensor:
-    """Each cache's sequences attend to what it keeps and to their own positions: (B, H, n_out, D)."""
+    """The sequences of each cache attend to its positions and to their own: (B, H, n_out, D)."""
     sizes = [cache.batch_size for cache in caches]
     keys = key.split(sizes)
     values = keys if value is key else value.split(sizes)
@@ -183,7 +183,7 @@ class MLP(nn.Module):
 
 
 def last_positions(x: Tensor, n: int) -> Tensor:
-    """The last `n` positions of (B, N, dim); `x` itself if these are all, to spare the backward pass a copy."""
+    """The last `n` positions of (B, N, dim); `x` itself if that is all, which saves a copy in the backward pass."""
     return x if n == x.shape[1] else x[:, x.shape[1] - n :]
 
 
@@ -203,8 +203,8 @@ class Block(nn.Module):
         Args:
             x: (B, N, dim).
             rotations: (N, D / 2), the positions' `rotary_table`.
-            n_out: How many positions query, and leave the layer.
-            compress: Applied between attention and MLP; then as many positions leave as it returns.
+            n_out: How many of the last positions query and leave the layer.
+            compress: Applied between attention and MLP, if given; the positions that it returns leave the layer.
         """
         return self._rest(last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out), compress)
 
@@ -216,10 +216,10 @@ class Block(nn.Module):
         caches: Sequence[LayerCache],
         compress: Compressor | None = None,
     ) -> Tensor:
-        """What `forward` computes for the next positions (B, n, dim), with what it needs of those before in `caches`.
+        """Like `forward`, for the next positions (B, n, dim), with the earlier ones in `caches`.
 
-        The caches share out the sequences among them, and take the positions in. `rotations` are (n, D / 2), or
-        (B, n, D / 2) where the sequences are at different positions.
+        Each cache holds some of the sequences and is extended by their new positions. `rotations` are (n, D / 2), or
+        (B, n, D / 2) if the sequences are at different positions.
         """
         attended = self.attention(self.attention_norm(x), rotations, n_out, caches)
         return self._rest(last_positions(x, n_out) + attended, compress)
@@ -229,7 +229,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
     def flops(self, lengths: LayerLengths, pairs: float) -> int:
-        """FLOPs of a sequence's forward pass, with so many query-key pairs in a head."""
+        """FLOPs of the forward pass of one sequence with this many query-key pairs per head."""
         attention = self.attention
         projections = lengths.n_out * (attention.query.weight.numel() + attention.output.weight.numel())
         projections += lengths.n_in * attention.key_value.weight.numel()

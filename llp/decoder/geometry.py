@@ -1,4 +1,4 @@
-"""What follows from an architecture's layers alone: what positions read, which have a loss, and in which windows.
+"""What follows from an architecture's layers alone: what each position reads, which have a loss, scoring windows.
 
 Nothing here needs weights. Lengths and positions are numbers of tokens.
 """
@@ -24,8 +24,8 @@ class Compression:
 
     Attributes:
         history_len: h, the longest history.
-        compressed_len: c, what becomes of it; a shorter history becomes as many positions, too.
-        latent_len: l, the positions at the end that pass unchanged.
+        compressed_len: c, its length after compression, also that of a shorter history.
+        latent_len: l, the number of positions at the end that pass unchanged.
     """
 
     history_len: int
@@ -41,11 +41,11 @@ class LayerLengths(NamedTuple):
     """How many positions a layer computes."""
 
     first: int
-    """The number of its first position, which rotary embedding counts from."""
+    """The index of its first position, from which rotary embedding counts."""
     n_in: int
     """Positions that enter it."""
     n_out: int
-    """Positions, the last ones, that query in its attention."""
+    """Positions that query in its attention: the last ones."""
     n_mlp: int
     """Positions that enter its MLP and leave the layer."""
 
@@ -57,7 +57,7 @@ class Geometry:
     Attributes:
         layers: One for each layer.
         n_heads: Attention heads.
-        compression: How the history is shortened, if it is.
+        compression: How the history is shortened; None if it is not.
         rotates_values: Whether values are rotated, too (`share_key_value`): what a position computes then depends on
             where its window begins.
     """
@@ -79,10 +79,10 @@ class Geometry:
         return n if self.latent_len is None else min(n, self.latent_len)
 
     def lengths(self, n: int, n_last: int | None = None) -> list[LayerLengths]:
-        """What each layer has to compute for `n` tokens, if only the last `n_last` positions are wanted, or all T.
+        """What each layer has to compute for `n` tokens if the last `n_last` positions are needed; by default all T.
 
-        A position that nothing wanted depends on need not leave its layer: where patterns are local, the layers form a
-        trapezoid. Latents and a compressed history are as they are.
+        Positions on which nothing needed depends are skipped: with local patterns the layers form a trapezoid. With
+        latents or a compressed history nothing is skipped.
         """
         if n_last is not None and n_last < n and self.latent_len is None and self.compression is None:
             # The first position that each layer lets out, from the last layer to the first, and one at least.
@@ -102,15 +102,15 @@ class Geometry:
         return lengths
 
     def pair_count(self, n: int, n_last: int | None = None) -> float:
-        """Query-key pairs of a head in all layers of one sequence of `n` tokens, without the masked ones.
+        """Unmasked query-key pairs per head of one sequence of `n` tokens, summed over the layers.
 
-        It is the mean over the heads where these differ. If only the last `n_last` positions have a loss, those are
-        counted that these need.
+        It is the mean over the heads if they differ. If only the last `n_last` positions have a loss, only the pairs
+        that these need are counted.
         """
         return sum(self.layer_pairs(n, n_last))
 
     def layer_pairs(self, n: int, n_last: int | None = None) -> list[float]:
-        """`pair_count`, of each layer."""
+        """`pair_count` of each layer."""
         return [
             layer.pattern.in_window(lengths.n_in).pair_count(self.n_heads, lengths.n_out, lengths.n_in)
             for layer, lengths in zip(self.layers, self.lengths(n, n_last), strict=True)
@@ -119,7 +119,7 @@ class Geometry:
     def edges(self, n: int) -> list[int]:
         """The positions of `n` at which the pattern changes, where a leak would show first.
 
-        These are the starts of units, the first latent, and positions from which a head begins to leave keys out.
+        These are the starts of units, the first latent, and positions at which a head starts to drop keys.
         """
         found: set[int] = set() if self.latent_len is None else {n - self.latent_len}
         for layer, lengths in zip(self.layers, self.lengths(n), strict=True):
@@ -147,7 +147,7 @@ class Geometry:
             first = first + lengths[number].n_in - lengths[number].n_out
             seen = self.layers[number].pattern.in_window(lengths[number].n_in)
             lowest = seen.first_visible(self.n_heads, lengths[number].n_in).amin(dim=0)
-            # A position depends on all that lies between, through other layers; the least of it is never too late.
+            # Other layers may reach everything in between; the minimum over all later positions is a safe bound.
             first = lowest.flip(0).cummin(0).values.flip(0)[first]
         contexts = torch.arange(1, n + 1)
         contexts[n - n_scored :] -= first
@@ -167,16 +167,16 @@ class Geometry:
             reads = (reads > 0).float()
         return reads > 0
 
-    # Windows that follow each other
+    # Consecutive windows
 
     @property
     def unit(self) -> int:
-        """Windows that follow each other are one pass if they begin at multiples of this many positions."""
+        """Consecutive windows can equal one pass if they start at multiples of this many positions."""
         return math.lcm(*(layer.pattern.unit or 1 for layer in self.layers))
 
     @cached_property
     def reach(self) -> int | None:
-        """How many positions before the start of its unit a position can depend on, in whole units; None for all."""
+        """How many positions before its unit a position can depend on, in whole units; None if there is no bound."""
         if self.latent_len is not None or self.compression is not None:
             return None
         first = torch.arange(self.unit)
@@ -187,7 +187,7 @@ class Geometry:
         return math.ceil(-int(first.min()) / self.unit) * self.unit
 
     def scores_as_one_pass(self, window_len: int, stride: int) -> bool:
-        """Whether scoring windows give each position just what one pass over the whole text would give it."""
+        """Whether scoring in windows gives exactly the result of one pass over the whole text."""
         return self.reach is not None and window_len >= self.reach + stride and not self.rotates_values
 
     def scoring_window(
@@ -195,16 +195,15 @@ class Geometry:
     ) -> tuple[int, int]:
         """Length and stride of the windows that score a text; each window scores what the one before did not.
 
-        By default windows are as long as in training, with a stride of half of that, so that a token has at least so
-        much context. Of an architecture with latents the stride is at most their number. With a finite reach, windows
-        hold the reach and as much again, so that scores are exactly those of one pass over the text; a window may be
-        shorter: then, as where values are rotated, scores depend on where a window begins, which is part of the
-        protocol.
+        By default windows are as long as in training, with a stride of half their length, so that a token has at least
+        that much context. With latents the stride is at most their number. With a finite reach, windows are twice as
+        long as the reach, so that scores are exactly those of one pass over the text. If a window is shorter, or values
+        are rotated, scores depend on where the windows begin, which is part of the protocol.
 
         Args:
             train_window_len: The number of positions of a training window.
-            window_len: The length, if one is asked for.
-            stride: The stride, if one is asked for.
+            window_len: The requested length, or None for the default.
+            stride: The requested stride, or None for the default.
 
         Raises:
             SettingError: If the architecture can't train or score with them.
@@ -246,10 +245,10 @@ class Geometry:
         require(is_aligned, setting, value, f"set it to a multiple of {self.unit}, after which the pattern repeats")
 
     def burn_in_len(self, asked: int | Literal["reach"]) -> int:
-        """How many tokens before a training window are read and have no loss.
+        """How many tokens before a training window are read without a loss.
 
         Args:
-            asked: The number; `reach`: all that the window can depend on.
+            asked: The number, or `reach` for all tokens that the window can depend on.
 
         Raises:
             SettingError: If the architecture can't be trained with it.
@@ -273,10 +272,10 @@ class Geometry:
         return self.reach
 
     def room_without_window(self, position: int) -> int:
-        """How many positions a text that is one window has room for, after `position` of them.
+        """How many more positions a text without a window can have after `position`.
 
         Raises:
-            SettingError: If it has none.
+            SettingError: If there are none.
         """
         if self.latent_len is None:
             return sys.maxsize
@@ -296,8 +295,8 @@ def _earliest(pattern: AttentionPattern, n_heads: int, first: Tensor) -> Tensor:
 def _windows_with_reach(reach: int, unit: int, window_len: int | None, stride: int | None) -> tuple[int, int]:
     """Length and stride of scoring windows that hold the reach.
 
-    Without a stride it is what the window leaves beside the reach, or half a window if the window is no longer than the
-    reach; without a length either, it is the reach.
+    The default stride is what the window leaves beside the reach, or half a window if the window is no longer than the
+    reach. If no length is given either, it is the reach.
     """
     if stride is None:
         if window_len is None:

@@ -1,4 +1,4 @@
-"""Key-value caches: what a model keeps of a text, so that what follows is computed without reading it again.
+"""Key-value caches: what a model keeps of a text so that it can continue without reading it again.
 
 Shapes: B batch, H heads, D head width.
 """
@@ -15,14 +15,14 @@ from llp.decoder.patterns import AttentionPattern
 class LayerCache:
     """The keys and values that a layer's later queries can still see, in buffers that are filled in place.
 
-    Each position is written once, and moved to the front of the buffer now and then: a constant cost per position.
-    Where a pattern is local, the buffers don't grow with the text.
+    Each position is written once and occasionally moved to the front of the buffer: a constant cost per position. If
+    the pattern is local, the buffers don't grow with the text.
 
     Args:
         pattern: The layer's pattern, in the window that is read.
         n_heads: H.
-        lengths: The positions of the layer in the whole window, which may still be filling.
-        batch_size: B, sequences that are read side by side.
+        lengths: The layer's lengths in the full window, even while it is still filling.
+        batch_size: B, sequences that are read in parallel.
     """
 
     def __init__(self, pattern: AttentionPattern, n_heads: int, lengths: LayerLengths, batch_size: int = 1) -> None:
@@ -30,10 +30,10 @@ class LayerCache:
         self.n_seen = 0
         """How many positions the layer has held since the window began."""
         self._base = 0  # the position at the front of the buffers
-        self._buffers: list[Tensor] = []  # of keys and of values, or one for both where they are one
+        self._buffers: list[Tensor] = []  # for keys and for values, or one if they are shared
 
     def n_out(self, n: int) -> int:
-        """How many of the next `n` positions leave the layer: those among the window's last ones that do."""
+        """How many of the next `n` positions leave the layer."""
         first_out = self.lengths.n_in - self.lengths.n_out
         return min(n, self.n_seen + n - first_out)
 
@@ -46,10 +46,10 @@ class LayerCache:
 
         Args:
             key: (B, H, n, D).
-            value: Likewise; it may be the very same tensor.
+            value: (B, H, n, D); may be the same tensor.
 
         Returns:
-            Keys and values (B, H, N, D), views of the buffers that hold until the next call.
+            Keys and values (B, H, N, D), views of the buffers that are valid until the next call.
         """
         added = [key] if value is key else [key, value]
         first, end = self.first_kept(self.n_seen), self.n_seen + key.shape[2]
@@ -64,7 +64,7 @@ class LayerCache:
         return views[0], views[-1]
 
     def _start_anew(self, added: Sequence[Tensor], first: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keep the last of the added positions alone, so that the buffers are no longer for a long piece of text."""
+        """Keep only the last of the added positions, so that a long piece of text doesn't need long buffers."""
         seen = added
         if first < self.n_seen:
             kept = [buffer[:, :, first - self._base : self.n_seen - self._base] for buffer in self._buffers]
@@ -75,19 +75,19 @@ class LayerCache:
         return seen[0], seen[-1]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with the sequences of these numbers; see `KVCache.select`."""
+        """Continue with the sequences at these indices; see `KVCache.select`."""
         self.batch_size = len(rows)
         self._buffers = [buffer[rows] for buffer in self._buffers]
 
     def _make_room(self, added: Sequence[Tensor], first: int, end: int) -> None:
-        """Put what is still needed at the front of the buffers; make them longer if that leaves too little room."""
+        """Move what is still needed to the front of the buffers; allocate longer ones if there is too little room."""
         kept = [buffer[:, :, first - self._base : self.n_seen - self._base] for buffer in self._buffers]
         n_needed = end - first
         if not self._buffers or 2 * n_needed > self._buffers[0].shape[2]:
             batch, n_heads, _, head_dim = added[0].shape
             self._buffers = [tensor.new_empty(batch, n_heads, 2 * n_needed, head_dim) for tensor in added]
         else:
-            kept = [tensor.clone() for tensor in kept]  # it may overlap with where it goes
+            kept = [tensor.clone() for tensor in kept]  # source and destination may overlap
         for buffer, tensor in zip(self._buffers, kept, strict=False):
             buffer[:, :, : tensor.shape[2]] = tensor
         self._base = first
@@ -96,13 +96,13 @@ class LayerCache:
 class KVCache:
     """What a model keeps of a text that it reads piece by piece: `LanguageModel.new_cache` and `extend`.
 
-    With a window, positions are predicted from the windows that would score them: when the window moves on, its part of
-    the text is read anew, so that its tokens are kept, too.
+    With a window, positions are predicted from the windows that would score them. When the window moves on, its part of
+    the text is read again, so its tokens are kept as well.
 
     Args:
         geometry: The layers.
-        batch_size: B, sequences that are read side by side.
-        window: Length and stride of scoring windows; without them the text is one window without end.
+        batch_size: B, sequences that are read in parallel.
+        window: Length and stride of scoring windows; None for a single window of unlimited length.
     """
 
     def __init__(self, geometry: Geometry, batch_size: int, window: tuple[int, int] | None) -> None:
@@ -112,11 +112,11 @@ class KVCache:
         self.span: tuple[int, int] | None = None
         """Where the window of `layers` starts and stops; None before anything is computed."""
         self.layers: list[LayerCache] = []
-        self._tokens: Tensor | None = None  # of the window, where it can move: the first `_n_tokens` of a buffer
+        self._tokens: Tensor | None = None  # of a window that can move: the first `_n_tokens` of a buffer
         self._n_tokens = 0
 
     def clear(self, span: tuple[int, int]) -> None:
-        """Forget the layers: a new window begins, which starts and stops at these positions."""
+        """Discard the layers' caches and begin the window with this start and stop."""
         self.span = span
         lengths = self.geometry.lengths(span[1] - span[0])
         self.layers = [
@@ -125,7 +125,7 @@ class KVCache:
         ]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with the sequences of these numbers, counted from 0, in this order; one may come several times."""
+        """Continue with the sequences at these indices, in this order; an index may repeat."""
         self.batch_size = len(rows)
         if self._tokens is not None:
             self._tokens = self._tokens[rows]
@@ -148,6 +148,6 @@ class KVCache:
         self._n_tokens = n
 
     def tokens_from(self, start: int) -> Tensor:
-        """The tokens (B, n) that were read from a position on, which the window holds."""
+        """The tokens (B, n) from position `start` on, which must be in the window."""
         assert self._tokens is not None
         return self._tokens[:, self._n_tokens - (self.n_read - start) : self._n_tokens]

@@ -20,10 +20,10 @@ from torch import Tensor
 from llp.decoder.kernels.flex import flex_masked_attention, takes_flex
 from llp.decoder.kernels.local import (
     causal_attention,
-    segment_attention,
     segment_pair_attention,
     shifted_segment_attention,
     sliding_window_attention,
+    unmasked_segment_attention,
 )
 from llp.errors import require
 
@@ -32,7 +32,7 @@ _BLOCK_LEN = 256  # queries whose mask is held at a time
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Who sees whom in one layer. A pattern of one's own defines `sees`, and `unit` and `reach` if it is local."""
+    """Who sees whom in one layer. A subclass defines `sees`, and `unit` and `reach` if it is local."""
 
     def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether a query sees a key, before causality: positions in, booleans out.
@@ -43,7 +43,7 @@ class AttentionPattern:
             key: Positions of keys, (N,). Keys after the query need not be excluded.
 
         Returns:
-            Booleans that broadcast to (H, Q, N). FlexAttention calls this with tensors of no dimension.
+            Booleans that broadcast to (H, Q, N). FlexAttention calls this with zero-dimensional tensors.
         """
         raise NotImplementedError
 
@@ -65,18 +65,18 @@ class AttentionPattern:
 
     @property
     def history_len(self) -> int:
-        """How many of the first positions see each other without a mask. They can have no loss."""
+        """How many of the first positions see each other without a mask. They never have a loss."""
         return 0
 
     def in_window(self, n: int) -> Self:
-        """The pattern for a window of `n` positions in all, also while the window is still being filled."""
+        """The pattern for a window of `n` positions in total, even while the window is still being filled."""
         return self
 
     def check_window(self, n: int) -> None:
         """Raise a `SettingError` if training windows of `n` positions are too short for the pattern."""
 
     def visible(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """`sees`, causal, and within the declared reach; arguments and result as there. FlexAttention's `mask_mod`."""
+        """`sees`, made causal and limited to the declared reach; same arguments. FlexAttention's `mask_mod`."""
         seen = self.sees(head, query, key) & (key <= query.clamp(min=self.history_len - 1))
         if self.unit is not None and self.reach is not None:
             seen = seen & (key >= query // self.unit * self.unit - self.reach)
@@ -87,8 +87,8 @@ class AttentionPattern:
 
         Args:
             query: (B, H, Q, D).
-            key: (B, H, N, D). Of a pattern with a reach, keys that no query sees may be left out at the front, if their
-                number is a multiple of the unit.
+            key: (B, H, N, D). If the pattern has a reach, leading keys that no query sees may be left out, in multiples
+                of the unit.
             value: (B, H, N, D).
             dropout_p: Probability of dropping an attention weight.
 
@@ -221,7 +221,7 @@ class SegmentAttention(AttentionPattern):
 class ShiftedSegmentAttention(AttentionPattern):
     """Half of the heads see their segment, causally, and half see segments that are shifted by half a length.
 
-    The first of the shifted segments is half as long; none joins the end of the sequence to its beginning.
+    The first of the shifted segments is half as long; none wraps around the end of the sequence.
 
     Source: S2-Attn of LongLoRA, arXiv 2309.12307, without the leak of its published form.
     """
@@ -279,7 +279,7 @@ class SlidingWindowAttention(AttentionPattern):
 
 @dataclass(frozen=True)
 class HistoryAttention(AttentionPattern):
-    """The latents, the last `latent_len` positions, see everything, causally; the history before sees itself.
+    """The latents (the last `latent_len` positions) see everything, causally; the history before them sees itself.
 
     The history's own attention has no mask. With `segment_len` the history is cut into segments from its first position
     on, and each sees only itself.
@@ -314,7 +314,7 @@ class HistoryAttention(AttentionPattern):
         if n_history == 0:
             return latents
         query, key, value = query[:, :, :n_history], key[:, :, :n_history], value[:, :, :n_history]
-        history = segment_attention(query, key, value, self.segment_len or n_history, dropout_p)
+        history = unmasked_segment_attention(query, key, value, self.segment_len or n_history, dropout_p)
         return torch.cat((history, latents), dim=2)  # (B, H, N, D)
 
 
@@ -322,8 +322,8 @@ def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tu
     """Drop a share of the first `n_history` of N positions: equally many in each sample, drawn independently.
 
     Perceiver AR's cross-attend (prefix) dropout, arXiv 2202.07765. The keys are already rotated, so those that remain
-    keep their positions; their numbers change, so that only `CausalAttention` can be used with it. `key` and `value`
-    are (B, H, N, D), and what is returned is (B, H, N - round(share * n_history), D).
+    keep their positions; their indices change, so only `CausalAttention` can be used with it. `key` and `value` are
+    (B, H, N, D); the results are (B, H, N - round(share * n_history), D).
     """
     batch, n = key.shape[0], key.shape[2]
     n_kept = n_history - round(share * n_history)

@@ -7,7 +7,7 @@ from torch import Tensor
 def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor, first: int = 0) -> Tensor:
     """The factors exp(i p base^(-2 j / D)) of position p and pair j, complex (N, D / 2), on the device of `like`.
 
-    The N positions count from `first`; nothing is computed for those before.
+    The N positions start at `first`.
 
     The angles are computed in float64, because float32 has lost half of its digits by position 10,000; the table is
     complex64, or complex128 if `like` is float64.
@@ -22,7 +22,7 @@ def rotary_table(n_positions: int, head_dim: int, base: float, like: Tensor, fir
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Rotary embedding: rotate the interleaved pairs (2 j, 2 j + 1) of `x` (B, N, H, D), as complex numbers.
 
-    `rotations` are (N, D / 2), or (B, N, D / 2) where the sequences are at different positions.
+    `rotations` are (N, D / 2), or (B, N, D / 2) if the sequences are at different positions.
     """
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))  # (B, N, H, D / 2, 2)
     rotated = torch.view_as_complex(pairs) * rotations.unsqueeze(-2)  # (B, N, H, D / 2)

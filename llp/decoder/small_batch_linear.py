@@ -1,8 +1,7 @@
-"""A linear map of a few rows, as in generation, where reading the weights takes the time.
+"""A linear map of a few rows, as in generation, where most of the time is spent on reading the weights.
 
-The BLAS library that comes with torch multiplies a matrix by one vector at half the speed at which it multiplies it by
-two, if these are the columns on the right and not long; and several rows by a large matrix faster in pieces.
-Measurements: benchmarks/README.md.
+Torch's BLAS library is twice as fast per column with two columns on the right as with one, if they are short. With
+several rows and a large matrix it is faster if the matrix is split. Measurements: benchmarks/README.md.
 """
 
 import torch
@@ -10,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MOST_ROWS = 16
-_MOST_COLUMNS, _LONGEST_COLUMN = 3, 1024  # beyond these, rows aren't faster as columns
+_MOST_COLUMNS, _LONGEST_COLUMN = 3, 1024  # beyond these limits, columns aren't faster than rows
 _PIECE_LEN = 1024
 
 
 def is_small_batch(x: Tensor) -> bool:
-    """Whether `small_batch_linear` is for `x`: one position each of a few sequences, on a CPU, without gradients."""
+    """Whether `small_batch_linear` applies to `x`: a single position of few sequences, on a CPU, without gradients."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.ndim != 3:
         return False
     is_plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")

@@ -12,10 +12,10 @@ from torchmetrics import Metric
 class LabelBatch(NamedTuple):
     """Windows that are scored at their labels only, as a loader of examples yields them.
 
-    `inputs` is (B, N); `positions` (B, K) are those that predict the `labels` (B, K). A label repeats a token of the
-    window, and `distances` (B, K) lead from the label, which follows its position, back to that token: the token at
-    position i is predicted at p from a distance of p + 1 - i. `beyond` (B, K) says whether the token is beyond the
-    model's reach: a position that reads c tokens, itself included, sees distances up to c.
+    `inputs` is (B, N); the `labels` (B, K) are predicted at `positions` (B, K). A label repeats a token of the window.
+    `distances` (B, K) are counted from the label, which follows its position, back to that token: p + 1 - i if the
+    token at position i is predicted at p. `beyond` (B, K) says whether the token is beyond the model's reach: a
+    position that reads c tokens, itself included, sees distances up to c.
     """
 
     inputs: Tensor
@@ -36,14 +36,14 @@ class LabelProtocol(TypedDict):
     answers: int
     """How many tokens are equally likely to be a label without reading the window."""
     candidates: int
-    """How many tokens at least are equally likely to be a label after reading all but its source."""
+    """At least how many tokens are equally likely to be a label after reading everything but its source."""
     distance_bin: int
 
 
 class LabelScore(Metric):
     """Labels, correct predictions and nats by distance, summed over batches and ranks.
 
-    Labels whose token is beyond the model's reach are counted apart: the model can only guess them.
+    Labels whose token is beyond the model's reach are counted separately: the model can only guess them.
 
     Args:
         window_len: N, the length of a window.
@@ -78,7 +78,7 @@ class LabelScore(Metric):
         return self.labels, self.correct, self.nats
 
     def scored(self) -> tuple[int, int]:
-        """Number of labels that were scored, over all ranks, and of those in the split."""
+        """Number of scored labels over all ranks, and of all labels in the split."""
         return int(self.compute()[0].sum()), self.n_labels
 
     def total(self) -> dict[str, float]:

@@ -29,14 +29,14 @@ class TextProtocol(TypedDict):
     window_len: int
     stride: int
     word_count: str
-    """What the words are."""
+    """What counts as a word."""
     official_words: int | None
 
 
 class ScoredDocument(Protocol):
     """The size of a document: scored `tokens` (all but its start token), and `words` and `bytes` of its text.
 
-    `words` are counted as the benchmark does, `plain_words` are separated by whitespace.
+    `words` are counted as in the benchmark; `plain_words` are separated by whitespace.
     """
 
     @property
@@ -102,7 +102,7 @@ class Score(Metric):
         return self.nats.tolist(), self.tokens.tolist()
 
     def scored(self) -> tuple[int, int]:
-        """Number of tokens that were scored, over all ranks, and of those in the split."""
+        """Number of scored tokens over all ranks, and of all tokens in the split."""
         return sum(self.compute()[1]), sum(document.tokens for document in self.documents)
 
     def total(self) -> dict[str, float]:

@@ -184,7 +184,9 @@ def _unaligned(output: Tensor, n_queries: int, padding: int = 0) -> Tensor:
     return output if n_queries == output.shape[2] else output[:, :, stop - n_queries : stop]
 
 
-def segment_attention(query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0) -> Tensor:
+def unmasked_segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
+) -> Tensor:
     """Each segment of `segment_len` positions sees itself, without a mask; the last one may be shorter. Q must be N."""
     batch, n = query.shape[0], query.shape[2]
     n_whole = n - n % segment_len
