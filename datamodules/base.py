@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 
 from lightning.pytorch import LightningDataModule, Trainer
 
-from datamodules.loaders import Batch, TrainingLoader, TrainingProgress, limited
+from datamodules.loaders import Batch, TrainingLoader, TrainingProgress
 from llp.decoder.geometry import Geometry
 from llp.errors import require
 from llp.scoring.windows import ScoringWindow
@@ -97,7 +97,7 @@ class LanguageDataModule(LightningDataModule, ABC):
     def _limited(self, batches: list[list[ScoringWindow]], setting: str) -> list[list[ScoringWindow]]:
         """The batches that one of the Trainer's limits leaves to all ranks together."""
         limit = getattr(self.trainer, setting)
-        kept = limited(batches, limit)
+        kept = batches[: limit if isinstance(limit, int) else int(len(batches) * limit)]
         remedy = f"that is none of {len(batches):,} batches; set it to a number of batches, or to a greater fraction"
         require(len(kept) > 0 or not batches, f"trainer.{setting}", limit, remedy)
         if len(kept) < len(batches):

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -155,8 +154,7 @@ class TextWindows:
         """How many tokens before `start` are read: the burn-in, but none of the document before."""
         if self.burn_in == 0:
             return 0
-        starts = self.file.starts
-        return min(self.burn_in, start - starts[bisect_right(starts, start) - 1])
+        return min(self.burn_in, start - self.file.document_at(start).start)
 
     def _tokens(self, start: int) -> np.ndarray:
         stream, stop = self.file.tokens, start + self.burn_in + self.window_len + 1
@@ -164,11 +162,6 @@ class TextWindows:
         if stop > len(stream):  # the stream is a circle
             tokens = np.concatenate((tokens, stream[: stop - len(stream)]))
         return tokens.astype(np.int64)
-
-
-def limited(batches: list[list[ScoringWindow]], limit: int | float) -> list[list[ScoringWindow]]:
-    """The first batches: so many if the limit is an `int`, that fraction of them if it is a `float`."""
-    return batches[: limit if isinstance(limit, int) else int(len(batches) * limit)]
 
 
 def share_of_rank(batches: list[list[ScoringWindow]], rank: int, world_size: int) -> list[list[ScoringWindow]]:

@@ -60,11 +60,6 @@ def validates_next(trainer: Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
-def validation_interval_s(trainer: Trainer) -> float | None:
-    """Seconds between validations if `val_check_interval` is a time, otherwise None."""
-    return untyped(trainer)._val_check_time_interval
-
-
 def validate_after_this_batch(trainer: Trainer) -> None:
     """Let a validation follow the current batch, whatever the interval; called in `on_train_batch_end`."""
     trainer.val_check_batch = 1

@@ -20,7 +20,6 @@ from llp.commands.parser import Parser
 from llp.commands.trained_model import with_stored_tokenizer
 from llp.errors import SettingError, require
 from llp.evaluation.causality_check import CausalityCheck
-from llp.evaluation.report import TestReport
 from llp.evaluation.token_losses import TokenLosses
 from llp.generation.continuation import SampleText
 from llp.language_model import LanguageModel
@@ -76,7 +75,7 @@ class TrainerCommand(LightningCLI):
 
     def callbacks(self) -> list[Callback]:
         """Those without settings of their own."""
-        return [StepValidation(), FinalHyperparameters(), TokenLosses(), TestReport(), ValidationLines()]
+        return [StepValidation(), FinalHyperparameters(), TokenLosses(), ValidationLines()]
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the instance
         decided_here = {"ckpt_path", "weights_only", "verbose", "return_predictions"}

@@ -22,10 +22,10 @@ from llp.errors import require
 class Compress(Linear):
     """Shortens the history by one linear map along its positions, shared by all features; latents pass unchanged.
 
-    A history that is shorter than the map uses its last columns.
+    A shorter history uses the map's last columns.
 
     Args:
-        lengths: Of history, compressed history and latents.
+        lengths: Lengths of history, compressed history and latents.
         std: Standard deviation of the initial weights; torch's own initialization if it is None.
     """
 
@@ -34,9 +34,9 @@ class Compress(Linear):
         self.latent_len = lengths.latent_len
 
     def forward(self, x: Tensor, n_history: int | None = None) -> Tensor:
-        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; without a history, (B, N, dim) unchanged.
+        """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; an input without a history is returned unchanged.
 
-        `n_history` is h' where a window is not full yet, and holds fewer than l latents.
+        `n_history` is h', to be given if the window is not full yet and holds fewer than l latents.
 
         Raises:
             SettingError: If the history is longer than h.
@@ -82,24 +82,22 @@ class Decoder(nn.Module):
         for number, layer in enumerate(geometry.layers):
             rotary = number == 0 or not settings.rotary_first_layer_only
             block = Block(settings, layer, rotary, output_std)
-            if settings.compile:  # inside the hooks that sharding adds; all blocks share their code
+            if settings.compile:  # inside the hooks that sharding adds; all blocks share the compiled code
                 block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
             shard(block)
-            register_fsdp_forward_method(block, "extend")  # its weights are gathered there, too, if it is sharded
+            register_fsdp_forward_method(block, "extend")  # it gathers sharded weights, as `forward` does
             self.layers.append(block)
         self.final_norm = nn.LayerNorm(settings.dim)
         self.head = Linear(settings.dim, settings.vocab_size, settings.std())
         if settings.tie_embeddings:
             self.head.weight = self.embed.weight
-        # Made last, so that the random numbers of all other weights are those of a decoder without it.
-        self.compress = None if geometry.compression is None else self._compress(settings, geometry.compression)
+        # Created last, so that all other weights are initialized as in a decoder without it.
+        self.compress = None
+        if (lengths := geometry.compression) is not None:
+            self.compress = Compress(lengths, None if settings.std() is None else lengths.history_len**-0.5)
         shard(self)
         for name in ("loss", "extend"):
             register_fsdp_forward_method(self, name)
-
-    @staticmethod
-    def _compress(settings: DecoderSettings, lengths: Compression) -> Compress:
-        return Compress(lengths, None if settings.std() is None else lengths.history_len**-0.5)
 
     @property
     def blocks(self) -> list[Block]:
@@ -140,7 +138,7 @@ class Decoder(nn.Module):
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
 
     def _states(self, tokens: Tensor, n_last: int | None = None) -> Tensor:
-        """The residual stream behind the last layer, of the last `n_last` positions at least: (B, T, dim)."""
+        """The residual stream after the last layer, at least at the last `n_last` positions: (B, T, dim)."""
         x, n = self.embed(tokens), tokens.shape[1]  # (B, N, dim)
         # A history shorter than `compressed_len` becomes longer.
         n_positions = n + (0 if self.compress is None else self.compress.out_features)
@@ -182,7 +180,7 @@ class Decoder(nn.Module):
         return logits
 
     def _rotations(self, x: Tensor, caches: Sequence[LayerCache]) -> Tensor:
-        """The rotary table of the positions of `x` (B, n, dim), which follow those that the caches have seen."""
+        """The rotary table of `x` (B, n, dim), whose positions follow those in the caches."""
         n, starts = x.shape[1], {cache.n_seen for cache in caches}
         tables = {start: rotary_table(n, self.head_dim, self.rotary_base, x, start) for start in starts}
         if len(tables) == 1:

@@ -1,7 +1,7 @@
-"""A text read piece by piece, each position predicted from the window that would score it.
+"""Reads a text piece by piece; each position is predicted from the window that would score it.
 
-Inside of a window latents stand where they do in the full window, so that nothing that was computed changes as the
-window fills. Only when the window moves on is its part of the text read anew.
+Within a window the latents have the positions that they have in the full window, so nothing computed changes as the
+window fills. When the window moves on, its part of the text is read again.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from llp.decoder.decoder import Decoder
 from llp.decoder.kv_cache import KVCache
-from llp.scoring.windows import window_start
+from llp.scoring.windows import window_start, window_stop
 
-_PIECE_LEN = 4096  # positions at a time of a window without end, so that memory doesn't grow with a long text
+_PIECE_LEN = 4096  # positions at a time of an unlimited window, so that memory doesn't grow with the text
 
 
 @torch.inference_mode()
@@ -23,8 +23,8 @@ def extend(decoder: Decoder, tokens: Tensor, cache: KVCache, n_logits: int | Non
     Args:
         decoder: The decoder.
         tokens: (B, n) int64.
-        cache: It takes the tokens in.
-        n_logits: Compute only those after this many last tokens; by default after all of them.
+        cache: What was read before; it is extended by the tokens.
+        n_logits: Compute only the logits after this many last tokens; by default after all of them.
 
     Returns:
         (B, n_logits, vocab_size).
@@ -44,12 +44,12 @@ def extend(decoder: Decoder, tokens: Tensor, cache: KVCache, n_logits: int | Non
 
 @torch.inference_mode()
 def extend_each(decoder: Decoder, tokens: Tensor, caches: Sequence[KVCache]) -> Tensor:
-    """Read the next token of several texts, which may be at different positions, in one pass where that can be.
+    """Read the next token of several texts, in one pass where possible; they may be at different positions.
 
     Args:
         decoder: The decoder.
         tokens: (B, 1) int64, one for each text.
-        caches: They share out the texts among them, and take the tokens in.
+        caches: Each holds some of the texts, in order, and is extended by their tokens.
 
     Returns:
         Logits of the token after each, (B, vocab_size).
@@ -71,7 +71,7 @@ def extend_each(decoder: Decoder, tokens: Tensor, caches: Sequence[KVCache]) -> 
 
 def _extend_window(decoder: Decoder, piece: Tensor, cache: KVCache, span: tuple[int, int], n_logits: int) -> Tensor:
     """Logits (B, n_logits, vocab_size) after the last of the tokens (B, n), in the window `span`."""
-    if cache.span != span:  # its part of the text so far is read anew
+    if cache.span != span:  # read its part of the text again
         cache.clear(span)
         if cache.n_read > span[0]:
             piece = torch.cat((cache.tokens_from(span[0]), piece), dim=1)
@@ -79,11 +79,11 @@ def _extend_window(decoder: Decoder, piece: Tensor, cache: KVCache, span: tuple[
 
 
 def _window_at(cache: KVCache) -> tuple[tuple[int, int], int]:
-    """Start and stop of the window that predicts from the next position; how many positions to read in it."""
+    """Start and stop of the window that predicts from the next position, and how many positions to read in it."""
     position = cache.n_read
     if cache.window is None:
         room = cache.geometry.room_without_window(position)
         return (0, cache.geometry.latent_len or 0), min(room, _PIECE_LEN)
     window_len, stride = cache.window
-    stop = (position // stride + 1) * stride
+    stop = window_stop(position, stride)
     return (window_start(position, window_len, stride), stop), stop - position

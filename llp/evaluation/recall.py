@@ -7,6 +7,7 @@ from typing import TypedDict
 import numpy as np
 
 from llp.evaluation.loaders import TextLoader
+from llp.scoring.windows import scoring_windows
 
 _MOST_POSITION_BINS = 32
 
@@ -89,9 +90,10 @@ def loss_slices(nats: np.ndarray, scored: np.ndarray, loader: TextLoader) -> Los
     for document in loader.documents:
         of_document = slice(first, first + document.tokens)
         tokens = loader.file.tokens[document.start : document.start + document.tokens + 1]
-        positions = np.arange(document.tokens)
-        starts = np.maximum(0, (positions // stride + 1) * stride - window_len)  # as `window_start`
-        contexts[of_document] = positions - starts + 1
+        windows = list(scoring_windows(0, document.tokens, window_len, stride))
+        n_scored = np.array([window.n_scored for window in windows], np.int64)
+        starts = np.array([window.start for window in windows], np.int64).repeat(n_scored)
+        contexts[of_document] = np.arange(1, document.tokens + 1) - starts
         distances[of_document] = recall_distances(tokens, starts)
         first += document.tokens
     nats = nats[scored].astype(np.float64)

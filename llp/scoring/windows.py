@@ -1,10 +1,11 @@
-"""The windows that score a text, and what a score is computed on: arithmetic on positions, without tokens."""
+"""The windows that score a text: arithmetic on positions, without tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 JOINED = 8
-"""How many following windows are joined to one at most: 9 + 1 strides are then computed for 9 strides, not 18."""
+"""At most this many windows are joined to the one before them. If a window has two strides, 9 scored strides then take
+10 computed ones instead of 18."""
 
 
 class ScoringWindow(NamedTuple):
@@ -22,7 +23,7 @@ class WindowShape(NamedTuple):
     length: int
     n_scored: int
     is_first: bool
-    """Whether it is its document's first."""
+    """Whether it is the first of its document."""
 
 
 def scoring_windows(document: int, n_tokens: int, window_len: int, stride: int) -> Iterator[ScoringWindow]:
@@ -38,11 +39,16 @@ def scoring_windows(document: int, n_tokens: int, window_len: int, stride: int) 
 
 def window_start(position: int, window_len: int, stride: int) -> int:
     """The start of the window that scores a position."""
-    return max(0, (position // stride + 1) * stride - window_len)
+    return max(0, window_stop(position, stride) - window_len)
+
+
+def window_stop(position: int, stride: int) -> int:
+    """Where the window that scores a position stops, if the document doesn't end before."""
+    return (position // stride + 1) * stride
 
 
 def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_size: int) -> list[list[ScoringWindow]]:
-    """Batches of windows over documents of the given lengths; those of a batch have one length, without padding."""
+    """Batches of windows over documents of the given lengths; a batch has windows of one length, without padding."""
     windows = [
         window for document, n in enumerate(n_tokens) for window in scoring_windows(document, n, window_len, stride)
     ]

@@ -25,7 +25,7 @@ STREAM = np.arange(100, 150)
 
 def training_loader(stride=7, window_len=7, batch_size=3, n_batches=5, rank=0, world_size=1, samples=0, seed=5):
     order = TrainingOrder(len(STREAM), stride, seed)
-    windows = TextWindows(SimpleNamespace(tokens=STREAM, starts=[0]), order, window_len, burn_in=0)
+    windows = TextWindows(SimpleNamespace(tokens=STREAM), order, window_len, burn_in=0)
     return TrainingLoader(windows, TrainingProgress(samples), batch_size, n_batches, rank, world_size)
 
 
@@ -64,7 +64,10 @@ def test_ranks_take_the_samples_in_turn(world_size):
 def test_burn_in_begins_with_the_document():
     """Four tokens before each window of ten, of its own document alone: documents begin at 0, 3 and 24 of 50."""
     order = TrainingOrder(len(STREAM), 10, seed=1, is_circle=False)
-    stream = SimpleNamespace(tokens=STREAM, starts=[0, 3, 24])
+    documents = [SimpleNamespace(start=start) for start in (24, 3, 0)]
+    stream = SimpleNamespace(
+        tokens=STREAM, document_at=lambda place: next(document for document in documents if document.start <= place)
+    )
     loader = TrainingLoader(TextWindows(stream, order, 10, burn_in=4), TrainingProgress(), 1, 5, 0, 1)
     before = {}
     for inputs, targets, *places in loader:
