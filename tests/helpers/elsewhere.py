@@ -56,7 +56,7 @@ def model_job(job):
         result["cached"] = cached(model, tokens)
         model.generation_config.eos_token_id = None
         result["drawn"] = model.generate(tokens[:, :3], max_new_tokens=job["n_new"], do_sample=False).tolist()
-        for name, settings in WAYS_TO_DRAW.items():
+        for name, settings in WAYS_TO_DRAW.items() if job["draws"] else ():
             for use_cache in (True, False):
                 torch.manual_seed(0)
                 drawn = model.generate(tokens[:, :3], max_new_tokens=12, use_cache=use_cache, **settings)
