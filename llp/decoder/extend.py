@@ -13,7 +13,7 @@ from llp.decoder.decoder import Decoder
 from llp.decoder.kv_cache import KVCache
 from llp.scoring.windows import window_start, window_stop
 
-_PIECE_LEN = 4096  # positions at a time of an unlimited window, so that memory doesn't grow with the text
+_LONGEST_PIECE = 4096  # positions at a time of an unlimited window, so that memory doesn't grow with the text
 
 
 @torch.inference_mode()
@@ -83,7 +83,7 @@ def _window_at(cache: KVCache) -> tuple[tuple[int, int], int]:
     position = cache.n_read
     if cache.window is None:
         room = cache.geometry.room_without_window(position)
-        return (0, cache.geometry.latent_len or 0), min(room, _PIECE_LEN)
+        return (0, cache.geometry.latent_len or 0), min(room, _LONGEST_PIECE)
     window_len, stride = cache.window
     stop = window_stop(position, stride)
     return (window_start(position, window_len, stride), stop), stop - position

@@ -47,7 +47,6 @@ A language model of the architecture `{architecture}` of [long-lora-perceiver](h
 ## Limitations
 
 - The model was trained on text only: it follows no instructions, and its output is not filtered.
-- There is no cache: each new token is computed from its whole window, so `generate` is slower than `llp generate`.
 - There is no padding: the texts of a batch must be equally long; a mask that hides positions is refused.
 - A text is scored in windows of {window_len:,} tokens with a stride of {stride:,}, as by `llp test`; a document begins
   with the start token{start}.

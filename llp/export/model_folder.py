@@ -72,7 +72,7 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     shards.unlink(missing_ok=True)
     tokens = _UNKNOWN if tokenizer is None else tokenizer.token_ids
     _write_json(folder / exported_folder.CONFIG, _config(model, parts, dtype, tokens))
-    generation = {"do_sample": False, "use_cache": False, **tokens}
+    generation = {"do_sample": False, "use_cache": True, **tokens}
     _write_json(folder / "generation_config.json", generation)
     (folder / "modeling_llp.py").write_text(modeling_source(), encoding="utf-8")
     n_parameters = sum(weight.numel() for weight in stored.values())
@@ -117,7 +117,7 @@ def _config(model: LanguageModel, parts: dict[str, Any], dtype: str, tokens: dic
         **parts,
         "digest": digest(parts),
         "tie_word_embeddings": model.settings.tie_embeddings,
-        "use_cache": False,
+        "use_cache": True,
         "dtype": dtype,
         **tokens,
     }

@@ -24,14 +24,17 @@ class Sampling:
         require(temperature >= 0, "temperature", temperature, "set it to 0 or more")
         require(top_k is None or top_k >= 1, "top_k", top_k, "set it to 1 or more, or leave it out")
         require(0 < top_p <= 1, "top_p", top_p, "set it above 0 and at most to 1")
+        require(-(2**63) <= seed < 2**63, "seed", seed, "set it to an integer of 64 bits")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generator = torch.Generator().manual_seed(seed)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (vocab_size,) -> the probabilities (vocab_size,) from which the next token is drawn."""
-        if self.temperature == 0:
+        scaled = logits / self.temperature
+        overflows = bool(logits.isfinite().all()) and not bool(scaled.isfinite().all())
+        if self.temperature == 0 or overflows:  # next to 0
             return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
-        shares = (logits / self.temperature).softmax(-1)
+        shares = scaled.softmax(-1)
         if not shares.sum().isfinite():  # a diverged model has no most likely token
             return torch.full_like(shares, 1 / len(shares))
         kept = shares * self._kept(shares)
@@ -43,7 +46,7 @@ class Sampling:
             return torch.ones_like(shares, dtype=torch.bool)
         # A kept token is at least as likely as each of those after it, which have 1 - top_p together: the others need
         # no order. NumPy sorts without the indices, in a third of torch's time.
-        likely = shares[shares > (1 - self.top_p) / len(shares)]
+        likely = shares[shares >= min((1 - self.top_p) / len(shares), float(shares.max()))]
         ordered = torch.from_numpy(np.sort(likely.numpy())).flip(0)
         before = ordered.cumsum(0, dtype=torch.float64) - ordered  # of the more likely tokens
         n = min(int((before < self.top_p).sum()), self.top_k or len(shares))

@@ -123,7 +123,7 @@ def test_some_sequences_of_a_memory_go_on_and_one_goes_on_twice(name, form):
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
 @pytest.mark.parametrize(("name", "form"), ALL_FORMS, ids=str)
 def test_a_long_piece_is_read_in_parts(name, form, options, monkeypatch):
-    monkeypatch.setattr(decoder_extend, "_PIECE_LEN", 7)
+    monkeypatch.setattr(decoder_extend, "_LONGEST_PIECE", 7)
     model = build(name, **form, **options)
     tokens, n_read = draw(2, 5 if name in LATENT else 41), []
     whole = model(tokens)

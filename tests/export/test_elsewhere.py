@@ -24,6 +24,7 @@ FORMS = {
     "shared": ("LLP", {"share_key_value": True, "key_value_norm": True}),
     "first rotary": ("DoubleAttention", {"rotary_first_layer_only": True, "dropout": 0.3}),
 }
+DRAWS = ("Transformer-{}", "LLP-{}", "PerceiverAR-{}", "CompressedAttention-{}")  # with beams, and several samples
 TOKENIZERS = ("bytes", "pieces", "newline", "given")
 TEXT, HARNESS_LEN = "the harness reads windows that don't overlap", 16
 PROMPTS = ["The left", "a", "", "Ü 😀\n x"]
@@ -34,7 +35,8 @@ def results(tmp_path_factory):
     """Of each form, tokenizer and change: what llp loads, and what transformers made of the folder, in one process."""
     folder = tmp_path_factory.mktemp("elsewhere")
     jobs, ours = model_jobs(folder)
-    for more_jobs, more_ours in (tokenizer_jobs(folder), harness_jobs(folder), changed_jobs(folder)):
+    for make in (tokenizer_jobs, harness_jobs, changed_jobs, trainer_jobs):
+        more_jobs, more_ours = make(folder)
         jobs, ours = [*jobs, *more_jobs], ours | more_ours
     theirs = exported.elsewhere(folder, jobs)
     return {name: (own, result) for (name, own), result in zip(ours.items(), theirs, strict=True)}
@@ -50,7 +52,8 @@ def model_jobs(folder):
             folder / name / "a.ckpt", exported.small(architecture, **settings), scoring_window_len=shorter
         )
         write_folder(path, folder / name / "export")
-        jobs += [{"kind": "model", "folder": str(path.with_name("export")), "tokens": tokens.tolist(), "n_new": N_NEW}]
+        job = {"kind": "model", "folder": str(path.with_name("export")), "tokens": tokens.tolist(), "n_new": N_NEW}
+        jobs += [{**job, "draws": name in DRAWS}]
         ours[name] = loading.load(path).as_text_model(), tokens
     return jobs, ours
 
@@ -89,6 +92,21 @@ def harness_jobs(folder):
     where = str(folder / "bytes" / "export")
     job = {"kind": "harness", "folder": where, "text": TEXT, "pair": [TEXT[:3], TEXT[3:9]], "max_length": HARNESS_LEN}
     return [job], {"harness": loading.load(folder / "bytes" / "a.ckpt").as_text_model()}
+
+
+def trainer_jobs(folder):
+    """Four texts with 2 to 11 labels each: in one batch, and one at a time with their gradients accumulated."""
+    tokens = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(1))
+    labels = tokens.where(torch.arange(12) < torch.tensor([[3], [12], [5], [9]]), -100)
+    labels[:, 0] = -100
+    where = {
+        "kind": "trainer",
+        "folder": str(folder / "tied/export"),
+        "tokens": tokens.tolist(),
+        "labels": labels.tolist(),
+    }
+    jobs = [{**where, "batch_size": size, "accumulation": 4 // size} for size in (4, 1)]
+    return jobs, {"at once": None, "accumulated": None}
 
 
 def given(folder):
@@ -147,6 +165,37 @@ def test_logits_are_equal_bit_for_bit(results, name):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_states_are_the_decoders(results, name):
+    """Of each position in its scoring window: the embeddings, what leaves each layer, and the input of the head."""
+    (model, tokens), result = results[name]
+    decoder, found = model.module.decoder, []
+    modules = [decoder.embed, *decoder.layers[:-1], decoder.final_norm]
+    hooks = [module.register_forward_hook(lambda *out: found.append(out[2])) for module in modules]
+    with torch.no_grad():
+        for window in scoring_windows(0, N, *model.window):
+            decoder(tokens[:, window.start : window.stop])
+            found[-len(modules) :] = [state[:, -window.n_scored :] for state in found[-len(modules) :]]
+    for hook in hooks:
+        hook.remove()
+    assert len(result["states"]) == len(modules)
+    for number, states in enumerate(result["states"]):
+        assert torch.equal(states, torch.cat(found[number :: len(modules)], dim=1))
+    assert torch.equal(result["states"][0], decoder.embed(tokens))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_losses_and_their_form(results, name):
+    _, result = results[name]
+    torch.testing.assert_close(result["share"], result["loss"] * 2 * (N - 1) / 1000)
+    loss, logits = result["tuple"]
+    assert torch.equal(loss, result["loss"])
+    assert torch.equal(logits, result["logits"])
+    (plain, n_plain), (checkpointed, n_checkpointed) = result["gradients"]
+    torch.testing.assert_close(checkpointed, plain)
+    assert n_checkpointed == 2 * n_plain
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_greedy_continuation_is_llps(results, name):
     (model, tokens), result = results[name]
     prompts = [row[:3].tolist() for row in tokens]
@@ -157,6 +206,34 @@ def test_greedy_continuation_is_llps(results, name):
     assert result["drawn"] == drawn
 
 
+@pytest.mark.parametrize("kind", ["beams", "samples"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_cache_changes_no_text(results, name, kind):
+    _, result = results[name]
+    assert result[f"{kind} True"] == result[f"{kind} False"]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_cache_gives_the_same_logits_and_is_bounded(results, name):
+    (model, _), result = results[name]
+    cached, geometry = result["cached"], model.module.geometry
+    torch.testing.assert_close(cached["logits"], cached["alone"], rtol=0, atol=1e-5)
+    window_len, stride = model.window
+    if geometry.scores_as_one_pass(window_len, stride):
+        assert cached["n_read"] == N  # each position once
+    else:  # and a window's context once for each window
+        assert cached["n_read"] <= N + window_len * -(-N // stride)
+    assert cached["n_kept"] <= 2 * window_len
+
+
+def test_accumulated_gradients_are_those_of_one_batch(results):
+    _, at_once = results["at once"]
+    _, accumulated = results["accumulated"]
+    assert accumulated["loss"] == pytest.approx(at_once["loss"], rel=1e-5)
+    for name, weight in at_once["weights"].items():
+        torch.testing.assert_close(accumulated["weights"][name], weight)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_loading_leaves_nothing_out(results, name):
     _, result = results[name]
@@ -164,6 +241,9 @@ def test_loading_leaves_nothing_out(results, name):
     assert result["mode"] == (False, "torch.float32")
     assert result["tied"] == (name == "tied")
     assert "attention_mask hides positions" in result["padded"]
+    assert result["positions"] == "ValueError: position_ids: not supported by this model; leave it out"
+    assert result["resized"].startswith("ValueError: the vocabulary has 257 tokens and can't be resized to 300")
+    assert result["same size"]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -31,7 +31,7 @@ def refusal(call) -> str:
 
 
 def model_job(job):
-    """Logits, the greedy continuation, what loading says, and what is refused."""
+    """Logits, states, losses and continuations, what loading says, and what is refused."""
     load = AutoModelForCausalLM.from_pretrained
     model, info = load(job["folder"], trust_remote_code=True, output_loading_info=True)
     tokens = torch.tensor(job["tokens"])
@@ -42,14 +42,68 @@ def model_job(job):
             "logits": model(tokens).logits,
             "last": model(tokens, logits_to_keep=3).logits,
             "loss": model(tokens, labels=tokens).loss,
+            "share": model(tokens, labels=tokens, num_items_in_batch=1000).loss,
+            "states": model(tokens, output_hidden_states=True).hidden_states,
+            "tuple": model(tokens, labels=tokens, return_dict=False),
             "padded": refusal(lambda: model(tokens, attention_mask=masked)),
+            "positions": refusal(lambda: model(tokens, position_ids=torch.arange(tokens.shape[1])[None])),
+            "resized": refusal(lambda: model.resize_token_embeddings(300)),
+            "same size": model.resize_token_embeddings(257) is model.decoder.embed,
             "info": {name: list(map(str, value)) for name, value in info.items()},
             "mode": (model.training, str(next(model.parameters()).dtype)),
             "tied": model.decoder.head.weight is model.decoder.embed.weight,
         }
+        result["cached"] = cached(model, tokens)
         model.generation_config.eos_token_id = None
-        drawn = model.generate(tokens[:, :3], max_new_tokens=job["n_new"], do_sample=False)
-    return {**result, "drawn": drawn.tolist()}
+        result["drawn"] = model.generate(tokens[:, :3], max_new_tokens=job["n_new"], do_sample=False).tolist()
+        for name, settings in WAYS_TO_DRAW.items() if job["draws"] else ():
+            for use_cache in (True, False):
+                torch.manual_seed(0)
+                drawn = model.generate(tokens[:, :3], max_new_tokens=12, use_cache=use_cache, **settings)
+                result[f"{name} {use_cache}"] = drawn.tolist()
+    return {**result, "gradients": [gradient(model, tokens, checkpoints) for checkpoints in (False, True)]}
+
+
+WAYS_TO_DRAW = {"beams": {"num_beams": 3}, "samples": {"do_sample": True, "num_return_sequences": 2}}
+
+
+def cached(model, tokens):
+    """Logits of each next token, with a cache and without; how many positions the cache computes and keeps."""
+    n_read, cache, logits, n_kept = [], None, [], 0
+    hook = model.decoder.embed.register_forward_hook(lambda module, inputs, output: n_read.append(output.shape[1]))
+    for n in range(1, tokens.shape[1] + 1):
+        out = model(tokens[:, :n], next_token_only=True, use_cache=True, kv_cache=cache)
+        cache, logits = out.kv_cache, [*logits, out.logits]
+        n_kept = max(n_kept, *(len(buffer[0, 0]) for layer in cache.kv_cache.layers for buffer in layer._buffers))
+    hook.remove()
+    alone = [model(tokens[:, :n], next_token_only=True).logits for n in range(1, tokens.shape[1] + 1)]
+    return {"logits": torch.cat(logits, 1), "alone": torch.cat(alone, 1), "n_read": sum(n_read), "n_kept": n_kept}
+
+
+def gradient(model, tokens, checkpoints):
+    """That of the embeddings, and how often the first layer was computed."""
+    model.gradient_checkpointing_enable() if checkpoints else model.gradient_checkpointing_disable()
+    model.train().zero_grad()
+    calls = []
+    hook = model.decoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(None))
+    torch.manual_seed(0)
+    model(tokens, labels=tokens).loss.backward()
+    hook.remove()
+    return model.decoder.embed.weight.grad.clone(), len(calls)
+
+
+def trainer_job(job):
+    """Weights after one step of SGD by transformers' Trainer, with the batches accumulated."""
+    from transformers import Trainer, TrainingArguments
+
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], trust_remote_code=True)
+    rows = [{"input_ids": row, "labels": labels} for row, labels in zip(job["tokens"], job["labels"], strict=True)]
+    settings = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    settings |= {"report_to": [], "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
+    settings |= {"per_device_train_batch_size": job["batch_size"], "gradient_accumulation_steps": job["accumulation"]}
+    trainer = Trainer(model, TrainingArguments(output_dir=str(folder / "trainer"), **settings), train_dataset=rows)
+    loss = trainer.train().training_loss
+    return {"weights": dict(model.state_dict()), "loss": loss}
 
 
 def tokens_job(job):
