@@ -44,7 +44,7 @@ def extend(decoder: Decoder, tokens: Tensor, cache: KVCache, n_logits: int | Non
 
 @torch.inference_mode()
 def extend_each(decoder: Decoder, tokens: Tensor, caches: Sequence[KVCache]) -> Tensor:
-    """Read the next token of several texts, in one pass where possible; they may be at different positions.
+    """Read the next token of several texts, which may be at different positions, in one pass where that can be.
 
     Args:
         decoder: The decoder.
