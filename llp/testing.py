@@ -108,8 +108,7 @@ def _attention(case: Case) -> None:
         shapes |= {AttentionShape(whole, 1, stop, whole.first_kept(geometry.n_heads, stop - 1)) for stop in stops}
         if geometry.latent_len is None:
             shapes |= {AttentionShape(pattern.in_window(stop), stop, stop) for stop in stops}
-    for shape in sorted(shapes, key=lambda one: one[1:]):
-        probes.check_attention(shape, geometry.n_heads)
+    probes.check_attentions(shapes, geometry.n_heads)
 
 
 def _dependence(case: Case) -> None:

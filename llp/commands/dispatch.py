@@ -20,7 +20,8 @@ from llp.signals import Stopped
 
 FUNCTIONS = {
     **{
-        name: f"llp.commands.{name}" for name in ("generate", "context", "evaluate", "compare", "prepare", "completion")
+        name: f"llp.commands.{name}"
+        for name in ("generate", "context", "evaluate", "compare", "prepare", "check", "completion")
     },
     **dict.fromkeys(("export", "consolidate"), "llp.commands.conversion"),
 }

@@ -109,8 +109,7 @@ def check_causality(
         attention |= probes.attention_shapes(geometry, n, n_scored.get(n, 1))
     is_exact = model.device.type != "mps" and model.device_mesh is None  # float64, and parameters of one piece
     device = str(model.device) if is_exact else "cpu"
-    for shape in sorted(attention, key=lambda one: one[1:]):
-        probes.check_attention(shape, geometry.n_heads, device)
+    probes.check_attentions(attention, geometry.n_heads, device)
 
     def logits(tokens: Tensor) -> Tensor:
         return model.forward(tokens.to(model.device))
@@ -147,11 +146,12 @@ def _spread(values: list[V]) -> list[V]:
 
 def _check_cuts(model: LanguageModel, logits: probes.Logits, n: int, budget: float) -> list[int]:
     """Change all that follows some positions of a window, and all that precedes a few; the former are returned."""
+    geometry = model.geometry
     n_cuts = int(min(max(budget / model.decoder.flops(n), _FEWEST_CUTS), _MOST_CUTS))
-    cuts = probes.probed_positions(model.geometry, n, n_cuts)
-    contexts = model.geometry.context_lens(n)
-    readers = [position for position in cuts if contexts[position] > 1]
-    readers = [readers[0], readers[len(readers) // 2], readers[-1]] if readers else []
+    cuts = probes.probed_positions(geometry, n, n_cuts)
+    readers = [
+        position for position in cuts[:: max(1, len(cuts) // 3)] if probes.sees_any_before(geometry, n, position)
+    ]
     probes.check_cuts(logits, model.settings.vocab_size, n, cuts, readers)
     return cuts
 

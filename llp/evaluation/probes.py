@@ -137,7 +137,11 @@ def check_attention(shape: AttentionShape, n_heads: int, device: str = "cpu") ->
         return torch.randn(1, n_heads, n, _HEAD_DIM, dtype=torch.float64, generator=generator).to(device)
 
     query, key, value = draw(n_queries), draw(n_keys), draw(n_keys)
-    attended = pattern.attend(query, key[:, :, n_dropped:], value[:, :, n_dropped:])
+    of_shape = f"for {n_queries:,} queries over {n_keys - n_dropped:,} of {n_keys:,} positions"
+    try:
+        attended = pattern.attend(query, key[:, :, n_dropped:], value[:, :, n_dropped:])
+    except Exception as error:  # it may be anybody's
+        raise failure(n_keys - n_queries, f"{_name(pattern)}.attend fails {of_shape}: {error}") from error
     head, positions = torch.arange(n_heads, device=device).view(-1, 1, 1), torch.arange(n_keys, device=device)
     for rows in torch.arange(n_queries, device=device).split(_ROWS):
         at = n_keys - n_queries + rows
@@ -149,9 +153,14 @@ def check_attention(shape: AttentionShape, n_heads: int, device: str = "cpu") ->
         if wrong.any():
             row = int(wrong.any(dim=0).nonzero()[0])
             of_head = int(wrong[:, row].nonzero()[0])
-            reason = f"{_name(pattern)}.attend is not attention under its mask, in head {of_head}"
-            reason += f" for {n_queries:,} queries over {n_keys - n_dropped:,} of {n_keys:,} positions"
+            reason = f"{_name(pattern)}.attend is not attention under its mask, in head {of_head} {of_shape}"
             raise failure(int(at[row]), reason)
+
+
+def check_attentions(shapes: set[AttentionShape], n_heads: int, device: str = "cpu") -> None:
+    """`check_attention` of several shapes, those of whole windows first: they name the plainest position."""
+    for shape in sorted(shapes, key=lambda one: (one.n_queries < one.n_keys, *one[1:])):
+        check_attention(shape, n_heads, device)
 
 
 def attention_shapes(geometry: Geometry, n: int, n_scored: int) -> set[AttentionShape]:
@@ -221,6 +230,17 @@ def check_dependence(depends: Tensor, reads: Tensor) -> None:
     blind = (reads & before).any(dim=1) & ~(depends & before).any(dim=1)
     if blind.any():
         raise failure(first + int(blind.nonzero()[0]), "its logits change with no earlier token: it reads nothing")
+
+
+def sees_any_before(geometry: Geometry, n: int, position: int) -> bool:
+    """Whether a position with a loss sees one before itself, in any layer and head."""
+    head = torch.arange(geometry.n_heads).view(-1, 1, 1)
+    for layer, lengths in zip(geometry.layers, geometry.lengths(n), strict=True):
+        query = position - (n - lengths.n_in)
+        pattern = layer.pattern.in_window(lengths.n_in)
+        if bool(pattern.visible(head, torch.tensor([[query]]), torch.arange(query)).any()):
+            return True
+    return False
 
 
 def check_cuts(logits: Logits, vocab_size: int, n: int, cuts: list[int], readers: list[int]) -> None:
