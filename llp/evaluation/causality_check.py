@@ -2,15 +2,16 @@
 
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
-from typing import NotRequired, TypedDict, TypeVar, cast
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from llp.evaluation import probes
 from llp.evaluation.loaders import ScoringLoader
-from llp.language_model import LanguageModel
+from llp.language_model import LanguageModel, inputs_and_targets
 
 V = TypeVar("V", int, tuple[int, int])
 
@@ -65,7 +66,8 @@ class CausalityCheck(Callback):
         self.outcome: Outcome = {"causal": None}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.enabled:
+        self.outcome = {"causal": None}
+        if not self.enabled or not hasattr(trainer.test_dataloaders, "protocol"):
             return
         assert isinstance(pl_module, LanguageModel)
         loader = cast(ScoringLoader, trainer.test_dataloaders)
@@ -75,6 +77,22 @@ class CausalityCheck(Callback):
         scored = [(one.stop - one.start, one.n_scored) for batch in loader.batches for one in batch if one.n_scored]
         with trainer.precision_plugin.forward_context():
             self.outcome = check_causality(pl_module, lengths, window, scored, "candidates" in loader.protocol)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Of a loader that is no benchmark's, the first batch says which windows are scored."""
+        if not self.enabled or batch_idx or self.outcome["causal"] or hasattr(trainer.test_dataloaders, "protocol"):
+            return
+        assert isinstance(pl_module, LanguageModel)
+        inputs, targets, *positions = inputs_and_targets(batch)
+        n, unit = inputs.shape[1], pl_module.geometry.unit
+        window_len = max(unit, n // unit * unit)
+        stride = max(unit, min(pl_module.geometry.latent_len or n, window_len // 2) // unit * unit)
+        scored = [(n, min(targets.shape[1], pl_module.geometry.positions_out(n)))]
+        with trainer.precision_plugin.forward_context():
+            self.outcome = check_causality(pl_module, [n], (window_len, stride), scored, bool(positions))
+        rank_zero_info(describe(self.outcome))
 
 
 @torch.inference_mode()
