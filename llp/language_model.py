@@ -168,10 +168,10 @@ class LanguageModel(CheckpointedModule, ABC):
         logits: Tensor = self.decoder(tokens)
         return logits
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         if self._trainer is None:  # an optimizer of no parameters would train nothing
             self._build_without_trainer()
-        return super().parameters(recurse)
+        return super().named_parameters(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         self._build_without_trainer()
@@ -218,7 +218,7 @@ class LanguageModel(CheckpointedModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Mean loss in nats over the positions with a loss; for the forms of `batch` see `inputs_and_targets`."""
-        inputs, *scored = inputs_and_targets(batch)
+        inputs, *scored = self._unpacked(batch, batch_idx)
         losses = self.decoder.loss(inputs, *scored)
         n_scored = losses.each.shape[1]
         n_last = n_scored if len(scored) == 1 else None
@@ -234,6 +234,17 @@ class LanguageModel(CheckpointedModule, ABC):
             # Backward takes twice the forward pass.
             "flops": 3 * self.decoder.flops(inputs.shape[1], n_scored, n_last) * len(inputs),
         }
+
+    def _unpacked(self, batch: Batch, batch_idx: int) -> tuple[Tensor, ...]:
+        """What the decoder's loss takes of a batch; the ids of an epoch's first batch are checked."""
+        tensors, vocab_size = inputs_and_targets(batch), self.settings.vocab_size
+        if batch_idx == 0:  # on a GPU this waits for the batch
+            for ids in (int(extreme) for tokens in tensors[:2] if tokens.numel() for extreme in tokens.aminmax()):
+                remedy = (
+                    f"the model has the tokens 0 .. {vocab_size - 1}, by its vocab_size; every id must be one of them"
+                )
+                require(0 <= ids < vocab_size, "batch", f"token {ids}", remedy)
+        return tensors
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not is_accumulating(self.trainer):
@@ -270,24 +281,24 @@ class LanguageModel(CheckpointedModule, ABC):
         """Loss in nats of every target: (B, S)."""
         return self.decoder.loss(batch.inputs, batch.targets).each
 
-    def _nats(self, batch: Any) -> Tensor:
+    def _nats(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss in nats of every target of a batch from any loader: (B, S)."""
         if isinstance(batch, ScoringBatch):
             return self.score_nats(batch)
-        return self.decoder.loss(*inputs_and_targets(batch)).each
+        return self.decoder.loss(*self._unpacked(batch, batch_idx)).each
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if isinstance(self.score, LabelScore):
             self.score.update(self.decoder(batch.inputs, batch.positions), batch)
         elif isinstance(self.score, MeanLoss):
-            self.score.update(self._nats(batch))
+            self.score.update(self._nats(batch, batch_idx))
         else:
             self.score.update(self.score_nats(batch), batch)
 
     test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self._nats(batch)
+        return self._nats(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         loader: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders

@@ -88,6 +88,19 @@ def test_readme_commands():
         assert (ROOT / path).exists(), path
 
 
+def test_the_readme_runs_in_plain_torch_and_with_data_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### In plain PyTorch")
+    snippets = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    shapes = []
+    for code in snippets:
+        names: dict = {}
+        exec(code, names)
+        shapes.append(tuple(names.get("logits", names.get("attended")).shape))
+    assert shapes == [(2, 4, 1000, 32), (8, 129, 256), (1, 129, 256)]
+    assert list(tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt"))
+
+
 def test_what_users_are_told_to_install_exists():
     """By the distribution's name: the package index's `llp` is somebody else's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

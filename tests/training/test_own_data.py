@@ -96,3 +96,13 @@ def test_the_cosine_ends_with_the_last_epoch(tmp_path):
 def test_a_batch_of_another_form_is_refused(batch, message):
     with pytest.raises(SettingError, match=message):
         inputs_and_targets(batch)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "wrong"), [([*(TOKENS + 5)], 23), (TensorDataset(TOKENS, TOKENS.where(TOKENS > 3, -100)), -100)]
+)
+def test_an_id_that_is_no_token_is_refused(tmp_path, dataset, wrong):
+    loader, trainer = DataLoader(dataset, batch_size=4), Trainer(max_steps=1, default_root_dir=tmp_path, **QUIET)
+    for call in (trainer.fit, trainer.validate, trainer.predict):
+        with pytest.raises(SettingError, match=rf"batch = token {wrong}: the model has the tokens 0 \.\. 18"):
+            call(small(), loader)
