@@ -152,7 +152,7 @@ def _reading(case: Case) -> None:
     windows = _windows(case.model.geometry, case.n)
     for window in {*windows, case.model.geometry.scoring_window(case.longest)}:
         n = min(-(-window[0] // window[1]) + 2, 16) * window[1]
-        probes.check_reading(case.model, window, n, n_steps=n if window in windows else 64)
+        probes.check_reading(case.model, window, n, most=n if window in windows else 64)
 
 
 def _windows(geometry: Geometry, n: int) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llp.decoder.extend import extend_each
 from llp.decoder.geometry import Geometry
 from llp.decoder.patterns import AttentionPattern
 from llp.errors import SettingError, require
@@ -29,6 +30,7 @@ Logits = Callable[[Tensor], Tensor]
 _LONGEST_MASK = 4096  # positions of which all pairs are looked at
 _ROWS = 256  # queries whose pairs are held at a time
 _HEAD_DIM = 8
+_COPIES = 8  # of a text that is read token by token
 _BATCH_LOGITS = 2**23  # logits, and
 _BATCH_TOKENS = 2**13  # tokens of the rows that are computed together
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of logits, relative to the largest; 0.1 in half precision
@@ -294,35 +296,53 @@ def in_float64(module: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
-def check_reading(model: LanguageModel, window: tuple[int, int], n: int, n_steps: int) -> None:
-    """Read a text piece by piece, and compare with the full forward passes of the windows that score it.
+def check_reading(model: LanguageModel, window: tuple[int, int], n: int, most: int) -> None:
+    """Read a text token by token and in pieces, and compare with the full forward passes of the windows that score it.
 
-    Where a piece ends, later tokens don't exist for the model; so this is a check of causality, too. The text is read
-    once in pieces that end at `n_steps` positions, which are single tokens if these are all, and once in longer pieces.
+    Where a token is read alone, later ones don't exist for the model; so this is a check of causality, too. Several
+    copies of the text are read side by side, each from another position on, so that a step reads several tokens.
 
     Args:
         model: The model.
         window: Length and stride of the scoring windows.
         n: Tokens of the text, a multiple of the stride.
-        n_steps: How many positions at most are the end of a piece.
+        most: How many positions at most are read token by token; in a longer text, some stretches of it.
     """
-    vocab_size = model.settings.vocab_size
-    text = draw_tokens(vocab_size, 1, n, seed=2).to(model.device)
+    text = draw_tokens(model.settings.vocab_size, 1, n, seed=2).to(model.device)
     windows = list(scoring_windows(0, n, *window))
     expected = torch.cat([model(text[:, one.start : one.stop])[:, -one.n_scored :] for one in windows], dim=1)[0]
-    ends = torch.randperm(n, generator=torch.Generator().manual_seed(3)).tolist()
-    edges = [edge - 1 for edge in model.geometry.edges(n)] + model.geometry.edges(n)
-    some_edges = edges[:: max(1, 2 * len(edges) // n_steps)]
-    for stops in ({*some_edges, *ends[:n_steps]} if n > n_steps else {*range(1, n)}, {*ends[:7]}):
-        cuts = [0, *sorted(stop for stop in stops if 0 < stop < n), n]
-        cache, read = model.new_cache(1, window), []
-        for start, stop in pairwise(cuts):
-            logits, cache = model.extend(text[:, start:stop], cache)
-            read.append(logits[0])
-        position = first_difference(torch.cat(read), expected)
-        if position is not None:
+    for positions, read in (_token_by_token(model, window, text, most), _in_pieces(model, window, text)):
+        wrong = first_difference(read, expected[positions])
+        if wrong is not None:
             reason = "read piece by piece, its logits are not those of the full forward pass of its window"
-            raise failure(position, f"{reason}; windows of {window[0]:,} tokens, stride {window[1]:,}")
+            raise failure(positions[wrong], f"{reason}; windows of {window[0]:,} tokens, stride {window[1]:,}")
+
+
+def _token_by_token(model: LanguageModel, window: tuple[int, int], text: Tensor, most: int) -> tuple[list[int], Tensor]:
+    """Positions of a text (1, N), and the logits after each, where it alone was read: (positions, vocab_size)."""
+    n = text.shape[1]
+    starts = sorted({n * number // _COPIES for number in range(_COPIES)})
+    caches = [model.new_cache(1, window) for _ in starts]
+    for start, cache in zip(starts, caches, strict=True):
+        if start:
+            model.extend(text[:, :start], cache, 1)
+    found: dict[int, Tensor] = {}
+    for step in range(min(-(-n // len(starts)), -(-most // len(starts)))):
+        at = [start + step for start in starts if start + step < n]
+        found.update(zip(at, extend_each(model.decoder, text[0, at].unsqueeze(1), caches[: len(at)]), strict=True))
+    return sorted(found), torch.stack([found[position] for position in sorted(found)])
+
+
+def _in_pieces(model: LanguageModel, window: tuple[int, int], text: Tensor) -> tuple[list[int], Tensor]:
+    """All positions of a text (1, N), and the logits after each, read in long pieces and single tokens."""
+    n = text.shape[1]
+    ends = torch.randperm(n, generator=torch.Generator().manual_seed(3)).tolist()[:7]
+    stops = sorted({stop for end in ends for stop in (end, end + 1) if 0 < stop < n})
+    cache, read = model.new_cache(1, window), []
+    for start, stop in pairwise([0, *stops, n]):
+        logits, cache = model.extend(text[:, start:stop], cache)
+        read.append(logits[0])
+    return list(range(n)), torch.cat(read)
 
 
 def check_scoring(model: LanguageModel, n: int, n_scored: int, at_labels: bool = False) -> None:

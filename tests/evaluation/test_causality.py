@@ -219,7 +219,7 @@ LEAKS = {  # the class, and what the causality check says
     "a norm over the sequence": (hooked(lambda x: x + 1e-3 * x.mean(dim=1, keepdim=True)), "position 0: .*token 1,"),
     "across the batch": (hooked(lambda x: x + 1e-3 * x.mean(dim=0)), r"position \d+: its logits change with token"),
     "one position after attention": (hooked(next_at_77), "position 77: its logits change with token 78, which"),
-    "in the cache alone": (InTheCache, "position 5.: read piece by piece"),
+    "in the cache alone": (InTheCache, r"position \d+: read piece by piece"),
     "in the score alone": (InTheScore, r"position \d+: its score is not"),
 }  # fmt: skip
 
