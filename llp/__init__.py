@@ -1,4 +1,6 @@
-"""Long-context Perceiver language models: one LightningModule per architecture, and `load` for a trained one.
+"""Long-context Perceiver language models: one LightningModule per architecture, `load` for a trained one.
+
+`SegmentAttention` is LLP's attention alone.
 
 The names below are imported when they are first used, so that `import llp` and `llp --help` stay light.
 An architecture of your own needs no entry here: its class path is enough (`my_module.MyArchitecture`).
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from llp.architectures.sliding_window import SlidingWindow as SlidingWindow
     from llp.architectures.split_attention import SplitAttention as SplitAttention
     from llp.architectures.transformer import Transformer as Transformer
+    from llp.decoder.patterns import SegmentAttention as SegmentAttention
     from llp.loading import load as load
 
 # Large tensors on the CPU in large pages: at 8,192 positions a training step spends a sixth of its time on small ones
@@ -34,9 +37,10 @@ _HOMES = {
     "DoubleAttention": "llp.architectures.double_attention",
     "SplitAttention": "llp.architectures.split_attention",
     "CompressedAttention": "llp.architectures.compressed_attention",
+    "SegmentAttention": "llp.decoder.patterns",
     "load": "llp.loading",
 }
-ARCHITECTURES = tuple(name for name in _HOMES if name != "load")
+ARCHITECTURES = tuple(name for name, home in _HOMES.items() if home.startswith("llp.architectures."))
 __all__ = list(_HOMES)
 
 

@@ -31,18 +31,18 @@ class DecoderSettings:
     """
 
     vocab_size: int
-    dim: int
-    n_heads: int
-    mlp_ratio: int
-    dropout: float
-    rotary_base: float
-    tie_embeddings: bool
-    share_key_value: bool
-    key_value_norm: bool
-    rotary_first_layer_only: bool
-    initialization: Literal["normal", "torch"]
-    activation_checkpointing: bool
-    compile: bool
+    dim: int = 512
+    n_heads: int = 8
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+    rotary_base: float = 10000.0
+    tie_embeddings: bool = False
+    share_key_value: bool = False
+    key_value_norm: bool = False
+    rotary_first_layer_only: bool = False
+    initialization: Literal["normal", "torch"] = "normal"
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_heads", "mlp_ratio"):

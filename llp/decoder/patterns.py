@@ -308,7 +308,7 @@ class HistoryAttention(AttentionPattern):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
         n_before = key.shape[2] - query.shape[2]
         n_history = max(0, self.history_len - n_before)  # queries that belong to the history
-        if n_history and n_before:
+        if n_history and (n_before or n_history >= query.shape[2]):
             return self.attend_by_definition(query, key, value, dropout_p)
         latents = causal_attention(query[:, :, n_history:], key, value, dropout_p)  # (B, H, L, D)
         if n_history == 0:

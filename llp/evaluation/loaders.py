@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llp.scoring.metric import ScoredDocument
-from llp.scoring.windows import WindowShape
+from llp.scoring.windows import ScoringWindow, WindowShape
 from llp.text_model import Tokenizer
 
 
@@ -33,6 +33,8 @@ class ScoringLoader(Protocol):
     split: str
     protocol: dict[str, Any]
     """How the split is scored, in a form that JSON can hold."""
+    batches: list[list[ScoringWindow]]
+    """This process's windows, as they are computed."""
 
     @property
     def window_shapes(self) -> Mapping[WindowShape, int]:

@@ -18,7 +18,7 @@ from llp.evaluation.loaders import ScoringLoader, TextLoader
 from llp.evaluation.tables import readable, with_rule, write_csv, write_json
 from llp.language_model import LanguageModel
 from llp.scoring.label_metric import LabelScore, label_metrics
-from llp.scoring.metric import Score, metrics
+from llp.scoring.metric import MeanLoss, Score, metrics
 from llp.scoring.windows import WindowShape
 from llp.training.run_record import git_commit, versions
 
@@ -61,6 +61,8 @@ class TestReport(Callback):
         limit = "limit_test_batches" if is_test else "limit_val_batches"
         remedy = "nothing was scored; set it above 0"
         require(hasattr(model, "score"), f"trainer.{limit}", getattr(trainer, limit), remedy)
+        if isinstance(model.score, MeanLoss):
+            return  # of a loader without a text; Lightning shows its metrics
         # On every rank: the first sums over the ranks, the second is broadcast.
         (n_scored, expected), log_dir = model.score.scored(), trainer.log_dir
         if not trainer.is_global_zero:

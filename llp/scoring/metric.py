@@ -148,3 +148,34 @@ def _sum(sizes: list[dict[str, float]]) -> dict[str, float]:
         key: math.fsum(size[key] for size in sizes) if key == "nats" else sum(size[key] for size in sizes)
         for key in sizes[0]
     }
+
+
+class MeanLoss(Metric):
+    """The mean loss of all targets that any loader yields, summed in float64 over batches and ranks."""
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor) -> None:
+        """Add the loss of each target of a batch, `nats` (B, S)."""
+        self.nats += nats.double().sum()
+        self.tokens += nats.numel()
+
+    def compute(self) -> tuple[float, int]:
+        """Nats and targets, over all ranks."""
+        return float(self.nats), int(self.tokens)
+
+    def scored(self) -> tuple[int, int]:
+        """Number of targets that were scored, over all ranks, twice: the loader does not say of how many."""
+        return self.compute()[1], self.compute()[1]
+
+    def total(self) -> dict[str, float]:
+        """Loss in nats per token, and perplexity."""
+        loss = _ratio(*self.compute())
+        return {"loss": loss, "perplexity": _exp(loss)}

@@ -1,14 +1,10 @@
 """A text in pieces gives the logits of the whole, for every architecture and option, side by side and alone."""
 
-import random
-from itertools import pairwise
-
 import pytest
 import torch
 
 from helpers.small_models import FORMS, LATENT, OWN_FORMS, OWN_SETTINGS, build
 from llp.decoder import extend as decoder_extend
-from llp.decoder.extend import extend_each
 from llp.decoder.geometry import LayerLengths
 from llp.decoder.kv_cache import LayerCache
 from llp.decoder.patterns import CausalAttention, SegmentAttention, SlidingWindowAttention
@@ -22,49 +18,6 @@ def draw(*shape):
     return torch.randint(19, shape, generator=torch.Generator().manual_seed(1))
 
 
-def in_pieces(model, tokens, cache, seed=0):
-    """Logits of a text that is read in pieces of 1 to 9 tokens."""
-    rng = random.Random(seed)
-    cuts = [0]
-    while cuts[-1] < tokens.shape[1]:
-        cuts.append(min(tokens.shape[1], cuts[-1] + rng.randint(1, 9)))
-    logits = []
-    for start, stop in pairwise(cuts):
-        piece, cache = model.extend(tokens[:, start:stop], cache)
-        logits.append(piece)
-    return torch.cat(logits, dim=1)
-
-
-def in_windows(model, tokens, window_len, stride):
-    """Logits of a text by definition: each full window gives those of its last `stride` positions."""
-    stops = range(stride, tokens.shape[1] + 1, stride)
-    windows = [tokens[:, max(0, stop - window_len) : stop] for stop in stops]
-    return torch.cat([model(window)[:, -stride:] for window in windows], dim=1)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("name", "form"), ALL_FORMS, ids=str)
-def test_pieces_give_the_logits_of_the_whole(name, form, options):
-    model = build(name, **form, **options)
-    for n in (1, 5) if name in LATENT else (1, 4, 12, 41):
-        tokens = draw(2, n)
-        got = in_pieces(model, tokens, model.new_cache(2), seed=n)
-        torch.testing.assert_close(got, model(tokens), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("name", "form"), ALL_FORMS, ids=str)
-def test_with_a_window_each_position_is_predicted_from_the_window_that_scores_it(name, form, options):
-    model = build(name, **form, **options)
-    unit = model.geometry.unit
-    for window_len, stride in ((12, 4), (13, 5), (18, 2), (12, 6), (5, 5), (12, 12)):
-        if window_len % unit or stride % unit or (name in LATENT and stride > model.latent_len):
-            continue
-        tokens = draw(2, stride * (50 // stride))
-        got = in_pieces(model, tokens, model.new_cache(2, (window_len, stride)))
-        torch.testing.assert_close(got, in_windows(model, tokens, window_len, stride), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", OWN_SETTINGS)
 def test_windows_that_hold_the_reach_are_never_left(name):
     """Where windows score as one pass does, nothing is ever read anew."""
@@ -76,48 +29,8 @@ def test_windows_that_hold_the_reach_are_never_left(name):
     stride = 2 * unit
     assert model.new_cache(1, (model.geometry.reach + stride, stride)).window is None
     assert model.new_cache(1, (model.geometry.reach + stride - unit, stride)).window is not None
-    tokens = draw(1, stride * 20)
-    got = in_pieces(model, tokens, model.new_cache(1, (model.geometry.reach + stride, stride)))
-    torch.testing.assert_close(
-        got, in_windows(model, tokens, model.geometry.reach + stride, stride), rtol=0, atol=1e-12
-    )
     shared = build(name, share_key_value=True)
     assert shared.new_cache(1, (model.geometry.reach + stride, stride)).window is not None
-
-
-@pytest.mark.parametrize(("name", "form"), ALL_FORMS, ids=str)
-def test_texts_at_different_positions_side_by_side(name, form):
-    model = build(name, **form)
-    window = (12, 6 if name == "ShiftedSegments" else 4)
-    texts, lengths = draw(3, 30), (1, 7, 11)
-    alone = [in_pieces(model, text[None], model.new_cache(1, window))[0] for text in texts]
-    caches = [model.new_cache(1, window) for _ in texts]
-    for text, n, cache in zip(texts, lengths, caches, strict=True):
-        model.extend(text[None, :n], cache)
-    for step in range(18):
-        tokens = torch.stack([text[n + step] for text, n in zip(texts, lengths, strict=True)])[:, None]
-        got = extend_each(model.decoder, tokens, caches)
-        expected = torch.stack([logits[n + step] for logits, n in zip(alone, lengths, strict=True)])
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("name", "form"), ALL_FORMS, ids=str)
-def test_some_sequences_of_a_memory_go_on_and_one_goes_on_twice(name, form):
-    model = build(name, **form)
-    window = (12, 6 if name == "ShiftedSegments" else 4)
-    texts = draw(3, 30)
-    cache = model.new_cache(3, window)
-    model.extend(texts[:, :10], cache)
-    cache.select([2, 0, 2])
-    texts = torch.cat((texts[[2, 0, 2], :10], draw(3, 20)), dim=1)
-    other = model.new_cache(1, window)
-    model.extend(texts[:1, :5], other)
-    alone = in_pieces(model, texts, model.new_cache(3, window))
-    for step in range(18):
-        tokens = torch.cat((texts[:, 10 + step], texts[:1, 5 + step]))[:, None]
-        got = extend_each(model.decoder, tokens, [cache, other])
-        expected = torch.cat((alone[:, 10 + step], alone[:1, 5 + step]))
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=str)

@@ -1,11 +1,15 @@
 """Settings at their limits, and how each architecture scores a text: windows, contexts and edges by hand."""
 
+import inspect
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import llp
-from helpers.small_models import LATENT, OWN_SETTINGS, SIZES
+from helpers.small_models import LATENT, OWN_SETTINGS, SIZES, build
+from llp.decoder.block import DecoderSettings
 from llp.errors import SettingError
 
 
@@ -169,9 +173,36 @@ def test_the_decoder_is_built_once():
     assert model.decoder is decoder
 
 
-def test_the_cosine_needs_an_end():
-    model = make("LLP", schedule="cosine")
-    for max_steps in (-1, 0):
-        model._trainer = SimpleNamespace(max_steps=max_steps)
-        with pytest.raises(SettingError, match=f"trainer.max_steps = {max_steps}: the cosine needs its length"):
-            model.configure_optimizers()
+@pytest.mark.parametrize("use", ["forward", "optimizer", "load_state_dict", "extend"])
+def test_in_plain_torch_a_model_builds_itself_where_it_was_moved(use):
+    """Under a Trainer it does not: there the strategy says where."""
+    weights = build("LLP").state_dict()
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+
+    def first_use(model):
+        match use:
+            case "forward":
+                model(tokens)
+            case "optimizer":
+                assert len(torch.optim.AdamW(model.parameters()).param_groups[0]["params"]) == len(weights)
+            case "load_state_dict":
+                model.load_state_dict(weights)
+            case "extend":
+                model.extend(tokens, model.new_cache())
+
+    model = make("LLP").double()
+    first_use(model)
+    assert {weight.dtype for weight in model.state_dict().values()} == {torch.float64}
+    if use == "optimizer":
+        return
+    attached = make("LLP")
+    attached._trainer = SimpleNamespace()
+    with pytest.raises(SettingError, match=r"model = LLP: call configure_model\(\) first"):
+        first_use(attached)
+
+
+def test_a_decoder_has_the_defaults_of_a_model():
+    of_model = {name: one.default for name, one in inspect.signature(llp.Transformer).parameters.items()}
+    assert {field.name: field.default for field in fields(DecoderSettings) if field.default is not MISSING} == {
+        field.name: of_model[field.name] for field in fields(DecoderSettings) if field.name != "vocab_size"
+    }

@@ -18,6 +18,7 @@ OPTIONS = {
     "runs": {"folder", "--csv"},
     "compare": {"spec", "--plan", "--workers", "--slurm", "--time", "--report", "--retry", "--run", "--root"},
     "prepare": {"--config", "--data"},
+    "check": {"architecture", "--init_args", "--max_len"},
     "export": {"--ckpt_path", "--name", "--output", "--dtype"},
     "consolidate": {"folder"},
 }

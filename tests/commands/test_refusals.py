@@ -67,7 +67,7 @@ def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):
 
     monkeypatch.setattr("llp.decoder.patterns.segment_pair_attention", leaking)
     outcome = run("test", "--ckpt_path", trained)
-    assert_one_message(outcome, "its logits change with the tokens after position 0: it reads what it predicts")
+    assert_one_message(outcome, "it depends on a later position: it reads what it predicts")
     assert "perplexity" not in outcome[1]
     assert not (trained / "test.json").exists()
     status, out, err = run("test", "--ckpt_path", trained, "--certificate.enabled", "false")

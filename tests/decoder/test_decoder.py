@@ -6,6 +6,8 @@ import torch
 import llp
 from helpers import reference
 from helpers.small_models import LATENT, OWN_SETTINGS, SIZES, build
+from llp.decoder.block import Attention
+from llp.decoder.patterns import CausalAttention, Layer, SegmentAttention
 from llp.errors import SettingError
 
 
@@ -207,3 +209,10 @@ def test_normalized_keys_keep_their_type():
     key, value = attention.keys_and_values(x, torch.ones(4, attention.query.in_features // attention.n_heads // 2) + 0j)
     assert key.dtype == value.dtype == torch.bfloat16
     assert key is value
+
+
+def test_history_dropout_needs_causal_attention():
+    settings = build("LLP").settings
+    Attention(settings, Layer(CausalAttention(), 5, history_dropout=0.1), rotary=True, output_std=None)
+    with pytest.raises(SettingError, match=r"history_dropout = 0.1: .*SegmentAttention"):
+        Attention(settings, Layer(SegmentAttention(4), 5, history_dropout=0.1), rotary=True, output_std=None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.small_models import ARCHITECTURES, FORMS, LATENT, build
+from helpers.small_models import ARCHITECTURES, LATENT, build
 
 N = 18
 
@@ -22,29 +22,6 @@ def test_the_last_targets_belong_to_the_last_positions(name, n_targets):
     assert losses.each.shape == (3, n_scored)
     torch.testing.assert_close(losses.each.flatten(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(losses.mean, expected.mean(), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(("name", "settings"), FORMS)
-@pytest.mark.parametrize("options", [{}, {"share_key_value": True}, {"rotary_first_layer_only": True}])
-def test_layers_compute_what_the_last_positions_need(name, settings, options):
-    """Loss and gradients are those of the whole, also where values are rotated by their positions in the window."""
-    decoder = build(name, **{**settings, **options}).train().decoder
-    tokens, targets = torch.randint(19, (2, 3, 30 if name not in LATENT else N))
-    for n_last in (0, 1, 4, 7):
-        losses, logits = decoder.loss(tokens, targets[:, tokens.shape[1] - n_last :]), decoder(tokens)
-        n_scored = min(n_last, logits.shape[1])
-        assert losses.each.shape == (3, n_scored)
-        if n_scored:
-            logits, expected = logits[:, -n_scored:].flatten(0, 1), targets[:, -n_scored:].flatten()
-            pairs = zip(
-                gradients(losses.mean, decoder), gradients(F.cross_entropy(logits, expected), decoder), strict=True
-            )
-            for one, other in pairs:
-                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
-def gradients(loss, decoder):
-    return torch.autograd.grad(loss, list(decoder.parameters()))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -124,7 +124,10 @@ def test_the_table():
         "context_least": 1025,
         "context_mean": 1234.56,
         "context_greatest": 2048,
-        "certificate": {"causal": True, "probes": [{"length": 9, "positions": [3, 8]}]},
+        "certificate": {
+            **{"causal": True, "probes": [{"length": 9, "positions": [3, 8]}]},
+            **{"whole_window": 7, "read": 12, "scored": [[9, 4]]},
+        },
     }
     lines = format_table(rows, protocol).splitlines()
     cells = [line.split() for line in lines]
@@ -138,7 +141,7 @@ def test_the_table():
     assert "first window, from 1,234.6 tokens on average, and from at most 2,048." in text
     assert "Words: as they come." in text
     assert f"whitespace-separated words (46), the word perplexity is {math.exp(200 / 46):,.4f}" in text
-    assert "Probed for causality at 2 positions" in text
+    assert "Probed for causality at every position of a window of 7 tokens, and at 2 positions" in text
     protocol |= {"context_least": None, "context_mean": 3.0, "context_greatest": 5, "certificate": {"causal": None}}
     rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[Document("a", 100, 7, 600)]).rows()]
     text = format_table(rows, protocol)
