@@ -6,6 +6,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
 
+from datamodules.tokenizers import HuggingFaceTokenizer
 from llp.checkpoints import reading
 from llp.loading import load
 
@@ -27,6 +28,18 @@ class TrainedModel:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
         self.autocast = fabric.autocast
         self.loaded = load(ckpt_path).to(fabric.device)
+
+
+def with_own_tokenizer(config: Namespace) -> Namespace:
+    """A configuration whose data takes the tokenizer of a pretrained model, unless it names another."""
+    path = config.model.init_args.get("path") if config.model.class_path.endswith(".PretrainedModel") else None
+    if path is None or "tokenizer" not in config.data.init_args or config.data.init_args.tokenizer is not None:
+        return config
+    from llp.hf.pretrained_model import model_folder
+
+    config = config.clone()
+    config.data.init_args.tokenizer = HuggingFaceTokenizer(str(model_folder(path, config.model.init_args.revision)))
+    return config
 
 
 def with_stored_tokenizer(config: Namespace, checkpoint: dict[str, Any] | None) -> Namespace:

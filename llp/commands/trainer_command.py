@@ -18,7 +18,7 @@ from llp.commands import COMMANDS
 from llp.commands.arguments import Arguments
 from llp.commands.parser import Parser
 from llp.commands.private_members import keep_integers, share_data_over_all
-from llp.commands.trained_model import with_stored_tokenizer
+from llp.commands.trained_model import with_own_tokenizer, with_stored_tokenizer
 from llp.errors import SettingError, require
 from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport
@@ -115,7 +115,7 @@ class TrainerCommand(LightningCLI):
 
     def settings_to_build(self) -> Namespace:
         """The configuration from which model, data and Trainer are built; the tokenizer is the checkpoint's."""
-        return with_stored_tokenizer(self.settings, self.checkpoint)
+        return with_own_tokenizer(with_stored_tokenizer(self.settings, self.checkpoint))
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate(Namespace({self.command: self.settings_to_build()}))
