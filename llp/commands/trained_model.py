@@ -31,14 +31,16 @@ class TrainedModel:
 
 
 def with_own_tokenizer(config: Namespace) -> Namespace:
-    """A configuration whose data takes the tokenizer of a pretrained model, unless it names another."""
-    path = config.model.init_args.get("path") if config.model.class_path.endswith(".PretrainedModel") else None
-    if path is None or "tokenizer" not in config.data.init_args or config.data.init_args.tokenizer is not None:
+    """A configuration whose data takes the tokenizer of a pretrained model, if one is trained further and has one."""
+    own = config.model.init_args
+    if not config.model.class_path.endswith(".PretrainedModel") or own.path is None or own.from_scratch:
         return config
     from llp.hf.pretrained_model import model_folder
 
-    config = config.clone()
-    config.data.init_args.tokenizer = HuggingFaceTokenizer(str(model_folder(path, config.model.init_args.revision)))
+    folder = model_folder(own.path, own.revision)
+    if (folder / HuggingFaceTokenizer.file_name).exists() and "tokenizer" in config.data.init_args:
+        config = config.clone()
+        config.data.init_args.tokenizer = HuggingFaceTokenizer(str(folder))
     return config
 
 
