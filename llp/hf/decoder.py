@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from llp.hf.attention import new_cache
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from llp.decoder.block import last_positions
 from llp.decoder.decoder import TextDecoder, at_positions
 from llp.decoder.geometry import Geometry
 from llp.decoder.kv_cache import KVCache
 from llp.decoder.loss import Losses, linear_cross_entropy
+from llp.decoder.patterns import CausalAttention
 from llp.errors import require
+from llp.hf.cache import LocalCache
 
 
 class PretrainedCache(KVCache):
@@ -21,15 +23,17 @@ class PretrainedCache(KVCache):
     def __init__(self, model: Any, geometry: Geometry, batch_size: int, window: tuple[int, int] | None) -> None:
         super().__init__(geometry, batch_size, window)
         self.model = model
-        self.hidden = new_cache(model)
+        self.hidden: Any = None
 
     def clear(self, span: tuple[int, int]) -> None:
         self.span = span
-        self.hidden = new_cache(self.model)
+        is_dense = all(layer.pattern == CausalAttention() for layer in self.geometry.layers)
+        self.hidden = DynamicCache(config=self.model.config) if is_dense else LocalCache(self.model)
 
     def select(self, rows: Sequence[int]) -> None:
         super().select(rows)
-        self.hidden.batch_select_indices(torch.tensor(rows))
+        if self.hidden is not None:
+            self.hidden.batch_select_indices(torch.tensor(rows))
 
 
 class PretrainedDecoder(TextDecoder):

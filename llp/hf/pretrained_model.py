@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from llp.hf.attention import first_tokens_kept, set_attention
-from torch import nn
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llp.atomic_files import file_sha256
 from llp.checkpoints.reading import class_path, import_class
 from llp.decoder.geometry import Geometry
 from llp.decoder.patterns import AttentionPattern, CausalAttention, Layer
 from llp.errors import SettingError, require
+from llp.hf.attention import set_attention
 from llp.hf.decoder import PretrainedDecoder, logit_scale
 from llp.training_module import TrainingModule
 
@@ -41,8 +44,6 @@ class Lora:
 
     def add_to(self, model: nn.Module) -> None:
         """Put adapters into a model, in place; nothing else of it is trained, except for `also_train`."""
-        from peft import LoraConfig, inject_adapter_in_model
-
         linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         for target in self.targets:
             remedy = f"no linear module has this name; there are {', '.join(sorted(linear))}"
@@ -54,6 +55,28 @@ class Lora:
             require(len(found) > 0, "model.init_args.lora.also_train", part, "no parameter's name contains it")
             for parameter in found:
                 parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class WithFirstTokens(AttentionPattern):
+    """A pattern by which every position also sees the first tokens of the window."""
+
+    pattern: AttentionPattern
+    n_first: int
+
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return self.pattern.visible(head, query, key) | (key < self.n_first)
+
+    @property
+    def unit(self) -> int | None:
+        return self.pattern.unit if self.n_first == 0 else None
+
+    @property
+    def reach(self) -> int | None:
+        return self.pattern.reach if self.n_first == 0 else None
+
+    def check_window(self, n: int) -> None:
+        self.pattern.check_window(n)
 
 
 class PretrainedModel(TrainingModule):
@@ -138,7 +161,7 @@ class PretrainedModel(TrainingModule):
         layers = [Layer(CausalAttention())] * config.num_hidden_layers
         for number in self.local_layers:
             assert self.pattern is not None
-            layers[number] = Layer(first_tokens_kept(self.pattern, self.keep_first))
+            layers[number] = Layer(WithFirstTokens(self.pattern, self.keep_first))
         return Geometry(tuple(layers), config.num_attention_heads)
 
     def configure_model(self) -> None:
@@ -165,8 +188,6 @@ class PretrainedModel(TrainingModule):
                 register_fsdp_forward_method(self.decoder, name)
 
     def _read_model(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
         dtype = torch.get_default_dtype()
         if self.has_own_weights or torch.get_default_device().type == "meta":
             return AutoModelForCausalLM.from_config(self.transformers_config, dtype=dtype)
@@ -201,8 +222,6 @@ def pattern_of(settings: dict[str, Any]) -> AttentionPattern:
 
 def model_folder(path: str, revision: str | None) -> Path:
     """The folder of a model, which is downloaded if `path` is a name on the hub."""
-    from huggingface_hub import snapshot_download
-
     return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
 
 
@@ -212,11 +231,6 @@ def read_config(path: str | None, revision: str | None, from_scratch: bool, conf
     Raises:
         SettingError: If there is none.
     """
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        remedy = 'it needs transformers: pip install "long-lora-perceiver[pretrained]"'
-        raise SettingError("model.class_path", "llp.PretrainedModel", remedy) from error
     if path is None:
         remedy = "give the folder of a model or its name on the hub; or from_scratch: true and a config"
         require(from_scratch and config is not None and "model_type" in config, "model.init_args.path", path, remedy)
