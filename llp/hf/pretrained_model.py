@@ -133,12 +133,13 @@ class PretrainedModel(TrainingModule):
         pattern = as_settings(pattern) if isinstance(pattern, AttentionPattern) else pattern
         lora = asdict(lora) if isinstance(lora, Lora) else lora  # plain values go into a checkpoint
         self.transformers_config = read_config(path, revision, from_scratch, config)
-        super().__init__()
         n_tokens = self.transformers_config.vocab_size
-        if from_scratch and vocab_size is not None:
+        vocab_size = n_tokens if vocab_size is None else vocab_size
+        super().__init__()
+        remedy = f"the model has {n_tokens}; give the data the model's own tokenizer"
+        require(from_scratch or vocab_size <= n_tokens, "vocab_size", vocab_size, remedy)
+        if from_scratch:
             self.transformers_config.vocab_size = vocab_size
-        remedy = f"the model has {n_tokens}; leave the data's tokenizer out, so that it is the model's own"
-        require(vocab_size is None or from_scratch or vocab_size <= n_tokens, "vocab_size", vocab_size, remedy)
         self.lora = None if lora is None else Lora(**{**lora, **{n: tuple(lora[n]) for n in ("targets", "also_train")}})
         self.pattern = None if pattern is None else pattern_of(pattern)
         self.path, self.revision, self.keep_first, self.dense_every = path, revision, keep_first, dense_every
@@ -194,8 +195,7 @@ class PretrainedModel(TrainingModule):
         try:
             return AutoModelForCausalLM.from_pretrained(self.path, revision=self.revision, dtype=dtype)
         except (OSError, ValueError) as error:
-            remedy = f"its weights can't be read ({str(error).splitlines()[0]}); give a folder or a name on the hub"
-            raise SettingError("model.init_args.path", self.path, remedy) from error
+            raise no_such_model(self.path, error) from error
 
     @cached_property
     def base(self) -> str | None:
@@ -222,7 +222,16 @@ def pattern_of(settings: dict[str, Any]) -> AttentionPattern:
 
 def model_folder(path: str, revision: str | None) -> Path:
     """The folder of a model, which is downloaded if `path` is a name on the hub."""
-    return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
+    try:
+        return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
+    except (OSError, ValueError) as error:
+        raise no_such_model(path, error) from error
+
+
+def no_such_model(path: str | None, error: Exception) -> SettingError:
+    """The error for a path at which transformers finds nothing that it can use."""
+    remedy = f"there is no model of transformers ({str(error).splitlines()[0]}); give its folder or its name on the hub"
+    return SettingError("model.init_args.path", path, remedy)
 
 
 def read_config(path: str | None, revision: str | None, from_scratch: bool, config: dict[str, Any] | None) -> Any:
@@ -240,9 +249,7 @@ def read_config(path: str | None, revision: str | None, from_scratch: bool, conf
     try:
         found = AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        remedy = f"it is no model of transformers ({reason}); give its folder or its name on the hub"
-        raise SettingError("model.init_args.path", path, remedy) from error
+        raise no_such_model(path, error) from error
     is_whole = from_scratch or not Path(path).is_dir() or any(Path(path).glob("*.safetensors"))
     remedy = "the folder has no weights (*.safetensors); add them, or set from_scratch: true"
     require(is_whole, "model.init_args.path", path, remedy)

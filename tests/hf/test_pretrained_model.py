@@ -14,7 +14,7 @@ from llp.errors import SettingError
 from llp.hf import set_attention
 from llp.hf.decoder import logit_scale
 
-SIZE = {"vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+SIZE = {"vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
 CONFIG = {**SIZE, "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64}
 SEGMENTS = {"class_path": "llp.SegmentAttention", "init_args": {"segment_len": 8}}
 
