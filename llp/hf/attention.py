@@ -8,7 +8,6 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GenerationConfig, PreTrainedModel
-
 from transformers.generation import GenerationMode
 
 from llp.decoder.patterns import AttentionPattern
@@ -20,7 +19,12 @@ from llp.hf.rows import Rows, make_rows
 
 _NAME = "llp"
 _PIECE_LEN = 4096  # of a prompt, at a time
-_FORWARD_ONLY = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+_FORWARD_ONLY = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
 _calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 
 

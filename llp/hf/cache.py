@@ -17,7 +17,9 @@ class LocalLayer(DynamicLayer):
         self.attention = attention
         self.n_seen = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Add n positions (B, H, n, D); returns the keys and values that their queries can see."""
         if not self.is_initialized:
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
@@ -48,7 +50,9 @@ class LocalLayer(DynamicLayer):
 
     def crop(self, *args: object) -> None:
         """Raise a `SettingError`: what was dropped does not come back."""
-        raise SettingError("past_key_values", "LocalCache", "it can't go back in the text: give generate a DynamicCache")
+        raise SettingError(
+            "past_key_values", "LocalCache", "it can't go back in the text: give generate a DynamicCache"
+        )
 
     def reset(self) -> None:
         """Forget the text."""

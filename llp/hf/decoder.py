@@ -1,5 +1,6 @@
 """A causal model of transformers with the interface of a decoder of ours."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ class PretrainedDecoder(TextDecoder):
         super().__init__()
         self.model, self.geometry, self.logit_scale = model, geometry, logit_scale
         self.head_dim = head_dim(model.config)
+        names = inspect.signature(model.base_model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"  # by the version of transformers
 
     @property
     def head(self) -> nn.Linear:
@@ -82,7 +85,7 @@ class PretrainedDecoder(TextDecoder):
         found = []
         for cache, own in zip(caches, tokens.split([cache.batch_size for cache in caches]), strict=True):
             assert isinstance(cache, PretrainedCache)
-            states = self._states(own, past_key_values=cache.hidden, use_cache=True)
+            states = self._states(own, use_cache=True, **{self._cache_name: cache.hidden})
             found.append(self._logits(last_positions(states, own.shape[1] if n_logits is None else n_logits)))
         return torch.cat(found)
 

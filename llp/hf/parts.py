@@ -117,7 +117,9 @@ def make_plan(
     return Plan(None, (0, 0), blocks, torch.cat(turns, dim=1))
 
 
-def attend_in_segments(plan: Plan, look_back: int, first_segment: int, local: Triple, kept: Triple, scale: float) -> Tensor:
+def attend_in_segments(
+    plan: Plan, look_back: int, first_segment: int, local: Triple, kept: Triple, scale: float
+) -> Tensor:
     """Segments see themselves, those before them and, where they don't see the first tokens, the kept ones."""
     assert plan.segment_len is not None
     batch, n_queries, segment_len = len(local[0]), local[0].shape[2], plan.segment_len

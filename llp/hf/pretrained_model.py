@@ -1,5 +1,6 @@
 """A causal model of transformers as a LightningModule: trained, scored and continued like every architecture."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,9 +36,9 @@ class Lora:
     """
 
     rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    also_train: tuple[str, ...] = ()
+    alpha: int = 16
+    targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    also_train: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "lora.rank", self.rank, "set it to 1 or more")
@@ -120,7 +121,7 @@ class PretrainedModel(TrainingModule):
         pattern: dict[str, Any] | None = None,
         keep_first: int = 4,
         dense_every: int | None = None,
-        lora: Lora | None = None,
+        lora: Lora | dict[str, Any] | None = None,
         activation_checkpointing: bool = False,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -131,7 +132,9 @@ class PretrainedModel(TrainingModule):
         halve_every: int = 100_000,
     ) -> None:
         pattern = as_settings(pattern) if isinstance(pattern, AttentionPattern) else pattern
-        lora = asdict(lora) if isinstance(lora, Lora) else lora  # plain values go into a checkpoint
+        lora_settings = asdict(lora) if isinstance(lora, Lora) else lora
+        self.lora = None if lora_settings is None else Lora(**lora_settings)
+        lora = lora_settings  # plain values go into a checkpoint
         self.transformers_config = read_config(path, revision, from_scratch, config)
         n_tokens = self.transformers_config.vocab_size
         vocab_size = n_tokens if vocab_size is None else vocab_size
@@ -140,7 +143,6 @@ class PretrainedModel(TrainingModule):
         require(from_scratch or vocab_size <= n_tokens, "vocab_size", vocab_size, remedy)
         if from_scratch:
             self.transformers_config.vocab_size = vocab_size
-        self.lora = None if lora is None else Lora(**{**lora, **{n: tuple(lora[n]) for n in ("targets", "also_train")}})
         self.pattern = None if pattern is None else pattern_of(pattern)
         self.path, self.revision, self.keep_first, self.dense_every = path, revision, keep_first, dense_every
         self.has_own_weights, self.activation_checkpointing = from_scratch, activation_checkpointing
@@ -193,7 +195,7 @@ class PretrainedModel(TrainingModule):
         if self.has_own_weights or torch.get_default_device().type == "meta":
             return AutoModelForCausalLM.from_config(self.transformers_config, dtype=dtype)
         try:
-            return AutoModelForCausalLM.from_pretrained(self.path, revision=self.revision, dtype=dtype)
+            return AutoModelForCausalLM.from_pretrained(str(self.path), revision=self.revision, dtype=dtype)
         except (OSError, ValueError) as error:
             raise no_such_model(self.path, error) from error
 
