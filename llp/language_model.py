@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch.distributed.fsdp import fully_shard
 
@@ -37,14 +37,7 @@ class LanguageModel(TrainingModule):
         activation_checkpointing: Whether training stores only each layer's input and recomputes the rest in the
             backward pass: less memory, about a third more time, the same results.
         compile: Whether to compile the layers with `torch.compile`, which takes a minute or more at the start.
-        learning_rate: Peak learning rate of AdamW.
-        betas: AdamW's decay rates of the first and second moments.
-        weight_decay: AdamW's weight decay, applied to the weights of linear layers only.
-        schedule: `cosine` decays to `final_learning_rate` at `trainer.max_steps`; `halving` halves the learning rate
-            every `halve_every` steps.
-        warmup_steps: Optimizer steps of linear warm-up, under either schedule.
-        final_learning_rate: Where the cosine ends, as a fraction of `learning_rate`.
-        halve_every: Optimizer steps from one halving to the next.
+        kwargs: The arguments of `TrainingModule`.
 
     Raises:
         SettingError: If a value can't be used.
@@ -68,15 +61,9 @@ class LanguageModel(TrainingModule):
         initialization: Literal["normal", "torch"] = "normal",
         activation_checkpointing: bool = False,
         compile: bool = False,
-        learning_rate: float = 5e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.1,
-        schedule: Literal["cosine", "halving"] = "cosine",
-        warmup_steps: int = 500,
-        final_learning_rate: float = 0.1,
-        halve_every: int = 100_000,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
         require(n_layers >= 1, "n_layers", n_layers, "set it to 1 or more")
         self.n_layers = n_layers
         self.settings = self._chosen(DecoderSettings)

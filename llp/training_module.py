@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback
@@ -31,11 +31,33 @@ class TrainingModule(CheckpointedModule, ABC):
 
     A subclass says what the decoder is: `LanguageModel` builds it from the attention patterns of its layers,
     `PretrainedModel` takes a model of transformers. Nothing is allocated until `configure_model` builds `decoder`.
+
+    Args:
+        learning_rate: Peak learning rate of AdamW.
+        betas: AdamW's decay rates of the first and second moments.
+        weight_decay: AdamW's weight decay, applied to the weights of linear layers only.
+        schedule: `cosine` decays to `final_learning_rate` at `trainer.max_steps`; `halving` halves the learning rate
+            every `halve_every` steps.
+        warmup_steps: Optimizer steps of linear warm-up, under either schedule.
+        final_learning_rate: Where the cosine ends, as a fraction of `learning_rate`.
+        halve_every: Optimizer steps from one halving to the next.
+
+    Raises:
+        SettingError: If a value can't be used.
     """
 
     changeable_settings = frozenset(field.name for field in fields(OptimizationSettings))
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        learning_rate: float = 5e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+        schedule: Literal["cosine", "halving"] = "cosine",
+        warmup_steps: int = 500,
+        final_learning_rate: float = 0.1,
+        halve_every: int = 100_000,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.optimization = self._chosen(OptimizationSettings)

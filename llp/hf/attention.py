@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.generation import GenerationMode
 
 from llp.decoder.patterns import AttentionPattern
-from llp.errors import SettingError, require
+from llp.errors import require
 from llp.hf.cache import LocalCache
 from llp.hf.layer import LayerAttention, attend
 from llp.hf.rotation import Call, Probed, probe, refused

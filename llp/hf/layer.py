@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llp.decoder.patterns import AttentionPattern, SegmentAttention
+from llp.decoder.patterns import AttentionPattern
 from llp.errors import SettingError, require
-from llp.hf.parts import Plan, Triple, attend_in_blocks, attend_in_segments, make_plan
+from llp.hf.parts import attend_in_blocks, attend_in_segments, make_plan
 from llp.hf.rotation import Rotation
 from llp.hf.rows import Document, Rows
 

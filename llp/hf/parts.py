@@ -5,7 +5,6 @@ sees. Shapes: B batch, H heads, Q queries, N keys, K kept tokens, D head width, 
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch

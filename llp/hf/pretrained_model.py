@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -96,14 +96,7 @@ class PretrainedModel(TrainingModule):
         dense_every: Every so many layers, the last of them stays dense; None if none does.
         lora: Train low-rank adapters instead of all weights.
         activation_checkpointing: Whether training stores only each layer's input and recomputes the rest.
-        learning_rate: Peak learning rate of AdamW.
-        betas: AdamW's decay rates of the first and second moments.
-        weight_decay: AdamW's weight decay, applied to the weights of linear layers only.
-        schedule: `cosine` decays to `final_learning_rate` at `trainer.max_steps`; `halving` halves the learning rate
-            every `halve_every` steps.
-        warmup_steps: Optimizer steps of linear warm-up, under either schedule.
-        final_learning_rate: Where the cosine ends, as a fraction of `learning_rate`.
-        halve_every: Optimizer steps from one halving to the next.
+        kwargs: The arguments of `TrainingModule`.
 
     Raises:
         SettingError: If a value can't be used, or there is no such model.
@@ -123,13 +116,7 @@ class PretrainedModel(TrainingModule):
         dense_every: int | None = None,
         lora: Lora | dict[str, Any] | None = None,
         activation_checkpointing: bool = False,
-        learning_rate: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.1,
-        schedule: Literal["cosine", "halving"] = "cosine",
-        warmup_steps: int = 20,
-        final_learning_rate: float = 0.1,
-        halve_every: int = 100_000,
+        **kwargs: Any,
     ) -> None:
         pattern = as_settings(pattern) if isinstance(pattern, AttentionPattern) else pattern
         lora_settings = asdict(lora) if isinstance(lora, Lora) else lora
@@ -138,7 +125,7 @@ class PretrainedModel(TrainingModule):
         self.transformers_config = read_config(path, revision, from_scratch, config)
         n_tokens = self.transformers_config.vocab_size
         vocab_size = n_tokens if vocab_size is None else vocab_size
-        super().__init__()
+        super().__init__(**kwargs)
         remedy = f"the model has {n_tokens}; give the data the model's own tokenizer"
         require(from_scratch or vocab_size <= n_tokens, "vocab_size", vocab_size, remedy)
         if from_scratch:

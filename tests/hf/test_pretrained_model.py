@@ -149,6 +149,14 @@ def test_bad_settings_are_named(run, work, config, settings, named):
     assert_one_message(run("fit", "--config", "bad.yaml"), named)
 
 
+def test_the_shipped_configuration_trains_any_folder(run, work, config, folder):
+    (work / "data.yaml").write_text(yaml.safe_dump({"data": config["data"], "trainer": config["trainer"]}))
+    small = ("--model.init_args.pattern.init_args.segment_len", 8, "--trainer.max_steps", 1)
+    files = ("--config", "configs/model/pretrained.yaml", "--model.init_args.path", folder, "--config", "data.yaml")
+    status, _, err = run("fit", *files, *small)
+    assert status == 0, err
+
+
 def test_from_scratch_needs_no_folder(run, work, config):
     config["model"]["init_args"] |= {"path": None, "lora": None, "from_scratch": True}
     config["model"]["init_args"]["config"] = {"model_type": "qwen3", **CONFIG, "head_dim": 8}
