@@ -91,7 +91,7 @@ class PretrainedModel(TrainingModule):
         revision: The commit, branch or tag of a model from the hub.
         from_scratch: Whether to start from random weights instead of the model's own.
         config: With `from_scratch` and without a path: `model_type` and the settings of its configuration.
-        pattern: `class_path` and `init_args` of the attention pattern; None leaves the attention dense.
+        pattern: Who attends to whom; None leaves the attention dense.
         keep_first: How many tokens at the beginning of a window every position sees besides.
         dense_every: Every so many layers, the last of them stays dense; None if none does.
         lora: Train low-rank adapters instead of all weights.
@@ -111,17 +111,18 @@ class PretrainedModel(TrainingModule):
         revision: str | None = None,
         from_scratch: bool = False,
         config: dict[str, Any] | None = None,
-        pattern: dict[str, Any] | None = None,
+        pattern: AttentionPattern | None = None,
         keep_first: int = 4,
         dense_every: int | None = None,
-        lora: Lora | dict[str, Any] | None = None,
+        lora: Lora | None = None,
         activation_checkpointing: bool = False,
         **kwargs: Any,
     ) -> None:
-        pattern = as_settings(pattern) if isinstance(pattern, AttentionPattern) else pattern
-        lora_settings = asdict(lora) if isinstance(lora, Lora) else lora
-        self.lora = None if lora_settings is None else Lora(**lora_settings)
-        lora = lora_settings  # plain values go into a checkpoint
+        # A checkpoint has plain values, of which the settings are made again.
+        self.pattern = pattern_of(pattern) if isinstance(pattern, dict) else pattern
+        self.lora = Lora(**lora) if isinstance(lora, dict) else lora
+        pattern = None if self.pattern is None else as_settings(self.pattern)  # type: ignore[assignment]
+        lora = None if self.lora is None else asdict(self.lora)  # type: ignore[assignment]
         self.transformers_config = read_config(path, revision, from_scratch, config)
         n_tokens = self.transformers_config.vocab_size
         vocab_size = n_tokens if vocab_size is None else vocab_size
@@ -130,7 +131,6 @@ class PretrainedModel(TrainingModule):
         require(from_scratch or vocab_size <= n_tokens, "vocab_size", vocab_size, remedy)
         if from_scratch:
             self.transformers_config.vocab_size = vocab_size
-        self.pattern = None if pattern is None else pattern_of(pattern)
         self.path, self.revision, self.keep_first, self.dense_every = path, revision, keep_first, dense_every
         self.has_own_weights, self.activation_checkpointing = from_scratch, activation_checkpointing
         require(keep_first >= 0, "model.init_args.keep_first", keep_first, "set it to 0 or more")
@@ -202,10 +202,7 @@ def as_settings(pattern: AttentionPattern) -> dict[str, Any]:
 def pattern_of(settings: dict[str, Any]) -> AttentionPattern:
     """The pattern that `class_path` and `init_args` describe."""
     cls = import_class(settings["class_path"], AttentionPattern)
-    try:
-        pattern: AttentionPattern = cls(**settings.get("init_args", {}))
-    except TypeError as error:
-        raise SettingError("model.init_args.pattern", settings, f"{error}; see {settings['class_path']}") from error
+    pattern: AttentionPattern = cls(**settings["init_args"])
     return pattern
 
 

@@ -136,8 +136,8 @@ def test_adapters_on_another_base_are_refused(run, work, config, folder, tmp_pat
         ({"path": "nowhere"}, "model.init_args.path"),
         ({"lora": {"targets": ["w_q"]}}, "lora.targets"),
         ({"lora": {"also_train": ["bias"]}}, "lora.also_train"),
-        ({"pattern": {"class_path": "llp.SegmentAttention", "init_args": {"length": 8}}}, "model.init_args.pattern"),
-        ({"pattern": {"class_path": "llp.LLP"}}, "class_path"),
+        ({"pattern": {"class_path": "llp.SegmentAttention", "init_args": {"length": 8}}}, "'length'"),
+        ({"pattern": {"class_path": "llp.LLP"}}, "subclass of AttentionPattern"),
         ({"keep_first": -1}, "keep_first"),
         ({"dense_every": 1}, "dense_every"),
         ({"path": None}, "model.init_args.path"),
@@ -146,7 +146,9 @@ def test_adapters_on_another_base_are_refused(run, work, config, folder, tmp_pat
 def test_bad_settings_are_named(run, work, config, settings, named):
     config["model"]["init_args"] |= settings
     (work / "bad.yaml").write_text(yaml.safe_dump(config))
-    assert_one_message(run("fit", "--config", "bad.yaml"), named)
+    result = run("fit", "--config", "bad.yaml")
+    assert result[0] != 0
+    assert_one_message(result, named, status=result[0])
 
 
 def test_the_shipped_configuration_trains_any_folder(run, work, config, folder):
