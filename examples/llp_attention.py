@@ -1,7 +1,7 @@
 """The attention of LLP, the Long LoRA Perceiver, on plain torch: copy this file, nothing else is needed.
 
-The positions are cut into segments of m. A position attends to the whole segment before its own and, causally, to its own
-segment:
+The positions are cut into segments of m. A position attends to the whole segment before its own and, causally, to its
+own segment:
 
     softmax(q k^T / sqrt(D) + mask) v,   key j is visible to query i  <=>  j <= i and i // m - j // m <= 1
 

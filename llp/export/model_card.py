@@ -10,7 +10,7 @@ from llp.atomic_files import checked_json, run_folder
 from llp.checkpoints import reading
 from llp.errors import SettingError
 from llp.export.fast_tokenizer import FastTokenizer
-from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 
 _METRICS = {
     "loss": "loss in nats",
@@ -95,7 +95,7 @@ and bytes of the same text are counted; the task `wikitext` of the evaluation ha
 
 def model_card(
     ckpt_path: Path,
-    model: LanguageModel,
+    model: TrainingModule,
     checkpoint: dict[str, Any],
     record: dict[str, Any],
     n_parameters: int,

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from llp.checkpoints import reading
 from llp.checkpoints.callback import RunCheckpoint, run_checkpoint
 from llp.checkpoints.settings_history import seed
-from llp.language_model import LanguageModel
 from llp.lightning_internals import find_callback, untyped, validation_interval_s
 from llp.training.metrics import run_metrics, total_steps, validation_metrics
 from llp.training.run_control import InitialWeights
 from llp.training.throughput import TrainingData, TrainingWindow, compute_dtype, peak_rate, training_window
+from llp.training_module import TrainingModule
 
 Rows = list[tuple[str, str]]
 
@@ -36,10 +36,10 @@ class StartReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero:
-            print(start_report(trainer, cast(LanguageModel, pl_module), folder), flush=True)
+            print(start_report(trainer, cast(TrainingModule, pl_module), folder), flush=True)
 
 
-def start_report(trainer: Trainer, model: LanguageModel, folder: str | None) -> str:
+def start_report(trainer: Trainer, model: TrainingModule, folder: str | None) -> str:
     """The first screen of a run; `folder` is the run's."""
     data = cast(TrainingData, untyped(trainer).datamodule)
     window = training_window(model, data)
@@ -64,7 +64,7 @@ def start_report(trainer: Trainer, model: LanguageModel, folder: str | None) -> 
         runs = os.path.relpath(Path(trainer.logger.log_dir).parent)
         rows.append(("watch", f"tensorboard --logdir {shlex.quote(runs)}"))
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    title = f"{type(model).__name__} on {type(data).__name__}: {n_parameters:,} parameters in {model.n_layers} layers"
+    title = f"{type(model).__name__} on {type(data).__name__}: {n_parameters:,} parameters in {len(model.geometry.layers)} layers"
     return text_block(title, rows)
 
 
@@ -80,7 +80,7 @@ def changed_settings(model: LightningModule) -> dict[str, Any]:
     }
 
 
-def _window(model: LanguageModel, window: TrainingWindow) -> str:
+def _window(model: TrainingModule, window: TrainingWindow) -> str:
     """Where a training window has a loss, and from how much context."""
     burn_in, n, n_trained, has_labels = window
     n_out = min(n, model.geometry.positions_out(window.n_read))
@@ -184,7 +184,7 @@ class ValidationLines(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        n_scored, expected = cast(LanguageModel, pl_module).score.scored()
+        n_scored, expected = cast(TrainingModule, pl_module).score.scored()
         metrics = {"step": trainer.global_step, "complete": n_scored == expected, **validation_metrics(trainer)}
         before = [entry for entry in self.curve if entry["step"] < trainer.global_step]  # a resume may validate again
         self.curve = [*before, metrics]
