@@ -48,9 +48,7 @@ class LocalLayer(DynamicLayer):
 
     def crop(self, *args: object) -> None:
         """Raise a `SettingError`: what was dropped does not come back."""
-        raise SettingError(
-            "past_key_values", "LocalCache", "it can't go back in the text: give generate a DynamicCache"
-        )
+        raise SettingError("cache", "LocalCache", "it can't take tokens back; use a DynamicCache")
 
     def reset(self) -> None:
         """Forget the text."""

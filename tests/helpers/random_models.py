@@ -49,7 +49,7 @@ LEARNT = {"gpt2"}
 
 def make(family: str, seed: int = 0, **settings: object) -> PreTrainedModel:
     """A model in evaluation mode, whose attention matters."""
-    name, own = FAMILIES[family] if family in FAMILIES else (family, {})
+    name, own = FAMILIES.get(family, (family, {}))
     arguments = {**SIZES, **own, **settings}
     if name == "GPT2":
         arguments |= {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
@@ -90,12 +90,9 @@ def explicit_attention(
         args, kwargs = inputs[module]
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         kind = {"layer_type": module.layer_type} if model.config.model_type == "gemma3_text" and IS_5 else {}
-        local = (
-            "rotary_emb_local"
-            if getattr(module, "is_sliding", False) and hasattr(model.model, "rotary_emb_local")
-            else "rotary_emb"
-        )
-        rotary = next(part for name, part in model.named_modules() if name.endswith(local))
+        is_local = getattr(module, "is_sliding", False) and hasattr(model.model, "rotary_emb_local")
+        name_end = "rotary_emb_local" if is_local else "rotary_emb"
+        rotary = next(part for name, part in model.named_modules() if name.endswith(name_end))
         positions = torch.arange(hidden.shape[1]).unsqueeze(0) + shift
         other_keys = []
         module(*args, **{**kwargs, "position_embeddings": rotary(hidden, positions, **kind)})

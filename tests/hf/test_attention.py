@@ -183,7 +183,7 @@ def test_documents_of_a_row_and_padding_equal_the_same_texts_alone(pattern: Atte
     row, positions = torch.cat(texts, dim=1), torch.cat([torch.arange(text.shape[1]) for text in texts]).unsqueeze(0)
     packed = logits(model, row, position_ids=positions).split([13, 22, 5], dim=1)
     for found, one in zip(packed, alone, strict=True):
-        torch.testing.assert_close(found, one, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, one, atol=1e-5, rtol=0)
 
     for side in ("left", "right"):
         rows = [
@@ -195,7 +195,7 @@ def test_documents_of_a_row_and_padding_equal_the_same_texts_alone(pattern: Atte
         numbers = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1) if side == "left" else None
         found = logits(model, ids, attention_mask=mask, position_ids=numbers)
         for row, real, one in zip(found, mask.bool(), alone, strict=True):
-            torch.testing.assert_close(row[real], one[0], atol=1e-6, rtol=0)
+            torch.testing.assert_close(row[real], one[0], atol=1e-5, rtol=0)
 
 
 def generate(model: PreTrainedModel, ids: Tensor, **arguments: object) -> Tensor:
@@ -245,7 +245,7 @@ REFUSED = {
     "Falcon": ("AttentionInterface", {}),
     "Bloom": ("AttentionInterface", {}),
     "Mpt": ("", {"d_model": 32, "n_heads": 4, "n_layers": 2}),
-    "GPTNeo": ("AttentionInterface", {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4}),
+    "GPTNeo": ("AttentionInterface", {"attention_types": [[["global"], 3]], "num_layers": 3, "num_heads": 4}),
     "Gemma2": ("softcap", {"head_dim": 8}),
     "GptOss": ("s_aux", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
 }
@@ -261,7 +261,8 @@ def test_models_in_which_it_would_be_wrong_are_refused_and_left_as_they_were(fam
     assert torch.equal(logits(model, tokens(12)), before)
 
 
-LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+LONG = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LONG |= {"rope_type": "longrope", "rope_theta": 1e4} if IS_5 else {}
 
 
 @pytest.mark.parametrize(
