@@ -13,7 +13,7 @@ class LocalLayer(DynamicLayer):
     """Keys and values of a layer: those of the first tokens, then those from `LayerAttention.first_local` on."""
 
     def __init__(self, attention: LayerAttention) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.attention = attention
         self.n_seen = 0
 
