@@ -1,9 +1,10 @@
 """`set_attention`: a causal language model of transformers reads with another attention pattern."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +12,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.generation import GenerationMode
 
 from llp.decoder.patterns import AttentionPattern
-from llp.errors import require
+from llp.errors import SettingError, require
 from llp.hf.cache import LocalCache
-from llp.hf.layer import LayerAttention, attend
-from llp.hf.rotation import Call, Probed, probe, refused
+from llp.hf.layer import LayerAttention, attend, layer_attention
+from llp.hf.rotation import Call, Probed, Rotation, probe, refused
 from llp.hf.rows import Rows, make_rows
 
 _NAME = "llp"
 _PIECE_LEN = 4096  # of a prompt, at a time
-_FORWARD_ONLY = (
-    GenerationMode.GREEDY_SEARCH,
-    GenerationMode.SAMPLE,
-    GenerationMode.BEAM_SEARCH,
-    GenerationMode.BEAM_SAMPLE,
-)
+_GOES_BACK = ("assisted_generation", "contrastive_search")  # ways to generate that take tokens back
 _calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 
 
@@ -53,7 +49,7 @@ def set_attention(
     Raises:
         SettingError: If the model can't take the pattern; the message says why. It is then as it was.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
     _put_back(model)
     if pattern is None:
         return
@@ -61,33 +57,29 @@ def set_attention(
     previous = model.config._attn_implementation
     try:
         model.set_attn_implementation(_NAME)
-        found = probe(model, partial(_run, model))
-        chosen = _chosen_layers(model, found, layers)
-        require(
-            not (move_first and keep_first) or all(found[number].turns is not None for number in chosen),
-            "move_first",
-            move_first,
-            f"{type(model).__name__} has positions that don't turn (learnt ones, say); set it to False, or keep_first to 0",
-        )
+        chosen = _chosen(model, probe(model, partial(_run, model)), layers)
+        turns = all(one.turns is not None for one in chosen)
+        remedy = f"{type(model).__name__} has positions that don't turn (learnt ones, say); set it to False"
+        require(turns or not move_first or keep_first == 0, "move_first", move_first, remedy)
     except BaseException:
         model.set_attn_implementation(previous)
         raise
-    shared: dict[object, LayerAttention] = {}
-    for number in chosen:
-        rotation = found[number].rotation if move_first else None
-        settings = LayerAttention(pattern, keep_first, rotation, found[number].n_heads)
-        found[number].module.llp_attention = shared.setdefault((rotation, settings.n_heads), settings)
-    model._llp_previous = previous
-    model._prepare_cache_for_generation = MethodType(_prepare_cache, model)
+    shared: dict[tuple[Rotation | None, int], LayerAttention] = {}  # what layers have in common is computed once
+    for one in chosen:
+        rotation = one.rotation if move_first else None
+        attention = LayerAttention(pattern, keep_first, rotation, one.n_heads)
+        one.module.__dict__["llp_attention"] = shared.setdefault((rotation, one.n_heads), attention)
+    model.__dict__["_llp_previous"] = previous
+    model.__dict__["_prepare_cache_for_generation"] = MethodType(_prepare_cache, model)
 
 
 def _put_back(model: PreTrainedModel) -> None:
-    if not hasattr(model, "_llp_previous"):
-        return
-    model.set_attn_implementation(model._llp_previous)
-    for module in model.modules():
-        module.__dict__.pop("llp_attention", None)
-    del model._llp_previous, model._prepare_cache_for_generation
+    previous = model.__dict__.pop("_llp_previous", None)
+    if previous is not None:
+        model.set_attn_implementation(previous)
+        model.__dict__.pop("_prepare_cache_for_generation")
+        for module in model.modules():
+            module.__dict__.pop("llp_attention", None)
 
 
 def _check(pattern: AttentionPattern, keep_first: int) -> None:
@@ -99,16 +91,16 @@ def _check(pattern: AttentionPattern, keep_first: int) -> None:
     require(is_causal, "pattern", pattern, "its first positions see what follows; a language model needs a causal one")
 
 
-def _chosen_layers(model: PreTrainedModel, found: list[Probed], layers: Sequence[int] | None) -> list[int]:
-    """Numbers of the attention layers that take the pattern, counted among those that were found."""
-    numbers = [one.module.layer_idx for one in found]
+def _chosen(model: PreTrainedModel, found: list[Probed], layers: Sequence[int] | None) -> list[Probed]:
+    """The layers that take the pattern."""
     if layers is None:
-        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"] * (max(numbers) + 1)
-        sliding = [number for number, layer in enumerate(numbers) if kinds[layer] == "sliding_attention"]
-        return sliding or list(range(len(found)))
-    unknown = sorted(set(layers) - set(numbers))
-    require(not unknown and len(layers) > 0, "layers", list(layers), f"the attention layers are {numbers}")
-    return [number for number, layer in enumerate(numbers) if layer in layers]
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+        sliding = [one for one in found if one.layer < len(kinds) and kinds[one.layer] == "sliding_attention"]
+        return sliding or found
+    numbers = [one.layer for one in found]
+    is_known = len(layers) > 0 and set(layers) <= set(numbers)
+    require(is_known, "layers", list(layers), f"name some of the attention layers: {numbers}")
+    return [one for one in found if one.layer in layers]
 
 
 def _run(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> list[Call]:
@@ -137,30 +129,31 @@ def _attention(
     attention_mask: Rows | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer: (B, H, Q, D) -> (B, Q, H, D)."""
     calls = _calls.get()
     if calls is not None:
-        is_rows = isinstance(attention_mask, Rows)
-        calls.append(Call(module, query.shape[1], key.clone(), value.shape[-1], is_rows, kwargs))
+        calls.append(Call(module, query, key, value, isinstance(attention_mask, Rows), kwargs))
         return query.new_zeros(*query.shape[:-1], value.shape[-1]).transpose(1, 2), None
-    settings: LayerAttention | None = getattr(module, "llp_attention", None)
-    if settings is None:
+    attention = layer_attention(module)
+    if attention is None:
         mask = attention_mask.dense_mask() if isinstance(attention_mask, Rows) else attention_mask
         dense = AttentionInterface()["sdpa"]
         return dense(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
-    remedy = "the pattern makes its own masks; give none, or one of shape (batch, tokens)"
-    require(isinstance(attention_mask, Rows), "attention_mask", "of four dimensions", remedy)
-    require(dropout == 0.0, "attention dropout", dropout, "the pattern's kernels have none; set it to 0 in the config")
-    output = attend(settings, query, key, value, attention_mask, scaling, kwargs.get("position_ids"))
+    require(dropout == 0.0, "attention dropout", dropout, "patterns are computed without; set it to 0 in the config")
+    if not isinstance(attention_mask, Rows):
+        remedy = "the pattern makes its own masks; give none, or one of shape (batch, tokens)"
+        raise SettingError("attention_mask", "of four dimensions", remedy)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = attend(attention, query, key, value, attention_mask, scale, kwargs.get("position_ids"))
     return output.transpose(1, 2), None
 
 
 def _prepare_cache(
     model: PreTrainedModel,
     generation_config: GenerationConfig,
-    model_kwargs: dict[str, object],
+    model_kwargs: dict[str, Any],
     generation_mode: GenerationMode,
     *args: object,
 ) -> None:
@@ -168,11 +161,14 @@ def _prepare_cache(
 
     Rows with padding, and ways to generate that go back in the text, get a cache that grows.
     """
-    given = list(model_kwargs.values())
-    type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, generation_mode, *args)
-    made = [name for name, cache in model_kwargs.items() if type(cache) is DynamicCache and cache not in given]
+    given = dict(model_kwargs)
+    prepare: Callable[..., None] = getattr(type(model), "_prepare_cache_for_generation")  # noqa: B009
+    prepare(model, generation_config, model_kwargs, generation_mode, *args)
+    made = [
+        name for name, cache in model_kwargs.items() if type(cache) is DynamicCache and cache is not given.get(name)
+    ]
     mask = model_kwargs.get("attention_mask")
-    is_local = generation_mode in _FORWARD_ONLY and (mask is None or bool(mask.all()))
+    is_local = generation_mode.value not in _GOES_BACK and (mask is None or bool(mask.all()))
     for name in made:
         model_kwargs[name] = LocalCache(model) if is_local else DynamicCache()
     if made and is_local and "inputs_embeds" not in model_kwargs and (mask is None or mask.shape[1] > _PIECE_LEN):

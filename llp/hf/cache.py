@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from llp.errors import SettingError
+from llp.errors import SettingError, require
 from llp.hf.layer import LayerAttention, layer_attentions
 
 
@@ -13,7 +13,7 @@ class LocalLayer(DynamicLayer):
     """Keys and values of a layer: those of the first tokens, then those from `LayerAttention.first_local` on."""
 
     def __init__(self, attention: LayerAttention) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.attention = attention
         self.n_seen = 0
 
@@ -21,14 +21,12 @@ class LocalLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Add n positions (B, H, n, D); returns the keys and values that their queries can see."""
-        if not self.is_initialized:
+        if self.keys is None or self.values is None:
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
             self.device, self.is_initialized = key_states.device, True
-        key = torch.cat((self.keys, key_states), dim=2)
-        value = torch.cat((self.values, value_states), dim=2)
-        before, self.n_seen = self.n_seen, self.n_seen + key_states.shape[2]
+        key, value = torch.cat((self.keys, key_states), dim=2), torch.cat((self.values, value_states), dim=2)
+        self.n_seen += key_states.shape[2]
         n_dropped = key.shape[2] - self.attention.n_kept(self.n_seen)
-        assert before <= self.n_seen
         self.keys, self.values = self._without(n_dropped, key), self._without(n_dropped, value)
         return key, value
 
@@ -50,9 +48,7 @@ class LocalLayer(DynamicLayer):
 
     def crop(self, *args: object) -> None:
         """Raise a `SettingError`: what was dropped does not come back."""
-        raise SettingError(
-            "past_key_values", "LocalCache", "it can't go back in the text: give generate a DynamicCache"
-        )
+        raise SettingError("cache", "LocalCache", "it can't take tokens back; use a DynamicCache")
 
     def reset(self) -> None:
         """Forget the text."""
@@ -74,6 +70,7 @@ class LocalCache(Cache):
 
     def __init__(self, model: PreTrainedModel) -> None:
         attentions = layer_attentions(model)
+        require(bool(attentions), "model", type(model).__name__, "call llp.hf.set_attention(model, pattern) first")
         stock = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
         layers = [*stock, *(DynamicLayer() for _ in range(max(attentions) + 1 - len(stock)))]
         for number, layer in enumerate(layers):

@@ -1,15 +1,17 @@
 """The attention function that transformers calls in each layer, and what is set on the layers that take a pattern."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from llp.decoder.kept_first import make_plan
+from llp.decoder.kernels.parts import Triple
 from llp.decoder.patterns import AttentionPattern
-from llp.errors import SettingError, require
-from llp.hf.parts import attend_in_blocks, attend_in_segments, make_plan
+from llp.errors import require
 from llp.hf.rotation import Rotation
-from llp.hf.rows import Document, Rows
+from llp.hf.rows import Prepared, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,79 +42,62 @@ def attend(
     key: Tensor,
     value: Tensor,
     rows: Rows,
-    scaling: float | None,
+    scale: float,
     position_ids: Tensor | None,
 ) -> Tensor:
-    """Attention of a layer: query (B, H, Q, D), key and value (B, H / groups, N, D) -> (B, H, Q, D)."""
-    n_kept_before = settings.n_kept(rows.n_before)
+    """Attention of a layer: query (B, H, Q, D), key and value (B, H / groups, N, D) -> (B, H, Q, D).
+
+    Keys are those of all positions, or what a `LocalCache` keeps of them.
+
+    Raises:
+        SettingError: If a cache has dropped keys that are needed, or padding can't be told from text.
+    """
     n_given, n_queries = key.shape[2], query.shape[2]
     is_whole = n_given == rows.n
-    if rows.is_cut or not (is_whole or n_given == n_kept_before + n_queries):
-        remedy = "the cache drops keys that the pattern sees (a sliding or static cache); use llp.hf.LocalCache(model)"
-        raise SettingError("past_key_values", f"{n_given} keys of {rows.n} positions", remedy)
+    is_local = n_given == settings.n_kept(rows.n_before) + n_queries
+    remedy = "the cache drops keys that the pattern sees, as a sliding or static one; use llp.hf.LocalCache(model)"
+    require(not rows.is_cut and (is_whole or is_local), "cache", f"{n_given} keys of {rows.n} positions", remedy)
     if key.shape[1] < query.shape[1]:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     documents = rows.documents(position_ids, len(query))
-    if len(documents) == 1:
-        first = settings.first_local(rows.n_before)
-        return _attend_document(settings, query, key, value, rows.n_before, rows.n, first, scale, rows)
-    require(is_whole, "past_key_values", "LocalCache", "rows with padding on the left need a cache that grows")
+    if documents is None:
+        return _attend_text(settings, (query, key, value), rows.n_before, scale, rows.plans)
+    require(is_whole, "cache", "LocalCache", "rows of several texts, or with padding before one, need a DynamicCache")
     output = torch.empty_like(query)
-    parts = [_attend_one(settings, query, key, value, document, scale, rows) for document in documents]
-    for document, part in zip(documents, parts, strict=True):
-        output[document.rows, :, document.start : document.stop] = part
+    for row, queries, keys in documents:
+        text = query[row, :, queries], key[row, :, keys], value[row, :, keys]
+        n_before = text[1].shape[2] - text[0].shape[2]
+        output[row, :, queries] = _attend_text(settings, text, n_before, scale, rows.plans)
     return output
 
 
-def _attend_one(
-    settings: LayerAttention, query: Tensor, key: Tensor, value: Tensor, document: Document, scale: float, rows: Rows
+def _attend_text(
+    settings: LayerAttention, inputs: Triple, n_before: int, scale: float, plans: dict[Hashable, Prepared]
 ) -> Tensor:
-    queries, keys = slice(document.start, document.stop), slice(document.first_key, rows.n_before + document.stop)
-    query, key, value = query[document.rows, :, queries], key[document.rows, :, keys], value[document.rows, :, keys]
-    n = key.shape[2]
-    n_before = n - query.shape[2]
-    return _attend_document(settings, query, key, value, n_before, n, settings.first_local(n_before), scale, rows)
-
-
-def _attend_document(
-    settings: LayerAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    n_before: int,
-    n: int,
-    first: int,
-    scale: float,
-    rows: Rows,
-) -> Tensor:
-    """Queries at n_before .. n - 1 of one text; keys of all n positions, or of the first ones and `first` .. n - 1."""
-    n_first = min(settings.keep_first, n)
-    kept_key, kept_value = key[:, :, :n_first], value[:, :, :n_first]
-    n_dropped = key.shape[2] - (n - first)  # before the pattern's keys
+    """Queries at the positions from `n_before` on of one text, whose keys are all there, or what a cache keeps."""
+    query, key, value = inputs
+    n, first = n_before + query.shape[2], settings.first_local(n_before)
+    n_dropped = key.shape[2] - (n - first)  # keys before the pattern's own
     local = query, key[:, :, n_dropped:], value[:, :, n_dropped:]
-    if n_first == 0:
+    n_kept = min(settings.keep_first, n)
+    if n_kept == 0:
         return settings.pattern.attend(query * (scale * query.shape[-1] ** 0.5), *local[1:])
-    name = settings, n_before, n, first
-    if name not in rows.plans:
-        plan = make_plan(settings.pattern, n_first, query.shape[1], n_before, n, first, query)
-        turn = settings.rotation.cos_sin(-plan.turns) if settings.rotation else None  # (1 or H, Q, R)
-        rows.plans[name] = plan, turn
-    plan, turn = rows.plans[name]
-    turned = query if turn is None else settings.rotation.turn(query, *turn)
-    kept = turned, kept_key, kept_value
-    if plan.segment_len is None:
-        return attend_in_blocks(plan, local, kept, scale)
-    return attend_in_segments(plan, settings.pattern.look_back, first // plan.segment_len, local, kept, scale)
+    if (settings, n_before, n) not in plans:
+        plan = make_plan(settings.pattern, n_kept, n_before, n, first, query)
+        turn = settings.rotation.cos_sin(-plan.turns) if settings.rotation else None
+        plans[settings, n_before, n] = plan, turn
+    plan, turn = plans[settings, n_before, n]
+    turned = settings.rotation.turn(query, *turn) if settings.rotation and turn else query
+    kept = turned, key[:, :, :n_kept], value[:, :, :n_kept]
+    return plan.attend(local, kept, scale)
+
+
+def layer_attention(module: nn.Module) -> LayerAttention | None:
+    """What was set on an attention module."""
+    return module.__dict__.get("llp_attention")
 
 
 def layer_attentions(model: nn.Module) -> dict[int, LayerAttention]:
-    """What was set on the layers of a model, by their number in a cache.
-
-    Raises:
-        SettingError: If nothing was.
-    """
-    found = {module.layer_idx: module.llp_attention for module in model.modules() if hasattr(module, "llp_attention")}
-    require(bool(found), "model", type(model).__name__, "call llp.hf.set_attention(model, pattern) first")
-    return found
+    """What was set on the layers of a model, by their number in a cache."""
+    found = ((module, layer_attention(module)) for module in model.modules())
+    return {module.__dict__["layer_idx"]: attention for module, attention in found if attention}

@@ -1,23 +1,19 @@
 """What a forward pass is about: stands in the mask's place, made once and handed to every layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from llp.errors import SettingError
+from llp.decoder.kept_first import BlocksPlan, SegmentsPlan
+from llp.errors import require
 
+Document = tuple[slice, slice, slice]
+"""A text, or what a pass has of it: its row, its queries among those of the pass, its keys in the row."""
 
-@dataclass(frozen=True)
-class Document:
-    """A text, or what a pass has of it: queries `start` .. `stop` - 1 of the pass, of rows `first_row` .. `last_row`."""
-
-    rows: slice
-    start: int
-    stop: int
-    first_key: int
-    """Where the document begins, counted from the start of the row."""
+Prepared = tuple[BlocksPlan | SegmentsPlan, tuple[Tensor, Tensor] | None]
+"""What to compute, and the cosines and sines by which queries turn for the kept tokens, if they do."""
 
 
 @dataclass(eq=False)
@@ -34,52 +30,49 @@ class Rows:
     """(B, n) booleans, False for padding."""
     dense_mask: Callable[[], Tensor | None]
     """The mask of transformers' own `sdpa`, for layers that stay dense."""
-    plans: dict[object, object] = field(default_factory=dict)
-    """What layers compute once for all of them."""
-    _documents: list[Document] | None = None
+    plans: dict[Hashable, Prepared] = field(default_factory=dict)
+    """What the first layer computes for all of them."""
+    _documents: list[list[Document] | None] = field(default_factory=list)  # one, once it is known
 
-    def documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
-        """The documents of all rows; one that spans all rows if each row is one document from its first position on.
+    def documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document] | None:
+        """The documents of all rows, or None if each row is one document, of which all is there.
 
         Positions that go up by one are one document. Padding before a text is then a document of its own.
 
         Raises:
             SettingError: If padding before a text is numbered as a part of it.
         """
-        if self._documents is None:
-            self._documents = self._find_documents(position_ids, batch_size)
-        return self._documents
+        if not self._documents:
+            self._documents.append(self._find_documents(position_ids, batch_size))
+        return self._documents[0]
 
-    def _find_documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
-        n_queries = self.n - self.n_before
-        whole = [Document(slice(0, batch_size), 0, n_queries, 0)]
+    def _find_documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document] | None:
         if position_ids is None:
-            position_ids = torch.arange(self.n_before, self.n).unsqueeze(0)
-        positions = position_ids.reshape(-1, n_queries).cpu()  # (1 or B, Q)
-        joined = positions[:, 1:] == positions[:, :-1] + 1
-        starts = (self.n_before - positions[:, 0]).clamp(min=0)
-        if joined.all() and not starts.any():
-            self._check_padding(whole)
-            return whole
+            position_ids = torch.arange(self.n_before, self.n)
+        positions = position_ids.reshape(-1, self.n - self.n_before).cpu()  # (1 or B, Q)
+        joined = positions.diff() == 1
+        first_keys = (self.n_before - positions[:, 0]).clamp(min=0) if self.n_before else torch.zeros(len(positions))
+        if joined.all() and not first_keys.any():
+            self._check_padding(slice(None), slice(0, self.n))
+            return None
         documents = []
         for row in range(batch_size):
             number = min(row, len(positions) - 1)
-            cuts = [0, *((~joined[number]).nonzero().flatten() + 1).tolist(), n_queries]
-            for start, stop in zip(cuts, cuts[1:], strict=False):
-                first_key = self.n_before + start if start else int(starts[number]) if self.n_before else 0
-                documents.append(Document(slice(row, row + 1), start, stop, first_key))
-        self._check_padding(documents)
+            starts = [0, *((~joined[number]).nonzero().flatten() + 1).tolist()]
+            for start, stop in zip(starts, [*starts[1:], positions.shape[1]], strict=True):
+                first_key = self.n_before + start if start else int(first_keys[number])
+                keys = slice(first_key, self.n_before + stop)
+                self._check_padding(slice(row, row + 1), keys)
+                documents.append((slice(row, row + 1), slice(start, stop), keys))
         return documents
 
-    def _check_padding(self, documents: list[Document]) -> None:
+    def _check_padding(self, rows: slice, keys: slice) -> None:
+        """Padding after a text is seen by nothing; padding before it would be."""
         if self.attention_mask is None:
             return
-        real = self.attention_mask.cpu()
-        for document in documents:
-            own = real[document.rows, document.first_key : self.n_before + document.stop]
-            if (own[:, 1:] & ~own[:, :-1]).any():
-                remedy = "padding before a text must not be numbered with it: pad right, or give position_ids"
-                raise SettingError("attention_mask", "padded left", remedy)
+        real = self.attention_mask[rows, keys]
+        remedy = "padding before a text must not be numbered as a part of it; pad on the right, or give position_ids"
+        require(not (real[:, 1:] & ~real[:, :-1]).any(), "attention_mask", "0 before 1", remedy)
 
 
 def make_rows(
