@@ -1,10 +1,12 @@
 """A model of transformers as a LightningModule: trained, resumed, scored, continued."""
 
+import ast
 import shutil
 
 import pytest
 import torch
 import yaml
+from llp.export.pretrained_folder import merge_adapters
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llp
@@ -168,3 +170,36 @@ def test_from_scratch_needs_no_folder(run, work, config):
     loaded = llp.load(work / "lightning_logs/scratch")
     assert loaded.module.transformers_config.model_type == "qwen3"
     assert len(loaded.token_losses("some text")) == 9
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_exported_folder_is_the_model(run, work, config, plain):
+    """With its attention by the code that travels along, bit for bit; or plain, for dense attention."""
+    assert run("fit", "--config", "pretrained.yaml", "--name", "run", "--trainer.max_steps", 2)[0] == 0
+    status, out, err = run("export", "--ckpt_path", "lightning_logs/run", "--output", "out", *["--plain"] * plain)
+    assert status == 0, err
+    tokens = torch.randint(256, (1, 40), generator=torch.Generator().manual_seed(4))
+    module = llp.load(work / "lightning_logs/run").module
+    merge_adapters(module)
+    if plain:
+        set_attention(module.decoder.model, None)
+    opened = AutoModelForCausalLM.from_pretrained("out", trust_remote_code=not plain)
+    assert torch.equal(opened(tokens).logits, module(tokens))
+    assert (work / "out/modeling_llp.py").exists() is not plain
+    if not plain:
+        assert_names_have_one_meaning((work / "out/modeling_llp.py").read_text())
+        generated = opened.generate(tokens, max_new_tokens=20, do_sample=False, pad_token_id=0)
+        assert torch.equal(generated[:, 40:], opened(generated).logits[:, 39:-1].argmax(-1))
+
+
+def assert_names_have_one_meaning(source):
+    """The joined file: each name at the top is defined once, and nothing of the package is imported."""
+    tree = ast.parse(source)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [one.asname or one.name for node in imports for one in node.names]
+    names += [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names += [
+        node.targets[0].id for node in tree.body if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")
+    ]
+    assert sorted(names) == sorted(set(names))
+    assert not any((getattr(node, "module", None) or "").startswith(("llp", "peft")) for node in imports)
