@@ -37,6 +37,10 @@ class LanguageDataModule(LightningDataModule, ABC):
 
     name: str
     """Of the benchmark or the task, for people and files."""
+    vocab_size: int
+    """Number of tokens, known before anything is prepared."""
+    labels_per_window: int | None = None
+    """How many positions of a training window have a loss, or None if all have that can."""
     changeable_settings: frozenset[str]
     """The settings that can change on a resume, because they leave the training windows as they are."""
     burn_in: int | Literal["reach"] = 0
@@ -51,16 +55,6 @@ class LanguageDataModule(LightningDataModule, ABC):
             require(value >= 1, f"data.init_args.{setting}", value, "set it to 1 or more")
         self.window_len, self.batch_size, self.seed = window_len, batch_size, seed
         self.progress = TrainingProgress()
-
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """Number of tokens, known before anything is prepared."""
-
-    @property
-    def labels_per_window(self) -> int | None:
-        """How many positions of a training window have a loss, or None if all have that can."""
-        return None
 
     @abstractmethod
     def describe_samples(self, n_samples: int) -> list[str]:

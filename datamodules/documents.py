@@ -74,29 +74,16 @@ def blocks_of(lines: Iterable[str]) -> Iterator[bytes]:
         yield "".join(block).encode()
 
 
-def require_folder(folder: Path) -> None:
-    """Raise a `SettingError` unless the folder exists."""
-    if not folder.is_dir():
-        raise SettingError("data.init_args.path", folder, "there is no such folder; give the one that holds the text")
-
-
-def describe_file(path: Path, split: str | None = None) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
     """What identifies a file of text without reading it.
 
-    Args:
-        path: The file.
-        split: The split that it holds, if it holds just one.
-
     Raises:
-        SettingError: If its folder or the file is missing, or the file is empty.
+        SettingError: If the file is missing or empty.
     """
-    require_folder(path.parent)
-    if not path.is_file():
-        raise SettingError("data.init_args.path", path.parent, f"the {split} split is missing: there is no {path.name}")
-    stat = path.stat()
-    if stat.st_size == 0:
-        name = path.name if split is None else f"{path.name} of the {split} split"
-        raise SettingError("data.init_args.path", path.parent, f"{name} is empty; remove it")
+    stat = path.stat() if path.is_file() else None
+    if stat is None or stat.st_size == 0:
+        remedy = f"{path.name} is {'missing; add it' if stat is None else 'empty; remove it'}"
+        raise SettingError("data.init_args.path", path.parent, remedy)
     return {"file": str(path.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
 
 

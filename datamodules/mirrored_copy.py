@@ -39,27 +39,14 @@ class MirroredCopy(SyntheticData):
         self.n_symbols = n // 2 - 1
         remedy = f"window_len = {n} takes symbols from 2 * {self.n_symbols} or more; set it to {n} or more"
         require(vocab_size >= 2 * self.n_symbols + _FIRST_SYMBOL, "data.init_args.vocab_size", vocab_size, remedy)
-        remedy = "the last two positions have no label; set it to 3 or more"
-        require(label_len is None or label_len >= 3, "data.init_args.label_len", label_len, remedy)
         start = self.n_symbols if label_len is None else max(self.n_symbols, n - label_len)
         self.positions = np.arange(start, 2 * self.n_symbols)
+        remedy = "the last two positions have no label; set it to 3 or more"
+        require(len(self.positions) > 0, "data.init_args.label_len", label_len, remedy)
         self.sources = 2 * self.n_symbols - self.positions
-
-    @property
-    def labels_per_window(self) -> int:
-        return len(self.positions)
-
-    @property
-    def first_position(self) -> int:
-        return int(self.positions[0])
-
-    @property
-    def n_answers(self) -> int:
-        return self.vocab_size - _FIRST_SYMBOL
-
-    @property
-    def n_candidates(self) -> int:
-        return self.n_answers - (self.n_symbols - 1)  # symbols don't repeat
+        self.labels_per_window, self.first_position = len(self.positions), start
+        self.n_answers = vocab_size - _FIRST_SYMBOL
+        self.n_candidates = self.n_answers - (self.n_symbols - 1)  # symbols don't repeat
 
     def draw(self, rng: np.random.Generator) -> Example:
         symbols = _FIRST_SYMBOL + rng.choice(self.n_answers, self.n_symbols, replace=False)

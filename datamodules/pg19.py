@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.documents import Text, describe_file, hub_rows, read_text, require_folder
+from datamodules.documents import Text, describe_file, hub_rows, read_text
 from datamodules.text import TextDataModule
-from llp.errors import SettingError, require
+from llp.errors import require
 
 _OFFICIAL = {  # books and words of the whole splits
     "train": (28_602, 1_973_136_207),
@@ -24,7 +24,7 @@ class PG19(TextDataModule):
 
     Args:
         path: Folder with `<id>.txt` in `train/`, `validation/` and `test/`, and `metadata.csv` (id, short title, year,
-            URL); without it the Hub is the source.
+            URL) for the books' titles; without it the Hub is the source.
         hub_id: Data set on the Hub: one book per row.
         hub_revision: Its branch, tag or commit.
         title_column: The Hub's column with the title.
@@ -32,7 +32,7 @@ class PG19(TextDataModule):
         kwargs: The arguments of `TextDataModule`.
 
     Raises:
-        SettingError: If a value can't be used, or books or metadata are missing or damaged.
+        SettingError: If a value can't be used, or books are missing.
     """
 
     name = "pg19"
@@ -53,12 +53,7 @@ class PG19(TextDataModule):
     def source(self) -> dict[str, Any]:
         if self.path is None:
             return {"hub": self.hub_id, "revision": self.hub_revision, "columns": [self.title_column, self.text_column]}
-        titles = self._titles()
-        books = {split: self._books(split) for split in self.splits}
-        untitled = {book.stem for paths in books.values() for book in paths} - titles.keys()
-        remedy = f"no row in metadata.csv for {', '.join(sorted(untitled))}; add it, or remove the book"
-        require(not untitled, "data.init_args.path", self.path, remedy)
-        return {split: [describe_file(book, split) for book in paths] for split, paths in books.items()}
+        return {split: [describe_file(book) for book in self._books(split)] for split in self.splits}
 
     def n_bytes(self, split: str) -> int | None:
         return None if self.path is None else sum(book.stat().st_size for book in self._books(split))
@@ -71,7 +66,7 @@ class PG19(TextDataModule):
             return
         titles = self._titles()
         for book in self._books(split):
-            yield read_text(book, f"{titles[book.stem]} ({book.stem})")
+            yield read_text(book, f"{titles.get(book.stem, 'untitled')} ({book.stem})")
 
     def official_words(self, split: str) -> int | None:
         books, words = _OFFICIAL[split]
@@ -88,7 +83,6 @@ class PG19(TextDataModule):
 
     def _books(self, split: str) -> list[Path]:
         assert self.path is not None
-        require_folder(self.path)
         books = sorted((self.path / split).glob("*.txt"), key=lambda book: (len(book.stem), book.stem))
         remedy = f"the {split} split is missing: there is no {split}/<id>.txt"
         require(len(books) > 0, "data.init_args.path", self.path, remedy)
@@ -96,13 +90,8 @@ class PG19(TextDataModule):
 
     def _titles(self) -> dict[str, str]:
         assert self.path is not None
-        require_folder(self.path)
         metadata = self.path / "metadata.csv"
-        require(metadata.is_file(), "data.init_args.path", self.path, "there is no metadata.csv; add it")
+        if not metadata.is_file():
+            return {}
         with metadata.open(encoding="utf-8", newline="") as stream:
-            rows = csv.reader(stream)
-            try:
-                return {number: title for number, title, *_ in filter(None, rows)}
-            except ValueError as error:  # too few columns, or not UTF-8
-                remedy = f"line {rows.line_num} of metadata.csv is no `id,short title,…`; repair it"
-                raise SettingError("data.init_args.path", self.path, remedy) from error
+            return {number: title for number, title, *_ in filter(None, csv.reader(stream))}

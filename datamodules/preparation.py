@@ -1,22 +1,26 @@
-"""From text to token files, once per machine and on all cores; a killed preparation resumes after its last document."""
+"""From text to token files, once per machine and on all cores."""
 
 import fcntl
 import hashlib
+import json
 import os
+import platform
 import shutil
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
 from datamodules.documents import Text
-from datamodules.token_files import Document, TokenWriter, token_dtype, write_about
+from datamodules.token_files import Document, token_dtype, write_about
 from datamodules.tokenizers import Tokenizer
 from llp.atomic_files import move_into_place
 from llp.errors import SettingError
@@ -62,39 +66,44 @@ class Corpus(ABC):
 
 
 def prepare(corpus: Corpus, folder: Path) -> None:
-    """Encode a corpus into a folder unless it exists; one of several processes does it, and the others wait.
+    """Encode a corpus into a folder unless it exists. Of several processes on a machine one does it; the others wait.
 
-    The folder appears whole or not at all. Until then it has another name.
+    The folder appears whole or not at all. Until then it has another name; what a killed process left is removed.
 
     Raises:
         SettingError: If the text or the tokenizer can't be used, or the disk can't be written.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    while not folder.exists():
-        try:
-            unfinished.mkdir(parents=True, exist_ok=True)
-            lock = os.open(unfinished, os.O_RDONLY)
-        except OSError as error:
-            remedy = f"can't be written ({error.strerror}); name another folder"
-            raise SettingError("data.init_args.cache_dir", folder.parent, remedy) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another process at work; the lock of a dead one is free
-            if unfinished.exists() and os.path.samestat(os.fstat(lock), unfinished.stat()):
-                _make(corpus, unfinished)
-                move_into_place(unfinished, folder)
-        except Exception as error:
+    if folder.exists():
+        return
+    # Each machine has its own: locks don't hold across all shared file systems.
+    unfinished = folder.with_name(f".{folder.name}.{platform.node()}.unfinished")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.parent):
             shutil.rmtree(unfinished, ignore_errors=True)
-            if isinstance(error, OSError):
-                remedy = f"preparing the text failed ({error.strerror or error}); nothing was left there"
-                raise SettingError("data.init_args.cache_dir", folder.parent, remedy) from error
-            raise
-        finally:
-            os.close(lock)
+            if not folder.exists():
+                unfinished.mkdir()
+                _make(corpus, unfinished)
+                if not folder.exists():  # of another machine, meanwhile
+                    move_into_place(unfinished, folder)
+    except OSError as error:
+        remedy = f"can't be written ({error.strerror or error}); nothing was left there"
+        raise SettingError("data.init_args.cache_dir", folder.parent, remedy) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the lock of a dead process is free
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _make(corpus: Corpus, folder: Path) -> None:
-    for leftover in folder.glob(".*"):  # of a process that was killed while it wrote the tokenizer
-        leftover.unlink()
     note = corpus.splits_note()
     if note is not None:
         rank_zero_info(f"{corpus.name}: {note}")
@@ -113,48 +122,58 @@ def _make(corpus: Corpus, folder: Path) -> None:
 
 
 def _train_tokenizer(corpus: Corpus, folder: Path) -> None:
-    if not corpus.tokenizer.is_trained(folder):
+    def lines() -> Iterator[str]:
         with _progress(corpus, "train", "reading for the tokenizer") as progress:
+            for text in corpus.texts("train"):
+                for block in text.lines():
+                    yield from block
+                    progress.update(sum(len(line.encode()) for line in block))
 
-            def lines() -> Iterator[str]:
-                for text in corpus.texts("train"):
-                    for block in text.lines():
-                        yield from block
-                        progress.update(sum(len(line.encode()) for line in block))
-
-            corpus.tokenizer.train(lines(), folder)
-    corpus.tokenizer.load(folder)
+    corpus.tokenizer.train(lines())
+    corpus.tokenizer.save(folder)
 
 
-def _encode(corpus: Corpus, folder: Path, split: str) -> list[Document]:
-    writer = TokenWriter(folder, split, token_dtype(corpus.tokenizer.vocab_size))
-    done = len(writer.documents)
-    with _progress(corpus, split, f"encoding {split}") as progress:
-        progress.update(sum(document.bytes for document in writer.documents))
-        for number, text in enumerate(corpus.texts(split)):
-            if number >= done:
-                _encode_document(corpus, writer, text, progress)
-    writer.close()
-    if not any(document.tokens for document in writer.documents):
+def _encode(corpus: Corpus, folder: Path, split: str) -> Iterator[Document]:
+    """Write the tokens of a split and the index of its documents; yields each document when it is written."""
+    start, is_empty = 0, True
+    with (
+        (folder / f"{split}.bin").open("wb") as tokens,
+        (folder / f"{split}.jsonl").open("w", encoding="utf-8") as index,
+        _progress(corpus, split, f"encoding {split}") as progress,
+    ):
+        for text in corpus.texts(split):
+            document = _encode_document(corpus, text, start, tokens, progress)
+            index.write(json.dumps(asdict(document)) + "\n")
+            yield document
+            start, is_empty = start + 1 + document.tokens, is_empty and document.tokens == 0
+    if is_empty:
         raise SettingError("data", corpus.name, f"its {split} split holds no text; give one that does")
-    return writer.documents
 
 
-def _encode_document(corpus: Corpus, writer: TokenWriter, text: Text, progress: "tqdm[Any]") -> None:
-    digest = hashlib.sha256()
-    words = plain_words = n_bytes = 0
-    writer.write(np.array([corpus.start_token()]))
+def _encode_document(corpus: Corpus, text: Text, start: int, stream: BinaryIO, progress: "tqdm[Any]") -> Document:
+    """Append a document's tokens to a file, in which it begins at token `start`."""
+    dtype = token_dtype(corpus.tokenizer.vocab_size)
+    of_text, of_tokens = hashlib.sha256(), hashlib.sha256()
+    n_tokens = words = plain_words = n_bytes = 0
+
+    def write(tokens: np.ndarray) -> None:
+        data = tokens.astype(dtype).tobytes()
+        stream.write(data)
+        of_tokens.update(data)
 
     def encode(lines: list[str]) -> tuple[np.ndarray, int, int, bytes]:
         n_plain = sum(len(line.split()) for line in lines)
         return corpus.tokenizer.encode(lines), sum(map(corpus.count_words, lines)), n_plain, "".join(lines).encode()
 
+    write(np.array([corpus.start_token()]))
     for tokens, n_words, n_plain, data in in_order(encode, text.lines()):
-        writer.write(tokens)
-        digest.update(data)
-        words, plain_words, n_bytes = words + n_words, plain_words + n_plain, n_bytes + len(data)
+        write(tokens)
+        of_text.update(data)
+        n_tokens, words, plain_words = n_tokens + len(tokens), words + n_words, plain_words + n_plain
+        n_bytes += len(data)
         progress.update(len(data))
-    writer.finish(text.name, words, plain_words, n_bytes, digest.hexdigest())
+    digests = of_text.hexdigest(), of_tokens.hexdigest()
+    return Document(text.name, start, n_tokens, words, plain_words, n_bytes, *digests)
 
 
 def _progress(corpus: Corpus, split: str, what: str) -> "tqdm[Any]":

@@ -46,22 +46,9 @@ class AssociativeRecall(SyntheticData):
         self.query_positions = np.arange(start + start % 2, self.window_len, 2)
         remedy = f"n_pairs = {n_pairs} queries are at every second position; set it to {2 * n_pairs} or more"
         require(len(self.query_positions) >= n_pairs, "data.init_args.label_len", label_len, remedy)
-
-    @property
-    def labels_per_window(self) -> int:
-        return self.n_pairs
-
-    @property
-    def first_position(self) -> int:
-        return int(self.query_positions[0])
-
-    @property
-    def n_answers(self) -> int:
-        return self.vocab_size - self.vocab_size // 2
-
-    @property
-    def n_candidates(self) -> int:
-        return self.n_answers - (self.n_pairs - 1)  # values don't repeat
+        self.labels_per_window, self.first_position = n_pairs, start + start % 2
+        self.n_answers = vocab_size - vocab_size // 2
+        self.n_candidates = self.n_answers - (n_pairs - 1)  # values don't repeat
 
     def draw(self, rng: np.random.Generator) -> Example:
         first_value = self.vocab_size // 2

@@ -18,7 +18,6 @@ from llp.errors import SettingError, require
 from llp.scoring.label_metric import LabelBatch, LabelProtocol, LabelScore
 from llp.scoring.windows import ScoringWindow, WindowShape
 
-_MOST_EXAMPLES = 1_000_000
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -102,7 +101,7 @@ class SyntheticData(LanguageDataModule):
     resumed run continues with the very next one, and the ranks share one order. Validation and test are the first
     examples of two other streams, which don't depend on the seed: runs of all seeds are scored on the same examples.
 
-    A task defines how an example is drawn (`draw`), where its labels are, and how likely a guess is right.
+    A task defines how an example is drawn (`draw`); it sets where its labels are and how likely a guess is right.
 
     Args:
         vocab_size: Number of tokens.
@@ -120,6 +119,14 @@ class SyntheticData(LanguageDataModule):
         SettingError: If a value can't be used.
     """
 
+    labels_per_window: int
+    """K, the number of labels."""
+    first_position: int
+    """The first position that can have a label."""
+    n_answers: int
+    """Number of tokens that are equally likely to be a label, for a guess without reading the window."""
+    n_candidates: int
+    """Number of tokens at least that are equally likely to be a label after reading all but its source."""
     changeable_settings = frozenset({"batch_size", "n_validation", "n_test", "distance_bin"})
 
     def __init__(
@@ -135,43 +142,13 @@ class SyntheticData(LanguageDataModule):
     ) -> None:
         super().__init__(window_len, batch_size, seed)
         self.save_hyperparameters()
-        for setting, value in (("n_validation", n_validation), ("n_test", n_test)):
-            remedy = f"set it to 1 .. {_MOST_EXAMPLES:,}: each example is drawn whenever the split is scored"
-            require(1 <= value <= _MOST_EXAMPLES, f"data.init_args.{setting}", value, remedy)
-        is_bin = distance_bin is None or distance_bin >= 1
-        require(is_bin, "data.init_args.distance_bin", distance_bin, "set it to 1 or more")
-        in_window = label_len is None or 1 <= label_len <= window_len
-        remedy = f"set it to 1 .. window_len = {window_len}, or to null"
-        require(in_window, "data.init_args.label_len", label_len, remedy)
-        self._vocab_size, self.label_len = vocab_size, label_len
-        self.n_examples = {"validation": n_validation, "test": n_test}
         self.distance_bin = max(1, window_len // 16) if distance_bin is None else distance_bin
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
+        for setting, value in (("n_validation", n_validation), ("n_test", n_test), ("distance_bin", self.distance_bin)):
+            require(value >= 1, f"data.init_args.{setting}", value, "set it to 1 or more")
+        self.vocab_size, self.label_len = vocab_size, label_len
+        self.n_examples = {"validation": n_validation, "test": n_test}
 
     # The task
-
-    @property
-    @abstractmethod
-    def labels_per_window(self) -> int:
-        """K, the number of labels."""
-
-    @property
-    @abstractmethod
-    def first_position(self) -> int:
-        """The first position that can have a label."""
-
-    @property
-    @abstractmethod
-    def n_answers(self) -> int:
-        """Number of tokens that are equally likely to be a label, for a guess without reading the window."""
-
-    @property
-    @abstractmethod
-    def n_candidates(self) -> int:
-        """Number of tokens at least that are equally likely to be a label after reading all but its source."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Example:

@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.base import LanguageDataModule
 from datamodules.loaders import ScoringLoader, TextWindows, TrainingLoader, TrainingOrder, share_of_rank
 from datamodules.preparation import Corpus, prepare
-from datamodules.token_files import About, TokenFile, check_file, read_about, token_dtype, unusable
+from datamodules.token_files import About, TokenFile, check_file, read_about, token_dtype
 from datamodules.tokenizers import SentencePiece, Tokenizer
 from llp.decoder.geometry import Geometry
 from llp.errors import require
@@ -76,14 +76,10 @@ class TextDataModule(LanguageDataModule, Corpus):
         self.path = None if path is None else Path(path).expanduser()
         self.cache_dir = Path(cache_dir).expanduser()
         self.tokenizer = tokenizer or SentencePiece()
+        self.vocab_size = self.tokenizer.vocab_size
         self.train_stride, self.burn_in = train_stride or window_len, burn_in
         self.scoring_window_len, self.scoring_stride = scoring_window_len, scoring_stride
         self.check_training_tokens = check_training_tokens
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, known before anything is prepared."""
-        return self.tokenizer.vocab_size
 
     def official_words(self, split: str) -> int | None:
         """The benchmark's own count of a split's words if the split is complete; None to count those of the text."""
@@ -123,9 +119,7 @@ class TextDataModule(LanguageDataModule, Corpus):
         """Open what was prepared."""
         folder = self.prepared_folder()
         self.about = read_about(folder)
-        self.tokenizer.load(folder)
-        if self.tokenizer.fingerprint != self.about["tokenizer_fingerprint"]:
-            raise unusable(folder / self.tokenizer.file_name)
+        self.tokenizer.load(folder, self.about["tokenizer_fingerprint"])
         dtype = token_dtype(self.vocab_size)
         self.files = {split: TokenFile(folder, split, dtype) for split in self.splits}
         n_tokens = len(self.files["train"].tokens)

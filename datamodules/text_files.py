@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -69,18 +69,14 @@ class TextFiles(TextDataModule):
     def source(self) -> dict[str, Any]:
         named = self._named()
         if named is not None:
-            described = {split: [describe_file(file, split) for file in files] for split, (_, files) in named.items()}
+            described = {split: [describe_file(file) for file in files] for split, (_, files) in named.items()}
             return {**described, "text_key": self.text_key}
-        files, is_cut = [describe_file(file) for file in self._files()], self._is_cut()
-        if is_cut:
-            for split in self.splits:  # now, not after the tokenizer was trained
-                self._require_part(split)
         return {
-            "files": files,
+            "files": [describe_file(file) for file in self._files()],
             "text_key": self.text_key,
             "validation_share": self.validation_share,
             "test_share": self.test_share,
-            "cut": is_cut,
+            "cut": self._is_cut(),
         }
 
     def splits_note(self) -> str:
@@ -150,7 +146,7 @@ class TextFiles(TextDataModule):
         """For each split the name of its subfolder, file or shards, and its files; None if nothing is named so.
 
         Raises:
-            SettingError: If only some splits are named, or one of them twice, or a file belongs to none.
+            SettingError: If a split has no name or several, or a file belongs to none.
         """
         files = self._files()
         if files == [self.root]:
@@ -160,20 +156,15 @@ class TextFiles(TextDataModule):
         for file in files:
             name, split = _name_and_split(file.relative_to(self.root))
             if split is None:
-                loose.append(file.relative_to(self.root))
+                loose.append(name)
             else:
                 found[split].setdefault(name, []).append(file)
         names = ", ".join(name for members in found.values() for name in members)
         if not names:
             return None
-        missing = " and ".join(" or ".join(_NAMES[split]) for split in _NAMES if not found[split])
-        for split, members in found.items():
-            remedy = f"it has {len(members)} names for the {split} split ({', '.join(members)}); keep one of them in it"
-            require(len(members) <= 1, "data.init_args.path", self.root, remedy)
-        remedy = f"it names only some of the splits ({names}); add {missing}, or rename the others to split by share"
-        require(not missing, "data.init_args.path", self.root, remedy)
-        if loose:
-            remedy = f"{loose[0]} belongs to none of the splits ({names}); move it into one of them, or elsewhere"
+        if loose or any(len(members) != 1 for members in found.values()):
+            rest = f", and {loose[0]} besides" if loose else ""
+            remedy = f"it names the splits by {names}{rest}; it needs one name for each split, and no other text"
             raise SettingError("data.init_args.path", self.root, remedy)
         return {split: next(iter(members.items())) for split, members in found.items()}
 
@@ -214,10 +205,14 @@ class TextFiles(TextDataModule):
         validation = round(size * (1 - self.test_share))
         return {"train": (0, train), "validation": (train, validation), "test": (validation, size)}[split]
 
-    def _require_part(self, split: str) -> None:
-        setting = "test_share" if split == "test" else "validation_share"
-        remedy = f"no line of the text begins in the part for {split}; change it, or give more text in lines"
-        require(any(self._parts(split)), f"data.init_args.{setting}", getattr(self, setting), remedy)
+
+def _counted(documents: Iterator[object]) -> str:
+    number = sum(1 for _ in documents)
+    return f"{number:,} document{'s' * (number != 1)}"
+
+
+def _open(file: Path) -> BinaryIO:
+    return file.open("rb")
 
 
 def _name_and_split(file: Path) -> tuple[str, str | None]:
@@ -242,12 +237,3 @@ def _line_start(stream: BinaryIO, offset: int) -> int:
     stream.seek(offset - 1)
     stream.readline()
     return stream.tell()
-
-
-def _open(file: Path) -> BinaryIO:
-    return file.open("rb")
-
-
-def _counted(documents: Iterable[object]) -> str:
-    number = sum(1 for _ in documents)
-    return f"{number:,} {'document' if number == 1 else 'documents'}"

@@ -3,11 +3,9 @@
 Its `about.json` says where it came from and holds the digests of the files beside it and of itself.
 """
 
-import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -16,8 +14,6 @@ import numpy as np
 
 from llp.atomic_files import KEY, file_sha256, file_sha256_once, json_with_digest, own_sha256
 from llp.errors import SettingError
-
-_BLOCK = 1 << 22  # bytes
 
 
 class About(TypedDict):
@@ -95,82 +91,6 @@ class Document:
     tokens_sha256: str
 
 
-class TokenWriter:
-    """Writes a split's tokens, document by document; if files of a killed process are there, it resumes after them.
-
-    A document of the index counts as whole if its digest is that of its tokens in the token file: after a power cut
-    either file may be older than the other.
-
-    Args:
-        folder: The unfinished folder.
-        split: Name of the split.
-        dtype: Type of the tokens.
-    """
-
-    def __init__(self, folder: Path, split: str, dtype: np.dtype) -> None:
-        self.dtype = dtype
-        index, tokens = folder / f"{split}.jsonl", folder / f"{split}.bin"
-        index.touch()
-        tokens.touch()
-        self._index, self._tokens = index.open("r+b"), tokens.open("r+b")
-        self.documents: list[Document] = []
-        self.length = 0
-        index_size = 0
-        for line in self._index:
-            document = self._whole_document(line)
-            if document is None:
-                break
-            self._append(document)
-            index_size += len(line)
-        for stream, size in ((self._index, index_size), (self._tokens, self.length * dtype.itemsize)):
-            stream.seek(size)
-            stream.truncate()
-        self._begin_document()
-
-    def _whole_document(self, line: bytes) -> Document | None:
-        """The document of a line of the index, or None if the line or the document's tokens are not whole."""
-        try:
-            document = Document(**json.loads(line))
-            left = (1 + document.tokens) * self.dtype.itemsize
-        except (ValueError, TypeError):
-            return None
-        digest = hashlib.sha256()
-        while block := self._tokens.read(min(left, _BLOCK)):
-            digest.update(block)
-            left -= len(block)
-        return document if line.endswith(b"\n") and digest.hexdigest() == document.tokens_sha256 else None
-
-    def _append(self, document: Document) -> None:
-        self.documents.append(document)
-        self.length += 1 + document.tokens
-
-    def _begin_document(self) -> None:
-        self._written = 0  # tokens
-        self._digest = hashlib.sha256()
-
-    def write(self, tokens: np.ndarray) -> None:
-        """Append tokens to the current document, beginning with its start token."""
-        data = tokens.astype(self.dtype).tobytes()
-        self._tokens.write(data)
-        self._digest.update(data)
-        self._written += len(tokens)
-
-    def finish(self, name: str, words: int, plain_words: int, n_bytes: int, sha256: str) -> None:
-        """End the current document, which a kill can no longer lose. For the arguments see `Document`."""
-        digests = sha256, self._digest.hexdigest()
-        document = Document(name, self.length, self._written - 1, words, plain_words, n_bytes, *digests)
-        self._tokens.flush()  # before the line that vouches for them
-        self._index.write((json.dumps(asdict(document)) + "\n").encode())
-        self._index.flush()
-        self._append(document)
-        self._begin_document()
-
-    def close(self) -> None:
-        """Close both files."""
-        self._tokens.close()
-        self._index.close()
-
-
 class TokenFile:
     """A split's tokens as a memory map, and its documents.
 
@@ -202,15 +122,10 @@ class TokenFile:
     def counts(self, vocab_size: int) -> np.ndarray:
         """Number of occurrences of each token, without the documents' start tokens: (vocab_size,)."""
         counts = np.zeros(vocab_size, dtype=np.int64)
-        for block in blocks(self.tokens, 1 << 24):
-            counts += np.bincount(block, minlength=vocab_size)
+        for first in range(0, len(self.tokens), 1 << 24):  # a memory map is never in memory as a whole
+            counts += np.bincount(self.tokens[first : first + (1 << 24)], minlength=vocab_size)
         return counts - np.bincount(self.tokens[self.starts], minlength=vocab_size)
 
     def text_of(self, document: Document) -> np.ndarray:
         """The tokens of a document's text, without its start token."""
         return self.tokens[document.start + 1 : document.start + 1 + document.tokens]
-
-
-def blocks(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Consecutive pieces of an array, so that a memory map is never in memory as a whole."""
-    return (array[i : i + size] for i in range(0, len(array), size))

@@ -58,7 +58,7 @@ class WikiText103(TextDataModule):
         if self.path is None:
             name = {"hub": self.hub_id, "configuration": self.hub_configuration, "revision": self.hub_revision}
             return {**name, "articles": self.articles}
-        files = {split: describe_file(self._file(split), split) for split in self.splits}
+        files = {split: describe_file(self._file(split)) for split in self.splits}
         return {**files, "articles": self.articles}
 
     def n_bytes(self, split: str) -> int | None:

@@ -1,12 +1,14 @@
-"""Members of Lightning that are private, or that its type hints leave out, each with the reason for its use.
+"""Members of Lightning and jsonargparse that are private, or that type hints leave out, each with its reason.
 
 `tests/training/test_lightning_internals.py` fails in one line per member when a new version of Lightning moves it.
 """
 
-from typing import Protocol, TypeVar, cast
+from argparse import ArgumentParser
+from typing import Protocol, TypeVar, Union, cast, get_args
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 C = TypeVar("C", bound=Callback)
 
@@ -72,3 +74,26 @@ def validate_after_this_batch(trainer: Trainer) -> None:
 def save_last(callback: ModelCheckpoint, trainer: Trainer) -> None:
     """Write `last.ckpt` now."""
     callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+
+
+def keep_integers(parser: ArgumentParser) -> None:
+    """Read `1` as an integer where a setting takes an integer or a float: 1 batch is not 1.0, which is all of them.
+
+    jsonargparse tries types in the order in which `typing` keeps them, which is not that of the Trainer's source but of
+    whichever library wrote such a type first.
+    """
+    for action in parser._actions:
+        types = get_args(getattr(action, "_typehint", None))
+        if int in types and float in types:
+            integers_first = tuple(sorted(types, key=lambda one: one is not int))
+            action._typehint = Union[integers_first]  # type: ignore[attr-defined]  # noqa: UP007
+
+
+def share_data_over_all(strategy: ModelParallelStrategy, world_size: int) -> None:
+    """Give each process its own part of the text, unless the configuration says how many share one.
+
+    Lightning's "auto" is the number of nodes: all processes of a node would read the same text. Only the Trainer knows
+    how many processes there are, when it has built the strategy.
+    """
+    if strategy._data_parallel_size == "auto":
+        strategy._data_parallel_size, strategy._tensor_parallel_size = world_size, 1

@@ -12,27 +12,24 @@ from datamodules.tokenizers.tokenizer import Tokenizer
 class Bytes(Tokenizer):
     """UTF-8 bytes as tokens, and token 256 to start a document."""
 
-    file_name = "tokenizer.bytes"  # empty, and not needed
+    file_name = "tokenizer.bytes"  # empty; a prepared folder has none
     vocab_size = 257
     start_token = 256
 
     def settings(self) -> dict[str, Any]:
         return {"tokenizer": "bytes"}
 
-    def made_from(self, lines: Iterable[str]) -> bytes:
-        return b""
+    def save(self, folder: Path) -> None:
+        pass
+
+    def load(self, folder: Path, fingerprint: str) -> None:
+        pass
 
     def restore(self, data: bytes) -> None:
         pass
 
     def serialized(self) -> bytes:
         return b""
-
-    def is_trained(self, folder: Path) -> bool:
-        return True
-
-    def load(self, folder: Path) -> None:
-        pass
 
     @property
     def fingerprint(self) -> str:

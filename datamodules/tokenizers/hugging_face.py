@@ -1,6 +1,5 @@
 """Tokenizers of the library `tokenizers`: a `tokenizer.json` without what changes a text before it is looked up."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -71,9 +70,6 @@ class HuggingFaceTokenizer(Tokenizer):
     def settings(self) -> dict[str, Any]:
         return {"tokenizer": "hugging_face", "sha256": self.fingerprint}
 
-    def made_from(self, lines: Iterable[str]) -> bytes:
-        return self._data
-
     def restore(self, data: bytes) -> None:
         tokenizer = _open(json.loads(data))
         tokenizer.encode_special_tokens = True  # as text
@@ -86,10 +82,6 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def serialized(self) -> bytes:
         return self._data
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self._data).hexdigest()
 
     def encode(self, lines: list[str]) -> np.ndarray:
         """Token ids of lines of text, each with its line end, which no token crosses: (N,).

@@ -1,6 +1,5 @@
 """SentencePiece models, trained here or given."""
 
-import hashlib
 import io
 import random
 from collections.abc import Iterable
@@ -87,9 +86,9 @@ class SentencePiece(Tokenizer):
             return {"tokenizer": "sentencepiece", "model_sha256": self.fingerprint}
         return {"tokenizer": "sentencepiece", **self._training}
 
-    def made_from(self, lines: Iterable[str]) -> bytes:
+    def train(self, lines: Iterable[str]) -> None:
         if self._training is None:
-            return self._model
+            return
         model = io.BytesIO()
         sample = _sample((line.rstrip("\n") for line in lines), self._training["sample_lines"], self._training["seed"])
         try:
@@ -114,7 +113,7 @@ class SentencePiece(Tokenizer):
         except RuntimeError as error:
             remedy = f"the training text does not support it. SentencePiece: {str(error).rpartition('] ')[2].strip()}"
             raise SettingError(f"{_SETTINGS}.vocab_size", self.vocab_size, remedy) from error
-        return model.getvalue()
+        self.restore(model.getvalue())
 
     def restore(self, data: bytes) -> None:
         processor = spm.SentencePieceProcessor()
@@ -128,10 +127,6 @@ class SentencePiece(Tokenizer):
 
     def serialized(self) -> bytes:
         return self._model
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self._model).hexdigest()
 
     def encode(self, lines: list[str]) -> np.ndarray:
         return encode_around_marks(self._processor.encode, lines, self._mark)

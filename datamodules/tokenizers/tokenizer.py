@@ -1,5 +1,6 @@
-"""What every tokenizer does, and how a trained one is stored."""
+"""What every tokenizer does, and how it is stored."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,14 +9,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from datamodules.token_files import unusable
-from llp.atomic_files import whole_file
 
 
 class Tokenizer(ABC):
     """Text to tokens and back. `vocab_size` is known before the tokenizer is trained."""
 
     file_name: ClassVar[str]
-    """Name of the file that `train` writes."""
+    """Name of the file that `save` writes."""
     vocab_size: int
     start_token: int
     """The token that a document begins with; it has no text."""
@@ -26,9 +26,8 @@ class Tokenizer(ABC):
     def settings(self) -> dict[str, Any]:
         """What determines the tokenizer, apart from the text it is trained on."""
 
-    @abstractmethod
-    def made_from(self, lines: Iterable[str]) -> bytes:
-        """Make the tokenizer from lines of text; returns what `restore` takes."""
+    def train(self, lines: Iterable[str]) -> None:  # noqa: B027
+        """Make the tokenizer from lines of text, unless it is a given one."""
 
     @abstractmethod
     def restore(self, data: bytes) -> None:
@@ -58,33 +57,28 @@ class Tokenizer(ABC):
         tokenizer.restore(data)
         return tokenizer
 
-    def is_trained(self, folder: Path) -> bool:
-        """Whether `train` has written all of its work into `folder`."""
-        return (folder / self.file_name).exists()
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads."""
+        (folder / self.file_name).write_bytes(self.serialized())
 
-    def train(self, lines: Iterable[str], folder: Path) -> None:
-        """Make the tokenizer from lines of text, unless it is restored, and write it to `folder` in one step."""
-        if self.made_with is None:
-            self.restore(self.made_from(lines))
-        with whole_file(folder / self.file_name, keeps_older=False) as temporary:
-            temporary.write_bytes(self.serialized())
-
-    def load(self, folder: Path) -> None:
-        """Read what `train` wrote.
+    def load(self, folder: Path, fingerprint: str) -> None:
+        """Read what `save` wrote.
 
         Raises:
-            SettingError: If it is missing or damaged.
+            SettingError: If it is missing or damaged, or is not the tokenizer with this fingerprint.
         """
         path = folder / self.file_name
         try:
             self.restore(path.read_bytes())
         except (OSError, ValueError) as error:
             raise unusable(path) from error
+        if self.fingerprint != fingerprint:
+            raise unusable(path)
 
     @property
-    @abstractmethod
     def fingerprint(self) -> str:
         """A digest, equal for tokenizers that encode alike."""
+        return hashlib.sha256(self.serialized()).hexdigest()
 
     @abstractmethod
     def encode(self, lines: list[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ A checkpoint is a dictionary of tensors and plain values, which `weights_only` l
   `hparams_name`, `datamodule_hparams_name`.
 - The state of the data module under the name of its class: the number of training windows taken.
 
-`TrainingModule.on_save_checkpoint` adds:
+`LanguageModel.on_save_checkpoint` adds:
 
 - `architecture`: the class path of the model.
 - `seed`: the run's seed, or None.

@@ -58,8 +58,6 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last_every = every_n_train_steps
-        self.being_written: Path | None = None
-        """The checkpoint that is being written just now, for the message of a run that stands still."""
         self._saved_step = 0
         self._all_stop = False
 
@@ -131,7 +129,7 @@ class RunCheckpoint(ModelCheckpoint):
             raise Stopped(signum)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        path = self.being_written = Path(filepath)
+        path = Path(filepath)
         try:
             with naming(path):
                 for logger in trainer.loggers:
@@ -148,8 +146,6 @@ class RunCheckpoint(ModelCheckpoint):
         except OSError:
             discard(path)  # on a full disk it would take up the remaining room
             raise
-        finally:
-            self.being_written = None
         trainer.strategy.barrier("published")  # a process that ends earlier may take the others with it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

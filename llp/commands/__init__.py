@@ -13,6 +13,5 @@ COMMANDS = {
     "prepare": "Train the tokenizer and encode the text, on a login node, say; fit does the same where it is needed.",
     "export": "Write a trained model as a folder that transformers opens without llp.",
     "consolidate": "Make one file of a sharded checkpoint.",
-    "completion": 'Print a completion script for a shell: eval "$(llp completion bash)".',
 }
 """The summary of each subcommand."""

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from llp.comparison.run import Workers, submit
 from llp.comparison.spec import Settings, Specification, merged
 from llp.comparison.timing import timed, training_step
 from llp.errors import require
+from llp.language_model import LanguageModel
 from llp.training.throughput import matrix_rate, training_window
-from llp.training_module import TrainingModule
 
 _SCRIPT = Path("configs/slurm/compare.sbatch")
 _UTILIZATION = 0.3  # of the matrix rate, assumed by --plan before anything has been timed
@@ -93,11 +92,11 @@ class Comparison:
         self.models = {arm: self._model(settings) for arm, settings in self.spec.arms.items()}
         self.arms = {arm: self._arm(model) for arm, model in self.models.items()}
 
-    def _model(self, arm: Settings) -> TrainingModule:
+    def _model(self, arm: Settings) -> LanguageModel:
         """The model of an arm, on the meta device: nothing is allocated."""
         spec, data = self.spec, self.data
         size = {"init_args": {"vocab_size": data.vocab_size}}
-        model = _instantiate("model", TrainingModule, merged(spec.shared.get("model", {}), arm, size))
+        model = _instantiate("model", LanguageModel, merged(spec.shared.get("model", {}), arm, size))
         scoring = {"scoring_window_len": spec.scoring_window_len, "scoring_stride": spec.scoring_stride}
         is_text = isinstance(data, TextDataModule)
         remedy = (
@@ -113,7 +112,7 @@ class Comparison:
             model.configure_model()
         return model
 
-    def _arm(self, model: TrainingModule) -> Arm:
+    def _arm(self, model: LanguageModel) -> Arm:
         trainer = self._trainer
         devices = trainer.get("devices", 1)
         n_devices = devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else 1
@@ -148,11 +147,9 @@ class Comparison:
         accelerator, precision = self._trainer.get("accelerator", "auto"), self._trainer.get("precision", "32-true")
         n_batches, data = self._trainer.get("accumulate_grad_batches", 1), self.data
         steps = {}
-        for arm in self.spec.arms:
-            model = self.models[arm]
+        for arm, model in self.models.items():
             size = data.batch_size, model.geometry.burn_in_len(data.burn_in), data.window_len, n_batches
-            class_path = self.spec.arms[arm]["class_path"]
-            steps[arm] = partial(training_step, class_path, dict(model.hparams), *size, accelerator, precision)
+            steps[arm] = training_step(model, *size, accelerator, precision)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
         self.folder.write_timing(timed(steps, 10, device))
 
@@ -183,8 +180,8 @@ class Comparison:
         """Write the report of what is there, and print its files."""
         root = self.folder.root
         where = "" if root == Path("lightning_logs") else f" --root {shlex.quote(str(root))}"
-        study = self.plan().study(f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}")
-        for path in Report(study).write(self.folder.path):
+        command = f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}"
+        for path in Report(self.plan(), command).write(self.folder.path):
             print(f"Written to {path}")
 
 

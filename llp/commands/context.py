@@ -28,22 +28,12 @@ def context(trained: TrainedModel, data: LanguageDataModule, **settings: Any) ->
     reading.check_tokenizer(reading.read(trained.ckpt_path), data)
     with trained.autocast():
         curve = loss_by_context(trained.loaded.module, data, **settings)
-    header = ["context", "loss", "standard error", "perplexity", "recall tokens", "other tokens"]
+    header = ["context", "loss", "standard error", "perplexity"]
     cells = [
-        [
-            f"{point.context:,}",
-            f"{point.loss:.4f}",
-            f"± {point.standard_error:.4f}",
-            readable(point.perplexity),
-            f"{point.recall_loss:.4f}",
-            f"{point.other_loss:.4f}",
-        ]
-        for point in curve.points
+        [f"{point.context:,}", f"{point.loss:.4f}", f"± {point.standard_error:.4f}", readable(point.perplexity)]
+        for point in curve
     ]
     print("\n".join(aligned([header, *cells], n_left=0)))
-    longest = curve.points[-1]
-    of_all = f"{longest.recall_targets:,} of {longest.targets:,} tokens"
-    print(f"Recall tokens: with {longest.context:,} tokens of context, {of_all} repeat a bigram.")
-    text = f"{longest.targets:,} tokens of {data.name}, {settings['split']}"
+    text = f"{curve[-1].targets:,} tokens of {data.name}, {settings['split']}"
     for path in write(curve, run_folder(trained.ckpt_path), f"{type(trained.loaded.module).__name__}: {text}"):
         print(f"Written to {path}")

@@ -12,16 +12,14 @@ import llp
 from llp.checkpoints import reading
 from llp.commands.arguments import Arguments
 from llp.commands.fit import FitCommand
-from llp.commands.messages import in_words, is_lost_contact, silence, unreachable, users_error
+from llp.commands.messages import in_words, is_lost_contact, silence, users_error
 from llp.commands.parser import function_parser
 from llp.commands.trained_model import TrainedModel, with_stored_tokenizer
 from llp.commands.trainer_command import TrainerCommand
 from llp.signals import Stopped
 
 FUNCTIONS = {
-    **{
-        name: f"llp.commands.{name}" for name in ("generate", "context", "evaluate", "compare", "prepare", "completion")
-    },
+    **{name: f"llp.commands.{name}" for name in ("generate", "context", "evaluate", "compare", "prepare")},
     **dict.fromkeys(("export", "consolidate"), "llp.commands.conversion"),
 }
 """The subcommands that are functions of the same name, and their modules."""
@@ -52,9 +50,6 @@ def run(command: str, options: list[str]) -> int:
             raise users from None
         if users is not None:
             print(f"llp {command}: error: {in_words(users)}", file=sys.stderr)
-        elif address := unreachable(error):
-            remedy = "if that is not its node's address in the network, set GLOO_SOCKET_IFNAME to the device, eth0 say"
-            print(f"llp {command}: error: rank {rank} finds no other one at {address}; {remedy}", file=sys.stderr)
         elif is_lost_contact(error):
             print(
                 f"llp {command}: rank {rank} has lost the others: {str(error).partition(chr(10))[0]}", file=sys.stderr

@@ -2,15 +2,13 @@
 
 import json
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 from llp.atomic_files import whole_file
 from llp.commands.trained_model import TrainedModel
 from llp.errors import SettingError, require
-from llp.generation.continuation import Completion, continue_text, continue_texts
+from llp.generation.continuation import continue_text, continue_texts
 from llp.text_model import TextModel
 
 
@@ -22,7 +20,7 @@ def generate(
     output: Path | None = None,
     **settings: Any,
 ) -> None:
-    """Continue a prompt, as the text is drawn, or several texts side by side; then say how fast it was.
+    """Continue a prompt, as the text is drawn, or several texts side by side.
 
     Args:
         trained: The model.
@@ -34,18 +32,23 @@ def generate(
     """
     model, entries = trained.loaded.as_text_model(), _entries(prompt, prompts)
     settings["stop"] = stop
-    started = time.perf_counter()
     with trained.autocast():
         if output is not None:
-            n_tokens = _write(model, entries, output, settings)
+            remedy = "name a file in a folder that exists"
+            require(output.parent.is_dir() and not output.is_dir(), "output", output, remedy)
+            with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as stream:
+                _write_lines(model, entries, stream, settings)
         elif prompts is not None:
-            n_tokens = _write_lines(model, entries, sys.stdout, **settings)
-        elif settings["n_samples"] == 1:
-            n_tokens = _stream(model, prompt, settings)
+            _write_lines(model, entries, sys.stdout, settings)
+        elif settings["n_samples"] > 1:
+            (completions,) = continue_texts(model, [prompt], **settings)
+            print("\n\n".join(prompt + completion for completion in completions))
         else:
-            n_tokens = _show(model, prompt, settings)
-    seconds = time.perf_counter() - started
-    print(f"{n_tokens:,} tokens in {seconds:.1f} s: {n_tokens / seconds:,.1f} tokens/s", file=sys.stderr)
+            of_one = {name: value for name, value in settings.items() if name not in ("n_samples", "batch_size")}
+            print(prompt, end="", flush=True)
+            for piece in continue_text(model, prompt, **of_one):
+                print(piece, end="", flush=True)
+            print()
 
 
 def _entries(prompt: str, path: Path | None) -> list[dict[str, Any]]:
@@ -77,42 +80,8 @@ def _entry(line: str, number: int, path: Path) -> dict[str, Any]:
     return entry
 
 
-def _write(model: TextModel, entries: list[dict[str, Any]], path: Path, settings: dict[str, Any]) -> int:
-    """Write a file of completions, whole or not at all; returns the number of drawn tokens."""
-    require(path.parent.is_dir() and not path.is_dir(), "output", path, "name a file in a folder that exists")
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        return _write_lines(model, entries, stream, **settings)
-
-
-def _write_lines(model: TextModel, entries: list[dict[str, Any]], stream: TextIO, **settings: Any) -> int:
-    """Write the line of each prompt as soon as its completions are complete; returns the number of tokens."""
-    n_tokens = 0
+def _write_lines(model: TextModel, entries: list[dict[str, Any]], stream: TextIO, settings: dict[str, Any]) -> None:
+    """Write the line of each prompt as soon as its completions are complete."""
     of_prompts = continue_texts(model, [entry["prompt"] for entry in entries], **settings)
     for entry, completions in zip(entries, of_prompts, strict=True):
-        line = {**entry, "completions": [completion.text for completion in completions]}
-        print(json.dumps(line, ensure_ascii=False), file=stream, flush=True)
-        n_tokens += _count(completions)
-    return n_tokens
-
-
-def _stream(model: TextModel, prompt: str, settings: dict[str, Any]) -> int:
-    """Print a prompt and its continuation, as it is drawn; returns the number of drawn tokens."""
-    of_one = {name: value for name, value in settings.items() if name not in ("n_samples", "batch_size")}
-    print(prompt, end="", flush=True)
-    n_pieces = 0
-    for piece in continue_text(model, prompt, **of_one):
-        print(piece, end="", flush=True)
-        n_pieces += 1
-    print()
-    return n_pieces - 1  # the last one is of no token
-
-
-def _show(model: TextModel, prompt: str, settings: dict[str, Any]) -> int:
-    """Print several continuations of a prompt, with blank lines between them; returns the number of drawn tokens."""
-    (completions,) = continue_texts(model, [prompt], **settings)
-    print("\n\n".join(prompt + completion.text for completion in completions))
-    return _count(completions)
-
-
-def _count(completions: Iterable[Completion]) -> int:
-    return sum(completion.n_tokens for completion in completions)
+        print(json.dumps({**entry, "completions": completions}, ensure_ascii=False), file=stream, flush=True)

@@ -86,12 +86,3 @@ _REMEDIES = {
 def is_lost_contact(error: Exception) -> bool:
     """Whether a collective failed because a process at its other end is gone; gloo has no type of error for it."""
     return isinstance(error, DistError) or re.search("Connection (closed|reset) by peer", str(error)) is not None
-
-
-def unreachable(error: Exception) -> str | None:
-    """The address at which gloo has looked for another process in vain when training began; None for other errors.
-
-    A process gives the others the address that its node's own name stands for there.
-    """
-    found = re.search(r"connectFullMesh failed.*remote=\[([^\]]+)\]", str(error), re.DOTALL)
-    return found[1] if found else None

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from llp.atomic_files import whole_file
 from llp.commands import COMMANDS
-from llp.evaluation.run_list import find_runs, format_runs, write_runs
+from llp.evaluation.run_list import find_runs, format_runs
 
 
 def parser() -> ArgumentParser:
@@ -22,4 +23,6 @@ def run(options: list[str]) -> None:
     runs = find_runs(arguments.folder)
     print(format_runs(runs))
     if arguments.csv is not None:
-        print(f"Written to {write_runs(runs, arguments.csv)}")
+        with whole_file(arguments.csv) as temporary:
+            runs.drop(columns="test_data_fingerprint").to_csv(temporary, index=False)
+        print(f"Written to {arguments.csv}")

@@ -17,19 +17,19 @@ from llp.checkpoints.callback import RunCheckpoint
 from llp.commands import COMMANDS
 from llp.commands.arguments import Arguments
 from llp.commands.parser import Parser
-from llp.commands.private_members import keep_integers, share_data_over_all
 from llp.commands.trained_model import with_own_tokenizer, with_stored_tokenizer
 from llp.errors import SettingError, require
 from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport
 from llp.evaluation.token_losses import TokenLosses
 from llp.generation.continuation import SampleText
+from llp.language_model import LanguageModel
+from llp.lightning_internals import keep_integers, share_data_over_all
 from llp.training.console import ValidationLines, changed_settings
 from llp.training.guards import FiniteGuard, StallGuard
 from llp.training.metrics import FinalHyperparameters
 from llp.training.progress_bar import RunProgressBar
 from llp.training.run_control import StepValidation
-from llp.training_module import TrainingModule
 
 
 class TrainerCommand(LightningCLI):
@@ -53,7 +53,7 @@ class TrainerCommand(LightningCLI):
         self.checkpoint = None if path is None else reading.read(path)
         usage = f"llp {command} [--config FILE ...] [--SECTION.SETTING VALUE ...]"
         super().__init__(
-            TrainingModule,
+            LanguageModel,
             LanguageDataModule,
             args=[command, *self.arguments.words()],
             save_config_callback=save_config,

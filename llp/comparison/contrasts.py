@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from llp.comparison.checks import Check, noise_findings, reasons
+from llp.comparison.checks import Check, reasons
+from llp.comparison.plan import Plan
+from llp.comparison.records import NOISE, Contrast
 from llp.comparison.statistics import METHODS, Difference, NoiseFloor, Verdict, difference, holm, noise_floor, verdict
-from llp.comparison.study import NOISE, Contrast, Study
 
 
 class Judged(NamedTuple):
@@ -26,61 +27,58 @@ class Judged(NamedTuple):
     """None for exploratory contrasts, and without an outcome or a noise floor."""
 
 
-def usable_floor(study: Study) -> NoiseFloor | None:
-    """The noise floor; None if there are fewer than two runs for it, or if they differ by more than their seed."""
-    return None if noise_findings(study) else noise_floor(study.tested(NOISE))
+def usable_floor(plan: Plan) -> NoiseFloor | None:
+    """The noise floor; None if there are fewer than two runs for it, or if one has an infinite loss."""
+    runs = plan.tested(NOISE)
+    return noise_floor(runs) if runs["is_finite"].all() else None
 
 
-def named(study: Study, checks: Sequence[Check]) -> list[Judged]:
+def named(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
     """The contrasts that were named before the runs, with verdicts.
 
     Holm's correction is over all of them. One without a p value, because runs are missing or can't be compared, counts
     with a p value of 1, so that it doesn't make the others more certain.
     """
-    floor = usable_floor(study)
-    judged = [_judge(study, checks, Contrast(*contrast), floor) for contrast in study.spec.primary]
+    floor = usable_floor(plan)
+    judged = [_judge(plan, checks, Contrast(*contrast), floor) for contrast in plan.spec.primary]
     intervals = [None if one.outcome is None else one.outcome.interval for one in judged]
-    adjusted = holm({number: 1.0 if interval is None else interval.p for number, interval in enumerate(intervals)})
-    p_values = [None if interval is None else adjusted[number] for number, interval in enumerate(intervals)]
+    adjusted = holm([1.0 if interval is None else interval.p for interval in intervals])
+    p_values = [None if interval is None else p for interval, p in zip(intervals, adjusted, strict=True)]
     return [
         one._replace(p=p, verdict=verdict(one.outcome, floor, p) if one.outcome and floor else None)
         for one, p in zip(judged, p_values, strict=True)
     ]
 
 
-def against_reference(study: Study, checks: Sequence[Check]) -> dict[Contrast, Judged]:
-    """Every arm against the reference under every budget, without verdicts."""
-    floor, spec = usable_floor(study), study.spec
-    contrasts = [Contrast(arm, spec.reference, budget) for budget in spec.budgets for arm in spec.arms]
-    return {one: _judge(study, checks, one, floor) for one in contrasts if one.first != one.second}
+def exploratory(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
+    """Every arm against the reference under every budget, without verdicts.
 
-
-def exploratory(study: Study, judged: dict[Contrast, Judged]) -> list[Judged]:
-    """The contrasts with the reference that were not named beforehand.
-
-    Left out are those that were named the other way round, and those whose runs are the same as under an earlier
-    budget: arms that train as many positions as the reference have the same runs at equal windows and positions.
+    Left out are contrasts that were named beforehand, whichever way round, and those whose runs are the same as under
+    an earlier budget: arms that train as many positions as the reference have the same runs at equal windows and
+    positions.
     """
-    beforehand = {frozenset(contrast) for contrast in study.spec.primary}
-    others = [one for contrast, one in judged.items() if frozenset(contrast) not in beforehand]
-    return [one for one in others if not _is_repeated(study, one.contrast)]
+    floor, spec = usable_floor(plan), plan.spec
+    beforehand = {frozenset(contrast) for contrast in spec.primary}
+    pairs = [Contrast(arm, spec.reference, budget) for budget in spec.budgets for arm in spec.arms]
+    others = [one for one in pairs if one.first != one.second and frozenset(one) not in beforehand]
+    return [_judge(plan, checks, one, floor) for one in others if not _is_repeated(plan, one)]
 
 
-def _judge(study: Study, checks: Sequence[Check], contrast: Contrast, floor: NoiseFloor | None) -> Judged:
+def _judge(plan: Plan, checks: Sequence[Check], contrast: Contrast, floor: NoiseFloor | None) -> Judged:
     obstacles = reasons(checks, contrast)
-    first, second = (study.tested(contrast.budget, arm) for arm in contrast[:2])
+    first, second = (plan.tested(contrast.budget, arm) for arm in contrast[:2])
     outcome = None if obstacles else difference(first, second)
     return Judged(contrast, outcome, floor.smallest(len(outcome.seeds)) if floor and outcome else None, obstacles)
 
 
-def _is_repeated(study: Study, contrast: Contrast) -> bool:
+def _is_repeated(plan: Plan, contrast: Contrast) -> bool:
     """Whether both arms have runs, and all of them are the same as under an earlier budget."""
 
     def runs(budget: str) -> list[list[str]]:
-        return [list(study.tested(budget, arm).index) for arm in contrast[:2]]
+        return [list(plan.tested(budget, arm).index) for arm in contrast[:2]]
 
-    own, budgets = runs(contrast.budget), study.spec.budgets
-    return all(own) and any(runs(budget) == own for budget in budgets[: budgets.index(contrast.budget)])  # type: ignore[arg-type]
+    own, budgets = runs(contrast.budget), list[str](plan.spec.budgets)
+    return all(own) and any(runs(budget) == own for budget in budgets[: budgets.index(contrast.budget)])
 
 
 def contrast_table(beforehand: Sequence[Judged], others: Sequence[Judged]) -> pd.DataFrame:

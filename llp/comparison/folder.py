@@ -10,9 +10,9 @@ from typing import IO, Any
 import yaml
 
 from llp.atomic_files import checked_json, json_with_digest, whole_file
+from llp.comparison.records import Failure, Record, Timing
 from llp.comparison.spec import Settings, Specification, require_same_runs
-from llp.comparison.study import Failure, Record, Timing
-from llp.errors import require
+from llp.errors import SettingError, require
 
 
 class ComparisonFolder:
@@ -117,22 +117,23 @@ class ComparisonFolder:
     def timing(self) -> Timing | None:
         """The result of the timing pass; None if there was none."""
         path = self.path / "timing.json"
-        return Timing(**read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        content = read_json(path)
+        return Timing(content["seconds_per_step"], content["how"])
 
 
-def read_json(path: Path, remedy: str = "remove it to have it made again") -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The contents of a file that this comparison or one of its runs has written.
 
     Raises:
-        SettingError: If it is missing or damaged, with the remedy.
+        SettingError: If it is missing or damaged.
     """
-    content, problem = None, ""
     try:
-        content = checked_json(path.read_text(encoding="utf-8"))
+        return checked_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        problem = str(error)
-    require(content is not None, "file", path, f"it is missing or damaged ({problem}); {remedy}")
-    return content or {}
+        remedy = "remove it, or for run.json its folder, to have it made again"
+        raise SettingError("file", path, f"it is missing or damaged ({error}); {remedy}") from error
 
 
 def _json(content: Mapping[str, Any]) -> str:

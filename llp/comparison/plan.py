@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from llp.comparison.records import NOISE, RATE, Failure, Record, Timing, Trial, best_trial, run_table
 from llp.comparison.spec import Budget, Settings, Specification, merged
-from llp.comparison.study import NOISE, RATE, Failure, Record, Study, Timing, Trial, best_trial, run_table
 from llp.errors import require
-
-_BYTES_PER_PARAMETER = 2 * 3 * 4  # best.ckpt and last.ckpt, each with weights and AdamW's two moments in float32
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ class Plan:
         choose_all: bool = False,
     ) -> None:
         self.spec, self.arms, self.records, self.failed = spec, arms, records, failed
-        self.timing, self.choose_all = timing, choose_all
-        untimed = [arm for arm in spec.arms if timing is None or arm not in timing.seconds_per_step]
+        self.timing, self.choose_all = timing or Timing({}, {}), choose_all
+        untimed = [arm for arm in spec.arms if arm not in self.timing.seconds_per_step]
         remedy = f"{', '.join(untimed)} must be timed first; run `llp compare SPEC --time` on a quiet machine"
         require("seconds" not in spec.budgets or choose_all or not untimed, "budgets", "seconds", remedy)
         self._is_timed = not untimed
@@ -131,7 +130,7 @@ class Plan:
         reference, own, ratio = self.arms[spec.reference], self.arms[arm], 1.0
         if budget == "positions":
             ratio = reference.positions / own.positions
-        elif budget == "seconds" and timing is not None and self._is_timed:
+        elif budget == "seconds" and self._is_timed:
             ratio = timing.seconds_per_step[spec.reference] / timing.seconds_per_step[arm]
         elif budget in ("flops", "seconds"):  # seconds of a preview
             ratio = reference.flops / own.flops
@@ -195,17 +194,49 @@ class Plan:
         """The runs that can be started now and are neither done nor failed."""
         return [run for run in self.runs if not self.is_done(run) and run.name not in self.failed]
 
-    def study(self, command: str) -> Study:
-        """The table of runs; `command` continues the comparison."""
-        table = run_table({**run._asdict(), "run": run.name, **self._known(run)} for run in self.runs)
-        failed = {name: failure for name, failure in self.failed.items() if name in table.index}
-        return Study(self.spec, table, failed, self.timing or Timing({}, {}, {}), command)
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """A row for each run, indexed by its name.
 
-    def _known(self, run: PlannedRun) -> dict[str, Any]:
-        state = "done" if self.is_done(run) else "failed" if run.name in self.failed else "missing"
-        record = self.records.get(run.name)
-        columns = {} if record is None else record.columns()
-        return {**columns, "state": state, "outcome": self._outcome(run.name)}
+        Its columns are `arm`, `seed`, `learning_rate`, `steps`, `uses` (budgets, `rate` and `noise floor`), `state`
+        (`done`, `missing` or `failed`) and, of runs that have a record, `Record.columns`.
+        """
+
+        def row(run: PlannedRun) -> dict[str, Any]:
+            state = "done" if self.is_done(run) else "failed" if run.name in self.failed else "missing"
+            record = self.records.get(run.name)
+            known = {} if record is None else record.columns()
+            return {**run._asdict(), "run": run.name, **known, "state": state}
+
+        return run_table(map(row, self.runs))
+
+    @cached_property
+    def recorded(self) -> pd.DataFrame:
+        """The runs that have a record, ordered by name."""
+        return self.table[self.table["class_path"].notna()].sort_index()
+
+    def tested(self, use: str, arm: str | None = None) -> pd.DataFrame:
+        """The tested runs with a use, of all arms or of one."""
+        table = self.table
+        is_used = [use in uses and arm in (None, own) for uses, own in zip(table["uses"], table["arm"], strict=True)]
+        return table[np.array(is_used, dtype=bool) & table["test"].notna()]
+
+    @cached_property
+    def finals(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """The tested runs by arm and budget; pairs without any are left out."""
+        pairs = [(arm, budget) for arm in self.spec.arms for budget in self.spec.budgets]
+        return {pair: runs for pair in pairs if len(runs := self.tested(pair[1], pair[0]))}
+
+    def first_finals(self) -> dict[str, pd.DataFrame]:
+        """The tested runs of each arm under the first budget; arms without any are left out."""
+        return {arm: runs for (arm, budget), runs in self.finals.items() if budget == self.spec.budgets[0]}
+
+    def spent(self, run: pd.Series, budget: str) -> float | None:
+        """What a run used of a budget; None for seconds if the arm has not been timed."""
+        if budget != "seconds":
+            return float(run[budget])
+        seconds = self.timing.seconds_per_step.get(run["arm"])
+        return None if seconds is None else run["steps"] * seconds
 
     def preview(self, rate: float) -> str:
         """All runs and their cost as text. A learning rate that is still to be chosen is shown as the middle one.
@@ -213,32 +244,23 @@ class Plan:
         Args:
             rate: FLOP/s that are assumed where nothing has been timed.
         """
-        seconds = {} if self.timing is None else self.timing.seconds_per_step
         rows, to_do = [], self.to_do()
         for run in self.runs:
-            arm = self.arms[run.arm]
-            flops = run.steps * arm.windows_per_step * arm.flops
-            step = seconds.get(run.arm)
+            flops = run.steps * self.arms[run.arm].windows_per_step * self.arms[run.arm].flops
+            step = self.timing.seconds_per_step.get(run.arm)
             state = "to do" if run in to_do else "failed" if run.name in self.failed else "done"
-            rows.append(
-                {"run": run.name, "state": state, "tested": "yes" if run.is_tested else "no", "steps": run.steps,
-                 "parameters": arm.parameters, "pairs/window": round(arm.pairs), "FLOPs": float(flops),
-                 "seconds": flops / rate if step is None else run.steps * step,
-                 "MB": _BYTES_PER_PARAMETER * arm.parameters / 1e6}
-            )  # fmt: skip
+            rows.append({"run": run.name, "state": state, "tested": "yes" if run.is_tested else "no",
+                         "steps": run.steps, "FLOPs": float(flops),
+                         "seconds": flops / rate if step is None else run.steps * step})  # fmt: skip
         table = pd.DataFrame(rows)
-        left = table[table["state"] != "done"][["FLOPs", "seconds", "MB"]].sum()
-        formats = {"FLOPs": "{:.2e}".format, "seconds": "{:,.0f}".format, "MB": "{:,.0f}".format}
-        numbers = dict.fromkeys(("steps", "parameters", "pairs/window"), "{:,}".format)
-        source = "as timed" if self.timing is not None else f"assuming {rate:.2e} FLOP/s"
-        return "\n".join(
-            [
-                table.to_string(index=False, formatters={**formats, **numbers}),
-                f"{len(to_do)} of {len(rows)} runs to do: {left['FLOPs']:.2e} FLOPs of training,",
-                f"{left['seconds'] / 3600:,.2f} device hours ({source}), {left['MB'] / 1000:,.2f} GB of checkpoints.",
-                "Validation and test are not included.",
-                "The middle learning rate stands for one that is still to be chosen.",
-            ]
+        left = table[table["state"] != "done"][["FLOPs", "seconds"]].sum()
+        formats = {"steps": "{:,}".format, "FLOPs": "{:.2e}".format, "seconds": "{:,.0f}".format}
+        source = "as timed" if self._is_timed else f"assuming {rate:.2e} FLOP/s"
+        return (
+            f"{table.to_string(index=False, formatters=formats)}\n"
+            f"{len(to_do)} of {len(rows)} runs to do: {left['FLOPs']:.2e} FLOPs of training, "
+            f"{left['seconds'] / 3600:,.2f} device hours ({source}); validation and test are not included.\n"
+            "The middle learning rate stands for one that is still to be chosen."
         )
 
 

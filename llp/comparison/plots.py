@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +10,10 @@ import pandas as pd
 
 from llp.atomic_files import whole_file
 from llp.comparison.contrasts import Judged
-from llp.comparison.study import Study
-from llp.comparison.tables import BUDGETS, accuracies, mean
+from llp.comparison.plan import Plan
+from llp.comparison.tables import BUDGETS, mean
 from llp.evaluation.colours import COLOURS
 
-_MORE_COLOURS = ("#0c8599", "#f08c00", "#6741d9", "#5c940d", "#a61e4d", "#364fc7", "#846358", "#d9480f", "#087f5b")
 _MARKERS = "osD^vPX<>*"
 _GREY, _BAND = "#495057", "#dee2e6"
 
@@ -39,15 +37,15 @@ class Curve(NamedTuple):
     greatest: list[float]
 
 
-def draw_all(study: Study, named: Sequence[Judged], exploratory: Sequence[Judged], unit: str) -> dict[str, Any]:
+def draw_all(plan: Plan, judged: Sequence[Judged], unit: str) -> dict[str, Any]:
     """The plots that there is something to show in, by the names of their files."""
+    distance = "tokens since the bigram was last seen"
     drawn = {
-        "contrasts.png": forest(study, named, exploratory, unit),
-        "cost.png": loss_over_cost(study),
-        "position.png": loss_by_position(study),
-        "recall.png": loss_on_recall(study),
-        "accuracy.png": accuracy_by_distance(study),
-        "learning_rates.png": loss_over_rates(study),
+        "contrasts.png": forest(plan, judged, unit),
+        "cost.png": loss_over_cost(plan),
+        "position.png": loss_by(plan, "position", "Loss by position", "position in the window (tokens)"),
+        "recall.png": loss_by(plan, "recall", "Loss on recall tokens", distance),
+        "accuracy.png": accuracy_by_distance(plan),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -58,17 +56,14 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
 
 
-def styles(study: Study) -> dict[str, Style]:
-    """Each arm's style: the architecture's own colour for the first arm of its kind, else the next free one."""
-    classes = dict(zip(study.recorded["arm"], study.recorded["class_path"], strict=True))
-    colours: dict[str, str] = {}
-    for arm in study.spec.arms:
-        own = COLOURS.get(classes.get(arm, "").rpartition(".")[2])
-        if own and own not in colours.values():
-            colours[arm] = own
-    free = cycle(colour for colour in _MORE_COLOURS if colour not in colours.values())
-    markers = cycle(_MARKERS)
-    return {arm: Style(colours.get(arm) or next(free), next(markers)) for arm in study.spec.arms}
+def styles(plan: Plan) -> dict[str, Style]:
+    """Each arm's style: the architecture's own colour for the first arm of its kind, else one of matplotlib's."""
+    colours: list[str] = []
+    for number, settings in enumerate(plan.spec.arms.values()):
+        own = COLOURS.get(settings["class_path"].rpartition(".")[2])
+        colours.append(own if own and own not in colours else f"C{number}")
+    markers = (_MARKERS[number % len(_MARKERS)] for number in range(len(colours)))
+    return dict(zip(plan.spec.arms, map(Style, colours, markers), strict=True))
 
 
 def _figure(width: float, height: float) -> Any:
@@ -82,81 +77,64 @@ def _finish(axes: Any, title: str, xlabel: str, ylabel: str) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
 
 
-def _legend(figure: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-
-
-def forest(study: Study, named: Sequence[Judged], exploratory: Sequence[Judged], unit: str) -> Any | None:
-    """The differences with their intervals over the noise floor: those named before the runs, and the others below."""
-    groups = {"Named before the runs": named, "Exploratory": exploratory}
-    shown = {title: rows for title, group in groups.items() if (rows := [one for one in group if one.outcome])}
-    if not shown:
+def forest(plan: Plan, judged: Sequence[Judged], unit: str) -> Any | None:
+    """The differences with their intervals over the noise floor."""
+    rows, look = [(one, one.outcome) for one in judged if one.outcome], styles(plan)
+    if not rows:
         return None
-    heights = [len(rows) + 2.5 for rows in shown.values()]
-    figure, look = _figure(8, 0.3 * sum(heights)), styles(study)
-    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (title, rows) in zip(panels, shown.items(), strict=True):
-        axes.axvline(0, color=_GREY, linewidth=0.8)
-        for y, one in enumerate(rows):
-            _forest_row(axes, -y, one, look[one.contrast.first])
-        names = [f"{c.first} - {c.second}, {BUDGETS[c.budget]}" for c in (one.contrast for one in rows)]
-        axes.set_yticks([-y for y in range(len(rows))], names)
-        axes.set_ylim(0.5 - len(rows), 0.5)
-        _finish(axes, title, "", "")
-        axes.grid(axis="y", visible=False)
-    panels[-1].set_xlabel(f"{unit}: below 0 the first one is better")
+    figure = _figure(8, 0.3 * (len(rows) + 2.5))
+    axes = figure.add_subplot()
+    axes.axvline(0, color=_GREY, linewidth=0.8)
+    for y, (one, outcome) in enumerate(rows):
+        style = look[one.contrast.first]
+        if one.floor is not None:
+            axes.barh(y, 2 * one.floor, left=-one.floor, height=1, color=_BAND, zorder=0)
+        if outcome.interval is not None:
+            axes.plot(outcome.interval[:2], [y, y], color=style.color, linewidth=2)
+        axes.plot(outcome.estimate, y, marker=style.marker, color=style.color, zorder=3)
+    axes.set_yticks(range(len(rows)), [f"{c.first} - {c.second}, {BUDGETS[c.budget]}" for (c, *_), _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    _finish(axes, "", f"{unit}: below 0 the first one is better", "")
+    axes.grid(axis="y", visible=False)
     return figure
 
 
-def _forest_row(axes: Any, y: int, one: Judged, style: Style) -> None:
-    assert one.outcome is not None
-    if one.floor is not None:
-        axes.barh(y, 2 * one.floor, left=-one.floor, height=1, color=_BAND, zorder=0)
-    if one.outcome.interval is not None:
-        axes.plot(one.outcome.interval[:2], [y, y], color=style.color, linewidth=2)
-    axes.plot(one.outcome.estimate, y, marker=style.marker, color=style.color, zorder=3)
-
-
-def loss_over_cost(study: Study) -> Any | None:
+def loss_over_cost(plan: Plan) -> Any | None:
     """Validation loss in the course of training, over FLOPs and over the seconds of the timing pass.
 
     The lines are the runs of the first budget; hollow markers are the ends of runs with equal FLOPs or seconds.
     """
-    finals, look, first = study.first_finals(), styles(study), study.spec.budgets[0]
+    finals, look, first = plan.first_finals(), styles(plan), plan.spec.budgets[0]
     if not finals:
         return None
     costs = {"flops": "training FLOPs"}
-    if any(arm in study.timing.seconds_per_step for arm in finals):
+    if any(arm in plan.timing.seconds_per_step for arm in finals):
         costs["seconds"] = "seconds, as the timing pass measured them"
     figure = _figure(1.8 + 4.6 * len(costs), 4.2)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, (cost, label) in zip(panels, costs.items(), strict=True):
         for arm, runs in finals.items():
-            total, curve = study.spent(runs.iloc[0], cost), _validation_curve(runs)
+            total, curve = plan.spent(runs.iloc[0], cost), _validation_curve(runs)
             if curve and total is not None:
                 steps = runs["steps"].iloc[0]
                 _banded(axes, curve._replace(x=[step * total / steps for step in curve.x]), look[arm], arm)
-        for (arm, budget), runs in study.finals.items():
-            if budget == cost != first and (total := study.spent(runs.iloc[0], cost)) is not None:
+        for (arm, budget), runs in plan.finals.items():
+            if budget == cost != first and (total := plan.spent(runs.iloc[0], cost)) is not None:
                 loss = mean(runs["validation_loss"])
                 axes.plot(total, loss, look[arm].marker, color=look[arm].color, markerfacecolor="white", zorder=4)
         axes.set_xlim(left=0)
-        _finish(axes, f"Validation loss, {BUDGETS[first]}", label, "")
-    panels[0].set_ylabel("nats per token")
+        _finish(axes, f"Validation loss, {BUDGETS[first]}", label, "nats per token")
     # What comes before the first fifth of the training would flatten all the rest.
     late = [entry["loss"] for runs in finals.values() for _, run in runs.iterrows() for entry in run["curve"]
-            if entry["step"] >= run["steps"] / 5 and _is_finite(entry["loss"])]  # fmt: skip
+            if entry["step"] >= run["steps"] / 5 and math.isfinite(entry["loss"] or math.nan)]  # fmt: skip
     panels[0].set_ylim(top=max(late, default=None))
-    _legend(figure, panels[0])
+    for axes in panels[:-1]:
+        axes.get_legend().remove()
     return figure
-
-
-def _is_finite(loss: float | None) -> bool:
-    return loss is not None and math.isfinite(loss)
 
 
 def _validation_curve(runs: pd.DataFrame) -> Curve | None:
@@ -182,128 +160,61 @@ def _banded(axes: Any, curve: Curve, style: Style, label: str) -> None:
     axes.fill_between(curve.x, curve.least, curve.greatest, color=style.color, alpha=0.15, linewidth=0)
 
 
-def _losses(slices: Mapping[str, Any] | None, kind: str) -> Parts:
-    """Nats per token in the slices of a kind that have tokens."""
-    parts = (slices or {}).get(kind) or []
-    known = (part for part in parts if part["tokens"] and part["nats"] is not None)
-    return {(part["first"], part["last"]): part["nats"] / part["tokens"] for part in known}
-
-
-def _against(study: Study, kind: str) -> dict[str, Curve | None]:
-    """The difference of each arm's loss to that of the reference by slice, paired by seed."""
-    finals = study.first_finals()
-    own = finals.pop(study.spec.reference, study.recorded.head(0))
-    reference = {seed: _losses(slices, kind) for seed, slices in zip(own["seed"], own["slices"], strict=True)}
-    curves = {}
-    for arm, runs in finals.items():
-        seeds = zip(runs["seed"], runs["slices"], strict=True)
-        pairs = [(_losses(slices, kind), reference[seed]) for seed, slices in seeds if seed in reference]
-        curves[arm] = averaged({part: a[part] - b[part] for part in a.keys() & b.keys()} for a, b in pairs)
-    return curves
-
-
-def _by_distance(axes: Any, curves: Mapping[str, Curve | None], study: Study) -> bool:
-    """Draw the curves over a distance in tokens, with lines at the lengths of an arm's segments; False without any."""
-    look, known = styles(study), {arm: curve for arm, curve in curves.items() if curve is not None}
+def _over_distance(plan: Plan, curves: Mapping[str, Curve | None], title: str, xlabel: str, ylabel: str) -> Any | None:
+    """The curves of the arms over a distance in tokens; None without any."""
+    known, look = {arm: curve for arm, curve in curves.items() if curve is not None}, styles(plan)
+    if not known:
+        return None
+    figure = _figure(8, 4.2)
+    axes = figure.add_subplot()
     for arm, curve in known.items():
         _banded(axes, curve, look[arm], arm)
-    if known:
-        least = min(min(curve.x) for curve in known.values())
-        axes.set_xscale("log", base=2) if least > 0 else axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        _mark_segments(axes, study, look, max(max(curve.x) for curve in known.values()))
-    return bool(known)
-
-
-def _mark_segments(axes: Any, study: Study, look: Mapping[str, Style], longest: float) -> None:
-    """Vertical lines at m, 2 m and L m of the first arm that has segments of m tokens and L layers."""
-    lengths = study.recorded.reindex(columns=["arm", "model.segment_len", "model.n_layers"]).dropna()
-    lengths = lengths.drop_duplicates("arm").set_index("arm")
-    for arm in [arm for arm in look if arm in lengths.index][:1]:
-        m, n_layers = lengths.loc[arm]
-        for factor, name in ((1, "m"), (2, "2 m"), (n_layers, "L m")):
-            if factor * m <= 1.5 * longest:
-                color = look[arm].color
-                axes.axvline(factor * m, color=color, linewidth=0.8, linestyle="--", zorder=0)
-                frame = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
-                axes.text(factor * m, 0.97, f"{name} ({arm})", transform=axes.get_xaxis_transform(), bbox=frame,
-                          rotation=90, va="top", ha="center", fontsize=8, color=color)  # fmt: skip
-
-
-def loss_by_position(study: Study) -> Any | None:
-    """The loss by position in the window, as the difference to the reference."""
-    figure = _figure(8, 4.2)
-    axes = figure.add_subplot()
-    if not _by_distance(axes, _against(study, "position"), study):
-        return None
     axes.axhline(0, color=_GREY, linewidth=0.8)
-    label = f"nats per token, minus that of {study.spec.reference}"
-    _finish(axes, "Loss by position", "position in the window (tokens)", label)
-    _legend(figure, axes)
+    least = min(min(curve.x) for curve in known.values())
+    axes.set_xscale("log", base=2) if least > 0 else axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    _finish(axes, title, xlabel, ylabel)
     return figure
 
 
-def loss_on_recall(study: Study) -> Any | None:
-    """The loss on tokens that complete a bigram seen before, by the distance of its last occurrence."""
-    figure = _figure(11, 4.2)
-    left, right = figure.subplots(1, 2)
-    finals = study.first_finals()
-    curves = {arm: averaged(_losses(slices, "recall") for slices in runs["slices"]) for arm, runs in finals.items()}
-    if not _by_distance(left, curves, study):
-        return None
-    _by_distance(right, _against(study, "recall"), study)
-    right.axhline(0, color=_GREY, linewidth=0.8)
-    distance = "tokens since the bigram was last seen"
-    _finish(left, "Loss on recall tokens", distance, "nats per token")
-    _finish(right, f"… minus that of {study.spec.reference}", distance, "")
-    _legend(figure, left)
-    return figure
+def loss_by(plan: Plan, kind: str, title: str, xlabel: str) -> Any | None:
+    """The difference of each arm's loss to that of the reference by slice, paired by seed.
+
+    Args:
+        plan: The plan, with what is known of its runs.
+        kind: `position` for slices by position in the window, `recall` for recall tokens by distance.
+        title: Of the plot.
+        xlabel: What the slices are by.
+    """
+
+    def losses(runs: pd.DataFrame) -> dict[int, Parts]:
+        """Nats per token by seed, in the slices that have tokens."""
+        by_seed = zip(runs["seed"], runs["slices"], strict=True)
+        return {
+            seed: {(part["first"], part["last"]): part["nats"] / part["tokens"] for part in slices[kind] or []
+                   if part["tokens"] and part["nats"] is not None}
+            for seed, slices in by_seed if slices
+        }  # fmt: skip
+
+    finals = plan.first_finals()
+    reference = losses(finals.pop(plan.spec.reference, plan.recorded.head(0)))
+    curves = {
+        arm: averaged(
+            {part: own[part] - reference[seed][part] for part in own.keys() & reference[seed].keys()}
+            for seed, own in losses(runs).items()
+            if seed in reference
+        )
+        for arm, runs in finals.items()
+    }
+    return _over_distance(plan, curves, title, xlabel, f"nats per token, minus that of {plan.spec.reference}")
 
 
-def accuracy_by_distance(study: Study) -> Any | None:
-    """The fraction of correct labels by the distance to the answer."""
-    figure = _figure(8, 4.2)
-    axes = figure.add_subplot()
-    curves = {arm: averaged(accuracies(test) for test in runs["test"]) for arm, runs in study.first_finals().items()}
-    if not _by_distance(axes, curves, study):
-        return None
-    axes.set_ylim(-0.03, 1.03)
-    _finish(axes, "Accuracy by distance", "tokens to the answer", "share of correct labels")
-    _legend(figure, axes)
-    return figure
+def accuracy_by_distance(plan: Plan) -> Any | None:
+    """The fraction of correct labels by the distance to the answer; None for a text."""
 
+    def accuracies(test: Mapping[str, Any]) -> Parts:
+        parts = test.get("distances") or []
+        return {(part["first"], part["last"]): part["correct"] / part["labels"] for part in parts if part["labels"]}
 
-def loss_over_rates(study: Study) -> Any | None:
-    """The validation loss over the learning rates that were tried; dots are seeds, a ring marks the chosen rate."""
-    figure, look = _figure(8, 4.2), styles(study)
-    axes = figure.add_subplot()
-    drawn: dict[float, list[float]] = {}
-    for arm in study.spec.arms:
-        runs = study.of_use("rate", arm)
-        sizes = [size for size in runs.get("vocab_size", []) if isinstance(size, int)]
-        start = math.log(sizes[0]) if sizes else math.inf  # the loss when all tokens are equally likely
-        trials = [trial for trial in study.trials(arm) if trial.loss is not None and None not in trial.outcomes]
-        capped = {
-            trial.learning_rate: [min(loss, start) for loss in trial.outcomes if loss is not None] for trial in trials
-        }
-        points = {rate: mean(losses) for rate, losses in capped.items() if math.isfinite(mean(losses))}
-        if points:
-            color, marker = look[arm]
-            axes.plot(list(points), list(points.values()), color=color, marker=marker, markersize=5, label=arm)
-            seeds = [(rate, loss) for rate in points for loss in capped[rate]]
-            axes.plot(*zip(*seeds, strict=True), ".", color=color, markersize=3, alpha=0.5)
-            best = min(points, key=lambda rate: points[rate])
-            axes.plot(best, points[best], "o", markersize=11, fillstyle="none", color=color)
-            for rate, loss in points.items():
-                drawn.setdefault(rate, []).append(loss)
-    if not drawn:
-        return None
-    losses = [loss for group in drawn.values() for loss in group]
-    if max(losses) > min(losses) + 1:  # outliers would flatten all the rest
-        axes.set_ylim(top=min(losses) + 1)
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    axes.set_xticks(sorted(drawn), [f"{rate:g}" for rate in sorted(drawn)])
-    _finish(axes, "Validation loss over the learning rate (ring: the best)", "peak learning rate", "nats per token")
-    _legend(figure, axes)
-    return figure
+    curves = {arm: averaged(map(accuracies, runs["test"])) for arm, runs in plan.first_finals().items()}
+    return _over_distance(plan, curves, "Accuracy by distance", "tokens to the answer", "share of correct labels")

@@ -1,34 +1,60 @@
 """The report of a comparison, made from its records alone: `report.md`, CSV files and plots."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from llp.atomic_files import whole_file
 from llp.comparison import contrasts, plots, tables
 from llp.comparison.checks import Check, check
 from llp.comparison.contrasts import Judged, usable_floor
-from llp.comparison.statistics import NoiseFloor
-from llp.comparison.study import NOISE, RATE, Failure, Study
-from llp.comparison.tables import BUDGETS, counted, image, number, probability, ranged, run_names, signed
+from llp.comparison.plan import Plan
+from llp.comparison.records import Failure
+from llp.comparison.tables import BUDGETS, counted, image, number, probability, ranged
 
 _FEW_DOCUMENTS = 10
 _SHOWN_FINDINGS = 5
 
 
-@dataclass(frozen=True)
 class Report:
-    """What a study says: the same records give the same report, to the byte.
+    """What the records say: the same ones give the same report, to the byte.
 
-    Whatever isn't there yet is named in it; a study without any record has a report, too.
+    Whatever isn't there yet is named in it; without any record there is a report, too.
+
+    Args:
+        plan: The plan, with what is known of its runs.
+        command: The command that continues the comparison.
     """
 
-    study: Study
+    def __init__(self, plan: Plan, command: str) -> None:
+        self.checks = check(plan)
+        self.named = contrasts.named(plan, self.checks)
+        self.exploratory = contrasts.exploratory(plan, self.checks)
+        unit = next(iter(plan.recorded["unit"].dropna()), "bits per byte")
+        self.summary, self.runs = tables.summary(plan, unit), tables.listed_runs(plan)
+        self.plots = plots.draw_all(plan, [*self.named, *self.exploratory], unit)
+        reach = [
+            *image(self.plots, "position.png", "Loss by position in the window"),
+            *image(self.plots, "recall.png", "Loss on recall tokens by distance"),
+            *image(self.plots, "accuracy.png", "Accuracy by distance"),
+        ]
+        cost = image(self.plots, "cost.png", "Validation loss over FLOPs and seconds")
+        bands = "Bands reach from the lowest to the highest seed; hollow: where runs at equal FLOPs or seconds ended."
+        lines = [
+            *[f"# {plan.spec.name}", "", plan.spec.description, "", "How to read this report: docs/comparison.md."],
+            *["", "## What was found", "", *_found(plan, self.named, unit), ""],
+            *image(self.plots, "contrasts.png", "Differences with their 95 % intervals; grey: the noise floor"),
+            *_progress(plan, command),
+            *["", "## Checks", "", *_checks(self.checks), ""],
+            *tables.results(plan, self.summary, unit),
+            *tables.contrasts(self.named, self.exploratory, unit),
+            *(["## Loss over cost", "", *cost, bands, ""] if cost else []),
+            *(["## How far back the models read", "", *reach] if reach else []),
+            *tables.learning_rates(plan, unit),
+            *tables.scoring(plan),
+            "All runs, each with the commands that repeat it: [runs.csv](runs.csv).",
+        ]
+        self.text = "\n".join(lines) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
         """Write the report in place of an older one.
@@ -50,64 +76,10 @@ class Report:
             plots.save(figure, folder / name)
         return [folder / name for name in [*texts, *self.plots]]
 
-    @cached_property
-    def checks(self) -> list[Check]:
-        return check(self.study)
 
-    @cached_property
-    def named(self) -> list[Judged]:
-        return contrasts.named(self.study, self.checks)
-
-    @cached_property
-    def exploratory(self) -> list[Judged]:
-        return contrasts.exploratory(self.study, self._against_reference)
-
-    @cached_property
-    def _against_reference(self) -> dict[contrasts.Contrast, Judged]:
-        return contrasts.against_reference(self.study, self.checks)
-
-    @cached_property
-    def unit(self) -> str:
-        """The unit of the metric: bits per byte for a text, nats per label for a task."""
-        return next(iter(self.study.recorded["unit"].dropna()), "bits per byte")
-
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        return tables.summary(self.study, self._against_reference, self.unit)
-
-    @cached_property
-    def runs(self) -> pd.DataFrame:
-        return tables.listed_runs(self.study)
-
-    @cached_property
-    def plots(self) -> dict[str, Any]:
-        """The plots by the names of their files."""
-        return plots.draw_all(self.study, self.named, self.exploratory, self.unit)
-
-    @cached_property
-    def text(self) -> str:
-        """The contents of `report.md`."""
-        study, unit, drawn = self.study, self.unit, self.plots
-        lines = [
-            *_opening(study, self.checks, self.named, unit, drawn),
-            *tables.results(study, self.summary, unit),
-            *tables.contrasts(self.named, self.exploratory, unit),
-            *_cost(study, drawn),
-            *tables.reach(study, drawn),
-            *tables.learning_rates(study, unit, drawn),
-            *tables.scoring(study),
-            *tables.runs(self.runs),
-        ]
-        return "\n".join(lines) + "\n"
-
-
-def _opening(
-    study: Study, checks: Sequence[Check], named: Sequence[Judged], unit: str, drawn: Collection[str]
-) -> list[str]:
-    """Name, description, a sentence for each contrast named before the runs, noise floor, progress and checks."""
-    lines = [f"# {study.spec.name}", "", study.spec.description, "", "How to read this report: docs/comparison.md.", ""]
-    lines += ["## What was found", ""]
-    lines += [f"- {sentence(study, one, unit)}" for one in named] or ["No contrast was named before the runs."]
+def _found(plan: Plan, named: Sequence[Judged], unit: str) -> list[str]:
+    """A sentence for each contrast named before the runs, and the noise floor."""
+    lines = [f"- {sentence(plan, one, unit)}" for one in named] or ["No contrast was named before the runs."]
     n_documents = min((one.outcome.documents for one in named if one.outcome is not None), default=_FEW_DOCUMENTS)
     if n_documents == 1:
         alone = "the intervals are over seeds alone, as if there were no other text."
@@ -115,20 +87,18 @@ def _opening(
     elif n_documents < _FEW_DOCUMENTS:
         hardly = "the intervals say little about how much other texts would differ."
         lines += ["", f"The test has only {n_documents} documents: {hardly}"]
-    lines += ["", _noise_floor(study, unit), "", *image(drawn, "contrasts.png", "Differences with their intervals")]
-    lines += ["Bars: 95 % intervals; grey: the noise floor.", ""] if "contrasts.png" in drawn else []
-    return [*lines, *_progress(study), "", "## Checks", "", *_checks(checks), ""]
+    return [*lines, "", _noise_floor(plan, unit)]
 
 
-def sentence(study: Study, one: Judged, unit: str) -> str:
+def sentence(plan: Plan, one: Judged, unit: str) -> str:
     """The result of a contrast in one sentence."""
     (first, second, budget), outcome = one.contrast, one.outcome
-    under, n_seeds = f"at {BUDGETS[budget]}", len(study.spec.seeds)
+    under, n_seeds = f"at {BUDGETS[budget]}", len(plan.spec.seeds)
     if one.reasons:
         more = f" (and {len(one.reasons) - 1} more)" if len(one.reasons) > 1 else ""
         return f"**{first} and {second} can't be compared** {under}: {one.reasons[0]}{more}."
     if outcome is None:
-        first_has, second_has = (len(study.tested(budget, arm)) for arm in (first, second))
+        first_has, second_has = (len(plan.tested(budget, arm)) for arm in (first, second))
         done = f"{first} has {first_has} and {second} has {second_has} of {n_seeds} tested runs"
         return f"**{first} against {second}** {under}: not known yet; {done}."
     of = f"{len(outcome.seeds)} of " if len(outcome.seeds) < n_seeds else ""
@@ -145,7 +115,7 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
     if interval is not None:
         p = probability(one.p)
         certainty += f", p {p if p.startswith('<') else f'= {p}'} after Holm"
-    found = f"{signed(outcome.estimate)} {unit} ({certainty}; {basis})"
+    found = f"{outcome.estimate:+.4f} {unit} ({certainty}; {basis})"
     if one.verdict is None:
         return f"**{first} against {second}** {under}: {found}; no verdict before the noise floor is known."
     if one.verdict == "undecided":
@@ -153,61 +123,41 @@ def sentence(study: Study, one: Judged, unit: str) -> str:
     return f"**{first} is {one.verdict} than {second}** by {size} {unit} {under} ({certainty}; {basis})."
 
 
-def _noise_floor(study: Study, unit: str) -> str:
-    floor, n, runs = usable_floor(study), len(study.spec.seeds), study.tested(NOISE)
+def _noise_floor(plan: Plan, unit: str) -> str:
+    """The noise floor, and the arms that vary so much that it is too low for them."""
+    floor, n = usable_floor(plan), len(plan.spec.seeds)
     if floor is None:
-        return "Noise floor: not known yet; it takes two or more tested runs of one arm that differ only by their seed."
-    return (
-        f"Noise floor: {floor.runs} runs of {runs['arm'].iloc[0]} have a standard deviation of "
-        f"{number(floor.deviation, 5)} {unit}. Two equal arms with {counted(n, 'seed')} each differ by more "
-        f"than {number(floor.smallest(n))} in one study of twenty; a smaller difference is called a tie "
-        f"(runs {run_names(runs)}).{_unsteady(study, floor)}"
+        return f"Noise floor: not known yet; it takes two or more tested runs of {plan.spec.reference}."
+    text = (
+        f"Noise floor: {floor.runs} runs of {plan.spec.reference} have a standard deviation of "
+        f"{number(floor.deviation, 5)} {unit}. Two equal arms with {counted(n, 'seed')} each differ by more than "
+        f"{number(floor.smallest(n))} in one study of twenty; a smaller difference is called a tie."
     )
-
-
-def _unsteady(study: Study, floor: NoiseFloor) -> str:
-    """The arms that vary far more than the runs for the noise floor, for which it is too low."""
-    spreads = {arm: tables.spread(runs) for arm, runs in study.first_finals().items()}
+    spreads = {arm: tables.spread(runs) for arm, runs in plan.first_finals().items()}
     unsteady = [f"{arm} ({number(own)})" for arm, own in spreads.items() if own and own > 2 * floor.deviation]
-    if not unsteady:
-        return ""
-    return (
-        f" These arms vary more than twice as much over their own seeds, so chance alone makes larger differences than "
-        f"the floor: {', '.join(unsteady)}."
-    )
+    if unsteady:
+        text += (
+            " These arms vary more than twice as much over their own seeds, so chance alone makes larger differences "
+            f"than the floor: {', '.join(unsteady)}."
+        )
+    return text
 
 
-def _progress(study: Study) -> list[str]:
-    runs, failed = study.recorded, study.failed
-    missing = list(study.runs.index[study.runs["state"] == "missing"])
-    waiting = [arm for arm in study.spec.arms if any(trial.loss is None for trial in study.trials(arm))]
+def _progress(plan: Plan, command: str) -> list[str]:
+    runs, states = plan.recorded, plan.table["state"]
+    failed, n_missing = sorted(states.index[states == "failed"]), int((states == "missing").sum())
+    waiting = [arm for arm in plan.spec.arms if any(trial.loss is None for trial in plan.trials(arm))]
     more = f" More will follow, once a learning rate is chosen for {', '.join(waiting)}." if waiting else ""
-    done = f"{counted(len(runs), 'run')} done, {len(missing)} missing, {len(failed)} failed.{more}"
-    lines = [f"{done} {'To continue' if missing or failed else 'To repeat'}: `{study.command}`"]
+    done = f"{counted(len(runs), 'run')} done, {n_missing} missing, {len(failed)} failed.{more}"
+    lines = [f"{done} {'To continue' if n_missing or failed else 'To repeat'}: `{command}`"]
     for kind in ("commit", "device"):
-        counts = Counter(map(str, runs.get(kind, [])))
+        counts = Counter(map(str, runs[kind]))
         if len(counts) > 1:
             listed = ", ".join(f"{value} ({counted(n, 'run')})" for value, n in sorted(counts.items()))
             lines += ["", f"The runs come from several {kind}s: {listed}."]
     if failed:
-        lines += ["", "Failed:", "", *(_failure(run, failed[run]) for run in sorted(failed))]
-    for arm in waiting:
-        names = [f"`{name}`" for name in _obstacles(study, arm)]
-        if names:
-            tried = f"before these have been tried again: {', '.join(names)}."
-            lines += ["", f"No learning rate can be chosen for {arm} {tried}"]
-    if missing:
-        names = [f"- `{run}`" for run in missing]
-        lines += ["", "<details><summary>Missing</summary>", "", *names, "", "</details>"]
+        lines += ["", "Failed:", "", *(_failure(run, plan.failed[run]) for run in failed)]
     return lines
-
-
-def _obstacles(study: Study, arm: str) -> list[str]:
-    """The failed runs without which no learning rate can be chosen for an arm."""
-    runs = study.of_use(RATE, arm)
-    undecided = {trial.learning_rate for trial in study.trials(arm) if trial.loss is None}
-    is_obstacle = runs["learning_rate"].isin(undecided) & runs["outcome"].isna() & (runs["state"] == "failed")
-    return list(runs.index[is_obstacle])
 
 
 def _failure(run: str, failure: Failure) -> str:
@@ -226,16 +176,6 @@ def _checks(checks: Sequence[Check]) -> list[str]:
             lines.append(f"  - {finding.text}{f' (at {BUDGETS[finding.budget]})' if finding.budget else ''}")
         if len(one.findings) > _SHOWN_FINDINGS:
             lines.append(f"  - and {len(one.findings) - _SHOWN_FINDINGS} more")
-    if any(finding.arms for one in checks for finding in one.findings):
+    if any(one.findings for one in checks):
         lines += ["", "Arms whose runs are named here are not compared with others until this is fixed."]
     return lines
-
-
-def _cost(study: Study, drawn: Collection[str]) -> list[str]:
-    """The loss over FLOPs and seconds."""
-    shown = image(drawn, "cost.png", "Validation loss over FLOPs and seconds")
-    if not shown:
-        return []
-    others = {budget for _, budget in study.finals} - {study.spec.budgets[0]}
-    hollow = "; hollow: where the runs at equal FLOPs or seconds ended" if others & {"flops", "seconds"} else ""
-    return ["## Loss over cost", "", *shown, f"Bands reach from the lowest to the highest seed{hollow}.", ""]

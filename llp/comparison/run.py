@@ -20,12 +20,11 @@ from llp.checkpoints import reading
 from llp.checkpoints.fingerprints import weights_digest
 from llp.comparison.folder import ComparisonFolder, read_json
 from llp.comparison.plan import Arm, Plan, PlannedRun
+from llp.comparison.records import Failure, Record
 from llp.comparison.spec import Settings, merged, portable
-from llp.comparison.study import Failure, Record
 from llp.errors import SettingError, require
 
 _POLL_S = 0.5
-_LONG_POLL_S = 3.0  # while other processes work
 _MOST_STARTS = 3  # of a stage that signals end, before the run counts as failed
 _LAST_LINES = 12
 _MOST_TASKS = 1000  # SLURM's MaxArraySize is 1,001 by default
@@ -54,7 +53,7 @@ def is_stage_done(place: Path, file: str, steps: int) -> bool:
     if not (place / file).exists() or file != "run.json":
         return (place / file).exists()
     last = place / "checkpoints/last.ckpt"
-    is_trained = _read_run(place)["step"] >= steps and last.exists()
+    is_trained = read_json(place / "run.json")["step"] >= steps and last.exists()
     return is_trained and bool(reading.read(str(last))["global_step"] == steps)
 
 
@@ -66,10 +65,6 @@ def has_diverged(place: Path) -> bool:
         return False  # it hasn't begun
 
 
-def _read_run(place: Path) -> dict[str, Any]:
-    return read_json(place / "run.json", f"remove {place} to repeat the run")
-
-
 def make_record(folder: ComparisonFolder, run: PlannedRun, arm: Arm, settings: Settings, with_slices: bool) -> Record:
     """The record of a run whose stages are done.
 
@@ -77,7 +72,7 @@ def make_record(folder: ComparisonFolder, run: PlannedRun, arm: Arm, settings: S
         SettingError: If a file is damaged, or the test is of another checkpoint.
     """
     place, commands = folder.run(run.name), stages(folder, run, with_slices)
-    content, checkpoint = _read_run(place), reading.read(str(place / "checkpoints/last.ckpt"))
+    content, checkpoint = read_json(place / "run.json"), reading.read(str(place / "checkpoints/last.ckpt"))
     data_settings, tokenizer = checkpoint["settings_history"][0]["settings"], checkpoint["tokenizer"]
     text = {
         "data": data_settings.get("data.data_fingerprint"),
@@ -215,7 +210,7 @@ class Workers:
 
     def _wait(self, bar: tqdm) -> None:
         """Wait for a moment, and judge the processes that have ended."""
-        time.sleep(_POLL_S if self._active else _LONG_POLL_S)
+        time.sleep(_POLL_S)
         ended = [active for active in self._active.values() if active.process.poll() is not None]
         for active in ended:
             del self._active[active.run.name]

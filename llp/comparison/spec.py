@@ -85,10 +85,10 @@ class Specification:
         for first, second, budget in self.primary:
             self._require_arm("primary", first)
             self._require_arm("primary", second)
-            require(first != second, "primary", first, "an arm can't be compared with itself; name another one")
             require(budget in self.budgets, "primary", budget, f"it is not one of the budgets {self.budgets}")
-        pairs = [(frozenset(contrast[:2]), contrast[2]) for contrast in self.primary]
-        require(len(set(pairs)) == len(pairs), "primary", self.primary, "name each pair of arms once per budget")
+        pairs = {(*sorted(pair), budget) for *pair, budget in self.primary if len(set(pair)) == 2}
+        remedy = "name two arms, and each pair once per budget"
+        require(len(pairs) == len(self.primary), "primary", self.primary, remedy)
 
     def _require_arm(self, setting: str, arm: str) -> None:
         require(arm in self.arms, setting, arm, f"there is no such arm; the arms are {', '.join(self.arms)}")

@@ -2,14 +2,12 @@
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-
-from llp.comparison.study import Trial
 
 Verdict = Literal["better", "worse", "tie", "undecided"]
 
@@ -89,15 +87,10 @@ class NoiseFloor(NamedTuple):
         return float(stats.t.isf(ALPHA / 2, self.runs - 1)) * self.deviation * math.sqrt(1 / n + 1 / n)
 
 
-def scored_count(row: Mapping[str, Any]) -> int:
-    """The number of predictions in a row of a test: the tokens of a text, or the labels of a task."""
-    return int(row["tokens"] if "tokens" in row else row["labels"])
-
-
 def scores(runs: pd.DataFrame) -> Scores:
     """The scores of tested runs on the same documents."""
     documents, is_text = runs["documents"].iloc[0], runs["unit"].iloc[0] == "bits per byte"
-    sizes = [row["bytes"] * math.log(2) if is_text else scored_count(row) for row in documents]
+    sizes = [row["bytes"] * math.log(2) if is_text else row["labels"] for row in documents]
     nats = [[row["nats"] for row in own] for own in runs["documents"]]
     return Scores(list(runs["seed"]), np.array(nats, dtype=float), np.array(sizes, dtype=float))
 
@@ -185,16 +178,15 @@ def _t_interval(test: Callable[[], Any], mean: float, *samples: np.ndarray) -> I
     return Interval(float(bounds.low), float(bounds.high), float(result.pvalue))
 
 
-def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's p values: the chance of one false claim among all of them is at most the level they are compared with.
 
     The k-th smallest of n, counted from 0, is multiplied by n - k, and none is less than the one before it.
     """
-    adjusted, largest = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
-        adjusted[name] = largest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.maximum.accumulate(np.minimum(1.0, factors * np.array(p_values)[order])) if len(order) else order
+    return [float(adjusted[rank]) for rank in np.argsort(order)]
 
 
 def verdict(outcome: Difference, floor: NoiseFloor, p: float | None) -> Verdict:
@@ -216,21 +208,3 @@ def verdict(outcome: Difference, floor: NoiseFloor, p: float | None) -> Verdict:
     if interval is None or p is None or p > ALPHA or interval.low <= 0 <= interval.high:
         return "undecided"
     return "better" if outcome.estimate < 0 else "worse"
-
-
-def sensitivity(trials: Sequence[Trial], vocab_size: int | None) -> float | None:
-    """Learning-rate sensitivity (arXiv 2309.14322) over the finished trials, in nats per token; None without any.
-
-    The mean over the rates of the mean over the seeds of min(loss, ln V), minus the lowest of these means. ln V is the
-    validation loss at the start, when all tokens are equally likely. 0 means that any of the rates will do.
-
-    Args:
-        trials: The learning rates.
-        vocab_size: V; None if unknown, in which case nothing is capped.
-    """
-    start = math.inf if vocab_size is None else math.log(vocab_size)
-    capped = [
-        [min(loss, start) for loss in trial.outcomes if loss is not None] for trial in trials if trial.loss is not None
-    ]
-    losses = [math.fsum(outcomes) / len(outcomes) for outcomes in capped]
-    return math.fsum(losses) / len(losses) - min(losses) if losses else None

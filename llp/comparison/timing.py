@@ -1,80 +1,48 @@
 """How long a training step of each arm takes: all arms in turns, so that a busy moment is everybody's."""
 
-import re
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from tqdm import tqdm
 
-from llp.checkpoints.reading import import_class
-from llp.comparison.study import Timing
-
-TakeStep = Callable[[], object]
+from llp.comparison.records import Timing
+from llp.language_model import LanguageModel
 
 
-def timed(make_steps: Mapping[str, Callable[[], TakeStep]], rounds: int, device: str) -> Timing:
-    """Median seconds of a step by arm, over rounds in which each arm takes one step, and the memory that it needs.
+def timed(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -> Timing:
+    """Median seconds of a step by arm, over rounds in which each arm takes one step.
 
     Args:
-        make_steps: By arm, what builds a model and returns the function that takes one training step of it. They can be
-            pickled: memory is measured in a process for each arm.
-        rounds: How many rounds; the first of all is left out.
+        steps: By arm, what takes one training step of it.
+        rounds: How many rounds, after one that doesn't count.
         device: Its name, for the record.
     """
-    steps = {arm: make() for arm, make in make_steps.items()}
     seconds: dict[str, list[float]] = {arm: [] for arm in steps}
-    for step in steps.values():
-        step()
-    for _ in tqdm(range(rounds), desc="timing all arms in turns", disable=None, leave=False):
+    for _ in tqdm(range(1 + rounds), desc="timing all arms in turns", disable=None, leave=False):
         for arm, step in steps.items():
             started = time.perf_counter()
             step()
             seconds[arm].append(time.perf_counter() - started)
     how = {"device": device, "threads": torch.get_num_threads(), "rounds": rounds}
-    steps.clear()  # of memory that the processes below may need
-    memory = {arm: _peak_memory(make) for arm, make in make_steps.items()}
-    return Timing({arm: statistics.median(values) for arm, values in seconds.items()}, memory, how)
-
-
-def _peak_memory(make: Callable[[], TakeStep]) -> int:
-    """The largest memory, in bytes, of a process that takes two steps; on a GPU what is allocated there."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_memory_of_steps, (make,))
-
-
-def _memory_of_steps(make: Callable[[], TakeStep]) -> int:
-    warnings.simplefilter("ignore")  # the steps that were timed have given them
-    step = make()
-    step()
-    step()
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text(encoding="ascii")  # `getrusage` counts the parent's memory, too
-    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    return Timing({arm: statistics.median(values[1:]) for arm, values in seconds.items()}, how)
 
 
 def training_step(
-    class_path: str,
-    arguments: dict[str, Any],
+    model: LanguageModel,
     batch_size: int,
     burn_in: int,
     window_len: int,
     n_batches: int,
     accelerator: str,
     precision: str,
-) -> TakeStep:
-    """Build a model; returns the function that takes one training step of it, on random tokens.
+) -> Callable[[], None]:
+    """What takes one training step of a new model, on random tokens.
 
     Args:
-        class_path: The model's class.
-        arguments: Its arguments, `vocab_size` among them.
+        model: A model of the same settings; it isn't used otherwise.
         batch_size: Windows in a batch.
         burn_in: Tokens before a window that are read without a loss.
         window_len: A window's length.
@@ -84,11 +52,12 @@ def training_step(
     """
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = import_class(class_path)(**arguments)
+    model = type(model)(**model.hparams)
     model.configure_model()
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=1e-4)
     decoder, optimizer = fabric.setup(model.decoder.train(), optimizer)
-    tokens = torch.randint(arguments["vocab_size"], (batch_size, burn_in + window_len + 1), device=fabric.device)
+    size = batch_size, burn_in + window_len + 1
+    tokens = torch.randint(model.settings.vocab_size, size, device=fabric.device)
 
     def step() -> None:
         for _ in range(n_batches):

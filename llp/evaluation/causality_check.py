@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llp.errors import SettingError, require
 from llp.evaluation.loaders import ScoringLoader
-from llp.training_module import TrainingModule
+from llp.language_model import LanguageModel
 
 
 class Probe(TypedDict):
@@ -44,7 +44,7 @@ class CausalityCheck(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
             return
-        assert isinstance(pl_module, TrainingModule)
+        assert isinstance(pl_module, LanguageModel)
         model, geometry = pl_module, pl_module.geometry
         loader = cast(ScoringLoader, trainer.test_dataloaders)
         lengths = sorted({length for length, _, _ in loader.window_shapes})
@@ -54,7 +54,7 @@ class CausalityCheck(Callback):
                 return model.forward(tokens.to(model.device))
 
         probes = [
-            check_causality(logits, model.hparams["vocab_size"], n, geometry.edges(n), geometry.context_lens(n))
+            check_causality(logits, model.settings.vocab_size, n, geometry.edges(n), geometry.context_lens(n))
             for n in sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
         ]
         self.outcome = {"causal": True, "probes": probes}

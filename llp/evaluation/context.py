@@ -1,7 +1,7 @@
 """How far back a model really reads: the loss of the same tokens with more and more context before them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -12,8 +12,7 @@ import torch
 from llp.atomic_files import whole_file
 from llp.errors import require
 from llp.evaluation.loaders import Document, TextData
-from llp.evaluation.recall import distance_bins, recall_distances
-from llp.training_module import TrainingModule
+from llp.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,10 +24,6 @@ class ContextLoss(NamedTuple):
     `standard_error` is that of the loss, estimated from the spread of the blocks' means; nan for a single block. All
     points of a curve share the same blocks, so that the difference of two is more certain than either. In a short text,
     where blocks overlap, all are less certain.
-
-    `recall_loss` is the mean over those `recall_targets` that are recall tokens with the longest context of the curve
-    (see `recall_distances`), `other_loss` that over the others: the same tokens for each length of context. They are
-    nan where there are no such tokens.
     """
 
     context: int
@@ -37,29 +32,6 @@ class ContextLoss(NamedTuple):
     perplexity: float
     targets: int
     blocks: int
-    recall_loss: float
-    recall_targets: int
-    other_loss: float
-
-
-class RecallLoss(NamedTuple):
-    """Mean loss in nats of the recall tokens whose distance in the longest context is `first` to `last`.
-
-    The block that holds them has `context` tokens before it, and so they have some more.
-    """
-
-    context: int
-    first: int
-    last: int
-    targets: int
-    loss: float
-
-
-class ContextCurve(NamedTuple):
-    """The loss with growing context: of all tokens, and of recall tokens by distance."""
-
-    points: list[ContextLoss]
-    recall: list[RecallLoss]
 
 
 def context_lengths(longest: int) -> list[int]:
@@ -69,17 +41,17 @@ def context_lengths(longest: int) -> list[int]:
 
 @torch.inference_mode()
 def loss_by_context(
-    model: TrainingModule,
+    model: LanguageModel,
     data: TextData,
     max_context: int | None = None,
     split: Literal["validation", "test"] = "validation",
     n_blocks: int = 256,
     block_len: int | None = None,
-) -> ContextCurve:
+) -> list[ContextLoss]:
     """Score the same tokens with more and more context, which shows how far back a model really reads.
 
     Args:
-        model: A `TrainingModule` in evaluation mode.
+        model: A `LanguageModel` in evaluation mode.
         data: Its data module, after `setup`.
         max_context: The longest context in tokens; by default as much as a scoring window has before a block.
         split: The split whose tokens are scored.
@@ -100,42 +72,24 @@ def loss_by_context(
     file = data.checked_file(split)
     starts = _block_starts(file.documents, longest, block_len, n_blocks)
     blocks = np.stack([file.tokens[s - longest : s + block_len + 1] for s in starts])  # (blocks, longest + block + 1)
-    whole = np.zeros(longest + block_len, np.int64)  # each context begins where the window does
-    distances = np.stack([recall_distances(block, whole)[-block_len:] for block in blocks])  # (blocks, block_len)
     batch_size = max(1, data.batch_size * data.window_len // (longest + block_len))
-    curve = ContextCurve([], [])
+    curve = []
     for context in context_lengths(longest):
         batches = []
         for first in range(0, len(blocks), batch_size):
             rows = blocks[first : first + batch_size, longest - context :].astype(np.int64)
             window = torch.from_numpy(rows).to(model.device)  # (B, context + block_len + 1)
             batches.append(model.decoder.loss(window[:, :-1], window[:, -block_len:]).each.double().cpu())
-        nats = torch.cat(batches).numpy()  # (blocks, block_len)
-        curve.points.append(_point(context, nats, distances > 0))
-        curve.recall.extend(_by_distance(context, nats, distances))
+        curve.append(_point(context, torch.cat(batches).numpy()))
     return curve
 
 
-def _point(context: int, nats: np.ndarray, is_recall: np.ndarray) -> ContextLoss:
+def _point(context: int, nats: np.ndarray) -> ContextLoss:
     """The losses of all targets, (blocks, block_len), as a point of the curve."""
-    n = len(nats)
-    means = nats.mean(axis=1)
+    n, means = len(nats), nats.mean(axis=1)
     loss = math.fsum(means) / n
     error = float(np.std(means, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    recall, other = nats[is_recall], nats[~is_recall]
-    return ContextLoss(context, loss, error, math.exp(loss), nats.size, n, _mean(recall), len(recall), _mean(other))
-
-
-def _by_distance(context: int, nats: np.ndarray, distances: np.ndarray) -> Iterator[RecallLoss]:
-    """The losses of the recall tokens by distance; both arrays are (blocks, block_len)."""
-    for first, last in distance_bins(int(distances.max())):
-        inside = nats[(first <= distances) & (distances <= last)]
-        if len(inside):
-            yield RecallLoss(context, first, last, len(inside), _mean(inside))
-
-
-def _mean(nats: np.ndarray) -> float:
-    return math.fsum(nats) / len(nats) if len(nats) else math.nan
+    return ContextLoss(context, loss, error, math.exp(loss), nats.size, n)
 
 
 def _block_starts(documents: Sequence[Document], longest: int, block_len: int, n_blocks: int) -> list[int]:
@@ -149,52 +103,35 @@ def _block_starts(documents: Sequence[Document], longest: int, block_len: int, n
     return [int(start) for start in possible[chosen]]
 
 
-def plot(curve: ContextCurve, title: str) -> "Figure":
-    """Plot the loss, with its standard error, against the context; beside it that of recall tokens by distance."""
-    from matplotlib import colormaps
+def plot(curve: Sequence[ContextLoss], title: str) -> "Figure":
+    """Plot the loss, with its standard error, against the context."""
     from matplotlib.figure import Figure  # it takes a second to import
 
-    points, recall = pd.DataFrame(curve.points), pd.DataFrame(curve.recall)
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    figure.suptitle(title)
-    of_all, by_distance = figure.subplots(1, 2)
-    n = curve.points[0].blocks
+    points = pd.DataFrame(curve)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    n = curve[0].blocks
     label = "one block" if n == 1 else f"mean of {n:,} blocks ± its standard error"
-    of_all.errorbar(
-        points.context, points.loss, points.standard_error, marker="o", markersize=4, capsize=3, label=label
-    )
-    for column in ("recall", "other"):
-        means = points[f"{column}_loss"]
-        of_all.plot(points.context, means, marker="o", markersize=3, linewidth=1, label=f"{column} tokens")
-    of_all.legend()
-    bins = recall.groupby(["first", "last"]) if len(recall) else ()
-    for number, ((first, last), losses) in enumerate(bins):
-        label = f"{first:,} back" if first == last else f"{first:,} .. {last:,} back"
-        colour = colormaps["viridis"](number / len(bins))
-        by_distance.plot(losses.context, losses.loss, marker="o", markersize=3, color=colour, label=label)
-    if len(bins):
-        by_distance.legend(title="recall tokens", fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    for axes in (of_all, by_distance):
-        axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.set(xlabel="context before the scored tokens (tokens)", ylabel="loss (nats per token)")
-        axes.grid(alpha=0.3)
+    axes.errorbar(points.context, points.loss, points.standard_error, marker="o", markersize=4, capsize=3, label=label)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.set(title=title, xlabel="context before the scored tokens (tokens)", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure
 
 
-def write(curve: ContextCurve, folder: Path, title: str) -> list[Path]:
-    """Write the curve into the run's folder: `context.csv`, `context_recall.csv`, `context.png` and in TensorBoard."""
+def write(curve: Sequence[ContextLoss], folder: Path, title: str) -> list[Path]:
+    """Write the curve into the run's folder: `context.csv`, `context.png` and in TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    paths = [folder / f"context{end}" for end in (".csv", "_recall.csv", ".png")]
-    tables = ((curve.points, ContextLoss._fields), (curve.recall, RecallLoss._fields))
-    for path, (rows, columns) in zip(paths, tables, strict=False):
-        with whole_file(path, keeps_older=False) as temporary:
-            pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, na_rep="nan")
+    table, picture = folder / "context.csv", folder / "context.png"
     figure = plot(curve, title)
-    with whole_file(paths[2], keeps_older=False) as temporary:
+    with whole_file(table, keeps_older=False) as temporary:
+        pd.DataFrame(curve).to_csv(temporary, index=False, na_rep="nan")
+    with whole_file(picture, keeps_older=False) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     with SummaryWriter(str(folder)) as board:
-        for point in curve.points:
+        for point in curve:
             board.add_scalar("context/loss", point.loss, point.context)
         board.add_figure("context", figure)
-    return paths
+    return [table, picture]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,26 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from llp.atomic_files import checked_json, checked_text, whole_file
+from llp.atomic_files import checked_json, checked_text
 from llp.errors import require
 from llp.evaluation.tables import readable, with_rule
 from llp.training.run_lock import is_held
 
 _NO_SETTINGS = ("name", "model.class_path", "trainer.default_root_dir", "data.init_args.cache_dir")
 """The run's name, its architecture, which has a column of its own, and paths."""
-_CONFIG, _RECORD, _VALIDATION, _TEST = "config.yaml", "run.json", "validation.json", "test.json"
+_CONFIG, _RECORD, _TEST = "config.yaml", "run.json", "test.json"
 _RECORDED = ("parameters", "step", "total_steps", "trained_tokens", "training_seconds")
 _SCORE = ("step", "complete", "loss", "word_perplexity", "bits_per_byte", "accuracy")
-_OF_TASKS = {"val accuracy": "validation_accuracy", "test accuracy": "test_accuracy"}
-_OF_TEXT = {
+_METRICS = {
+    "val loss": "validation_loss",
+    "val accuracy": "validation_accuracy",
+    "test accuracy": "test_accuracy",
     "val bits/byte": "validation_bits_per_byte",
     "test bits/byte": "test_bits_per_byte",
     "test word perplexity": "test_word_perplexity",
 }
 
-Score = dict[str, Any]
-"""The metrics of a validation or test after `step` optimizer steps, and whether the whole split was scored."""
+Row = dict[str, Any]
 
 
 def find_runs(folder: Path) -> pd.DataFrame:
@@ -47,8 +49,8 @@ def find_runs(folder: Path) -> pd.DataFrame:
     """
     inner = folder / "lightning_logs"
     folder = inner if inner.is_dir() else folder
-    files = (_CONFIG, _RECORD, _VALIDATION, _TEST, "checkpoints")
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = (_CONFIG, _RECORD, _TEST, "checkpoints")
     rows = [_read_run(path) for path in paths if any((path / name).exists() for name in files)]
     require(len(rows) > 0, "FOLDER", folder, "there are no runs in it; name the folder that holds those of `llp fit`")
     rows.sort(key=lambda row: (_rank(row, "test"), _rank(row, "validation"), row["run"]))
@@ -59,51 +61,43 @@ def find_runs(folder: Path) -> pd.DataFrame:
     return runs
 
 
-def _rank(row: dict[str, Any], split: str) -> float:
+def _rank(row: Row, split: str) -> float:
     """What the best run has the least of; infinite without a score of the whole split."""
-    if not row[f"{split}_complete"]:
-        return math.inf
-    return _quality({name: row[f"{split}_{name}"] for name in _SCORE})
+    bits, loss = row[f"{split}_bits_per_byte"], row[f"{split}_loss"]
+    return float(loss if bits is None else bits) if row[f"{split}_complete"] else math.inf
 
 
-def _quality(score: Score) -> float:
-    return float(score["loss"] if score["bits_per_byte"] is None else score["bits_per_byte"])
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
+def _read_run(folder: Path) -> Row:
     damaged: list[str] = []
 
-    def read(name: str, make: Callable[[str], Any]) -> Any:
-        """What `make` takes from a file; None if the file does not exist or is damaged."""
+    def read(name: str, make: Callable[[str], Row]) -> Row:
+        """What `make` takes from a file; nothing if the file does not exist or is damaged."""
         try:
             return make((folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return None
+            return {}
         except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
             damaged.append(name)
-            return None
+            return {}
 
-    nothing: dict[str, Any] = {}
-    settings = read(_CONFIG, lambda text: _flat(yaml.safe_load(checked_text(text)))) or nothing
-    record, best = read(_RECORD, lambda text: _record(checked_json(text))) or (nothing, None)
-    scores = filter(None, [best, read(_VALIDATION, lambda text: _report_score(checked_json(text)))])
-    validation = min(scores, key=lambda score: (not score["complete"], _quality(score)), default=nothing)
-    test = read(_TEST, lambda text: _report_score(checked_json(text))) or nothing
+    settings = read(_CONFIG, lambda text: _flat(yaml.safe_load(checked_text(text))))
+    record = read(_RECORD, lambda text: _record(checked_json(text)))
+    test = read(_TEST, lambda text: _reported(checked_json(text)))
     return {
         "run": folder.name,
         "state": _state(folder, record.get("state")),
         "architecture": record.get("architecture") or settings.get("model.class_path"),
         "settings": settings,
         **{name: record.get(name) for name in _RECORDED},
-        **{f"validation_{name}": validation.get(name) for name in _SCORE},
+        **{f"validation_{name}": (record.get("best_validation") or {}).get(name) for name in _SCORE},
         **{f"test_{name}": test.get(name) for name in (*_SCORE, "data_fingerprint")},
         "damaged": " ".join(damaged),
     }
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(settings: Row, prefix: str = "") -> Row:
     """Nested settings as dotted names."""
-    flat: dict[str, Any] = {}
+    flat: Row = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
@@ -116,29 +110,21 @@ def _state(folder: Path, recorded: str | None) -> str:
     return "unfinished" if recorded == "running" and not is_held(folder) else recorded
 
 
-def _record(content: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
-    """What a run recorded of itself, and its best validation."""
-    best = content["best_validation"]
-    record = {name: content[name] for name in ("architecture", "state", *_RECORDED)}
-    return record, best and _score(best, best["step"], best["complete"])
+def _record(content: Row) -> Row:
+    """What a run recorded of itself, with its best validation, which may be None."""
+    return {name: content[name] for name in ("architecture", "state", "best_validation", *_RECORDED)}
 
 
-def _report_score(content: dict[str, Any]) -> Score | None:
-    """The score that `llp test` or `llp validate` wrote."""
-    protocol = content["protocol"]
-    score = _score(content["rows"][0], protocol["step"], protocol["complete"])
-    return score and {**score, "data_fingerprint": protocol["data_fingerprint"]}
+def _reported(content: Row) -> Row:
+    """The score that `llp test` wrote, or nothing if it is not finite."""
+    row, protocol = content["rows"][0], content["protocol"]
+    if row["loss"] is None or row["accuracy" if "accuracy" in row else "bits_per_byte"] is None:
+        return {}
+    return {**row, **{name: protocol[name] for name in ("step", "complete", "data_fingerprint")}}
 
 
-def _score(row: dict[str, Any], step: int | None, complete: bool) -> Score | None:
-    """A row's metrics, or None if they are not finite."""
-    known = {"step": step, "complete": complete, **dict.fromkeys(_SCORE[2:])}
-    names = ("loss", "accuracy") if "accuracy" in row else ("loss", "word_perplexity", "bits_per_byte")
-    return None if row["loss"] is None or row[names[-1]] is None else {**known, **{name: row[name] for name in names}}
-
-
-def differing_settings(settings: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs: the shortest name that tells them apart, to each run's value.
+def differing_settings(settings: list[Row]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs: a short name that tells them apart, to each run's value.
 
     A setting that a run does not have is None. Names of runs, the architecture and paths are left out.
     """
@@ -146,22 +132,16 @@ def differing_settings(settings: list[dict[str, Any]]) -> dict[str, list[Any]]:
     values = {name: [one.get(name) for one in settings] for name in names}
     differing = {name: column for name, column in values.items() if any(value != column[0] for value in column)}
     # A class is named after the setting that holds it.
-    paths = {name: [part for part in name.split(".") if part not in ("init_args", "class_path")] for name in differing}
-    return {_shortest(paths[name], [*paths.values()]): column for name, column in differing.items()}
-
-
-def _shortest(path: list[str], others: list[list[str]]) -> str:
-    """The shortest end of a path that no other one has."""
-    ends = (path[-length:] for length in range(1, len(path)))
-    return ".".join(next((end for end in ends if sum(one[-len(end) :] == end for one in others) == 1), path))
+    paths = [name.replace(".init_args", "").removesuffix(".class_path") for name in differing]
+    ends = Counter(path.rpartition(".")[2] for path in paths)
+    short = [path if ends[path.rpartition(".")[2]] > 1 else path.rpartition(".")[2] for path in paths]
+    return dict(zip(short, differing.values(), strict=True))
 
 
 def format_runs(runs: pd.DataFrame) -> str:
     """The runs as a table of text, with notes below it."""
     settings = [name for name in runs if name.startswith("settings.")]
-    has_tasks = bool(runs[[*_OF_TASKS.values()]].notna().any(axis=None))
-    has_text = not has_tasks or bool(runs[[*_OF_TEXT.values()]].notna().any(axis=None))
-    metrics = {"val loss": "validation_loss", **(_OF_TASKS if has_tasks else {}), **(_OF_TEXT if has_text else {})}
+    metrics = {name: column for name, column in _METRICS.items() if runs[column].notna().any()}
     head = ["run", "state", "architecture", *(name.removeprefix("settings.") for name in settings)]
     table = [[*head, "parameters", "steps", "tokens", "time", *metrics]]
     for run in runs.to_dict("records"):
@@ -198,7 +178,7 @@ def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _metric(run: dict[str, Any], name: str) -> str:
+def _metric(run: Row, name: str) -> str:
     """A metric, with a star before it if only a part of the split was scored."""
     if run[name] is None:
         return "-"
@@ -211,10 +191,3 @@ def _value(value: Any) -> str:
         return "-"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.rpartition(".")[2] if isinstance(value, str) and value.startswith(("llp.", "datamodules.")) else text
-
-
-def write_runs(runs: pd.DataFrame, path: Path) -> Path:
-    """Write the runs as CSV; an older file is kept under a numbered name."""
-    with whole_file(path) as temporary:
-        runs.drop(columns="test_data_fingerprint").to_csv(temporary, index=False)
-    return path

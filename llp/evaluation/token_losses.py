@@ -1,6 +1,5 @@
 """The loss of every token: of a given text, or of a whole split as a table for other programs."""
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,14 +10,11 @@ from torch import Tensor
 
 from llp.atomic_files import run_folder, whole_file
 from llp.errors import require
-from llp.evaluation import recall
 from llp.evaluation.loaders import TextData, TextLoader
-from llp.evaluation.tables import aligned, write_json
+from llp.evaluation.recall import loss_slices
+from llp.evaluation.tables import write_json
 from llp.scoring.windows import scoring_windows
 from llp.text_model import TextModel
-
-ROWS_IN_MEMORY = 1 << 19
-_LEFT_OUT = -1.0  # the value of tokens that were not scored; a loss is never negative
 
 
 class TokenLoss(NamedTuple):
@@ -59,8 +55,8 @@ class TokenLosses(Callback):
       has the replacement character U+FFFD;
     - `loss` (float32): minus the log of the token's probability, in nats.
 
-    Beside it lie `slices.json`, the loss by position in the scoring window and on recall tokens by distance (see
-    `loss_slices`), and `slices.png`, its plot.
+    Beside it lies `slices.json`, the loss by position in the scoring window and on recall tokens by distance (see
+    `loss_slices`).
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -69,16 +65,8 @@ class TokenLosses(Callback):
         require(is_used, "trainer.limit_predict_batches", limit, "set it above 0")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loader = _loader(trainer)
-        folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
-        self._path = folder / "token_losses.parquet"
-        # Batches do not follow the order of the text: all ranks write their losses to a file first.
-        self._losses = folder / ".token_losses.float32"
-        if trainer.is_global_zero:
-            _fill(self._losses, sum(document.tokens for document in loader.documents))
-        trainer.strategy.barrier("token losses")
-        # Neither a sparse file nor a memory map: a full disk is an error here, not a signal that kills the process.
-        self._file = self._losses.open("r+b")
+        n_tokens = sum(document.tokens for document in _loader(trainer).documents)
+        self._losses = torch.zeros(2, n_tokens, device=pl_module.device)  # of each token, and 1 if it was scored
 
     def on_predict_batch_end(
         self,
@@ -89,80 +77,53 @@ class TokenLosses(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loader = _loader(trainer)
-        losses = cast(Tensor, outputs).float().cpu().numpy()  # (B, S)
-        for place, nats in zip(loader.positions(batch_idx), losses, strict=True):
-            self._file.seek(place * nats.itemsize)
-            self._file.write(nats.tobytes())
+        losses = cast(Tensor, outputs).float()  # (B, S)
+        for first, nats in zip(_loader(trainer).positions(batch_idx), losses, strict=True):
+            self._losses[0, first : first + len(nats)] = nats
+            self._losses[1, first : first + len(nats)] = 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._file.close()
-        trainer.strategy.barrier("token losses")
+        nats, scored = trainer.strategy.reduce(self._losses, reduce_op="sum").cpu().numpy()  # each rank has its batches
         if not trainer.is_global_zero:
             return
+        scored, loader = scored.astype(bool), _loader(trainer)
         data: TextData = trainer.datamodule  # type: ignore[attr-defined]
-        loader = _loader(trainer)
         texts = [data.tokenizer.decode([token]) for token in range(data.tokenizer.vocab_size)]
-        plot = self._path.with_name("slices.png")
-        with whole_file(self._path) as temporary, whole_file(plot) as temporary_plot:
-            n_scored = _write_table(temporary, self._losses, loader, texts)
-            slices = recall.loss_slices(self._losses, loader, _LEFT_OUT, getattr(pl_module, "segment_len", None))
-            title = f"{type(pl_module).__name__}: {n_scored:,} tokens of {data.name}, {loader.split}"
-            recall.plot(slices, title).savefig(temporary_plot, format="png", dpi=150)
-            write_json(self._path.with_name("slices.json"), {**slices})  # last: after an error none of the files exists
-        self._losses.unlink()
-        n_tokens = sum(document.tokens for document in loader.documents)
-        print("\n".join(aligned(recall.summary(slices), n_left=1)))
-        print(f"Written to {self._path}: the loss of {n_scored:,} of {n_tokens:,} tokens, in nats")
-        print(f"Written to {plot.with_suffix('.json')} and {plot}: by position and by distance of recall")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero and hasattr(self, "_losses"):
-            self._losses.unlink(missing_ok=True)
+        folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+        path = folder / "token_losses.parquet"
+        with whole_file(path) as temporary:
+            _write_table(temporary, nats, scored, loader, texts)
+            # Last: after an error neither of the files exists.
+            slices = write_json(folder / "slices.json", {**loss_slices(nats, scored, loader)})
+        print(f"Written to {path}: the loss of {scored.sum():,} of {len(scored):,} tokens, in nats")
+        print(f"Written to {slices}: by position and by distance of recall")
 
 
 def _loader(trainer: Trainer) -> TextLoader:
     return cast(TextLoader, trainer.predict_dataloaders)
 
 
-def _fill(path: Path, n: int) -> None:
-    """Write a file of `n` placeholders for losses."""
-    with path.open("wb") as file:
-        for first in range(0, n, ROWS_IN_MEMORY):
-            file.write(np.full(min(ROWS_IN_MEMORY, n - first), _LEFT_OUT, np.float32).tobytes())
-        file.flush()
-        os.fsync(file.fileno())  # with delayed allocation, a full disk shows here
-
-
-def _write_table(path: Path, losses: Path, loader: TextLoader, texts: list[str]) -> int:
-    """Write the table, with `ROWS_IN_MEMORY` at a time; returns the number of rows.
+def _write_table(path: Path, nats: np.ndarray, scored: np.ndarray, loader: TextLoader, texts: list[str]) -> None:
+    """Write the table of the tokens that were scored.
 
     Args:
         path: The file to write.
-        losses: File with a float32 for each token of the split, in the order of the text.
+        nats: (N,) float32, the loss of each token of the split, in the order of the text.
+        scored: (N,) booleans.
         loader: The scoring loader, which knows the text.
         texts: The text of each token of the vocabulary.
     """
     import pyarrow as pa  # half a second, and only this needs it
     import pyarrow.parquet as pq
 
-    of_tokens, names = pa.array(texts), pa.array([document.name for document in loader.documents])
-    schema = pa.schema(
-        [
-            ("document", pa.int32()),
-            ("name", pa.string()),
-            ("place", pa.int64()),
-            ("token", pa.int32()),
-            ("text", pa.string()),
-            ("loss", pa.float32()),
-        ]
-    )
-    first, n_scored = 0, 0
-    with losses.open("rb") as file, pq.ParquetWriter(path, schema) as writer:
-        while len(nats := np.frombuffer(file.read(4 * ROWS_IN_MEMORY), np.float32)):
-            scored = np.flatnonzero(nats != _LEFT_OUT)
-            documents, places, tokens = loader.scored_tokens(first + scored)
-            columns = [documents, names.take(pa.array(documents)), places, tokens, of_tokens.take(pa.array(tokens))]
-            writer.write_table(pa.table([*columns, nats[scored]], schema=schema))
-            first, n_scored = first + len(nats), n_scored + len(scored)
-    return n_scored
+    documents, places, tokens = loader.scored_tokens(np.flatnonzero(scored))
+    names = pa.array([document.name for document in loader.documents])
+    columns = {
+        "document": pa.array(documents, pa.int32()),
+        "name": names.take(pa.array(documents)),
+        "place": pa.array(places, pa.int64()),
+        "token": pa.array(tokens, pa.int32()),
+        "text": pa.array(texts).take(pa.array(tokens)),
+        "loss": pa.array(nats[scored], pa.float32()),
+    }
+    pq.write_table(pa.table(columns), path)

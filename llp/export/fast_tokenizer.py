@@ -15,19 +15,9 @@ from datamodules.tokenizers.roundtrip import HARD_LINES, SPACE_MARK
 _LINE_ENDS = "\r\n|[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]"
 """Line ends, which no token crosses."""
 _NORMAL, _UNKNOWN, _CONTROL, _OWN_SYMBOL, _BYTE = 1, 2, 3, 4, 6  # types of pieces of SentencePiece
-HARD_TEXTS = (
-    *HARD_LINES,
-    "", " ", "  ", "   \t  ", "\n\n\n", "\r", "\r\n\r\n", "\t", "a", " a", "a ", " a ", "  a", "a\nb", "a \n b", "\na",
-    "****", "--------", "== Title ==", "@-@ @,@ @.@", "don't can't", "x=1;y+=2", "1,234.5678", "http://a.b/c?d=e&f#g",
-    "<s>", "</s>", "<unk>", "<unknown>", "<pad>", "<0x0A>", "<0xFF>", "a<s>b", "\u2581", "\u2581\u2581a", " \u2581 ",
-    "Ünïcode", "e\u0301e\u0301", "\u1e9b\u0323", "ﬁﬂ", "\uff21\uff22", "Ελληνικά", "кириллица", "עברית", "العربية",
-    "ไทย", "日本語テキスト", "한국어", "😀👍🏽👨‍👩‍👧",
-    "\U0001f1e9\U0001f1ea", "\u200b\u200d\ufeff", "\0\x01\x7f", "\xa0\u3000\u2009",
-    "\x0b\x0c\x1c\x85\u2028\u2029", "\U0010ffff\ue000\ufffd", "a" * 300, "ab " * 100,
-)  # fmt: skip
-
-_RANGES = ((32, 127), (0, 32), (160, 592), (768, 880), (1024, 1280), (9600, 9632), (12352, 12544), (128512, 128592))
-"""Of characters: ASCII, control characters, Latin, combining marks, Cyrillic, blocks, kana, emoji."""
+_RANGES = ((32, 127), (0, 32), (127, 592), (768, 880), (1024, 1280), (8192, 8240), (9600, 9632), (12352, 12544),
+           (128512, 128592))  # fmt: skip
+"""Of characters: ASCII, control characters, Latin, combining marks, Cyrillic, spaces, blocks, kana, emoji."""
 
 
 class FastTokenizer(NamedTuple):
@@ -191,9 +181,9 @@ def _try(own: Tokenizer, spec: dict[str, Any], start_token: int) -> int:
 
 
 def trial_texts(decode: Callable[[list[int]], str], vocab_size: int, seed: int = 0) -> Iterator[str]:
-    """The hard texts, then random ones made of characters and of the vocabulary's own pieces."""
+    """Hard texts, then random ones made of characters and of the vocabulary's own pieces."""
     rng = random.Random(seed)
-    yield from HARD_TEXTS
+    yield from ("", " ", "".join(HARD_LINES), *HARD_LINES)
     for _ in range(300):
         yield "".join(chr(rng.randrange(*rng.choice(_RANGES))) for _ in range(rng.randint(1, 40)))
     for _ in range(700):

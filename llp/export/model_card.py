@@ -10,7 +10,7 @@ from llp.atomic_files import checked_json, run_folder
 from llp.checkpoints import reading
 from llp.errors import SettingError
 from llp.export.fast_tokenizer import FastTokenizer
-from llp.training_module import TrainingModule
+from llp.language_model import LanguageModel
 
 _METRICS = {
     "loss": "loss in nats",
@@ -22,7 +22,10 @@ _METRICS = {
 
 _CARD = """\
 ---
-{front}---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [long-lora-perceiver, llp, custom_code]
+---
 # {name}
 
 A language model of the architecture `{architecture}` of [long-lora-perceiver](https://arxiv.org/abs/2412.06106)
@@ -30,17 +33,12 @@ A language model of the architecture `{architecture}` of [long-lora-perceiver](h
 
 ## Use
 
-```sh
-pip install torch transformers
-```
-
 ```python
 {code}
 ```
 
 `trust_remote_code=True` runs `modeling_llp.py` of this folder, which is llp's own decoder in one file: read it first.
-With `pip install "long-lora-perceiver[export]"`, `llp generate --ckpt_path FOLDER` and `llp test --ckpt_path FOLDER`
-take the folder like a checkpoint, and execute nothing in it.
+`llp generate --ckpt_path FOLDER` and `llp test --ckpt_path FOLDER` execute nothing in it.
 
 ## Metrics
 
@@ -57,15 +55,8 @@ take the folder like a checkpoint, and execute nothing in it.
 
 ## Citation
 
-```bibtex
-@article{{mahmood2024enhanced,
-  title = {{Enhanced Computationally Efficient Long LoRA Inspired Perceiver Architectures for Auto-Regressive Language
-           Modeling}},
-  author = {{Mahmood, Kaleel and Huang, Shaoyi}},
-  journal = {{arXiv preprint arXiv:2412.06106}},
-  year = {{2024}}
-}}
-```
+Kaleel Mahmood and Shaoyi Huang: Enhanced Computationally Efficient Long LoRA Inspired Perceiver Architectures for
+Auto-Regressive Language Modeling, 2024, [arXiv 2412.06106](https://arxiv.org/abs/2412.06106).
 """
 
 _CODE = """\
@@ -84,18 +75,10 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 logits = model(torch.tensor([[1, 2, 3]])).logits  # of the token after each"""
 
-_PROTOCOL = """\
-`llp test` scored {tokens:,} tokens of the {split} split of {data}, each once, in windows of {window_len:,} tokens,
-stride {stride:,}; a token was predicted from {context:,.1f} tokens on average. Words counted: {words:,}, {word_count};
-bytes: {bytes:,}. The precision was {precision}{probed}.
-
-Perplexity per token depends on the tokenizer. Perplexity per word and bits per byte can be compared if the same words
-and bytes of the same text are counted; the task `wikitext` of the evaluation harness, for one, counts other words."""
-
 
 def model_card(
     ckpt_path: Path,
-    model: TrainingModule,
+    model: LanguageModel,
     checkpoint: dict[str, Any],
     record: dict[str, Any],
     n_parameters: int,
@@ -114,15 +97,13 @@ def model_card(
     Raises:
         SettingError: If `test.json` is damaged.
     """
-    name, report = run_folder(ckpt_path).name, _report(ckpt_path, record)
     data = "its data"
     if checkpoint["config"] is not None:
         data = str(yaml.safe_load(checkpoint["config"])["data"]["class_path"]).rpartition(".")[2]
     trained = reading.training_record(checkpoint)
     fast = tokenizer is not None and len(tokenizer.files) > 0
     return _CARD.format(
-        front=yaml.safe_dump(_front(name, data, report), sort_keys=False, allow_unicode=True),
-        name=name,
+        name=run_folder(ckpt_path).name,
         architecture=type(model).__name__,
         version=llp.__version__,
         n_parameters=n_parameters,
@@ -131,7 +112,7 @@ def model_card(
         tokens="" if trained["trained_tokens"] is None else f", {trained['trained_tokens']:,} tokens,",
         data=data,
         code=_CODE if fast else _CODE_OF_TOKENS,
-        metrics=_metrics(report, data) if report else "None of this checkpoint: `llp test` had not scored it.",
+        metrics=_metrics(ckpt_path, record, data) or "None of this checkpoint: `llp test` had not scored it.",
         window_len=record["model"]["window_len"],
         stride=record["model"]["stride"],
         start=", which the tokenizer puts there" if fast else "",
@@ -139,7 +120,7 @@ def model_card(
     )
 
 
-def _report(ckpt_path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+def _metrics(ckpt_path: Path, record: dict[str, Any], data: str) -> str | None:
     """The test of this very checkpoint on the whole split, or None if the run's folder has none."""
     path = run_folder(ckpt_path) / "test.json"
     if not path.is_file():
@@ -148,46 +129,16 @@ def _report(ckpt_path: Path, record: dict[str, Any]) -> dict[str, Any] | None:
         report = checked_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SettingError("test.json", path, f"it is damaged ({error}); remove it, or run `llp test` again") from error
-    protocol = report["protocol"]
-    is_its = protocol["checkpoint_sha256"] == record["exported"]["checkpoint_sha256"] and protocol["complete"]
-    return report if is_its else None
-
-
-def _front(name: str, data: str, report: dict[str, Any] | None) -> dict[str, Any]:
-    """The metadata that the Hub reads."""
-    front: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["long-lora-perceiver", "llp", "custom_code"],
-    }
-    if report is None:
-        return front
-    row = report["rows"][0]
-    result = {
-        "task": {"type": "text-generation", "name": "Language modeling"},
-        "dataset": {"type": data, "name": data, "split": row["split"]},
-        "metrics": [
-            {"type": metric, "value": row[metric], "name": words}
-            for metric, words in _METRICS.items()
-            if row.get(metric) is not None
-        ],
-    }
-    return {**front, "model-index": [{"name": name, "results": [result]}]}
-
-
-def _metrics(report: dict[str, Any], data: str) -> str:
     row, protocol = report["rows"][0], report["protocol"]
+    if protocol["checkpoint_sha256"] != record["exported"]["checkpoint_sha256"] or not protocol["complete"]:
+        return None
     lines = ["| metric | value |", "| --- | ---: |"]
     lines += [f"| {words} | {row[metric]:,.4f} |" for metric, words in _METRICS.items() if row.get(metric) is not None]
-    table = "\n".join(lines)
-    if "words" not in row:  # of a task
-        return f"{table}\n\n`llp test` scored {row['labels']:,} labels of the {row['split']} split of {data}."
-    is_probed = protocol.get("certificate", {}).get("causal")
-    values = {
-        **{name: row[name] for name in ("tokens", "split", "words", "bytes")},
-        **{name: protocol[name] for name in ("window_len", "stride", "word_count", "precision")},
-        "data": data,
-        "context": protocol["context_mean"],
-        "probed": ", and probes found no logit that depends on a later token" if is_probed else "",
-    }
-    return f"{table}\n\n{_PROTOCOL.format(**values)}"
+    lines += [
+        "",
+        f"`llp test` scored the {row['split']} split of {data} in windows of {protocol['window_len']:,} tokens, ",
+    ]
+    lines[-1] += f"stride {protocol['stride']:,}, in the precision {protocol['precision']}."
+    if "words" in row:  # of a text
+        lines.append(f"Words counted: {row['words']:,}, {protocol['word_count']}; bytes: {row['bytes']:,}.")
+    return "\n".join(lines)

@@ -18,19 +18,20 @@ from llp.export.fast_tokenizer import FastTokenizer, fast_tokenizer
 from llp.export.layers import described, digest
 from llp.export.model_card import model_card
 from llp.export.modeling_file import modeling_source
-from llp.training_module import TrainingModule
+from llp.language_model import LanguageModel
 
 DTYPES = ("float32", "bfloat16", "float16")
 _UNKNOWN = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
+def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32", plain: bool = False) -> str:
     """Write a checkpoint as a folder that transformers opens, whole or not at all; returns a message for the user.
 
     Args:
         ckpt_path: A checkpoint, which may be sharded.
         output: The folder, which must not exist yet.
         dtype: Type of the weights, one of `DTYPES`.
+        plain: Leave the attention of a pretrained model out.
 
     Raises:
         SettingError: If a value can't be used, or a layer has a pattern that can't be exported.
@@ -46,7 +47,7 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
     folder = unfinished(output)
     folder.mkdir(parents=True)
     try:
-        message = _write(ckpt_path, folder, output, dtype)
+        message = _write(ckpt_path, folder, output, dtype, plain)
         publish(output)
     except BaseException:
         discard(output)
@@ -54,10 +55,15 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
     return message
 
 
-def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
+def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool) -> str:
     shards = folder / "weights.pt"
     checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else reading.read(ckpt_path)
-    model: TrainingModule = reading.import_class(checkpoint["architecture"], TrainingModule)(
+    if checkpoint["architecture"] == "llp.PretrainedModel":
+        from llp.export.pretrained_folder import write_pretrained  # it imports transformers
+
+        return write_pretrained(checkpoint, folder, output, dtype, plain)
+    require(not plain, "plain", plain, "only a pretrained model has another attention; leave it out")
+    model: LanguageModel = reading.import_class(checkpoint["architecture"], LanguageModel)(
         **checkpoint["hyper_parameters"]
     )
     parts = _parts(model, checkpoint)
@@ -83,7 +89,7 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
     return message if tokenizer is None else f"{message}\n{tokenizer.note}"
 
 
-def _parts(model: TrainingModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What makes the model what it is, as plain values."""
     settings = replace(model.settings, dropout=0.0, activation_checkpointing=False, compile=False)
     compression = model.compression()
@@ -108,7 +114,7 @@ def _cast(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
     return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
 
 
-def _config(model: TrainingModule, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
+def _config(model: LanguageModel, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`."""
     return {
         "model_type": "llp",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,16 +14,8 @@ from llp.decoder.extend import extend_each
 from llp.decoder.kv_cache import KVCache
 from llp.errors import require
 from llp.generation.sampling import Sampling
+from llp.language_model import LanguageModel
 from llp.text_model import TextModel
-from llp.training_module import TrainingModule
-
-
-class Completion(NamedTuple):
-    """A continuation of a prompt."""
-
-    text: str
-    n_tokens: int
-    """How many tokens were drawn for it."""
 
 
 def continue_text(
@@ -63,7 +55,7 @@ def continue_texts(
     stop: Sequence[str] = (),
     n_samples: int = 1,
     batch_size: int = 16,
-) -> Iterator[list[Completion]]:
+) -> Iterator[list[str]]:
     """Continue many prompts of any lengths side by side; yields the completions of each prompt, in their order.
 
     A completion is what `continue_text` gives for its prompt and seed. Because rounding depends on the batch size, a
@@ -89,7 +81,7 @@ def continue_texts(
     require(n_samples >= 1, "n_samples", n_samples, "set it to 1 or more")
     require(batch_size >= 1, "batch_size", batch_size, "set it to 1 or more")
 
-    def in_batches() -> Iterator[Completion]:
+    def in_batches() -> Iterator[str]:
         texts = ((prompt, sample) for prompt in prompts for sample in range(n_samples))
         while batch := list(islice(texts, batch_size)):
             samplings = [Sampling(temperature, top_k, top_p, seed + sample) for _, sample in batch]
@@ -107,7 +99,7 @@ def _check(max_tokens: int, stop: Sequence[str]) -> None:
 
 def _complete(
     model: TextModel, prompts: Sequence[str], max_tokens: int, samplings: Sequence[Sampling], stop: Sequence[str]
-) -> list[Completion]:
+) -> list[str]:
     """Continue prompts side by side, each until its document ends or a stop string comes."""
     tokens = [model.tokens(prompt)[0].tolist() for prompt in prompts]
     streams = [TextStream(model.tokenizer.decode, text, stop) for text in tokens]
@@ -117,14 +109,11 @@ def _complete(
         pieces[number].append(streams[number].add(token))
         if streams[number].has_ended:
             ended.add(number)
-    return [
-        Completion("".join(of_text) + stream.rest(), len(of_text))
-        for of_text, stream in zip(pieces, streams, strict=True)
-    ]
+    return ["".join(of_text) + stream.rest() for of_text, stream in zip(pieces, streams, strict=True)]
 
 
 def generate(
-    model: TrainingModule,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     n_tokens: int,
     window: tuple[int, int],
@@ -138,7 +127,7 @@ def generate(
     depend on the others.
 
     Args:
-        model: A `TrainingModule` in evaluation mode.
+        model: A `LanguageModel` in evaluation mode.
         prompts: The texts, each with its start token.
         n_tokens: How many tokens to draw for each at most.
         window: Length and stride of the scoring windows.
@@ -179,7 +168,7 @@ class _Group:
 
 
 def _read(
-    model: TrainingModule, prompts: Sequence[Sequence[int]], window: tuple[int, int]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], window: tuple[int, int]
 ) -> tuple[list[_Group], dict[int, Tensor]]:
     """Read each prompt once; returns the groups of texts, and the logits (vocab_size,) of each text's next token."""
     numbers: dict[tuple[int, ...], list[int]] = {}
@@ -285,7 +274,7 @@ class SampleText(Callback):
             return
         if not hasattr(data, "tokenizer"):
             return
-        assert isinstance(pl_module, TrainingModule)
+        assert isinstance(pl_module, LanguageModel)
         loader: Any = trainer.val_dataloaders
         prompt = loader.file.tokens[: self.prompt_tokens + 1].tolist()
         window = loader.protocol["window_len"], loader.protocol["stride"]

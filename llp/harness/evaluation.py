@@ -1,118 +1,126 @@
-"""A model's figures on the harness's tasks, and their report."""
+"""Tasks of the harness, run on a trained model."""
 
 import logging
-import math
+import random
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
 
-from llp.errors import require
-from llp.evaluation.tables import aligned, readable
+from llp.errors import SettingError, require
 from llp.harness.harness_model import HarnessModel
-from llp.harness.task_loading import load_tasks
 from llp.text_model import TextModel
 
-WORD_COUNT = (
-    "The harness's word counts are not a benchmark's: it counts the pieces between white space, one more for a text "
-    "that ends in it, and its task wikitext scores WikiText-2 after a detokenizer but divides by the words and bytes "
-    "before it. Its word perplexities must not stand beside those of `llp test`."
-)
+OWN_TASK = "rolling_perplexity"
+"""The task that needs no network: the loss of whole documents, as `llp test` computes it."""
+_REPORTED = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples", "higher_is_better")
 _BOOTSTRAPS = 1000
 
 
 def evaluate_tasks(
     model: TextModel,
     tasks: str,
-    write_documents: Callable[[], Path],
+    documents: Callable[[], list[str]],
     include_path: str | None = None,
     limit: int | None = None,
     n_shots: int | None = None,
     batch_size: int = 8,
-) -> list[dict[str, Any]]:
-    """The figures of a model on tasks of the harness, in a form that JSON can hold: for each task or group a row.
+) -> dict[str, Any]:
+    """The harness's results of a model on tasks, in a form that JSON can hold.
 
     Args:
         model: The model with its tokenizer, in evaluation mode.
         tasks: Their names, or those of groups, tags or YAML files, with commas between them.
-        write_documents: Writes the documents that this project's own tasks are made from, and returns the .jsonl file;
-            called if there is one among the tasks.
+        documents: Returns the texts of `rolling_perplexity`; called if it is among the tasks.
         include_path: A folder with YAML files of tasks.
-        limit: Take the first so many examples of each task; null: all.
-        n_shots: How many solved examples stand before each; null: as many as the task says.
+        limit: Take only the first examples of each task, this many; null: all.
+        n_shots: The number of solved examples before each; null: as many as the task says.
         batch_size: How many texts or windows to compute side by side.
 
     Raises:
-        SettingError: If there is no such task, it can't be had here, or a value can't be used.
+        SettingError: If there is no such task, it can't be loaded, or a value can't be used.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     require(limit is None or limit >= 1, "limit", limit, "set it to 1 or more, or leave it out")
     require(n_shots is None or n_shots >= 0, "n_shots", n_shots, "set it to 0 or more, or leave it out")
     harness_model = HarnessModel(model, batch_size)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    loaded = load_tasks(names, write_documents, include_path, n_shots)
-    with redirect_stdout(sys.stderr):  # the harness prints what it is at
+    require(len(names) > 0, "tasks", tasks, "name some, with commas between them")
+    random.seed(DEFAULT_RANDOM_SEED)  # as the harness's command line does: some tasks draw
+    np.random.seed(DEFAULT_OTHER_SEED)
+    with redirect_stdout(sys.stderr):  # the harness reports its progress there
+        loaded = _load(names, documents, include_path)
+        for name, task in loaded["tasks"].items():
+            is_safe = not getattr(task, "UNSAFE_CODE", False)
+            require(is_safe, "tasks", name, "it runs what the model writes as a program; leave it out")
+            if n_shots is not None and task.get_config("num_fewshot") != 0:  # 0 is the task's own decision
+                task.set_config(key="num_fewshot", value=n_shots)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         results: Any = evaluate(harness_model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
-    rows = [_row(name, results, loaded["tasks"].get(name)) for name in results["results"]]
-    return [row for row in rows if row["figures"]]  # a group may have none of its own
+    return {name: results[name] for name in _REPORTED if name in results}
 
 
-def _row(name: str, results: dict[str, Any], task: Any) -> dict[str, Any]:
-    """What is kept of a task, or of a group, which has no `task`."""
-    found = results["results"][name]
-    row = {
-        "task": name,
-        "version": results["versions"].get(name),
-        "n_shots": results["n-shot"].get(name),
-        "examples": found.get("sample_len"),
-        "figures": _figures(found),
-    }
-    if task is None:
-        return row
-    row |= {"output_type": task.OUTPUT_TYPE, "examples_in_all": results["n-samples"][name]["original"]}
-    if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        row |= _sizes(task)
-    return row
+def _load(names: list[str], documents: Callable[[], list[str]], include_path: str | None) -> dict[str, Any]:
+    """The tasks of these names; the harness's own are looked through only if a name is none of the others'."""
+    folder = None if include_path is None else Path(include_path).expanduser()
+    is_folder = folder is None or folder.is_dir()
+    require(is_folder, "include_path", include_path, "there is no such folder; name that of the tasks' files")
+    manager = TaskManager(include_path=folder, include_defaults=False)
+
+    def unknown() -> list[str]:
+        others = [name for name in names if name != OWN_TASK and name not in manager.task_index]
+        return [name for name in others if not (name.endswith(".yaml") and Path(name).is_file())]
+
+    if unknown():
+        manager = TaskManager(include_path=folder)
+    for name in unknown():
+        close = get_close_matches(name, [OWN_TASK, *manager.all_tasks], n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        remedy = f"there is no such task, neither in --include_path nor in the harness{hint}"
+        raise SettingError("tasks", name, remedy)
+    own = _own_task(documents()) if OWN_TASK in names else None
+    try:
+        return manager.load([own if name == OWN_TASK else name for name in names])
+    except Exception as error:  # whatever a task's file, its code or its data raise
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        remedy = f"can't be loaded ({reason}); most tasks need the network for their data"
+        raise SettingError("tasks", ",".join(names), remedy) from error
 
 
-def _figures(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Metric, filter, value and standard error, which some metrics don't have, of a task's entries."""
-    figures = []
-    for key, value in found.items():
-        metric, comma, kept = key.partition(",")
-        if comma and not metric.endswith("_stderr"):
-            error = found.get(f"{metric}_stderr,{kept}")
-            figures.append(
-                {"metric": metric, "filter": kept, "value": _number(value), "standard_error": _number(error)}
-            )
-    return figures
-
-
-def _number(value: Any) -> float | None:
-    """A figure; None: it has none, in whichever way the harness says so."""
-    return float(value) if isinstance(value, int | float | np.number) else None
-
-
-def _sizes(task: Any) -> dict[str, float]:
-    """Nats of the texts that were scored, their words and bytes, and those that the harness divides by."""
-    instances = task.instances
-    texts, targets = [one.args[0] for one in instances], [task.doc_to_target(one.doc) for one in instances]
+def _own_task(documents: list[str]) -> dict[str, Any]:
+    """The loss of whole documents. There is no word perplexity: the harness counts words unlike any benchmark."""
+    dataset = {"test": Dataset.from_dict({"text": documents})}
+    metrics = [
+        {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
+        {"metric": "byte_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
+    ]
     return {
-        "nats": -math.fsum(one.resps[0] for one in instances),
-        "words": sum(len(text.split()) for text in texts),
-        "bytes": sum(len(text.encode()) for text in texts),
-        "harness_words": sum(map(task.count_words, targets)),
-        "harness_bytes": sum(map(task.count_bytes, targets)),
+        "task": OWN_TASK,
+        "custom_dataset": lambda **_: dataset,
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "text",
+        "num_fewshot": 0,
+        "metric_list": metrics,
+        "metadata": {"version": 1.0},
     }
 
 
 def harness_protocol(model: TextModel, batch_size: int, limit: int | None) -> dict[str, Any]:
-    """How the tasks were carried out."""
+    """How the tasks were run."""
     window_len, stride = model.window
     return {
         "window_len": window_len,
@@ -120,38 +128,13 @@ def harness_protocol(model: TextModel, batch_size: int, limit: int | None) -> di
         "batch_size": batch_size,
         "limit": limit,
         "harness": f"lm-eval {metadata.version('lm-eval')}",
-        "word_count": WORD_COUNT,
     }
 
 
-def format_results(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> str:
-    """The figures as a table, and how they were found."""
-    table = [["task", "metric", "version", "shots", "examples", "value", "standard error"]]
-    for row in rows:
-        for number, figure in enumerate(row["figures"]):
-            name = figure["metric"] if figure["filter"] == "none" else f"{figure['metric']} ({figure['filter']})"
-            first = [row["task"], name, *(_shown(row[key]) for key in ("version", "n_shots", "examples"))]
-            rest = ["", name, "", "", ""]
-            error = figure["standard_error"]
-            value = "" if figure["value"] is None else readable(figure["value"])
-            table.append([*(rest if number else first), value, "" if error is None else f"± {readable(error)}"])
-    lines = aligned(table, n_left=2)
-    lines.insert(1, "-" * max(map(len, lines)))
-    lines += [_of_texts(row) for row in rows if "nats" in row]
+def format_results(results: dict[str, Any], protocol: dict[str, Any]) -> str:
+    """The harness's own table, and how it came about."""
+    lines = [make_table(results).rstrip()]
     lines.append(f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}; {protocol['harness']}.")
-    if any("nats" in row for row in rows):
-        lines.append(protocol["word_count"])
     if protocol["limit"] is not None:
         lines.append(f"PARTIAL: the first {protocol['limit']:,} examples of each task at most.")
     return "\n".join(lines)
-
-
-def _of_texts(row: dict[str, Any]) -> str:
-    return (
-        f"{row['task']}: {row['nats']:,.4f} nats; {row['words']:,} words and {row['bytes']:,} bytes were scored, "
-        f"and the harness divides by {row['harness_words']:,} and {row['harness_bytes']:,}."
-    )
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else str(value)

@@ -19,7 +19,7 @@ from llp.text_model import TextModel
 
 
 class HarnessModel(LM):
-    """A `TrainingModule` for `lm_eval.evaluate`, whatever its architecture.
+    """A `LanguageModel` for `lm_eval.evaluate`, whatever its architecture.
 
     Every text is a document of its own: it begins with the start token, which is context and never scored.
 
@@ -150,7 +150,7 @@ class HarnessModel(LM):
         completed = continue_texts(self.model, prompts, **settings, n_samples=n_samples, batch_size=self.batch_size)
         for numbers, completions in zip(prompts.values(), completed, strict=True):
             for place, number in enumerate(numbers):
-                yield number, completions[place % n_samples].text
+                yield number, completions[place % n_samples]
 
 
 def _settings(asked: dict[str, Any]) -> dict[str, Any]:

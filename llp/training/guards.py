@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from llp.checkpoints.callback import how_to_resume, run_checkpoint
 from llp.errors import SettingError, require
+from llp.language_model import LanguageModel
 from llp.lightning_internals import untyped
 from llp.training.metrics import log_step
 from llp.training.throughput import TrainingData
-from llp.training_module import TrainingModule
 
 _SHOWN = 8  # windows that a message names
 
@@ -55,7 +55,7 @@ class FiniteGuard(Callback):
         self.skipped_steps = state_dict["skipped_steps"]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        model = cast(TrainingModule, pl_module)
+        model = cast(LanguageModel, pl_module)
         loss, norm = model.step_loss, gradient_norm(model)
         has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not torch.isfinite(loss if has_scaler else loss + norm):
@@ -65,7 +65,7 @@ class FiniteGuard(Callback):
             optimizer.zero_grad()  # without gradients the step changes nothing
         log_step(trainer, {"grad_norm": norm, "skipped_steps": self.skipped_steps}, trainer.global_step + 1)
 
-    def _error(self, trainer: Trainer, model: TrainingModule, loss: Tensor, norm: Tensor) -> NotFiniteError:
+    def _error(self, trainer: Trainer, model: LanguageModel, loss: Tensor, norm: Tensor) -> NotFiniteError:
         """Name the windows whose own loss is not finite, or all windows of the step if only the gradient is not."""
         losses = torch.cat(model.window_losses)  # this rank's, in the order of its batches
         ranks = cast(Tensor, model.all_gather(losses)).view(trainer.world_size, trainer.accumulate_grad_batches, -1)
@@ -159,7 +159,7 @@ class StallGuard(Callback):
             if states is not None:
                 ranks.update(states)
                 if reason := ranks.stalled(self.timeout_s):
-                    self._end(trainer, reason + _unfinished_checkpoint(trainer))
+                    self._end(trainer, reason)
 
     def _end(self, trainer: Trainer, reason: str) -> None:
         """End the process from this thread: the main one waits inside a collective, where no exception reaches it."""
@@ -170,13 +170,6 @@ class StallGuard(Callback):
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the processes that this one has started
         os._exit(1)
-
-
-def _unfinished_checkpoint(trainer: Trainer) -> str:
-    callback = run_checkpoint(trainer)
-    if callback is None or callback.being_written is None:
-        return ""
-    return f"; rank 0 was still writing {callback.being_written}, and stall.timeout_s must exceed what that takes"
 
 
 class Ranks:

@@ -15,10 +15,10 @@ _REFRESH_S = 0.1
 
 
 class RunProgressBar(ProgressBar):
-    """One bar over the optimizer steps of a whole run, which shows its validations too.
+    """One bar over the optimizer steps of a whole run, or over the batches of a validation, a test or a prediction.
 
-    It begins at the step of a resumed run, and the time left follows from the rate since then. A test or a prediction
-    has a bar over its batches. Without a terminal there is no bar.
+    It begins at the step of a resumed run, and the time left follows from the rate since then. Without a terminal there
+    is no bar.
     """
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class RunProgressBar(ProgressBar):
         with tqdm.external_write_mode():
             print(*args, flush=True, **kwargs)
 
-    def _open(self, total: int | None, initial: int = 0) -> None:
-        left = "{elapsed}" if total is None else "|{bar:30}| {remaining} left"
+    def _open(self, unit: str, total: int | None, initial: int = 0) -> None:
+        left = " {elapsed}" if total is None else " of {total:,} |{bar:30}| {remaining} left"
         self._bar = tqdm(
             total=total,
             initial=initial,
@@ -52,18 +52,18 @@ class RunProgressBar(ProgressBar):
             dynamic_ncols=True,
             file=sys.stdout,
             smoothing=0,  # the rate of the whole session, validations included
-            bar_format=f"{{desc}} {left}{{postfix}}",
+            bar_format=f"{unit} {{n:,}}{left}{{postfix}}",
         )
-
-    def _show(self, description: str, postfix: str) -> None:
-        if self._bar is not None:
-            self._drawn_at = time.monotonic()
-            self._bar.set_description_str(description, refresh=False)
-            self._bar.set_postfix_str(postfix)
 
     def _is_due(self) -> bool:
         """Whether to draw the bar again: reading metrics waits for the device."""
         return self._bar is not None and not self._bar.disable and time.monotonic() - self._drawn_at > _REFRESH_S
+
+    def _draw(self, n: int, postfix: str = "") -> None:
+        if self._bar is not None:
+            self._drawn_at = time.monotonic()
+            self._bar.n = n
+            self._bar.set_postfix_str(postfix)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -72,39 +72,31 @@ class RunProgressBar(ProgressBar):
 
     # Training
 
-    def _show_step(self, trainer: Trainer, postfix: str) -> None:
-        if self._bar is not None:
-            total = total_steps(trainer)
-            self._show(f"step {trainer.global_step:,}" + ("" if total is None else f" of {total:,}"), postfix)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open(total_steps(trainer), initial=trainer.global_step)
-        self._show_step(trainer, "")
+        self._open("step", total_steps(trainer), initial=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
     ) -> None:
-        if self._bar is not None and trainer.global_step != self._bar.n:
-            self._bar.n = trainer.global_step
-            if self._is_due() or self._bar.n == self._bar.total:
-                self._show_step(trainer, _metrics(trainer))
+        if self._bar is not None and trainer.global_step != self._bar.n and self._is_due():
+            self._draw(trainer.global_step, _metrics(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._show_step(trainer, _metrics(trainer))
+        self._draw(trainer.global_step, _metrics(trainer))
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.training:
-            self._show_step(trainer, "")  # the metrics may be on a device that has failed
         self._close()
 
     # Validation, test and prediction
 
     def _start_batches(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _is_within_run(trainer):
-            self._show_step(trainer, "validating")
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._draw(trainer.global_step, "validating")
         else:
-            self._open(_n_batches(trainer))
+            limits = {TrainerFn.TESTING: trainer.num_test_batches, TrainerFn.PREDICTING: trainer.num_predict_batches}
+            numbers = limits.get(cast(TrainerFn, trainer.state.fn), trainer.num_val_batches)
+            self._open("batch", int(sum(cast(list[int], numbers))))
 
     on_validation_start = on_test_start = on_predict_start = _start_batches
 
@@ -117,33 +109,18 @@ class RunProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._bar is not None and not _is_within_run(trainer):
-            self._bar.n = batch_idx + 1
-        if self._is_due():
-            progress = f"batch {batch_idx + 1:,} of {_n_batches(trainer):,}"
-            if _is_within_run(trainer):
-                self._show_step(trainer, f"validating, {progress}")
-            else:
-                self._show(progress, "")
+        if trainer.state.fn != TrainerFn.FITTING and self._is_due():
+            self._draw(batch_idx + 1)
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _end_batch
 
     def _end_batches(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _is_within_run(trainer):
-            self._show_step(trainer, _metrics(trainer))
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._draw(trainer.global_step, _metrics(trainer))
         else:
             self._close()
 
     on_validation_end = on_test_end = on_predict_end = _end_batches
-
-
-def _is_within_run(trainer: Trainer) -> bool:
-    return trainer.state.fn == TrainerFn.FITTING
-
-
-def _n_batches(trainer: Trainer) -> int:
-    numbers = {TrainerFn.TESTING: trainer.num_test_batches, TrainerFn.PREDICTING: trainer.num_predict_batches}
-    return int(sum(cast(list[int], numbers.get(cast(TrainerFn, trainer.state.fn), trainer.num_val_batches))))
 
 
 def _metrics(trainer: Trainer) -> str:

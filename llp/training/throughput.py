@@ -1,14 +1,14 @@
 """What a training window costs, and what a device can compute at most: both sides of the utilisation (MFU)."""
 
-import time
 from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from torch.utils.benchmark import Timer
 
-from llp.decoder.decoder import TextDecoder
-from llp.training_module import TrainingModule
+from llp.decoder.decoder import Decoder
+from llp.language_model import LanguageModel
 
 
 class TrainingData(Protocol):
@@ -48,23 +48,16 @@ class TrainingWindow(NamedTuple):
         """The layers need to compute only this many of the last positions, or all of them if None."""
         return None if self.has_labels else self.length
 
-    def flops(self, decoder: TextDecoder) -> int:
+    def flops(self, decoder: Decoder) -> int:
         """FLOPs of a training step on one window: the backward pass takes twice as many as the forward pass."""
         return 3 * decoder.flops(self.n_read, self.n_trained, self.n_last)
 
 
-def training_window(model: TrainingModule, data: TrainingData) -> TrainingWindow:
+def training_window(model: LanguageModel, data: TrainingData) -> TrainingWindow:
     """The training window that a data module gives to a model whose decoder is built."""
     burn_in, n_labels = model.geometry.burn_in_len(data.burn_in), data.labels_per_window
     n_trained = n_labels or min(data.window_len, model.geometry.positions_out(burn_in + data.window_len))
     return TrainingWindow(burn_in, data.window_len, n_trained, n_labels is not None)
-
-
-class PeakRate(NamedTuple):
-    """The peak rate of a device in FLOP/s, and whether it was measured or comes from the manufacturer."""
-
-    flops: float
-    is_measured: bool
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -74,48 +67,20 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 
 @cache
-def peak_rate(device: torch.device, dtype: torch.dtype) -> PeakRate:
-    """The manufacturer's figure if Lightning knows it, otherwise the measured rate of matrix products."""
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s at most: the manufacturer's figure if Lightning knows it, otherwise the measured rate of products."""
     known = get_available_flops(device, dtype) if device.type == "cuda" else None
-    return PeakRate(matrix_rate(device, dtype), True) if known is None else PeakRate(known, False)
+    return matrix_rate(device, dtype) if known is None else float(known)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measured rate of products of square matrices in FLOP/s.
 
     On a CPU one thread is measured and multiplied by their number: on a busy machine, threads that wait for one another
-    would appear a hundred times slower than they are.
+    would appear a hundred times slower than they are. A product may be delayed but is never early, so the fastest one
+    is the closest to the peak.
     """
-    n_threads = torch.get_num_threads()
-    if device.type != "cpu" or n_threads == 1:
-        return _best_rate(device, dtype)
-    torch.set_num_threads(1)
-    try:
-        return n_threads * _best_rate(device, dtype)
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def _best_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate among the products of a third of a second.
-
-    A product may be delayed but is never early, so the best one is the closest to the peak. The matrices grow until a
-    product takes 10 ms, so that they fill the device.
-    """
-    size, best, spent_s = 256, 0.0, 0.0
+    n_threads, size = (torch.get_num_threads(), 512) if device.type == "cpu" else (1, 8192)
     matrix = torch.ones(size, size, device=device, dtype=dtype)
-    _seconds_of_square(matrix)  # loads libraries
-    while spent_s < 0.3:
-        seconds = _seconds_of_square(matrix)
-        spent_s += seconds
-        best = max(best, 2 * size**3 / seconds)
-        if seconds < 0.01 and size < 8192:
-            size *= 2
-            matrix = torch.ones(size, size, device=device, dtype=dtype)
-    return best
-
-
-def _seconds_of_square(matrix: torch.Tensor) -> float:
-    started = time.perf_counter()
-    (matrix @ matrix)[0, 0].item()  # reading a number waits for the product
-    return time.perf_counter() - started
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=1)
+    return n_threads * 2 * size**3 / min(timer.blocked_autorange(min_run_time=0.3).times)

@@ -1,8 +1,6 @@
 """Checkpoints on disk: killed anywhere, in order on the disk, the furthest one first, the best one kept."""
 
-import hashlib
 import os
-import threading
 from itertools import count
 from pathlib import Path
 
@@ -94,35 +92,6 @@ def test_killed_while_it_takes_its_place_one_whole_checkpoint_is_left(tmp_path, 
     assert kills >= (2 if old == "folder" or (old, new) == ("file", "folder") else 1)
 
 
-def test_a_link_leads_to_a_checkpoint_at_any_time(tmp_path):
-    for name in ("one", "two"):
-        make(tmp_path / f"{name}.ckpt", "file", name)
-    link = tmp_path / "best.ckpt"
-    atomic_files.link(tmp_path / "one.ckpt", link)
-    assert link.read_text() == "one"
-    assert os.readlink(link) == "one.ckpt"  # a run's folder can be moved
-    for number in count():
-        killed = is_killed(number, atomic_files.link, tmp_path / "two.ckpt", link)
-        assert link.read_text() in (("one", "two") if killed else ("two",))
-        if not killed:
-            break
-    atomic_files.tidy(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.ckpt", "one.ckpt", "two.ckpt"]
-
-
-def test_other_processes_wait_until_all_is_in_its_place(tmp_path):
-    """Else they could choose another checkpoint than the first one does."""
-    (tmp_path / ".last.ckpt.replaced").mkdir()
-    waiting = threading.Thread(target=atomic_files.wait_until_tidy, args=(tmp_path,))
-    waiting.start()
-    waiting.join(timeout=0.3)
-    assert waiting.is_alive()
-    atomic_files.tidy(tmp_path)
-    waiting.join(timeout=10)
-    assert not waiting.is_alive()
-    assert (tmp_path / "last.ckpt").is_dir()
-
-
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, work, monkeypatch):
     """All of it: what is synchronised is the very file, and as long as it will be."""
     synced, named = set(), []
@@ -168,46 +137,6 @@ def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_o
         temporary.write_text("new")
     older = {"test-1.json": "old"} if keeps_older else {}
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "new", **older}
-
-
-def test_a_folder_is_on_the_disk_with_all_that_it_holds(tmp_path, monkeypatch):
-    """Before it has its name; then the name itself, which is in the folder above."""
-    whole, path = tmp_path / "whole", tmp_path / "at/its/place"
-    (whole / "deep/deeper").mkdir(parents=True)
-    path.parent.mkdir(parents=True)
-    for name in ("a", "deep/b", "deep/deeper/c"):
-        (whole / name).write_text(name)
-    inside = {entry.stat().st_ino for entry in (whole, *whole.rglob("*"))}
-    assert len(inside) == 6
-    steps, fsync, rename = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: steps.append(os.fstat(file).st_ino) or fsync(file))
-    monkeypatch.setattr(os, "replace", lambda *names: steps.append("replace") or rename(*names))
-    monkeypatch.setattr(os, "rename", lambda *names: steps.append("replace") or rename(*names))
-    atomic_files.move_into_place(whole, path)
-    assert steps.index("replace") == 6
-    assert set(steps[:6]) == inside
-    assert steps[7:] == [path.parent.stat().st_ino]
-    assert (path / "deep/deeper/c").read_text() == "deep/deeper/c"
-
-
-def test_what_was_logged_is_on_the_disk_before_the_checkpoint(run, work, monkeypatch):
-    """Else a run that is killed just after would leave out a piece of its curves for good."""
-    saved, seen = torch.save, []
-
-    def save(checkpoint, *args):
-        step = checkpoint["global_step"]
-        logged = curves(work / "lightning_logs/run")
-        assert logged["train/loss"][-1][0] == step - 1
-        if step in (4, 6):  # validated before it was saved
-            assert logged["val/loss"][-1][0] == step - 1
-        seen.append(step)
-        return saved(checkpoint, *args)
-
-    monkeypatch.setattr(torch, "save", save)
-    flags = ("--checkpoint.every_n_train_steps", 1)
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *flags)
-    assert status == 0, err
-    assert sorted(set(seen)) == [1, 2, 3, 4, 5, 6]
 
 
 def published(monkeypatch):
@@ -380,39 +309,6 @@ def test_one_changed_file_of_a_sharded_checkpoint_is_noticed(tmp_path, name, dam
     else:
         (file if damage == "file" else digest).unlink()
     assert [*reading.newest_first(tmp_path)] == [tmp_path / "whole.ckpt"]
-
-
-def test_hash_of_a_file_and_of_a_folder(tmp_path):
-    content = bytes(range(256)) * (1 << 14) + b"and one more block"  # 4 MiB and a little
-    (tmp_path / "file.ckpt").write_bytes(content)
-    assert reading.sha256(tmp_path / "file.ckpt") == hashlib.sha256(content).hexdigest()
-    folder = tmp_path / "folder.ckpt"
-    (folder / "deep").mkdir(parents=True)
-    for name in ("b", "a", "deep/c"):
-        (folder / name).write_bytes(name.encode() * 3)
-    assert reading.sha256(folder) == hashlib.sha256(b"aaabbb" + b"deep/c" * 3).hexdigest()
-
-
-def test_the_folder_of_the_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert atomic_files.run_folder("logs/run/checkpoints/last.ckpt") == tmp_path / "logs/run"
-    assert atomic_files.run_folder(Path("somewhere/last.ckpt")) == tmp_path / "somewhere"
-    assert atomic_files.run_folder("last.ckpt") == tmp_path
-
-
-def test_a_numbered_name_is_one_that_is_free(tmp_path):
-    path = tmp_path / "table.tar.csv"
-    atomic_files.keep_older(path)  # nothing to keep
-    assert [*tmp_path.iterdir()] == []
-    for number in range(3):
-        path.write_text(str(number))
-        atomic_files.keep_older(path)
-        assert not path.exists()
-    (tmp_path / "table.tar-2.csv").unlink()
-    path.write_text("3")
-    atomic_files.keep_older(path)
-    names = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    assert names == {"table.tar-1.csv": "0", "table.tar-2.csv": "3", "table.tar-3.csv": "2"}
 
 
 def test_a_checkpoint_names_its_parts(trained):

@@ -27,11 +27,8 @@ WHOLE = {
 COMMANDS = {
     "fit": ("--ckpt_path",),
     "fit --init_from": ("--config", "tiny.yaml", "--init_from"),
-    "validate": ("--ckpt_path",),
     "test": ("--ckpt_path",),
-    "predict": ("--ckpt_path",),
     "generate": ("--prompt", "a", "--ckpt_path"),
-    "context": ("--ckpt_path",),
     "consolidate": (),
 }
 

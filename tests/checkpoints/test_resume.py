@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import llp
 from helpers.in_process import call
 from helpers.runs import EPOCHS, assert_same_run, curves
 from helpers.signal_handlers import handlers_restored
-from llp.decoder.block import Block
-from llp.decoder.decoder import Decoder
 from llp.language_model import LanguageModel
 from llp.scoring.metric import Score
 from llp.signals import LISTENER, Stopped
@@ -212,17 +209,6 @@ def test_a_job_has_a_folder_of_its_own(run, work, monkeypatch):
     assert steps == [0, 1, 2, 3, 4, 5]
 
 
-def test_blocks_are_sharded_one_by_one(monkeypatch):
-    """A large model never sits whole in one process: each block is distributed before the next one is built."""
-    log = []
-    build = Block.__init__
-    monkeypatch.setattr(Block, "__init__", lambda self, *args: (log.append("built"), build(self, *args))[1])
-    model = llp.LLP(19, dim=16, n_layers=3, n_heads=2, segment_len=4)
-    decoder = Decoder(model.settings, model.geometry, shard=lambda module: log.append(type(module).__name__))
-    assert log == ["built", "Block"] * 3 + ["Decoder"]
-    assert decoder.embed.weight.device.type == "cpu"
-
-
 HALF = {
     "bf16-mixed": "trainer: {precision: bf16-mixed}",
     "bf16-true": "trainer: {precision: bf16-true}",
@@ -262,10 +248,3 @@ def test_half_precision_trains_as_float32_does_and_resumes(run, work, whole, pre
     else:
         assert list(got.values()) == pytest.approx(list(expected.values()), rel=2e-2)
     assert got[11] < got[0]
-
-
-def test_activation_checkpointing_changes_nothing_but_memory(run, work):
-    flags = ("fit", "--config", "tiny.yaml", *DROPOUT, "--trainer.max_steps", 3)
-    assert run(*flags, "--name", "kept")[0] == 0
-    assert run(*flags, "--name", "again", "--model.init_args.activation_checkpointing", "true")[0] == 0
-    assert curves(work / "lightning_logs/kept") == curves(work / "lightning_logs/again")

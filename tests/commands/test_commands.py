@@ -156,32 +156,6 @@ def test_validate_writes_its_report(run, trained):
     assert json.loads((trained / "validation-1.json").read_text()) == report
 
 
-def test_a_run_goes_on_in_its_folder_from_anywhere(run, trained, work, monkeypatch):
-    (work / "elsewhere").mkdir()
-    monkeypatch.chdir(work / "elsewhere")
-    checkpoint = "../lightning_logs/run/checkpoints/last.ckpt"
-    status, _, err = run("fit", "--ckpt_path", checkpoint, "--trainer.max_steps", 7)
-    assert status == 0, err
-    assert torch.load(trained / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 7
-    assert not list((work / "elsewhere").iterdir())
-
-
-def test_what_is_built_is_said(run, work, caplog):
-    """A class named later drops the settings that it doesn't take; what is said shows what is left."""
-    caplog.set_level("INFO")
-    status, out, err = run("fit", "--config", "tiny.yaml", "--model", "llp.Transformer", "--name", "x")
-    assert status == 0, err
-    title, settings, *_ = out.splitlines()
-    assert title.startswith("Transformer on WikiText103: ")
-    built = "vocab_size=257, dim=16, n_layers=2, n_heads=2, learning_rate=0.01, schedule=halving"
-    assert settings == f"  settings  {built}; all else as in"  # the class follows in the next line
-    assert out.splitlines()[2].strip() == "llp.Transformer"
-    caplog.clear()
-    status, _, err = run("test", "--ckpt_path", "lightning_logs/x/checkpoints/last.ckpt")
-    assert status == 0, err
-    assert f"Transformer({built}) on WikiText103" in caplog.messages
-
-
 def test_loss_over_context(run, trained):
     """Contexts up to the longest, the table that is shown and the files; `tests/evaluation` computes the losses."""
     arguments = ("context", "--ckpt_path", trained / "checkpoints/best.ckpt", "--n_blocks", 5)

@@ -30,16 +30,14 @@ TRAINERS = [[CONFIGS / "quickstart.yaml", path] for path in CONFIGS.glob("traine
 @pytest.mark.parametrize(
     "files", [*COMPLETE, *LARGE, *sorted(MODELS + DATA)], ids=lambda files: "+".join(f.stem for f in files)
 )
-def test_every_configuration_prints_one_that_builds_its_model(run, work, monkeypatch, files):
-    status, printed, err = run("fit", *(word for path in files for word in ("--config", path)), "--print_config")
+def test_every_configuration_builds_its_model(run, work, monkeypatch, files):
+    built = []
+    monkeypatch.setattr(TrainerCommand, "_run_subcommand", lambda self, subcommand: built.append(self))
+    words = (word for path in files for word in ("--config", path))
+    status, _, err = run("fit", *words, "--trainer.accelerator", "cpu")
     assert status == 0, err
-    (work / "printed.yaml").write_text(printed)
-    assert run("fit", "--config", "printed.yaml", "--print_config")[1] == printed
-    config, built = yaml.safe_load(printed), []
-    monkeypatch.setattr(TrainerCommand, "_run_subcommand", lambda self, subcommand: built.append(self.model))
-    status, _, err = run("fit", "--config", "printed.yaml", "--trainer.accelerator", "cpu")
-    assert status == 0, err
-    (model,) = built
+    command = built[0]
+    model, config = command.model, yaml.safe_load(command.command_parser.dump(command.settings))
     assert type(model) is getattr(llp, config["model"]["class_path"].rpartition(".")[2])
     with torch.device("meta"):
         model.configure_model()

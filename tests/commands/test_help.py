@@ -1,4 +1,4 @@
-"""Help out of signatures, quick where it needs no model; completion that a shell can use."""
+"""Help out of signatures, quick where it needs no model."""
 
 import subprocess
 import sys
@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from llp.commands import COMMANDS
-from llp.commands.completion import command_parser
 
 OPTIONS = {
     "fit": {"--config", "--name", "--ckpt_path", "--init_from", "--seed_everything", "--trainer.max_steps", "--guard"},
@@ -21,13 +20,13 @@ OPTIONS = {
     "prepare": {"--config", "--data"},
     "export": {"--ckpt_path", "--name", "--output", "--dtype"},
     "consolidate": {"folder"},
-    "completion": {"{bash,zsh,tcsh}"},
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_the_options_and_what_they_are_for(name):
-    text = command_parser(name).format_help()
+def test_help_shows_the_options_and_what_they_are_for(run, name):
+    status, text, _ = run(name, "--help")
+    assert status == 0
     assert " ".join(COMMANDS[name].split()) in " ".join(text.split())
     _, _, options = text.partition("\n\n")
     lines = [line.strip() for line in options.splitlines()]
@@ -52,20 +51,3 @@ def test_what_needs_no_model_needs_no_torch(words, status, expected):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"{status} False"
     assert all(text in done.stdout + done.stderr for text in expected)
-
-
-def test_a_shell_completes_commands_and_settings(run, tmp_path):
-    status, script, err = run("completion", "bash")
-    assert status == 0, err
-    (tmp_path / "llp.bash").write_text(script)
-    (tmp_path / "try.bash").write_text(
-        "source llp.bash\n"
-        "function_of=$(complete -p llp | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
-        'complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n'
-        '  $function_of llp "${@: -1}" "${@: -2:1}"; echo "${COMPREPLY[@]}"; }\n'
-        "complete_words llp ge\n"
-        "complete_words llp fit --trainer.max_st\n"
-        "complete_words llp generate --temp\n"
-    )
-    done = subprocess.run(["bash", "try.bash"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["generate", "--trainer.max_steps", "--temperature"]

@@ -9,7 +9,6 @@ import torch
 
 from datamodules import WikiText103
 from helpers.refusals import assert_one_message
-from llp.language_model import LanguageModel
 
 
 @pytest.mark.parametrize(
@@ -22,7 +21,7 @@ from llp.language_model import LanguageModel
             ("--model", "own_models.Mine"),
             "No module named 'own_models'\nIf the module is your own, add its folder to P",
         ),
-        (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: there is no such folder"),
+        (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: wiki.train.tokens is missing"),
         (("--data.init_args.window_len", "100000"), "window_len = 100000: the training split has"),
         (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of 8"),
         (
@@ -117,19 +116,6 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
     assert not (trained / "test.json").exists()
 
 
-def test_another_tokenizer_of_equal_size_is_refused(run, work):
-    """Whatever the data: the same number of tokens is not the same tokenizer."""
-    tokenizer = ("--data.init_args.tokenizer", "datamodules.SentencePiece")
-    small = ("--data.init_args.tokenizer.init_args.vocab_size", 300)
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *tokenizer, *small)
-    assert status == 0, err
-    checkpoint = ("--ckpt_path", work / "lightning_logs/run/checkpoints/best.ckpt")
-    for command in ("test", "context", "fit"):
-        longer = ("--trainer.max_steps", 8) if command == "fit" else ()
-        outcome = run(command, *checkpoint, "--data.init_args.tokenizer.init_args.sample_lines", 30, *longer)
-        assert_one_message(outcome, "the checkpoint was trained with tokenizer")
-
-
 def test_a_resumed_run_that_is_complete_has_nothing_left_to_do(run, trained, caplog):
     last, before = ("fit", "--name", "run", "--ckpt_path", "last"), files(trained)
     status, _, err = run(*last)
@@ -163,17 +149,6 @@ def test_a_warm_up_that_takes_the_whole_run_is_said(run, work):
             assert run("fit", "--config", "tiny.yaml", *flags)[0] == 0
         message = "model.init_args.warmup_steps = 3: the warm-up takes all of trainer.max_steps = 3"
         assert len([one for one in caught if message in str(one.message)]) == n_said
-
-
-def test_where_the_other_processes_are_gone_that_is_said_on_rank_0_too(run, work, monkeypatch):
-    def lost(self, *_):
-        raise RuntimeError("[gloo/pair.cc:537] Read error [127.0.0.1]:29101: Connection reset by peer. And so on.")
-
-    monkeypatch.setattr(LanguageModel, "training_step", lost)
-    status, out, err = run("fit", "--config", "tiny.yaml", "--name", "run")
-    assert status == 1
-    assert "llp fit: rank 0 has lost the others: [gloo/pair.cc:537] Read error" in err
-    assert "Traceback" not in out + err
 
 
 def test_metrics_are_on_disk_before_they_are_shown(run, trained, monkeypatch):

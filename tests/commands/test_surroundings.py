@@ -3,25 +3,12 @@
 import io
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
-from torch import distributed
 
 from helpers.signal_handlers import handlers_restored
-from llp.commands import dispatch
-from llp.commands.messages import unreachable
 from llp.signals import LISTENER, Listener, Stopped
-
-
-def test_where_gloo_has_found_nobody_is_read_from_its_words():
-    refused = "timed out connecting: SO_ERROR: Connection refused, remote=[127.0.1.1]:1408$1"
-    assert (
-        unreachable(RuntimeError(f"Gloo connectFullMesh failed with [transport/tcp/pair.cc:152] {refused}"))
-        == "127.0.1.1"
-    )
-    assert unreachable(RuntimeError("[transport/tcp/pair.cc:553] Connection closed by peer [192.0.2.11]:45468")) is None
 
 
 @pytest.mark.parametrize("subcommand", ["generate", "test"])
@@ -75,48 +62,6 @@ def test_a_run_under_nohup_goes_on(monkeypatch):
         listener.listen()
         with pytest.raises(Stopped, match="SIGHUP"):
             os.kill(os.getpid(), signal.SIGHUP)
-
-
-HUNG_UP = """
-import os, signal, sys, time
-from llp.signals import LISTENER
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, even if the tests run under nohup
-LISTENER.listen()
-LISTENER.deferring = True
-print("ready", flush=True)
-while LISTENER.received is None:
-    time.sleep(0.01)
-print("written to nowhere", flush=True)
-print("and this too", file=sys.stderr, flush=True)
-open(sys.argv[1], "w").write("saved")
-"""
-
-
-def test_what_is_said_to_a_terminal_that_is_gone_does_no_harm(tmp_path):
-    main, terminal = os.openpty()
-    command = [sys.executable, "-c", "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n" + HUNG_UP, "saved"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
-    )
-    os.close(terminal)
-    assert os.read(main, 5) == b"ready"
-    os.close(main)  # the window is closed: the kernel sends SIGHUP
-    assert process.wait(timeout=30) == 0
-    assert (tmp_path / "saved").read_text() == "saved"
-
-
-@pytest.mark.parametrize(("ending", "status"), [(None, 0), (Stopped(signal.SIGUSR1), 128 + signal.SIGUSR1)])
-def test_gloo_s_threads_end_with_the_command(tmp_path, monkeypatch, capsys, ending, status):
-    """Of thirty processes that left them running two were aborted at their end, all work done: exit status 134."""
-
-    def command(name, options):
-        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-        if ending is not None:
-            raise ending
-
-    monkeypatch.setattr(dispatch, "call_function", command)
-    assert dispatch.run("prepare", []) == status
-    assert not distributed.is_initialized()
 
 
 def test_a_forked_process_is_ended_by_sigterm_itself():

@@ -7,8 +7,8 @@ import pytest
 
 from helpers.comparison import record
 from llp.comparison.plan import Arm, Plan
+from llp.comparison.records import Failure, Timing
 from llp.comparison.spec import Specification, merged, require_same_runs
-from llp.comparison.study import Failure, Timing
 from llp.errors import SettingError
 
 DENSE, LATENT = {"class_path": "llp.Transformer"}, {"class_path": "llp.PerceiverAR", "init_args": {"latent_len": 25}}
@@ -76,7 +76,7 @@ def seeds(study, arm, budget="windows"):
 
 
 def missing(study):
-    return list(study.runs.index[study.runs["state"] == "missing"])
+    return list(study.table.index[study.table["state"] == "missing"])
 
 
 def rates(plan, arm):
@@ -94,7 +94,7 @@ def test_trials_come_first_and_the_chosen_rate_is_tested():
     # That of seed 0 has been trained: it is only tested.
     assert sorted(finals) == [(arm, 0.003, seed, 200, True) for arm in ("dense", "latent") for seed in (0, 1)]
     assert len(runner.records) == 8
-    study = runner.plan().study("llp compare x")
+    study = runner.plan()
     assert [seeds(study, arm) for arm in ("dense", "latent")] == [[0, 1], [0, 1]]
     assert (missing(study), study.failed) == ([], {})
 
@@ -123,7 +123,7 @@ def test_a_rate_is_chosen_by_the_mean_over_its_seeds():
         runner.records[run.name] = record_of(run, losses[run.learning_rate, run.seed], is_tested=False)
     assert len(runner.records) == 12
     assert runner.plan().chosen_rate("dense") == 0.003  # though the best run of all has 0.001
-    assert [trial.loss for trial in runner.plan().study("").trials("dense")] == [2.5, 2.0, 3.0]
+    assert [trial.loss for trial in runner.plan().trials("dense")] == [2.5, 2.0, 3.0]
 
 
 def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
@@ -132,7 +132,7 @@ def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
     plan = runner.plan()
     assert plan.chosen_rate("dense") == 0.003
     assert rates(plan, "dense") == [0.001, 0.003, 0.009]
-    study = plan.study("")
+    study = plan
     assert (len(study.failed), missing(study)) == (2, [])
     assert [trial.outcomes for trial in study.trials("dense")] == [[1000], [1 / 0.003], [math.inf]]
 
@@ -140,7 +140,7 @@ def test_a_trial_that_diverged_is_not_chosen_and_stops_no_other():
 def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_other():
     runner = Runner(SPECIFICATION, lambda arm, rate: BROKEN if (arm, rate) == ("latent", 0.009) else middle(arm, rate))
     runner.all()
-    study = runner.plan().study("")
+    study = runner.plan()
     assert [runner.plan().chosen_rate(arm) for arm in ("dense", "latent")] == [0.003, None]
     assert [len(seeds(study, arm)) for arm in ("dense", "latent")] == [2, 0]
     assert [trial.outcomes for trial in study.trials("latent")][2] == [None]
@@ -151,18 +151,6 @@ def test_a_trial_that_failed_otherwise_leaves_its_arm_undecided_and_stops_no_oth
     assert runner.plan().chosen_rate("latent") == 0.003
 
 
-def test_of_a_trial_that_lacks_a_seed_there_are_the_others():
-    runner = Runner(replace(SPECIFICATION, learning_rate_seeds=[]), middle)
-    plan = runner.plan()
-    first = plan.runs[0]
-    runner.records[first.name] = record_of(first, 1.0, is_tested=False)
-    study = runner.plan().study("")
-    trial = study.trials("dense")[0]
-    assert (trial.outcomes, trial.loss) == ([1.0, None], None)
-    assert list(study.recorded.index) == [first.name]
-    assert len(missing(study)) == 11
-
-
 def test_a_test_that_failed_changes_no_choice():
     """Its run has been trained, and is a trial, too."""
     runner = Runner(SPECIFICATION, middle)
@@ -170,28 +158,13 @@ def test_a_test_that_failed_changes_no_choice():
     (chosen,) = [name for name, one in runner.records.items() if (one.arm, one.learning_rate) == ("dense", 0.003)]
     runner.failed[chosen] = Failure("the test failed", is_diverged=False)
     runner.all()
-    study = runner.plan().study("")
+    study = runner.plan()
     assert runner.plan().chosen_rate("dense") == 0.003
     assert seeds(study, "dense") == [1]
 
 
-def test_a_loss_that_is_no_number_is_not_chosen():
-    runner = Runner(SPECIFICATION, lambda arm, rate: None if rate == 0.003 else rate)
-    runner.all()
-    plan = runner.plan()
-    assert plan.chosen_rate("dense") == rates(plan, "dense")[0] == 0.000111
-    assert missing(plan.study("")) == []
-
-
-def test_an_arm_whose_trials_all_fail_has_no_tested_run():
-    runner = Runner(SPECIFICATION, lambda arm, rate: math.inf if arm == "latent" else middle(arm, rate))
-    runner.all()
-    study = runner.plan().study("")
-    assert [len(seeds(study, arm)) for arm in ("dense", "latent")] == [2, 0]
-
-
 def test_budgets_by_hand():
-    timing = Timing({"dense": 0.5, "latent": 0.2}, {}, {})
+    timing = Timing({"dense": 0.5, "latent": 0.2}, {})
     spec = replace(SPECIFICATION, budgets=["windows", "positions", "flops", "seconds"])
     plan = Plan(spec, ARMS, {}, {}, timing)
     steps = {budget: plan.steps("latent", budget) for budget in spec.budgets}
@@ -202,7 +175,7 @@ def test_budgets_by_hand():
 def test_a_run_that_serves_two_budgets_is_one_run():
     runner = Runner(replace(SPECIFICATION, budgets=["windows", "positions"]), middle)
     runner.all()
-    names = {pair: list(runs.index) for pair, runs in runner.plan().study("").finals.items()}
+    names = {pair: list(runs.index) for pair, runs in runner.plan().finals.items()}
     assert names["dense", "windows"] == names["dense", "positions"]
     assert names["latent", "positions"] == [f"latent-lr0.003-steps800-s{seed}" for seed in (0, 1)]
 
@@ -229,23 +202,14 @@ def test_what_a_run_is_set_to():
     }
 
 
-def test_configurations_are_merged_like_those_of_fit():
-    one, other = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [2]}
-    assert merged(one, other) == {"a": {"b": 1, "c": 3}, "d": [2]}
-    assert one == {"a": {"b": 1, "c": 2}, "d": [1]}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"reference": "lpp"}, "reference = lpp: there is no such arm"),
         ({"learning_rates": [0.003, 0.001]}, "rising"),
-        ({"learning_rates": [0.003]}, "extensions"),
         ({"budgets": ["windows", "windows"]}, "budgets"),
         ({"primary": [("dense", "latent", "flops")]}, "primary = flops"),
-        ({"primary": [("dense", "lama", "windows")]}, "primary = lama"),
-        ({"primary": [("dense", "dense", "windows")]}, "with itself"),
-        ({"primary": [("dense", "latent", "windows"), ("latent", "dense", "windows")]}, "once per budget"),
+        ({"primary": [("dense", "latent", "windows"), ("latent", "dense", "windows")]}, "each pair once"),
         ({"arms": {"dense": {"init_args": {}}}}, "class_path"),
         ({"arms": {"dense": DENSE | {"n_layers": 3}}}, "n_layers"),
         ({"arms": {"a-b": DENSE}}, "letters, digits"),

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
+from llp import LLP
 from llp.comparison import timing
 from llp.comparison.timing import timed, training_step
 
@@ -12,32 +13,25 @@ def test_medians_of_turns(monkeypatch):
     clock, calls = SimpleNamespace(now=0.0), []
     durations = {"slow": iter([9, 5, 3, 4]), "fast": iter([9, 1, 1, 7])}  # the first one warms up
 
-    def make(arm):
-        def step():
-            calls.append(arm)
-            clock.now += next(durations[arm])
-
-        return lambda: step
+    def step(arm):
+        calls.append(arm)
+        clock.now += next(durations[arm])
 
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(timing, "_peak_memory", lambda make: 7)
-    found = timed({"slow": make("slow"), "fast": make("fast")}, rounds=3, device="cpu")
+    found = timed({"slow": lambda: step("slow"), "fast": lambda: step("fast")}, rounds=3, device="cpu")
     assert found.seconds_per_step == {"slow": 4, "fast": 1}
-    assert found.peak_memory == {"slow": 7, "fast": 7}
     assert calls == 4 * ["slow", "fast"]
 
 
-def test_a_step_trains_on_all_of_its_batches(monkeypatch):
+def test_a_step_trains_on_all_of_its_batches():
     built, backward = [], []
-    original = timing.import_class("llp.LLP")
 
-    def building(**arguments):
-        built.append(original(**arguments))
-        return built[-1]
+    class Noted(LLP):
+        def configure_model(self):
+            super().configure_model()
+            built.append(self)
 
-    monkeypatch.setattr(timing, "import_class", lambda path: building)
-    arguments = {"vocab_size": 19, "dim": 16, "n_layers": 2, "n_heads": 2, "segment_len": 4}
-    step = training_step("llp.LLP", arguments, 2, 0, 8, 3, "cpu", "32-true")
+    step = training_step(Noted(19, dim=16, n_layers=2, n_heads=2, segment_len=4), 2, 0, 8, 3, "cpu", "32-true")
     weights = built[0].decoder.head.weight
     before = weights.detach().clone()
     weights.register_hook(lambda grad: backward.append(grad.shape))

@@ -1,7 +1,7 @@
 """A `tokenizer.json`: every string comes back exactly, or the file is refused."""
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from datamodules import HuggingFaceTokenizer, TextFiles
 from llp.errors import SettingError
@@ -131,28 +131,10 @@ def unknown():
     return tokenizer
 
 
-def without_spaces():
-    tokenizer = byte_level()
-    split = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    return tokenizer
-
-
-def without_decoder():
-    tokenizer = byte_level()
-    tokenizer.decoder = None
-    return tokenizer
-
-
-@pytest.mark.parametrize("make", [lowercased, unknown, without_spaces, without_decoder])
+@pytest.mark.parametrize("make", [lowercased, unknown])
 def test_a_tokenizer_that_loses_text_is_refused(tmp_path, make):
     with pytest.raises(SettingError, match=r"init_args\.file = .*\.json: it does not return every string, '"):
         given(make(), tmp_path)
-
-
-def test_a_start_token_that_text_can_contain_is_refused(tmp_path):
-    with pytest.raises(SettingError, match="it does not return every string"):
-        given(byte_level(), tmp_path, start_token="t")
 
 
 def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
@@ -171,8 +153,6 @@ def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
         (("<unk>", "<|endoftext|>"), None, "<|endoftext|>"),
         (("<s>", "<mine>"), "<mine>", "<mine>"),
         (("<mine>",), None, None),
-        (("<s>",), "<mine>", None),
-        ((), None, None),
     ],
 )
 def test_which_token_begins_a_document(tmp_path, special_tokens, setting, start):
@@ -196,11 +176,11 @@ def test_the_token_that_the_file_puts_before_a_text_begins_a_document(tmp_path):
     assert given(theirs, tmp_path).start_token == 0
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]", "{}", '{"model": {}}', "caf\xe9"])
+@pytest.mark.parametrize("content", [None, "{", "{}"])
 def test_a_file_that_is_none(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     if content is not None:
-        file.write_bytes(content.encode("latin-1"))
+        file.write_text(content)
     with pytest.raises(SettingError, match=r"init_args\.file = .*tokenizer\.json: can't be read as a tokenizer\.json"):
         HuggingFaceTokenizer(str(file))
 

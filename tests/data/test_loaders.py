@@ -188,10 +188,3 @@ def test_places_of_samples_are_named(data):
         assert line == f"sample {sample}: 6 tokens from token {within} of {name}"
     assert module.describe_samples(2) == lines[-2:]
     assert {line.partition("from ")[2] for line in lines} >= {"token 0 of a", "token 40 of a", "token 0 of b"}
-
-
-def test_windows_must_be_shorter_than_the_text(data):
-    for setting in ("window_len", "train_stride"):
-        data(**{"window_len": 4, setting: 60})
-        with pytest.raises(ValueError, match=f"{setting} = 61: the training split has 61 tokens"):
-            data(**{"window_len": 4, setting: 61})

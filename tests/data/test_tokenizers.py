@@ -25,12 +25,16 @@ STRANGE = [
 ]  # fmt: skip
 
 
+def trained(lines, **settings):
+    tokenizer = SentencePiece(**{"vocab_size": 330, **settings})
+    tokenizer.train(lines)
+    return tokenizer
+
+
 @pytest.fixture(scope="module", params=["bpe", "unigram", "bytes"])
-def tokenizer(request, tmp_path_factory):
+def tokenizer(request):
     tokenizer = Bytes() if request.param == "bytes" else SentencePiece(330, model_type=request.param)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.train(LINES, folder)
-    tokenizer.load(folder)
+    tokenizer.train(LINES)
     return tokenizer
 
 
@@ -54,24 +58,6 @@ def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
         assert restored.serialized() == tokenizer.serialized()
 
 
-def test_a_restored_model_has_the_settings_of_a_given_one(tmp_path):
-    SentencePiece(330).train(LINES, tmp_path)
-    given = SentencePiece(model_file=str(tmp_path / "tokenizer.model"))
-    assert SentencePiece.restored(given.serialized(), given.settings()).made_with == given.settings()
-    for damaged in (b"", b"no model", given.serialized()[:-7]):
-        with pytest.raises(ValueError, match="not a SentencePiece model"):
-            SentencePiece().restore(damaged)
-
-
-def test_a_tokenizer_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(SentencePiece, "serialized", lambda self: 1 / 0)
-    tokenizer = SentencePiece(330)
-    with pytest.raises(ZeroDivisionError):
-        tokenizer.train(LINES, tmp_path)
-    assert not tokenizer.is_trained(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_lost_text_is_found():
     """Whether it is lost at the beginning of a text, or only behind another line."""
     tokenizer = Bytes()
@@ -82,10 +68,8 @@ def test_lost_text_is_found():
     assert lost == "a\n"
 
 
-def test_unk_and_newline_are_one_token_each(tmp_path):
-    tokenizer = SentencePiece(330)
-    tokenizer.train(LINES, tmp_path)
-    tokenizer.load(tmp_path)
+def test_unk_and_newline_are_one_token_each():
+    tokenizer = trained(LINES)
     newline, unk = tokenizer.encode(["\n"]), tokenizer.encode(["<unk>"])
     assert len(newline) == len(unk) == 1
     text = tokenizer.encode(["the <unk> sat\n", "\n"])
@@ -95,7 +79,7 @@ def test_unk_and_newline_are_one_token_each(tmp_path):
 
 
 def test_a_given_model(tmp_path):
-    SentencePiece(330).train(LINES, tmp_path)
+    trained(LINES).save(tmp_path)
     model = tmp_path / "tokenizer.model"
     given = SentencePiece(model_file=str(model))
     assert given.vocab_size == 330  # the model's own
@@ -138,9 +122,10 @@ def test_a_given_model_is_used_without_its_normalization(tmp_path, settings):
     # Behind the first word it is their model: the same pieces with the same numbers.
     assert given.encode(["the cat sat on a mat"])[-4:].tolist() == theirs.encode("the cat sat on a mat")[-4:]
     assert given.fingerprint != hashlib.sha256((tmp_path / "given.model").read_bytes()).hexdigest()
-    given.train([], tmp_path)
+    given.train([])
+    given.save(tmp_path)
     loaded = SentencePiece()
-    loaded.load(tmp_path)
+    loaded.load(tmp_path, given.fingerprint)
     assert loaded.fingerprint == given.fingerprint
     assert loaded.encode(lines).tolist() == given.encode(lines).tolist()
 
@@ -160,27 +145,16 @@ def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_r
         SentencePiece(model_file=path)
 
 
-@pytest.mark.parametrize(("settings", "least"), [("vocab_size", 261), ("sample_lines", 1)])
-def test_the_least_that_a_tokenizer_takes(settings, least):
-    SentencePiece(**{settings: least})
-    with pytest.raises(SettingError, match=f"init_args.{settings} = {least - 1}"):
-        SentencePiece(**{settings: least - 1})
-
-
 @pytest.mark.parametrize("settings", [{}, {"sample_lines": 50}, {"model_type": "unigram"}])
-def test_training_gives_the_same_bytes(tmp_path, settings):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        SentencePiece(330, **settings).train(iter(LINES), tmp_path / name)
-    first, second = ((tmp_path / name / "tokenizer.model").read_bytes() for name in ("first", "second"))
+def test_training_gives_the_same_bytes(settings):
+    first, second = (trained(iter(LINES), **settings).serialized() for _ in range(2))
     assert first == second
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_a_vocabulary_that_the_text_does_not_support(tmp_path, model_type):
+def test_a_vocabulary_that_the_text_does_not_support(model_type):
     with pytest.raises(SettingError, match=r"tokenizer\.init_args\.vocab_size = 50000: .*too high.*<= \d+"):
-        SentencePiece(50_000, model_type=model_type).train(LINES, tmp_path)
-    assert not list(tmp_path.iterdir())
+        SentencePiece(50_000, model_type=model_type).train(LINES)
 
 
 # What a SentencePiece model is trained on
@@ -188,27 +162,20 @@ def test_a_vocabulary_that_the_text_does_not_support(tmp_path, model_type):
 WORDS = ["cat", "sat", "mat", "dog", "bird", "outside", "singing", "moved"]
 
 
-def trained(lines, folder, **settings):
-    tokenizer = SentencePiece(**{"vocab_size": 300, **settings})
-    tokenizer.train(lines, folder)
-    tokenizer.load(folder)
-    return tokenizer
-
-
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_indentation_is_learnt(tmp_path, model_type):
+def test_indentation_is_learnt(model_type):
     """Lines come as they are, and pieces of spaces alone are allowed: eight spaces become one token or two."""
     lines = [f"        {word} {word}\n" for word in WORDS * 30]
-    tokenizer = trained(lines, tmp_path, vocab_size=280, model_type=model_type)
+    tokenizer = trained(lines, vocab_size=280, model_type=model_type)
     assert len(tokenizer.encode(["        "])) <= 2
     assert len(tokenizer.encode([lines[0]])) < 8
 
 
-def test_long_lines_are_learnt_from(tmp_path):
+def test_long_lines_are_learnt_from():
     """A paragraph is a line: SentencePiece would leave out those of more than 4,192 bytes without a word."""
     lines = [" ".join(WORDS[i % 8 :] + WORDS[: i % 8]) * 200 + "\n" for i in range(8)]
     assert min(map(len, lines)) > 8000
-    tokenizer = trained(lines, tmp_path, vocab_size=330)
+    tokenizer = trained(lines)
     assert len(tokenizer.encode(["singing"])) <= 2
 
 

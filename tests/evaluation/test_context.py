@@ -11,9 +11,7 @@ import torch
 from helpers.runs import curves
 from llp.errors import SettingError
 from llp.evaluation.context import (
-    ContextCurve,
     ContextLoss,
-    RecallLoss,
     _block_starts,
     context_lengths,
     loss_by_context,
@@ -65,8 +63,8 @@ class Known:
         return SimpleNamespace(each=inputs.shape[1] - targets.shape[1] + 0.001 * targets)
 
 
-def data(batch_size=1, tokens=TOKENS):
-    texts = {"validation": tokens, "test": TOKENS[::-1].copy()}
+def data(batch_size=1):
+    texts = {"validation": TOKENS, "test": TOKENS[::-1].copy()}
     return SimpleNamespace(
         window_len=8,
         scoring_window_len="length",
@@ -78,14 +76,12 @@ def data(batch_size=1, tokens=TOKENS):
 
 def test_the_same_tokens_are_scored_behind_every_context():
     model = Known()
-    curve, recall = loss_by_context(model, data(), max_context=4, n_blocks=3, block_len=2)
-    assert recall == []
+    curve = loss_by_context(model, data(), max_context=4, n_blocks=3, block_len=2)
     targets = [105, 106, 108, 109, 122, 123]  # behind the inputs 4, 7 and 21
     for point, context in zip(curve, [0, 1, 2, 4], strict=True):
         loss = context + 0.001 * sum(targets) / 6
         error = 0.001 * statistics.stdev([105.5, 108.5, 122.5]) / math.sqrt(3)  # of the means of three blocks
-        expected = (context, loss, error, math.exp(loss), 6, 3, math.nan, 0, loss)  # no token twice: nothing to recall
-        assert point == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        assert point == pytest.approx((context, loss, error, math.exp(loss), 6, 3), rel=1e-4)
     assert [(inputs.tolist(), targets.tolist()) for inputs, targets in model.batches[-3:]] == [
         ([[100, 101, 102, 103, 104, 105]], [[105, 106]]),
         ([[103, 104, 105, 106, 107, 108]], [[108, 109]]),
@@ -94,30 +90,11 @@ def test_the_same_tokens_are_scored_behind_every_context():
 
 
 def test_by_default_a_block_is_a_stride_and_the_context_what_its_window_has():
-    curve = loss_by_context(Known(), data()).points  # 9 and 3: 6 tokens before a block of 3
+    curve = loss_by_context(Known(), data())  # 9 and 3: 6 tokens before a block of 3
     assert [point.context for point in curve] == [0, 1, 2, 4, 6]
     assert curve[0].targets == 3 * (2 + 0 + 0)  # positions: 10 - 6 - 3 + 1 in the first document, none elsewhere
-    loss = loss_by_context(Known(), data(), n_blocks=1, split="test").points[0].loss
+    loss = loss_by_context(Known(), data(), n_blocks=1, split="test")[0].loss
     assert loss == pytest.approx(0.001 * (123 - 7 + 123 - 8 + 123 - 9) / 3)
-
-
-def test_recall_tokens_are_those_of_the_longest_context():
-    """Two tokens behind each of the inputs 4, 7 and 21, and the four tokens before that input."""
-    tokens = TOKENS.copy()
-    tokens[:11] = [9, 6, 6, 2, 6, 2, 7, 2, 6, 6, 8]
-    tokens[20:23] = 117
-    # 9 6 6 2 6, then 2 7: 6 2 stood two tokens before, 2 7 nowhere. 2 6 2 7 2, then 6 6: 2 6 stood four tokens before,
-    # where the context begins, and 6 6 only before that. The last block begins with the third of three equal tokens.
-    recall, others = {(1, 1): 117, (2, 2): 2, (3, 4): 6}, [7, 6, 123]
-    curve = loss_by_context(Known(), data(tokens=tokens), max_context=4, n_blocks=3, block_len=2)
-    by_distance = iter(curve.recall)
-    for point, context in zip(curve.points, [0, 1, 2, 4], strict=True):
-        assert point.recall_targets == 3
-        assert point.recall_loss == pytest.approx(context + 0.001 * sum(recall.values()) / 3, rel=1e-4)
-        assert point.other_loss == pytest.approx(context + 0.001 * sum(others) / 3, rel=1e-4)
-        for bounds, target in recall.items():
-            assert next(by_distance) == pytest.approx((context, *bounds, 1, context + 0.001 * target), rel=1e-4)
-    assert not [*by_distance]
 
 
 @pytest.mark.parametrize(
@@ -136,42 +113,28 @@ def test_settings_that_can_not_be_used(settings, message):
     loss_by_context(Known(), data(), n_blocks=1, block_len=1, max_context=1)  # the least
 
 
-CURVE = ContextCurve(
-    [
-        ContextLoss(0, 3.0, 0.5, 20.5, 6, 3, 2.5, 2, 3.25),
-        ContextLoss(1, 2.5, 0.25, 12.0, 6, 3, 1.0, 2, 3.25),
-        ContextLoss(4, 2.0, 0.125, 7.5, 6, 3, 0.5, 2, 2.75),
-    ],
-    [RecallLoss(n, *bins, 2, loss) for n, loss in ((0, 2.5), (1, 1.0), (4, 0.5)) for bins in ((1, 1), (3, 4))],
-)
+CURVE = [
+    ContextLoss(0, 3.0, 0.5, 20.5, 6, 3),
+    ContextLoss(1, 2.5, 0.25, 12.0, 6, 3),
+    ContextLoss(4, 2.0, 0.125, 7.5, 6, 3),
+]
 
 
 def test_the_plot_shows_the_curve_and_its_uncertainty():
-    of_all, by_distance = plot(CURVE, "A model").axes
-    (line, _, (bars,)) = of_all.containers[0].lines
+    (axes,) = plot(CURVE, "A model").axes
+    (line, _, (bars,)) = axes.containers[0].lines
     assert line.get_xydata().tolist() == [[0, 3.0], [1, 2.5], [4, 2.0]]
     assert [bar[:, 1].tolist() for bar in bars.get_segments()] == [[2.5, 3.5], [2.25, 2.75], [1.875, 2.125]]
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in of_all.lines}
-    assert drawn["recall tokens"] == [[0, 2.5], [1, 1.0], [4, 0.5]]
-    assert drawn["other tokens"] == [[0, 3.25], [1, 3.25], [4, 2.75]]
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in by_distance.lines}
-    assert drawn == {name: [[0, 2.5], [1, 1.0], [4, 0.5]] for name in ("1 back", "3 .. 4 back")}
 
 
-def test_a_curve_without_recall_tokens_is_plotted():
-    assert plot(ContextCurve(CURVE.points, []), "").axes[1].get_legend() is None
-
-
-def test_the_curve_is_written_as_tables_plot_and_tensorboard_tag(tmp_path):
+def test_the_curve_is_written_as_table_plot_and_tensorboard_tag(tmp_path):
     (tmp_path / "context.csv").write_text("an older one")
-    names = ["context.csv", "context_recall.csv", "context.png"]
+    names = ["context.csv", "context.png"]
     assert write(CURVE, tmp_path, "A model") == [tmp_path / name for name in names]
     assert (tmp_path / "context.csv").read_text() == (
-        "context,loss,standard_error,perplexity,targets,blocks,recall_loss,recall_targets,other_loss\n"
-        "0,3.0,0.5,20.5,6,3,2.5,2,3.25\n1,2.5,0.25,12.0,6,3,1.0,2,3.25\n4,2.0,0.125,7.5,6,3,0.5,2,2.75\n"
+        "context,loss,standard_error,perplexity,targets,blocks\n"
+        "0,3.0,0.5,20.5,6,3\n1,2.5,0.25,12.0,6,3\n4,2.0,0.125,7.5,6,3\n"
     )
-    head, first, *_ = (tmp_path / "context_recall.csv").read_text().splitlines()
-    assert (head, first) == ("context,first,last,targets,loss", "0,1,1,2,2.5")
     assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
     assert curves(tmp_path) == {"context/loss": [(0, 3.0), (1, 2.5), (4, 2.0)]}
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.")} == set(names)

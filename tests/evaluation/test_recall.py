@@ -1,4 +1,4 @@
-"""Recall tokens and the slices of a loss: by hand, against the definition token by token, and as they are plotted."""
+"""Recall tokens and the slices of a loss: by hand, and against the definition token by token."""
 
 import random
 from itertools import accumulate, chain
@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.slices_by_definition import slices_by_definition
-from llp.evaluation.recall import distance_bins, last_occurrences, loss_slices, plot, recall_distances, summary
-
-LEFT_OUT = -1.0
+from llp.evaluation.recall import distance_bins, last_occurrences, loss_slices, recall_distances
 
 
 @pytest.mark.parametrize(
@@ -58,12 +56,11 @@ def test_bins_end_at_powers_of_two(longest, expected):
 # Slices
 
 
-def written(path, documents, losses, window_len, stride):
-    """A file of losses and a loader for these documents, each its start token and its tokens."""
-    nats = [LEFT_OUT if loss is None else loss for document in losses for loss in document]
-    path.write_bytes(np.array(nats, np.float32).tobytes())
+def written(documents, losses, window_len, stride):
+    """Losses, which of them count, and a loader of these documents, each its start token and its tokens."""
+    nats = [loss for document in losses for loss in document]
     starts = [0, *accumulate(map(len, documents))][:-1]
-    return SimpleNamespace(
+    loader = SimpleNamespace(
         documents=[
             SimpleNamespace(start=start, tokens=len(document) - 1)
             for start, document in zip(starts, documents, strict=True)
@@ -71,13 +68,13 @@ def written(path, documents, losses, window_len, stride):
         file=SimpleNamespace(tokens=np.array([*chain(*documents)], np.uint16)),
         protocol={"window_len": window_len, "stride": stride},
     )
+    return np.array([loss or 0 for loss in nats], np.float32), np.array([loss is not None for loss in nats]), loader
 
 
-def test_slices_by_hand(tmp_path):
+def test_slices_by_hand():
     """Windows of 4 inputs that score 2: inputs 0 .. 1, 0 .. 3, 2 .. 5 and 4 .. 6. A loss tells whose it is."""
     document = [9, 1, 2, 1, 2, 1, 2, 2]  # the start token and seven more
-    loader = written(tmp_path / "losses", [document], [[1, 2, 4, 8, 16, 32, 64]], window_len=4, stride=2)
-    assert loss_slices(tmp_path / "losses", loader, LEFT_OUT, segment_len=2) == {
+    assert loss_slices(*written([document], [[1, 2, 4, 8, 16, 32, 64]], window_len=4, stride=2)) == {
         # Predicted from 1 2 3 4 3 4 3 tokens: the last three windows begin at 0, 2 and 4.
         "position": [
             {"first": 1, "last": 1, "tokens": 1, "nats": 1.0},
@@ -89,18 +86,10 @@ def test_slices_by_hand(tmp_path):
         # 6 that at 3 and 4. 2 2 is new.
         "recall": [{"first": 2, "last": 2, "tokens": 3, "nats": 8.0 + 16 + 32}],
         "other": {"tokens": 4, "nats": 1.0 + 2 + 4 + 64},
-        # The 2 at 4 is predicted at 3, in one segment with 2, where it stood; the 2 at 6 likewise at 5. The 1 at 5 is
-        # predicted at 4, which begins a segment, and stood at 3.
-        "segment_len": 2,
-        "recall_by_segment": [
-            {"segments": 0, "tokens": 2, "nats": 8.0 + 32},
-            {"segments": 1, "tokens": 1, "nats": 16.0},
-        ],
     }
 
 
-@pytest.mark.parametrize("segment_len", [None, 3])
-def test_slices_by_definition(tmp_path, segment_len):
+def test_slices_by_definition():
     rng = random.Random(0)
     for _ in range(30):
         window_len = rng.choice([1, 2, 5, 12, 33, 70, 100])
@@ -109,45 +98,9 @@ def test_slices_by_definition(tmp_path, segment_len):
         documents.append([0, 1, 2])  # not all are empty
         nats = [None, *(n / 64 for n in range(100))]  # sums are exact
         losses = [[rng.choice(nats) for _ in document[1:]] for document in documents]
-        loader = written(tmp_path / "losses", documents, losses, window_len, stride)
-        content = loss_slices(tmp_path / "losses", loader, LEFT_OUT, segment_len)
-        assert content == slices_by_definition(documents, losses, window_len, stride, segment_len)
+        content = loss_slices(*written(documents, losses, window_len, stride))
+        assert content == slices_by_definition(documents, losses, window_len, stride)
         scored = [loss for document in losses for loss in document if loss is not None]
-        by_segment = [] if segment_len is None else [[*content["recall_by_segment"], content["other"]]]
-        for entries in (content["position"], [*content["recall"], content["other"]], *by_segment):
+        for entries in (content["position"], [*content["recall"], content["other"]]):
             assert sum(entry["tokens"] for entry in entries) == len(scored)
             assert sum(entry["nats"] for entry in entries) == sum(scored)
-
-
-CONTENT = {
-    "position": [
-        {"first": 1, "last": 32, "tokens": 4, "nats": 12.0},
-        {"first": 33, "last": 64, "tokens": 4, "nats": 8.0},
-    ],
-    "recall": [{"first": 1, "last": 1, "tokens": 2, "nats": 1.0}, {"first": 3, "last": 4, "tokens": 1, "nats": 2.0}],
-    "other": {"tokens": 5, "nats": 17.0},
-    "segment_len": 16,
-    "recall_by_segment": [{"segments": 0, "tokens": 3, "nats": 3.0}],
-}
-NO_RECALL = {**CONTENT, "recall": [], "segment_len": None, "recall_by_segment": None}
-
-
-def test_the_plot_shows_means_over_position_and_distance():
-    by_position, by_distance = plot(CONTENT, "A model").axes
-    assert by_position.lines[0].get_xydata().tolist() == [[32, 3.0], [64, 2.0]]
-    recall, other, segment = by_distance.lines
-    assert recall.get_xydata().tolist() == [[1, 0.5], [4, 2.0]]
-    assert set(other.get_ydata()) == {3.4}
-    assert set(segment.get_xdata()) == {16}
-    assert len(plot(NO_RECALL, "").axes[1].lines) == 2
-
-
-@pytest.mark.parametrize(
-    ("content", "recall", "other"),
-    [
-        (CONTENT, ["recall tokens", "3", "37.5%", "1.0000"], ["other tokens", "5", "62.5%", "3.4000"]),
-        (NO_RECALL, ["recall tokens", "0", "0.0%", "-"], ["other tokens", "5", "100.0%", "3.4000"]),
-    ],
-)
-def test_the_summary_has_the_mean_of_both_kinds(content, recall, other):
-    assert summary(content) == [["", "tokens", "share", "loss"], recall, other]

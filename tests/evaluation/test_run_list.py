@@ -7,8 +7,9 @@ import math
 import pytest
 import yaml
 
+from llp.commands import runs as command
 from llp.errors import SettingError
-from llp.evaluation.run_list import find_runs, format_runs, write_runs
+from llp.evaluation.run_list import find_runs, format_runs
 from llp.training.run_lock import locked
 
 CONFIG = {
@@ -113,22 +114,10 @@ def test_a_run_whose_process_lives_is_running(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(
-    ("bits", "step", "complete", "expected"),
-    [(1.9, 6, True, (1.9, 6)), (2.1, 4, True, (2.0, 4)), (1.0, 4, False, (2.0, 4))],
-)
-def test_the_best_validation_is_the_least_of_whole_ones(tmp_path, bits, step, complete, expected):
-    folder = make_run(tmp_path, "a", validation=2.0)
-    write_report(folder / "validation.json", bits, step, complete)
-    runs = find_runs(tmp_path)
-    assert (runs.validation_bits_per_byte[0], runs.validation_step[0]) == expected
-
-
 def test_a_metric_of_a_part_is_marked(tmp_path):
     folder = make_run(tmp_path, "a")
-    write_report(folder / "validation.json", 1.0, complete=False)
     assert "* on a part" not in format_runs(find_runs(tmp_path))
-    (folder / "run.json").unlink()
+    write_report(folder / "test.json", 1.0, complete=False)
     text = format_runs(find_runs(tmp_path))
     assert "*1.0000" in text
     assert "* on a part of the split only" in text
@@ -142,7 +131,7 @@ def test_tests_on_different_texts_are_not_held_against_each_other_in_silence(tmp
     assert "The runs were not all tested on the same text" in format_runs(find_runs(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "run.json", "test.json", "validation.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "test.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"{}"])
 def test_a_damaged_file_is_named_and_the_run_is_shown(tmp_path, name, content):
     folder = make_run(tmp_path, "a", test=1.0)
@@ -201,7 +190,8 @@ def test_runs_of_which_little_is_there(tmp_path):
 def test_the_runs_as_csv(tmp_path):
     make_run(tmp_path, "a", test=1.0)
     make_run(tmp_path, "b", segment_len=16)
-    with write_runs(find_runs(tmp_path), tmp_path / "runs.csv").open(newline="") as stream:
+    command.run([str(tmp_path), "--csv", str(tmp_path / "runs.csv")])
+    with (tmp_path / "runs.csv").open(newline="") as stream:
         first, second = csv.DictReader(stream)
     assert [*first] == [
         "run", "state", "architecture", "settings.segment_len", "parameters", "step", "total_steps", "trained_tokens",

@@ -139,11 +139,3 @@ def test_unigram_baseline_by_hand(wikitext, tmp_path):
     test = (wikitext / "wiki.test.tokens").read_bytes()
     expected = -sum(math.log((train.count(byte) + 1) / (len(train) + 257)) for byte in test)
     assert data.unigram_nats("test") == [pytest.approx(expected, rel=1e-12)]
-
-
-def test_a_partial_score_takes_words_and_bytes_in_proportion():
-    metric = Score([Document("a", 100, 40, 600)])
-    ones = torch.ones(2, 25)
-    metric.update(ones, ScoringBatch(ones, ones, torch.tensor([0, 0])))
-    (row,) = metric.rows()
-    assert (row["tokens"], row["words"], row["bytes"], row["loss"]) == (50, 20, 300, 1.0)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer
 from helpers import exported, small_models
 from llp import loading
-from llp.export.fast_tokenizer import HARD_TEXTS, trial_texts
+from llp.export.fast_tokenizer import trial_texts
 from llp.export.model_folder import write_folder
 from llp.generation.continuation import continue_text, generate
 from llp.generation.sampling import Sampling
@@ -75,7 +75,7 @@ def tokenizer_jobs(folder):
             model.decoder.head.bias.data[[pieces._processor.is_byte(token) for token in range(500)]] = -1e4
         path = exported.save(folder / name / "a.ckpt", model, tokenizer, start_token=start)
         write_folder(path, folder / name / "export")
-        texts = [*HARD_TEXTS, *list(trial_texts(tokenizer.decode, tokenizer.vocab_size, seed=1))[-1000::5]]
+        texts = list(trial_texts(tokenizer.decode, tokenizer.vocab_size, seed=1))[::5]
         where = {"folder": str(path.with_name("export"))}
         jobs += [{"kind": "tokens", **where, "texts": texts, "skip": name != "newline"}]
         jobs += [{"kind": "pipeline", **where, "prompts": PROMPTS, "n_new": N_NEW}]

@@ -1,5 +1,6 @@
 """What `llp export` writes, and what llp itself makes of it."""
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -72,16 +73,11 @@ def test_export_and_back(run, trained, caplog):
 
 
 def check_card(card, report):
-    front = yaml.safe_load(card.split("---\n")[1])
-    assert front["library_name"] == "transformers"
-    (result,) = front["model-index"][0]["results"]
-    assert result["dataset"] == {"type": "WikiText103", "name": "WikiText103", "split": "test"}
-    row = report["rows"][0]
-    metrics = {metric["type"]: metric["value"] for metric in result["metrics"]}
-    assert metrics == {name: row[name] for name in ("loss", "perplexity", "word_perplexity", "bits_per_byte")}
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
+    row, protocol = report["rows"][0], report["protocol"]
     assert f"| perplexity per word | {row['word_perplexity']:,.4f} |" in card
-    assert f"Words counted: {row['words']:,}, {report['protocol']['word_count']}" in card
-    assert "probes found no logit that depends on a later token" in card
+    assert f"Words counted: {row['words']:,}, {protocol['word_count']}" in card
+    assert f"windows of {protocol['window_len']} tokens, stride {protocol['stride']}" in card
 
 
 def test_card_has_no_metrics_of_another_checkpoint(run, trained):
@@ -94,9 +90,7 @@ def test_card_has_no_metrics_of_another_checkpoint(run, trained):
     del report["own_sha256"]
     (trained / "test.json").write_text(json.dumps(report))
     assert run("export", "--ckpt_path", trained)[0] == 0
-    card = (trained / "export/README.md").read_text()
-    assert "None of this checkpoint" in card
-    assert "model-index" not in yaml.safe_load(card.split("---\n")[1])
+    assert "None of this checkpoint" in (trained / "export/README.md").read_text()
 
 
 @pytest.mark.parametrize("form", [("LLP", {"tie_embeddings": True}), ("CompressedAttention", {})], ids=str)
@@ -215,16 +209,16 @@ def test_whole_or_not_at_all(saved, monkeypatch):
     assert [*saved.parent.iterdir()] == [saved]
 
 
-def test_the_code_needs_nothing_of_llp():
-    source = modeling_file.modeling_source()
-    imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
+def test_the_code_needs_nothing_of_llp_and_each_name_has_one_meaning():
+    tree = ast.parse(modeling_file.modeling_source())
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    origins = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    imported = {origin.split(".")[0] for origin in origins}
     assert {"torch", "transformers"} < imported
     assert imported - {"torch", "transformers"} <= set(sys.stdlib_module_names)
-
-
-@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
-def test_without_its_packages_the_remedy_is_named(saved, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SettingError, match=rf'{package}: it needs .*pip install "long-lora-perceiver\[export\]"'):
-        write_folder(saved, saved.with_name("export"))
-    assert [*saved.parent.iterdir()] == [saved]
+    names = [one.asname or one.name for node in imports for one in node.names]
+    names += [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names += [
+        node.targets[0].id for node in tree.body if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")
+    ]
+    assert len(set(names)) == len(names)

@@ -9,7 +9,6 @@ from lm_eval.api.instance import Instance
 
 from helpers.letters import LETTERS, START, lettered
 from helpers.small_models import ARCHITECTURES
-from llp.errors import SettingError
 from llp.evaluation.token_losses import text_losses
 from llp.generation.continuation import continue_text
 from llp.harness.harness_model import HarnessModel
@@ -137,8 +136,3 @@ def test_repeated_samples_have_seeds_of_their_own():
     expected.insert(1, "".join(continue_text(model, "c", **drawn)))
     assert found == expected
     assert len(set(found)) == 4
-
-
-def test_what_cannot_be_used_is_refused():
-    with pytest.raises(SettingError, match="batch_size = 0: set it to 1 or more"):
-        HarnessModel(lettered("LLP"), batch_size=0)

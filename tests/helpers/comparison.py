@@ -1,17 +1,18 @@
 """Records of runs that never ran: their losses are drawn from known means and deviations."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from llp.comparison.plan import Arm, Plan
+from llp.comparison.records import Failure, Record, Timing
 from llp.comparison.spec import Specification
-from llp.comparison.study import NOISE, RATE, Contrast, Failure, Record, Study, Timing, run_table
 
 DOCUMENT_BYTES = (9000, 4000, 6000, 2000, 5000)
-STEPS, BATCH = 100, 8
+STEPS, BATCH, FLOPS = 100, 8, 600_000_000
 RATES = (1e-3, 3e-3, 1e-2)
 LEVELS = {"dense": 1.9, "window": 1.95, "llp": 2.0}
 CLASSES = {"dense": "llp.Transformer", "window": "llp.SlidingWindow", "llp": "llp.LLP"}
@@ -120,9 +121,6 @@ def record(
     """One run's record; a test with `bits` per byte of the documents, none if that is None."""
     name = f"{arm}-lr{learning_rate:g}-steps{steps}"
     model = {"vocab_size": 1000, "dim": 64, "n_layers": 4, "n_heads": 2, "learning_rate": learning_rate}
-    model |= {"warmup_steps": 10, "schedule": "cosine", "final_learning_rate": 0.1}
-    if arm.startswith("llp"):
-        model["segment_len"] = 64
     class_path = CLASSES.get(arm.partition(".")[0], "llp.Transformer")
     curve = [
         {"step": steps * part // 5, "loss": validation + 1 / part - 0.2, "bits_per_byte": (validation + 1 / part) / 2}
@@ -142,7 +140,7 @@ def record(
         commands=[f"llp fit --config {name}.yaml --seed_everything {seed}", f"llp test --config {name}.yaml"],
         parameters=260_000,
         pairs_per_window=100_000,
-        flops_per_window=600_000_000,
+        flops_per_window=FLOPS,
         positions_per_window=512,
         windows=steps * BATCH,
         curve=curve,
@@ -163,104 +161,69 @@ def record(
     return replace(made, **changes)
 
 
-def finals(losses: Losses, arm: str, seeds: Sequence[int], **changes: Any) -> list[Record]:
+def finals(losses: Losses, arm: str, seeds: Iterable[int], **changes: Any) -> list[Record]:
     """Tested runs of an arm."""
     return [record(arm, seed, losses.draw(arm, seed), sizes=losses.sizes, **changes) for seed in seeds]
 
 
-class Tried(NamedTuple):
-    """A learning rate and its runs by seed 100 and on; without records, it is missing or has diverged."""
-
-    learning_rate: float
-    records: Sequence[Record] = ()
-    is_diverged: bool = False
-    n_missing: int = 0
+def trials(arm: str, losses: Sequence[float] = (2.7, 2.5, 2.8), rates: Sequence[float] = RATES) -> list[Record]:
+    """The choice of an arm's learning rate by seed 100; by default, the second is the best one."""
+    return [record(arm, 100, None, rate, validation=loss) for rate, loss in zip(rates, losses, strict=True)]
 
 
-def trials(arm: str, losses: Sequence[float] = (2.7, 2.5, 2.8), rates: Sequence[float] = RATES) -> list[Tried]:
-    """The choice of an arm's learning rate by seed 100; the second is the best one."""
-    runs = zip(rates, losses, strict=True)
-    return [Tried(rate, [record(arm, 100, None, rate, validation=loss)]) for rate, loss in runs]
+def records(levels: Mapping[str, float] = LEVELS, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Record]:
+    """The records, by run, of a finished comparison of arms with these bits per byte; the first is the reference."""
+    losses, made = Losses(levels), list[Record]()
+    for number, arm in enumerate(levels):
+        made += trials(arm) + finals(losses, arm, seeds if number else range(5))
+    return {one.run: one for one in made}
 
 
-@dataclass(frozen=True)
-class Synthetic:
-    """A comparison of runs that never ran."""
+def study(
+    records: Mapping[str, Record],
+    arms: Iterable[str] = LEVELS,
+    failed: Mapping[str, Failure] = {},
+    seconds: Mapping[str, float] | None = None,
+    flops: Mapping[str, int] = {},
+    **changes: Any,
+) -> Plan:
+    """What `llp compare` makes of records.
 
-    arms: Sequence[str]
-    finals: Mapping[tuple[str, str], Sequence[Record]]
-    trials: Mapping[str, Sequence[Tried]]
-    noise: Sequence[Record]
-    primary: Sequence[tuple[str, str, str]]
-    reference: str
-    budgets: Sequence[str] = ("windows",)
-    seeds: Sequence[int] = (0, 1, 2)
-    seconds_per_step: Mapping[str, float] = field(default_factory=dict)
-    missing: Sequence[str] = ()
-    failed: Mapping[str, Failure] = field(default_factory=dict)
-
-    def study(self) -> Study:
-        """The table of its runs, in which equal runs have one row."""
-        rows: list[tuple[Record, list[str]]] = []
-        groups = [(list(self.noise), NOISE)]
-        groups += [(list(records), budget) for (_, budget), records in self.finals.items()]
-        groups += [(list(tried.records), RATE) for own in self.trials.values() for tried in own]
-        for records, use in groups:
-            for one in records:
-                uses = next((uses for known, uses in rows if known is one), None)
-                rows.append((one, [use])) if uses is None else uses.append(use)
-        table = [
-            {**one.columns(), "uses": tuple(uses), "state": "done", "outcome": one.validation_loss}
-            for one, uses in rows
-        ]
-        for arm, own in self.trials.items():
-            for tried in own:
-                outcomes = [math.inf] * tried.is_diverged + [None] * (tried.n_missing or not tried.records)
-                for outcome in outcomes[:1] if tried.is_diverged else outcomes:
-                    table.append(self._unrecorded(arm, tried.learning_rate, outcome))
-        table += [{**self._unrecorded("", 0.0, None), "run": name, "uses": ()} for name in self.missing]
-        named = {row["run"]: row for row in table}
-        for name in self.failed:
-            row = named.get(name) or {**self._unrecorded(name.split("-")[0], 0.0, None), "run": name, "uses": ()}
-            row["state"] = "failed"
-            if name not in named:
-                table.append(row)
-        how = {"device": "cpu", "threads": 2, "rounds": 5} if self.seconds_per_step else {}
-        memory = dict.fromkeys(self.seconds_per_step, 500000000)
-        spec = Specification(
-            name="synthetic",
-            description="Runs that never ran.",
-            arms={arm: {"class_path": CLASSES.get(arm, "llp.Transformer")} for arm in self.arms},
-            reference=self.reference,
-            steps=STEPS,
-            learning_rates=list(RATES),
-            seeds=list(self.seeds),
-            budgets=list(self.budgets),  # type: ignore[arg-type]
-            primary=list(self.primary),  # type: ignore[arg-type]
-        )
-        timing = Timing(self.seconds_per_step, memory, how)
-        return Study(spec, run_table(table), self.failed, timing, "llp compare synthetic.yaml")
-
-    def _unrecorded(self, arm: str, rate: float, outcome: float | None) -> dict[str, Any]:
-        state = "missing" if outcome is None else "failed"
-        name = f"{arm}-lr{rate:g}-steps{STEPS}-s100"
-        return {"run": name, "arm": arm, "seed": 100, "learning_rate": rate, "uses": (RATE,), "state": state,
-                "outcome": outcome}  # fmt: skip
-
-
-def study(levels: Mapping[str, float] = LEVELS, seeds: Sequence[int] = (0, 1, 2), **changes: Any) -> Synthetic:
-    """A finished comparison of arms with the given bits per byte, the first one its reference."""
-    losses, (reference, *others) = Losses(levels), levels
-    noise = finals(losses, reference, range(5))
-    own = {(arm, "windows"): finals(losses, arm, seeds) for arm in others}
-    made = Synthetic(
-        arms=list(levels),
-        finals={(reference, "windows"): [run for run in noise if run.seed in seeds], **own},
-        trials={arm: trials(arm) for arm in levels},
-        noise=noise,
-        primary=[Contrast(arm, reference, "windows") for arm in others],
-        reference=reference,
-        seeds=list(seeds),
-        seconds_per_step=dict.fromkeys(levels, 0.1),
+    Args:
+        records: By the names of their runs.
+        arms: Their names, the reference first.
+        failed: The runs that failed.
+        seconds: Of a step, by arm; a tenth of a second by default.
+        flops: Of a training window, where it isn't `FLOPS`.
+        **changes: Of the specification.
+    """
+    arms = list(arms)
+    spec = Specification(
+        **{
+            "name": "synthetic",
+            "description": "Runs that never ran.",
+            "arms": {arm: {"class_path": CLASSES.get(arm, "llp.Transformer")} for arm in arms},
+            "reference": arms[0],
+            "steps": STEPS,
+            "learning_rates": list(RATES),
+            "extensions": 0,
+            "learning_rate_seeds": [100],
+            "noise_seeds": list(range(5)),
+            "primary": [(arm, arms[0], "windows") for arm in arms[1:]],
+            **changes,
+        }
     )
-    return replace(made, **changes)
+    sizes = {arm: Arm(260_000, 100_000, flops.get(arm, FLOPS), 512, BATCH) for arm in arms}
+    seconds = dict.fromkeys(arms, 0.1) if seconds is None else seconds
+    timing = Timing(seconds, {"device": "cpu"}) if seconds else None
+    return Plan(spec, sizes, records, failed, timing)
+
+
+def changed(records: Mapping[str, Record], arm: str, seeds: Iterable[int], **changes: Any) -> dict[str, Record]:
+    """The records with changes to an arm's tested runs; those of dictionaries are merged."""
+    own = {f"{arm}-lr0.003-steps{STEPS}-s{seed}" for seed in seeds}
+    new = {name: replace(records[name], **{
+        key: {**getattr(records[name], key), **value} if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }) for name in own}  # fmt: skip
+    return {**records, **new}

@@ -58,7 +58,8 @@ def trained_tokenizer(folder: Path, **settings) -> SentencePiece:
     """A small SentencePiece model of Python's own documentation."""
     lines = topics.topics["assignment"].splitlines(keepends=True)
     tokenizer = SentencePiece(**{"vocab_size": 500, **settings})
-    tokenizer.train(lines, folder)
+    tokenizer.train(lines)
+    tokenizer.save(folder)
     return tokenizer
 
 

@@ -1,7 +1,5 @@
 """Training in pieces: with burn-in, loss and gradient are those of one pass over each document."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from helpers.corpus import Given
 from helpers.prepared import attach
 from helpers.small_models import build
 from llp.errors import SettingError
-from llp.language_model import LanguageModel
 
 N = 24  # a multiple of all segments here: the windows of an epoch have one phase
 FORMS = [  # of the architectures that forget: their reach is shorter than the text
@@ -140,35 +137,6 @@ def test_an_epoch_goes_from_beginning_to_end_and_leaves_out_less_than_a_window(t
         offsets.add(starts[0])
         assert starts == [starts[0] + N * number for number in range(5)]
     assert offsets == set(range(8))
-
-
-def test_counts_tell_what_was_computed(tmp_path, monkeypatch):
-    """Trained positions are a window's, tokens that are read the burn-in's, too; FLOPs are those of the trapezoid."""
-    model = build("LLP", **SIZE).train()
-    data = prepared(tmp_path, model, [6 * N])
-    decoder, dim, m = model.decoder, 16, 4
-    reach, n_layers = 3 * m, 3
-    inputs, *scored = max(data.train_dataloader(), key=lambda batch: -len(batch))  # one with all of the burn-in
-    assert len(scored) == 1
-    assert inputs.shape == (1, reach + N)
-    entering = [N + (n_layers - layer) * m for layer in range(n_layers)]  # positions
-    leaving = [n - m for n in entering]
-    linear = sum(
-        2 * n_in * 2 * dim**2 + 2 * n_out * (2 + 8) * dim**2 for n_in, n_out in zip(entering, leaving, strict=True)
-    )
-    pairs = sum(n_out // m * (m * m + m * (m + 1) // 2) for n_out in leaving)
-    assert model.geometry.pair_count(reach + N, N) == pairs
-    assert decoder.flops(reach + N, N, N) == linear + 4 * dim * pairs + 2 * N * dim * 257
-    trainer = SimpleNamespace(fit_loop=SimpleNamespace(_should_accumulate=lambda: True))
-    monkeypatch.setattr(LanguageModel, "trainer", trainer)
-    step = model.training_step((inputs, *scored), 0)
-    counts = {"trained_tokens": N, "input_tokens": reach + N, "flops": 3 * decoder.flops(reach + N, N, N)}
-    assert {name: step[name] for name in counts} == counts
-    seen = []
-    for layer in decoder.layers:
-        layer.mlp.up.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
-    decoder.loss(inputs, *scored)
-    assert seen == leaving
 
 
 def test_two_ranks_share_out_a_text(tmp_path):

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,17 +12,14 @@ import llp
 from helpers.runs import curves
 from llp.language_model import LanguageModel
 from llp.scoring.metric import Score
-from llp.training import console, throughput
-from llp.training.console import changed_settings, text_block, with_unit
+from llp.training.console import changed_settings
 
 # The first screen
 
 
 @pytest.fixture
-def screen(run, monkeypatch):
+def screen(run):
     """The rows of the first screen of a run: label to text; `title` is its first line."""
-    peak = throughput.PeakRate(95.24e9, is_measured=True)
-    monkeypatch.setattr("llp.training.console.peak_rate", lambda device, dtype: peak)
 
     def screen(*flags):
         status, out, err = run("fit", "--config", "tiny.yaml", *flags)
@@ -50,20 +46,11 @@ def test_what_is_trained_on_what(screen, work):
     pairs = 4 * 36 + 3 * 64
     layer = 32 * (16 * 16 + 16 * 32 + 16 * 16 + 2 * 16 * 64) + 2 * pairs * 16  # query, key and value, output, MLP
     flops = 3 * 2 * (2 * layer + 32 * 16 * 257) / 32
-    assert rows["window"] == "32 tokens, a loss at each, from a context of up to 24 tokens"
-    assert rows["step"] == f"4 windows: 128 trained tokens at {flops / 1000:.3g} kFLOP each; learning rate up to 0.01"
-    assert rows["run"] == "6 steps, 768 trained tokens in all; validated every 4 steps and at the end; seed 0"
-    assert rows["device"].startswith("cpu (")
-    assert rows["device"].endswith(", precision 32-true; matrix products at 95.2 GFLOP/s, measured")
+    assert rows["window"] == "32 tokens, 32 of them with a loss"
+    assert rows["step"] == f"4 windows: 128 trained tokens at {flops / 1e6:.3f} MFLOP each"
+    assert rows["run"] == "6 steps, 768 trained tokens; seed 0"
+    assert re.fullmatch(r"cpu \(\d+ threads?\), precision 32-true", rows["device"])
     assert rows["folder"] == "lightning_logs/run"
-    assert rows["watch"] == "tensorboard --logdir lightning_logs"
-
-
-def test_latents(screen):
-    rows = screen("--model", "llp.PerceiverAR", "--model.init_args.latent_len", 12)
-    assert rows["window"] == "32 tokens, a loss at the last 12, from a context of up to 32 tokens"
-    assert rows["step"].startswith("4 windows: 48 trained tokens at ")
-    assert rows["run"].startswith("6 steps, 288 trained tokens in all")
 
 
 def test_accumulated_and_resumed(screen, work):
@@ -71,38 +58,8 @@ def test_accumulated_and_resumed(screen, work):
     assert "resumed" not in screen("--name", "run", "--trainer.max_steps", 4)["run"]
     last = ("--ckpt_path", work / "lightning_logs/run/checkpoints/last.ckpt", "--trainer.max_steps", 8)
     rows = screen(*last, "--trainer.accumulate_grad_batches", 2, "--trainer.limit_val_batches", 3)
-    assert rows["step"].startswith("8 windows (4 at a time, 2 times): 256 trained tokens at ")
-    tokens = 4 * 128 + 4 * 256
-    length = f"resumed from step 4 of 8, {tokens:,} trained tokens in all"
-    assert rows["run"] == f"{length}; validated with limit_val_batches=3 every 2 steps and at the end; seed 0"
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, "validated every 4 steps and at the end"),
-        ({"accumulate_grad_batches": 2}, "validated every 2 steps and at the end"),
-        ({"val_check_batch": 100}, "validated at the end"),
-        ({"_val_check_time_interval": 150.0}, "validated every 02:30 and at the end"),
-        ({"limit_val_batches": 3}, "validated with limit_val_batches=3 every 4 steps and at the end"),
-        ({"num_val_batches": [0]}, "never validated"),
-        # A run that ends with its epochs has no validation after its last step.
-        ({"max_steps": -1}, "validated every 4 steps"),
-        ({"max_steps": -1, "val_check_batch": 100}, "never validated"),
-    ],
-)
-def test_when_a_run_is_validated(settings, expected):
-    usual = {"max_steps": 6, "estimated_stepping_batches": 6, "val_check_batch": 4, "accumulate_grad_batches": 1}
-    usual |= {"limit_val_batches": 1.0, "num_val_batches": [9], "_val_check_time_interval": None}
-    assert console._validation(SimpleNamespace(**(usual | settings))) == expected
-
-
-def test_a_start_from_another_runs_weights(screen):
-    screen("--name", "first", "--trainer.max_steps", 4)
-    origin = "lightning_logs/first/checkpoints/last.ckpt"
-    rows = screen("--name", "second", "--init_from", origin, "--trainer.limit_val_batches", 0)
-    assert rows["weights"] == f"those of step 4 in {origin}"
-    assert rows["run"] == "6 steps, 768 trained tokens in all; never validated; seed 0"
+    assert rows["step"].startswith("8 windows: 256 trained tokens at ")
+    assert rows["run"] == f"resumed from step 4 of 8 steps, {4 * 128 + 4 * 256:,} trained tokens; seed 0"
 
 
 class Own(llp.LLP):
@@ -122,31 +79,6 @@ def test_settings_that_are_not_the_defaults_are_said():
         "dropout": 0.0,
         "segment_len": 8,
     }
-
-
-def test_numbers_with_a_unit():
-    assert with_unit(95.24e9, "FLOP/s") == "95.2 GFLOP/s"
-    assert with_unit(999.4, "FLOP") == "999 FLOP"
-    assert with_unit(999.6, "FLOP") == "1 kFLOP"
-    assert with_unit(989.4e12, "FLOP/s") == "989 TFLOP/s"
-
-
-def test_the_texts_of_a_block_stand_in_one_column():
-    block = text_block("Title", [("one", "first\nsecond"), ("longer", "third")])
-    assert block.splitlines() == ["Title", "  one     first", "          second", "  longer  third"]
-
-
-def test_burn_in(screen):
-    """Two layers of segments of 8: a reach of 16, so that no position has less context than 17 tokens."""
-    rows = screen("--data.init_args.burn_in", "reach")
-    assert rows["window"] == (
-        "32 tokens, a loss at each after 16 that are read without one, from a context of 17 to 24 tokens"
-    )
-    layers = [(48, 40), (40, 32)]  # positions that enter it and leave it
-    linear = sum(2 * n_in * 16 * 32 + 2 * n_out * (2 * 16 * 16 + 2 * 16 * 64) for n_in, n_out in layers)
-    pairs = sum(n_out // 8 * (64 + 36) for _, n_out in layers)
-    flops = 3 * (linear + 4 * 16 * pairs + 2 * 32 * 16 * 257) / 32
-    assert rows["step"].startswith(f"4 windows: 128 trained tokens at {flops / 1000:.3g} kFLOP each")
 
 
 # Validation lines and the last screen
@@ -235,14 +167,6 @@ def test_the_best_so_far_is_marked_and_kept(run, work, losses):
     assert torch.load(best, weights_only=True)["global_step"] == 2
 
 
-def test_a_monitor_of_ones_own_says_what_is_best(run, losses):
-    losses += [3.0, 4.0, 2.0]
-    flags = ("--trainer.val_check_interval", 1, "--trainer.max_steps", 3, "--checkpoint.mode", "max")
-    status, out, err = run("fit", "--config", "tiny.yaml", *flags, "--trainer.enable_progress_bar", "true")
-    assert status == 0, err
-    assert ["best" in line for line in validation_lines(out)] == [True, True, False]
-
-
 def test_a_run_whose_epochs_are_over_says_so(run, work):
     epochs = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--trainer.limit_train_batches", 3)
     epochs += ("--trainer.val_check_interval", 3)
@@ -254,18 +178,6 @@ def test_a_run_whose_epochs_are_over_says_so(run, work):
     assert title == "Nothing to train: the run is at its end, step 6"
     assert "trained" not in rows
     assert rows["next"][-1] == f"llp fit --ckpt_path {last} --trainer.max_epochs 2"
-
-
-def test_a_run_that_ends_early_goes_on_as_it_is(run, work, losses):
-    """By early stopping, say: no more steps are asked for than there were."""
-    losses += [2.0, 3.0]
-    early = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/loss, patience: 1}}"
-    flags = ("--trainer.val_check_interval", 2, "--trainer.callbacks", f"[{early}]", "--name", "run")
-    status, out, err = run("fit", "--config", "tiny.yaml", *flags)
-    assert status == 0, err
-    title, rows = last_screen(out)
-    assert title == "Ended early: step 4 of 6"
-    assert rows["next"][-1] == "llp fit --ckpt_path lightning_logs/run/checkpoints/last.ckpt"
 
 
 def test_a_validation_of_a_part_is_marked(run, work):
@@ -323,15 +235,7 @@ def test_a_resumed_bar_counts_its_own_rate(run, work, terminal, monkeypatch):
 def test_the_bar_counts_optimizer_steps(run, work, terminal):
     out = terminal(run, "--trainer.accumulate_grad_batches", 3, "--trainer.limit_val_batches", 0)
     steps = [re.match(r"step (\d) of 6 ", state)[1] for state in states(out)]
-    assert steps == [*"0123456", "6", "6"]  # drawn once each; the last again as the bar is left behind
-
-
-def test_one_bar_for_all_epochs(run, work, terminal):
-    """Without `max_steps` its length is that of the epochs."""
-    epochs = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--data.init_args.batch_size", 40)
-    out = terminal(run, *epochs, "--trainer.limit_train_batches", 4, "--trainer.limit_val_batches", 0)
-    steps = [re.match(r"step (\d) of 8 ", state)[1] for state in states(out)]
-    assert [*dict.fromkeys(steps)] == list("012345678")
+    assert [*dict.fromkeys(steps)] == [*"0123456"]
 
 
 def test_a_run_without_an_end_shows_its_time(run, work, terminal, monkeypatch):
@@ -344,26 +248,9 @@ def test_a_run_without_an_end_shows_its_time(run, work, terminal, monkeypatch):
     monkeypatch.setattr(LanguageModel, "training_step", stop_at_2)
     endless = ("--trainer.max_steps", -1, "--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0)
     out = terminal(run, *endless)
-    assert re.match(r"step 1 \d\d:\d\d, loss \d\.\d{3}", states(out)[1])
+    assert any(re.match(r"step 1 \d\d:\d\d, loss \d\.\d{3}", state) for state in states(out))
     assert "without an end" in out
     assert "Finished: step 2\n" in out
-
-
-def test_validation_is_shown_on_the_same_bar(run, work, terminal):
-    # With shared keys and values windows are scored one by one.
-    out = terminal(run, "--trainer.limit_val_batches", 2, "--model.init_args.share_key_value", "true")
-    metrics = r"loss \d\.\d{3}(, [\d,]+ tokens/s)?"
-    bar = rf"step \d of 6 \|.{{30}}\| (\?|\d\d:\d\d) left(, ({metrics}|validating.*))? *"
-    assert [state for state in states(out) if not re.fullmatch(bar, state)] == []
-    lines = [line.rpartition("\r")[2] for line in out.splitlines()]  # validations have lines of their own
-    assert sum(re.fullmatch(r"step [46]: validation loss .*", line) is not None for line in lines) == 2
-    shown = [state.partition("left, ")[2].strip() for state in states(out) if state.startswith("step 4 of 6")]
-    assert [text for text in shown if text.startswith("validating")][:3] == [
-        "validating",
-        "validating, batch 1 of 2",
-        "validating, batch 2 of 2",
-    ]
-    assert "Validation" not in out
 
 
 def test_a_bar_of_ones_own_replaces_it(run, work):

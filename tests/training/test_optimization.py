@@ -34,17 +34,6 @@ def test_cosine(step, expected):
     assert cosine(step, warmup_steps=10, max_steps=110, floor=0.1) == pytest.approx(expected, rel=1e-12)
 
 
-def test_cosine_without_warmup_and_without_fall():
-    assert [cosine(step, 0, 4, 0.0) for step in range(6)] == pytest.approx(
-        [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0], abs=1e-12
-    )
-    assert [cosine(step, 1, 4, 1.0) for step in range(6)] == pytest.approx([1] * 6)  # the floor is the peak
-    # A run that ends with its warm-up, or within it, never falls.
-    assert [cosine(step, 4, 4, 0.1) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1])
-    assert [cosine(step, 8, 4, 0.1) for step in range(4)] == pytest.approx([0.125, 0.25, 0.375, 0.5])
-    assert cosine(5, 4, 4, 0.1) == pytest.approx(0.1)  # beyond its end
-
-
 def test_halving():
     assert [halving(step, 0, 3) for step in range(8)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
     assert [halving(step, 4, 3) for step in range(8)] == [0.25, 0.5, 0.75, 0.5, 0.5, 0.5, 0.25, 0.25]
@@ -69,27 +58,6 @@ def test_weights_of_linear_maps_decay_and_nothing_else(name, settings):
     assert sorted(names[id(parameter)] for parameter in others["params"]) == sorted({*names.values()} - expected)
     assert "embed.weight" not in expected
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-
-
-def test_a_tied_weight_decays_once():
-    """Tied, head and embedding are one tensor: the weight of a linear map, and so it decays, like any head's."""
-    decoder = build("LLP", tie_embeddings=True).decoder
-    decaying, others = parameter_groups(decoder, 0.3)
-    (tied,) = (name for name, parameter in decoder.named_parameters() if parameter is decoder.embed.weight)
-    assert tied == "embed.weight"
-    assert sum(parameter is decoder.head.weight for parameter in decaying["params"]) == 1
-    assert not any(parameter is decoder.head.weight for parameter in others["params"])
-    assert len(decaying["params"]) + len(others["params"]) == len([*decoder.parameters()])
-
-
-def test_what_is_frozen_is_left_to_itself():
-    decoder = build("LLP").decoder
-    frozen = [decoder.embed.weight, decoder.layers[0].mlp.up.weight]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    groups = parameter_groups(decoder, 0.3)
-    assert sum(len(group["params"]) for group in groups) == len([*decoder.parameters()]) - 2
-    assert not any(parameter is held for group in groups for parameter in group["params"] for held in frozen)
 
 
 class Recorder(Callback):
@@ -178,19 +146,6 @@ def test_a_fit_takes_the_steps_of_adamw(clip, tied):
         assert got.keys() == wanted.keys()
         for name, weight in wanted.items():
             torch.testing.assert_close(got[name], weight, rtol=1e-9, atol=1e-12, msg=name)
-
-
-def test_a_fit_halves():
-    recorder, optimizer = train(5, learning_rate=8e-3, schedule="halving", warmup_steps=0, halve_every=2)
-    assert [rates[0] for rates in recorder.rates] == pytest.approx([8e-3, 8e-3, 4e-3, 4e-3, 2e-3], rel=1e-12)
-    for group in optimizer.param_groups:  # the defaults
-        assert group["betas"] == (0.9, 0.95)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-
-
-def test_the_warmup_begins_with_the_first_step():
-    recorder, _ = train(4, learning_rate=1e-2, schedule="halving", warmup_steps=3, halve_every=100)
-    assert [rates[0] for rates in recorder.rates] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2], rel=1e-12)
 
 
 def test_settings_of_a_run_replace_those_of_a_checkpoint():

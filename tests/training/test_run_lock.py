@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import os
 import signal
 import subprocess
 import sys
@@ -65,16 +64,6 @@ def test_the_lock_is_free_after_the_block_and_leaves_no_file(tmp_path):
         with locked(folder), pytest.raises(SettingError, match="name = run: another"), locked(folder):
             pass
     assert list(folder.iterdir()) == []
-
-
-def test_the_processes_that_a_run_starts_do_not_hold_its_lock(tmp_path):
-    with locked(tmp_path / "run"):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        with locked(tmp_path / "run"):
-            pass
-    finally:
-        child.communicate(os.linesep.encode())
 
 
 def test_a_file_system_without_locks_stops_no_run(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """What a run records in `run.json`: while it trains, when it ends, and over a resume."""
 
 import json
-import math
 import signal
 
 import pytest
@@ -63,15 +62,3 @@ def test_the_state_of_a_run_that_is_stopped_fails_and_ends(run, work, monkeypatc
     assert finished["training_seconds"] > stopped["training_seconds"]  # they add up over a resume
     assert seen == [(number, "running") for number in (0, 1, 2, 3, 4, 5, 5)]
     assert [path.name for path in folder.glob("*run*")] == ["run.json"]
-
-
-def test_only_a_loss_that_is_not_finite_is_divergence(run, work, monkeypatch):
-    step = llp.LLP.training_step
-
-    def spoilt(self, batch, batch_idx):
-        outputs = step(self, batch, batch_idx)
-        return {**outputs, "loss": outputs["loss"] * math.nan}
-
-    monkeypatch.setattr(llp.LLP, "training_step", spoilt)
-    assert run("fit", "--config", "tiny.yaml", "--name", "run")[0] == 1
-    assert record(work / "lightning_logs/run")["state"] == "diverged"

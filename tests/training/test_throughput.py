@@ -14,7 +14,7 @@ from helpers.small_models import FORMS, LATENT, build
 from llp.training import throughput
 
 
-@pytest.mark.parametrize("n", [4, 9, 17, 18])
+@pytest.mark.parametrize("n", [9, 18])
 @pytest.mark.parametrize(("name", "settings"), FORMS)
 def test_flops_are_those_of_the_products(name, settings, n):
     """torch counts every product of matrices but the CPU's fused attention, whose pairs the reference's masks count."""
@@ -83,16 +83,3 @@ def test_matrix_rate_is_that_of_a_product():
         matrix @ matrix
         seconds.append(time.perf_counter() - started)
     assert 0.1 < rate * min(seconds) / (2 * 1024**3) < 10  # the unit is right, whatever else the machine does
-
-
-@pytest.mark.parametrize(
-    ("precision", "dtype"),
-    [
-        ("bf16-mixed", torch.bfloat16),
-        ("16-true", torch.float16),
-        ("32-true", torch.float32),
-        ("64-true", torch.float64),
-    ],
-)
-def test_dtype_of_products(precision, dtype):
-    assert throughput.compute_dtype(precision) is dtype

@@ -1,15 +1,14 @@
-"""What a comparison has found so far: one table with a row for each run. The report is made from it."""
+"""What is known of runs: records, failures, trials, and the table with a row for each run."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from llp.comparison.spec import Settings, Specification
+from llp.comparison.spec import Settings
 
 RATE, NOISE = "rate", "noise floor"
 """The uses of a run that are not a budget: choosing a learning rate, measuring the noise floor."""
@@ -63,46 +62,41 @@ class Record:
     def columns(self) -> dict[str, Any]:
         """The record as a row of the table: its fields, and what the report derives from them.
 
-        Digests, settings of model and data, and the protocol of the test have a column each, `hashes.data`,
-        `model.dim`, `data.window_len`, `protocol.stride`.
+        Digests, the data's settings and the protocol of the test have a column each, `hashes.data`, `data.window_len`,
+        `protocol.stride`.
         """
         model, data = (self.settings.get(part, {}).get("init_args", {}) for part in ("model", "data"))
-        sizes = (model, (data.get("tokenizer") or {}).get("init_args", {}), data)
-        prefixed = {
-            "hashes": self.hashes,
-            "model": model,
-            "data": data,
-            "protocol": (self.test or {}).get("protocol", {}),
-        }
+        # Parameters of V3's compressing map, which no other architecture has.
+        is_v3 = self.class_path.endswith(".CompressedAttention")
+        map_size = (model.get("history_len") or 0) * (model.get("compressed_len") or 0) if is_v3 else 0
+        protocol = (self.test or {}).get("protocol", {})
+        prefixed = {"hashes": self.hashes, "data": data, "protocol": protocol}
         return {
             **vars(self),
             **{f"{prefix}.{key}": value for prefix, values in prefixed.items() for key, value in values.items()},
             "validation_loss": self.validation_loss,
             "positions": self.windows * self.positions_per_window,
             "flops": self.windows * self.flops_per_window,
-            "size": self.parameters - self._map_size(model),
-            "vocab_size": next((size["vocab_size"] for size in sizes if size.get("vocab_size")), None),
-            **({} if self.test is None else _test_columns(self.test["rows"])),
+            "size": self.parameters - map_size,
+            **({} if self.test is None else _test_columns(self.test["rows"], protocol)),
         }
 
-    def _map_size(self, model: Settings) -> int:
-        """Parameters of V3's compressing map, which no other architecture has."""
-        is_v3 = self.class_path.endswith(".CompressedAttention")
-        return (model.get("history_len") or 0) * (model.get("compressed_len") or 0) if is_v3 else 0
 
-
-def _test_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _test_columns(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> dict[str, Any]:
     whole, documents = rows[0], rows[1:] or rows
     is_text = bool(whole.get("bytes"))
     metric = whole["bits_per_byte" if is_text else "loss"]
-    sizes = ("document", "tokens", "labels", "words", "bytes")
+    sizes = [[row.get(name) for name in ("document", "tokens", "labels", "words", "bytes")] for row in documents]
+    certificate = protocol.get("certificate")
     return {
         "unit": "bits per byte" if is_text else "nats per label",
         "metric": math.nan if metric is None else metric,
         "whole": whole,
         "documents": documents,
-        "document_sizes": tuple(tuple(row.get(name) for name in sizes) for row in documents),
+        "document_sizes": f"{len(documents)}: {hashlib.sha256(str(sizes).encode()).hexdigest()}",
         "is_finite": all(row["nats"] is not None and math.isfinite(row["nats"]) for row in rows),
+        "is_complete": protocol.get("complete"),
+        "is_causal": isinstance(certificate, dict) and certificate.get("causal") is True,
     }
 
 
@@ -127,8 +121,6 @@ class Timing:
     """The result of the timing pass, in which all arms take turns. A record holds no time: it would never repeat."""
 
     seconds_per_step: Mapping[str, float]
-    peak_memory: Mapping[str, int]
-    """Bytes by arm."""
     how: Mapping[str, Any]
     """`device`, `threads` and `rounds` of the pass."""
 
@@ -155,81 +147,17 @@ def best_trial(trials: Iterable[Trial]) -> Trial | None:
     return min(done, key=lambda one: one[0])[1] if done else None
 
 
-_DERIVED = ("validation_loss", "positions", "flops", "size", "vocab_size", "unit", "metric", "whole", "documents",
-            "document_sizes", "is_finite")  # fmt: skip
+_COLUMNS = (
+    *Record.__dataclass_fields__, "uses", "state", "validation_loss", "positions", "flops", "size", "unit",
+    "metric", "whole", "documents", "document_sizes", "is_finite", "is_complete", "is_causal", "data.window_len",
+    "hashes.training_windows", "hashes.initial_weights", "hashes.data", "hashes.tokenizer", "protocol.window_len",
+    "protocol.stride", "protocol.data_fingerprint", "protocol.tokenizer_fingerprint",
+)  # fmt: skip
 
 
 def run_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The table of runs from its rows, indexed by the names of the runs; what a row doesn't have is None."""
     listed = list(rows)
-    columns = [
-        *Record.__dataclass_fields__,
-        "uses",
-        "state",
-        "outcome",
-        *_DERIVED,
-        *(key for row in listed for key in row),
-    ]
-    nothing: dict[str, Any] = dict.fromkeys(columns)
+    nothing: dict[str, Any] = dict.fromkeys([*_COLUMNS, *(key for row in listed for key in row)])
     table = pd.DataFrame([{**nothing, **row} for row in listed], columns=list(nothing), dtype=object)
     return table.set_axis(pd.Index(table["run"], dtype=object, name=None))
-
-
-@dataclass(frozen=True)
-class Study:
-    """The table of runs, and what else a report is made of.
-
-    Args:
-        spec: The specification.
-        runs: A row for each planned run, indexed by its name. Its columns are `arm`, `seed`, `learning_rate`, `steps`,
-            `uses` (budgets, `rate` and `noise floor`), `state` (`done`, `missing` or `failed`), `outcome`
-            (see `Trial.outcomes`) and, of runs that have a record, `Record.columns`.
-        failed: How the failed runs failed, by name.
-        timing: The result of the timing pass, if there was one.
-        command: The command that continues the comparison.
-    """
-
-    spec: Specification
-    runs: pd.DataFrame
-    failed: Mapping[str, Failure]
-    timing: Timing
-    command: str
-
-    @cached_property
-    def recorded(self) -> pd.DataFrame:
-        """The runs that have a record, ordered by name."""
-        return self.runs[self.runs["class_path"].notna()].sort_index()
-
-    def of_use(self, use: str, arm: str | None = None) -> pd.DataFrame:
-        """The runs with a use, of all arms or of one."""
-        is_used = [
-            use in uses and arm in (None, own) for uses, own in zip(self.runs["uses"], self.runs["arm"], strict=True)
-        ]
-        return self.runs[np.array(is_used, dtype=bool)]
-
-    def tested(self, use: str, arm: str | None = None) -> pd.DataFrame:
-        """The runs with a use that have been tested."""
-        runs = self.of_use(use, arm)
-        return runs[runs["test"].notna()]
-
-    @cached_property
-    def finals(self) -> dict[tuple[str, str], pd.DataFrame]:
-        """The tested runs by arm and budget; pairs without any are left out."""
-        pairs = [(arm, budget) for arm in self.spec.arms for budget in self.spec.budgets]
-        return {pair: runs for pair in pairs if len(runs := self.tested(pair[1], pair[0]))}
-
-    def first_finals(self) -> dict[str, pd.DataFrame]:
-        """The tested runs of each arm under the first budget; arms without any are left out."""
-        return {arm: runs for (arm, budget), runs in self.finals.items() if budget == self.spec.budgets[0]}
-
-    def trials(self, arm: str) -> list[Trial]:
-        """The learning rates of an arm, in rising order."""
-        groups = self.of_use(RATE, arm).groupby("learning_rate")
-        return [Trial(rate, list(group["outcome"])) for rate, group in groups]
-
-    def spent(self, run: pd.Series, budget: str) -> float | None:
-        """What a run used of a budget; None for seconds if the arm has not been timed."""
-        if budget != "seconds":
-            return float(run[budget])
-        seconds = self.timing.seconds_per_step.get(run["arm"])
-        return None if seconds is None else run["steps"] * seconds
