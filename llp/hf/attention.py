@@ -18,7 +18,7 @@ from llp.hf.layer import LayerAttention, attend, layer_attention
 from llp.hf.rotation import Call, Probed, Rotation, probe, refused
 from llp.hf.rows import Rows, make_rows
 
-_NAME = "llp"
+_NAME = __name__.replace(".", "_")  # the copy of this code in an exported folder has a name of its own
 _PIECE_LEN = 4096  # of a prompt, at a time
 _GOES_BACK = ("assisted_generation", "contrastive_search")  # ways to generate that take tokens back
 _calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
