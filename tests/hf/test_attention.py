@@ -175,6 +175,20 @@ def test_gradients_equal_those_of_brute_force(pattern: AttentionPattern) -> None
         torch.testing.assert_close(found, grad)
 
 
+def test_bfloat16_follows_float32_and_peft_models_are_taken() -> None:
+    peft = pytest.importorskip("peft", exc_type=ImportError)
+    model, ids = make("llama"), tokens(40)
+    set_attention(model, SlidingWindowAttention(7))
+    exact = logits(model, ids)
+    model = peft.get_peft_model(model.bfloat16(), peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
+    assert (logits(model, ids).float() - exact).abs().max() < 0.3
+    set_attention(model, SegmentAttention(8))
+    assert (logits(model, ids).float() - exact).abs().max() > 1
+    model.train()(ids, labels=ids).loss.backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+    assert generate(model, ids, max_new_tokens=3).shape == (1, 43)
+
+
 @pytest.mark.parametrize("pattern", [SegmentAttention(5), SlidingWindowAttention(4)], ids=str)
 def test_documents_of_a_row_and_padding_equal_the_same_texts_alone(pattern: AttentionPattern) -> None:
     model, texts = make("llama"), [tokens(n, seed=n) for n in (13, 22, 5)]
