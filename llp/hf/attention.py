@@ -12,10 +12,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.generation import GenerationMode
 
 from llp.decoder.patterns import AttentionPattern
+from llp.decoder.rotary import Rotation
 from llp.errors import SettingError, require
 from llp.hf.cache import LocalCache
 from llp.hf.layer import LayerAttention, attend, layer_attention
-from llp.hf.rotation import Call, Probed, Rotation, probe, refused
+from llp.hf.rotation import Call, Probed, probe, refused
 from llp.hf.rows import Rows, make_rows
 
 _NAME = __name__.replace(".", "_")  # the copy of this code in an exported folder has a name of its own
@@ -47,13 +48,15 @@ def set_attention(
         move_first: False leaves the first tokens at their own positions.
 
     Raises:
-        SettingError: If the model can't take the pattern; the message says why. It is then as it was.
+        SettingError: If the model can't take the pattern; the message says why. It is then dense.
     """
     model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
     _put_back(model)
     if pattern is None:
         return
-    _check(pattern, keep_first)
+    require(keep_first >= 0, "keep_first", keep_first, "set it to 0 or more")
+    is_causal = pattern.in_window(1 << 40).history_len == 0
+    require(is_causal, "pattern", pattern, "its first positions see what follows; a language model needs a causal one")
     previous = model.config._attn_implementation
     try:
         model.set_attn_implementation(_NAME)
@@ -80,15 +83,6 @@ def _put_back(model: PreTrainedModel) -> None:
         model.__dict__.pop("_prepare_cache_for_generation")
         for module in model.modules():
             module.__dict__.pop("llp_attention", None)
-
-
-def _check(pattern: AttentionPattern, keep_first: int) -> None:
-    require(keep_first >= 0, "keep_first", keep_first, "set it to 0 or more")
-    try:
-        is_causal = pattern.history_len == 0
-    except ValueError:
-        is_causal = False
-    require(is_causal, "pattern", pattern, "its first positions see what follows; a language model needs a causal one")
 
 
 def _chosen(model: PreTrainedModel, found: list[Probed], layers: Sequence[int] | None) -> list[Probed]:
@@ -146,7 +140,7 @@ def _attention(
         remedy = "the pattern makes its own masks; give none, or one of shape (batch, tokens)"
         raise SettingError("attention_mask", "of four dimensions", remedy)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = attend(attention, query, key, value, attention_mask, scale, kwargs.get("position_ids"))
+    output = attend(attention, (query, key, value), attention_mask, scale, kwargs.get("position_ids"))
     return output.transpose(1, 2), None
 
 
@@ -164,9 +158,8 @@ def _prepare_cache(
     given = dict(model_kwargs)
     prepare: Callable[..., None] = getattr(type(model), "_prepare_cache_for_generation")  # noqa: B009
     prepare(model, generation_config, model_kwargs, generation_mode, *args)
-    made = [
-        name for name, cache in model_kwargs.items() if type(cache) is DynamicCache and cache is not given.get(name)
-    ]
+    fresh = {name for name, value in model_kwargs.items() if value is not given.get(name)}
+    made = [name for name in fresh if type(model_kwargs[name]) is DynamicCache]
     mask = model_kwargs.get("attention_mask")
     is_local = generation_mode.value not in _GOES_BACK and (mask is None or bool(mask.all()))
     for name in made:
@@ -176,4 +169,4 @@ def _prepare_cache(
 
 
 AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, partial(make_rows, dense_mask=AttentionMaskInterface()["sdpa"]))
+AttentionMaskInterface.register(_NAME, partial(make_rows, AttentionMaskInterface()["sdpa"]))

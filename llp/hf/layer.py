@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from llp.decoder.kept_first import make_plan
 from llp.decoder.kernels.parts import Triple
 from llp.decoder.patterns import AttentionPattern
+from llp.decoder.rotary import Rotation
 from llp.errors import require
-from llp.hf.rotation import Rotation
 from llp.hf.rows import Prepared, Rows
 
 
@@ -36,15 +36,7 @@ class LayerAttention:
         return n - first + (self.keep_first if first else 0)
 
 
-def attend(
-    settings: LayerAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rows: Rows,
-    scale: float,
-    position_ids: Tensor | None,
-) -> Tensor:
+def attend(settings: LayerAttention, inputs: Triple, rows: Rows, scale: float, position_ids: Tensor | None) -> Tensor:
     """Attention of a layer: query (B, H, Q, D), key and value (B, H / groups, N, D) -> (B, H, Q, D).
 
     Keys are those of all positions, or what a `LocalCache` keeps of them.
@@ -52,6 +44,7 @@ def attend(
     Raises:
         SettingError: If a cache has dropped keys that are needed, or padding can't be told from text.
     """
+    query, key, value = inputs
     n_given, n_queries = key.shape[2], query.shape[2]
     is_whole = n_given == rows.n
     is_local = n_given == settings.n_kept(rows.n_before) + n_queries
@@ -60,7 +53,7 @@ def attend(
     if key.shape[1] < query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     documents = rows.documents(position_ids, len(query))
-    if documents is None:
+    if not documents:
         return _attend_text(settings, (query, key, value), rows.n_before, scale, rows.plans)
     require(is_whole, "cache", "LocalCache", "rows of several texts, or with padding before one, need a DynamicCache")
     output = torch.empty_like(query)

@@ -6,46 +6,19 @@ model's `inv_freq` buffers, or be equal to them. No list of model names is neede
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llp.decoder.rotary import Rotation
 from llp.errors import SettingError
 
 _N_TOKENS = 8
 _OFFSETS = (0, 1, 37)
 _TOLERANCE = 0.05  # of the largest key: what fits differs by 4e-6 (bfloat16: 4e-3), what does not by 0.3 or more
 _UNKNOWN_TERMS = {"softcap": "caps its scores", "s_aux": "has sinks of its own", "position_bias": "adds a bias"}
-
-
-@dataclass(frozen=True, eq=False)
-class Rotation:
-    """Rotary positions: pairs of features are turned by position * inv_freq. Source: RoFormer, arXiv 2104.09864."""
-
-    inv_freq: Tensor
-    """Angles per position, (R,); the first 2 R features turn."""
-    interleaved: bool
-    """Whether pairs are neighbours, rather than r and r + R."""
-
-    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for positions (..., N): (..., N, R), computed in float64."""
-        angles = positions.unsqueeze(-1).double() * self.inv_freq.to(positions.device).double()
-        return angles.cos(), angles.sin()
-
-    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Turn features (..., N, D) by the angles of `cos` and `sin`, (..., N, R)."""
-        n_turned = 2 * cos.shape[-1]
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        if self.interleaved:
-            a, b = x[..., 0:n_turned:2], x[..., 1:n_turned:2]  # (..., N, R)
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-        else:
-            a, b = x[..., :n_turned].chunk(2, dim=-1)
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-        return torch.cat((turned, x[..., n_turned:]), dim=-1) if n_turned < x.shape[-1] else turned
 
 
 class Call(NamedTuple):

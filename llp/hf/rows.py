@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,36 +32,42 @@ class Rows:
     """(B, n) booleans, False for padding."""
     dense_mask: Callable[[], Tensor | None]
     """The mask of transformers' own `sdpa`, for layers that stay dense."""
+    sees: Callable[..., Tensor]
+    """Transformers' own mask: whether, in a row and head, a query sees a key."""
     plans: dict[Hashable, Prepared] = field(default_factory=dict)
     """What the first layer computes for all of them."""
-    _documents: list[list[Document] | None] = field(default_factory=list)  # one, once it is known
+    _documents: list[Document] | None = None
 
-    def documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document] | None:
-        """The documents of all rows, or None if each row is one document, of which all is there.
+    def documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
+        """The documents of all rows, or none if each row is one document, of which all is there.
 
         Positions that go up by one are one document. Padding before a text is then a document of its own.
 
         Raises:
             SettingError: If padding before a text is numbered as a part of it.
         """
-        if not self._documents:
-            self._documents.append(self._find_documents(position_ids, batch_size))
-        return self._documents[0]
+        if self._documents is None:
+            self._documents = self._find_documents(position_ids, batch_size)
+        return self._documents
 
-    def _find_documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document] | None:
-        if position_ids is None:
-            position_ids = torch.arange(self.n_before, self.n)
-        positions = position_ids.reshape(-1, self.n - self.n_before).cpu()  # (1 or B, Q)
-        joined = positions.diff() == 1
+    def _find_documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
+        n_queries = self.n - self.n_before
+        if position_ids is None:  # a model that does not hand them on: transformers' own mask tells documents apart
+            later, each = torch.arange(self.n_before + 1, self.n), torch.arange(batch_size).unsqueeze(1)
+            joined = self.sees(each, 0, later, later - 1).cpu().expand(batch_size, -1)
+            positions = torch.full((batch_size, n_queries), self.n_before)
+        else:
+            positions = position_ids.reshape(-1, n_queries).cpu()  # (1 or B, Q)
+            joined = positions.diff() == 1
         first_keys = (self.n_before - positions[:, 0]).clamp(min=0) if self.n_before else torch.zeros(len(positions))
         if joined.all() and not first_keys.any():
             self._check_padding(slice(None), slice(0, self.n))
-            return None
+            return []
         documents = []
         for row in range(batch_size):
             number = min(row, len(positions) - 1)
-            starts = [0, *((~joined[number]).nonzero().flatten() + 1).tolist()]
-            for start, stop in zip(starts, [*starts[1:], positions.shape[1]], strict=True):
+            starts: list[int] = [0, *((~joined[number]).nonzero().flatten() + 1).tolist()]
+            for start, stop in zip(starts, [*starts[1:], n_queries], strict=True):
                 first_key = self.n_before + start if start else int(first_keys[number])
                 keys = slice(first_key, self.n_before + stop)
                 self._check_padding(slice(row, row + 1), keys)
@@ -75,23 +83,13 @@ class Rows:
         require(not (real[:, 1:] & ~real[:, :-1]).any(), "attention_mask", "0 before 1", remedy)
 
 
-def make_rows(
-    *,
-    kv_length: int,
-    kv_offset: int = 0,
-    q_length: int = 0,
-    q_offset: int | Tensor = 0,
-    cache_position: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    dense_mask: Callable[..., Tensor | None],
-    **others: object,
-) -> Rows:
+def make_rows(dense_mask: Callable[..., Tensor | None], **arguments: Any) -> Rows:
     """The mask function: transformers 5 gives the queries' number and offset, 4.57 their positions in the cache."""
-    arguments = {"kv_length": kv_length, "kv_offset": kv_offset, "attention_mask": attention_mask, **others}
-    if cache_position is None:
-        arguments |= {"q_length": q_length, "q_offset": q_offset}
+    positions = arguments.get("cache_position")
+    if positions is None:
+        n_before, n_queries = int(arguments["q_offset"]), arguments["q_length"]
     else:
-        arguments |= {"cache_position": cache_position}
-        q_length, q_offset = len(cache_position), int(cache_position[0])
-    n_before = int(q_offset)
-    return Rows(n_before, n_before + q_length, kv_offset > 0, attention_mask, lambda: dense_mask(**arguments))
+        n_before, n_queries = int(positions[0]), len(positions)
+    is_cut, real = arguments["kv_offset"] > 0, arguments["attention_mask"]
+    dense = partial(dense_mask, **arguments)
+    return Rows(n_before, n_before + n_queries, is_cut, real, dense, arguments["mask_function"])
