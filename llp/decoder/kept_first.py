@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llp.decoder.kernels.merged import can_merge, segment_parts
-from llp.decoder.kernels.parts import Part, PartsAttention, Triple
+from llp.decoder.kernels.parts import PartsAttention, SeenPart, Triple
 from llp.decoder.patterns import AttentionPattern, SegmentAttention
 
 
@@ -29,8 +29,8 @@ class BlocksPlan(NamedTuple):
         parts, outputs, start = [], [], 0
         for first_key, mask, kept_mask in self.blocks:
             queries = 2, start, mask.shape[1]
-            part = Part(False, queries, (2, first_key, mask.shape[2]), mask=_added(mask, dtype))
-            kept_part = Part(True, queries, None, mask=_added(kept_mask, dtype))
+            part = SeenPart(False, queries, (2, first_key, mask.shape[2]), mask=_added(mask, dtype))
+            kept_part = SeenPart(True, queries, None, mask=_added(kept_mask, dtype))
             if on_cpu:
                 parts += [part, kept_part] if kept_mask.any() else [part]
             else:
@@ -65,11 +65,11 @@ class SegmentsPlan(NamedTuple):
 
         query, turned = fold(local[0], self.n_before), fold(kept[0], self.n_before)
         n_segments = len(query) // batch
-        parts = [Part(False, *part) for part in segment_parts(query, query, batch, look_back)]
+        parts = [SeenPart(False, *part) for part in segment_parts(query, query, batch, look_back)]
         n_near = min(n_segments, max(0, look_back + 1 - self.first_segment))  # they see the first tokens themselves
         for sample in range(batch if n_near < n_segments else 0):
             segments = 0, sample * n_segments + n_near, n_segments - n_near
-            parts.append(Part(True, segments, segments))
+            parts.append(SeenPart(True, segments, segments))
         kept_keys = (x.repeat_interleave(n_segments, dim=0) for x in kept[1:])  # (B S, H, K, D)
         inputs = query, fold(local[1], 0), fold(local[2], 0), turned, *kept_keys
         output: Tensor = PartsAttention.apply(parts, scale, *inputs)  # type: ignore[no-untyped-call]
@@ -105,7 +105,7 @@ def make_plan(
     return BlocksPlan(blocks, torch.cat(turns_of_blocks, dim=1))
 
 
-def attend_block(part: Part, kept_part: Part, local: Triple, kept: Triple, scale: float) -> Tensor:
+def attend_block(part: SeenPart, kept_part: SeenPart, local: Triple, kept: Triple, scale: float) -> Tensor:
     """A block where no kernel returns log-sum-exps under a mask: kept tokens' scores go into the mask of zero keys."""
     query, key, value = part.take(local, kept)
     turned, kept_key, kept_value = kept_part.take(local, kept)

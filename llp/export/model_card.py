@@ -10,7 +10,7 @@ from llp.atomic_files import checked_json, run_folder
 from llp.checkpoints import reading
 from llp.errors import SettingError
 from llp.export.fast_tokenizer import FastTokenizer
-from llp.training_module import TrainingModule
+from llp.language_model import LanguageModel
 
 _METRICS = {
     "loss": "loss in nats",
@@ -78,7 +78,7 @@ logits = model(torch.tensor([[1, 2, 3]])).logits  # of the token after each"""
 
 def model_card(
     ckpt_path: Path,
-    model: TrainingModule,
+    model: LanguageModel,
     checkpoint: dict[str, Any],
     record: dict[str, Any],
     n_parameters: int,

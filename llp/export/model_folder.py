@@ -18,7 +18,7 @@ from llp.export.fast_tokenizer import FastTokenizer, fast_tokenizer
 from llp.export.layers import described, digest
 from llp.export.model_card import model_card
 from llp.export.modeling_file import modeling_source
-from llp.training_module import TrainingModule
+from llp.language_model import LanguageModel
 
 DTYPES = ("float32", "bfloat16", "float16")
 _UNKNOWN = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -63,7 +63,7 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool)
 
         return write_pretrained(checkpoint, folder, output, dtype, plain)
     require(not plain, "plain", plain, "only a pretrained model has another attention; leave it out")
-    model: TrainingModule = reading.import_class(checkpoint["architecture"], TrainingModule)(
+    model: LanguageModel = reading.import_class(checkpoint["architecture"], LanguageModel)(
         **checkpoint["hyper_parameters"]
     )
     parts = _parts(model, checkpoint)
@@ -89,7 +89,7 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool)
     return message if tokenizer is None else f"{message}\n{tokenizer.note}"
 
 
-def _parts(model: TrainingModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What makes the model what it is, as plain values."""
     settings = replace(model.settings, dropout=0.0, activation_checkpointing=False, compile=False)
     compression = model.compression()
@@ -114,7 +114,7 @@ def _cast(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
     return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
 
 
-def _config(model: TrainingModule, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
+def _config(model: LanguageModel, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
     """The content of `config.json`."""
     return {
         "model_type": "llp",

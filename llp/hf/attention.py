@@ -51,7 +51,7 @@ def set_attention(
         SettingError: If the model can't take the pattern; the message says why. It is then dense.
     """
     model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
-    _put_back(model)
+    _restore(model)
     if pattern is None:
         return
     require(keep_first >= 0, "keep_first", keep_first, "set it to 0 or more")
@@ -76,7 +76,7 @@ def set_attention(
     model.__dict__["_prepare_cache_for_generation"] = MethodType(_prepare_cache, model)
 
 
-def _put_back(model: PreTrainedModel) -> None:
+def _restore(model: PreTrainedModel) -> None:
     previous = model.__dict__.pop("_llp_previous", None)
     if previous is not None:
         model.set_attn_implementation(previous)

@@ -15,14 +15,14 @@ from torch.autograd import Function
 from llp.decoder.kernels.fused import KERNELS
 from llp.decoder.kernels.merged import Range
 
-_cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_masked_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_masked_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 Triple = tuple[Tensor, Tensor, Tensor]
 """Query (B, H, Q, D), key and value (B, H, N, D)."""
 
 
-class Part(NamedTuple):
+class SeenPart(NamedTuple):
     """Some queries and the keys that they see."""
 
     is_second: bool
@@ -36,7 +36,7 @@ class Part(NamedTuple):
     def take(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Triple:
         """What it is about of two triples."""
         query, key, value = second if self.is_second else first
-        return _take(query, self.queries), _take(key, self.keys), _take(value, self.keys)
+        return _part_of(query, self.queries), _part_of(key, self.keys), _part_of(value, self.keys)
 
 
 class PartsAttention(Function):
@@ -47,7 +47,7 @@ class PartsAttention(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, parts: list[Part], scale: float, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, parts: list[SeenPart], scale: float, *tensors: Tensor) -> Tensor:
         query, kernel = tensors[0], KERNELS[tensors[0].device.type]
         output = torch.zeros_like(query)
         lse = query.new_full(query.shape[:3], -math.inf, dtype=torch.promote_types(query.dtype, torch.float32))
@@ -57,8 +57,8 @@ class PartsAttention(Function):
             if part.mask is None:
                 out, z, rest = kernel.forward(*inputs, part.is_causal, scale)
             else:
-                out, z = _cpu_forward(*inputs, 0.0, False, attn_mask=part.mask, scale=scale)
-            so_far, lse_so_far = _take(output, part.queries), _take(lse, part.queries)
+                out, z = _masked_forward(*inputs, 0.0, False, attn_mask=part.mask, scale=scale)
+            so_far, lse_so_far = _part_of(output, part.queries), _part_of(lse, part.queries)
             so_far.lerp_(out, torch.sigmoid(z - lse_so_far).unsqueeze(-1).to(out.dtype))
             lse_so_far.copy_(torch.logaddexp(lse_so_far, z))
         ctx.save_for_backward(output, lse, *tensors, *rest)
@@ -73,15 +73,15 @@ class PartsAttention(Function):
         grads = [torch.zeros_like(tensor) for tensor in tensors]
         for part in ctx.parts:
             inputs = part.take(tensors[:3], tensors[3:])
-            grad, out, z = (_take(x, part.queries) for x in (grad_output, output, lse))
+            grad, out, z = (_part_of(x, part.queries) for x in (grad_output, output, lse))
             if part.mask is None:
                 more = kernel.backward(grad, *inputs, out, z, part.is_causal, ctx.scale, *rest)
             else:
-                more = _cpu_backward(grad, *inputs, out, z, 0.0, False, attn_mask=part.mask, scale=ctx.scale)
+                more = _masked_backward(grad, *inputs, out, z, 0.0, False, attn_mask=part.mask, scale=ctx.scale)
             for total, added in zip(part.take(grads[:3], grads[3:]), more, strict=True):
                 total.add_(added)
         return None, None, *grads
 
 
-def _take(x: Tensor, where: Range) -> Tensor:
+def _part_of(x: Tensor, where: Range) -> Tensor:
     return x if where is None else x.narrow(*where)
