@@ -119,7 +119,7 @@ def main() -> None:
             times = generation(models, n, 11)
             rows += [{"part": "generation", "arm": arm, "n": n, "seconds": took} for arm, took in times.items()]
         write(pd.DataFrame(rows), options.out)
-        print(pd.DataFrame(rows)[lambda frame: frame["n"] == n].to_string(index=False), flush=True)
+        print(pd.DataFrame([row for row in rows if row["n"] == n]).to_string(index=False), flush=True)
 
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
