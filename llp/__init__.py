@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from llp.architectures.sliding_window import SlidingWindow as SlidingWindow
     from llp.architectures.split_attention import SplitAttention as SplitAttention
     from llp.architectures.transformer import Transformer as Transformer
+    from llp.decoder.patterns import AttentionPattern as AttentionPattern
+    from llp.decoder.patterns import CausalAttention as CausalAttention
     from llp.decoder.patterns import SegmentAttention as SegmentAttention
+    from llp.decoder.patterns import ShiftedSegmentAttention as ShiftedSegmentAttention
+    from llp.decoder.patterns import SlidingWindowAttention as SlidingWindowAttention
+    from llp.hf.pretrained_model import PretrainedModel as PretrainedModel
     from llp.loading import load as load
 
 # Large tensors on the CPU in large pages: at 8,192 positions a training step spends a sixth of its time on small ones
@@ -37,7 +42,12 @@ _HOMES = {
     "DoubleAttention": "llp.architectures.double_attention",
     "SplitAttention": "llp.architectures.split_attention",
     "CompressedAttention": "llp.architectures.compressed_attention",
+    "PretrainedModel": "llp.hf.pretrained_model",
+    "AttentionPattern": "llp.decoder.patterns",
+    "CausalAttention": "llp.decoder.patterns",
     "SegmentAttention": "llp.decoder.patterns",
+    "ShiftedSegmentAttention": "llp.decoder.patterns",
+    "SlidingWindowAttention": "llp.decoder.patterns",
     "load": "llp.loading",
 }
 ARCHITECTURES = tuple(name for name, home in _HOMES.items() if home.startswith("llp.architectures."))

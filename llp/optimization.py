@@ -14,7 +14,7 @@ from llp.errors import require
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """Settings of AdamW and of its schedule; `LanguageModel` documents each of them.
+    """Settings of AdamW and of its schedule; `TrainingModule` documents each of them.
 
     Raises:
         SettingError: If a value can't be used.

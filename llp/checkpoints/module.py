@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from llp import optimization
 from llp.checkpoints import exported_folder, reading, settings_history
 from llp.checkpoints.fingerprints import weights_digest
-from llp.decoder.decoder import Decoder
+from llp.decoder.decoder import TextDecoder
 
 
 class CheckpointedModule(LightningModule):
@@ -18,7 +18,7 @@ class CheckpointedModule(LightningModule):
     changeable_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that can change on a resume; all others make the model what it is."""
 
-    decoder: Decoder
+    decoder: TextDecoder
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +41,11 @@ class CheckpointedModule(LightningModule):
         """The settings of the optimizer's groups, as `configure_optimizers` made them."""
 
     @property
+    def base(self) -> str | None:
+        """Digest of the frozen weights that a checkpoint's weights are used with; None if it holds all of them."""
+        return None
+
+    @property
     def data(self) -> Any:
         """The trainer's data module, which may be anybody's; None if there is none."""
         return getattr(self.trainer, "datamodule", None)
@@ -59,6 +64,7 @@ class CheckpointedModule(LightningModule):
         checkpoint["initialized_from"] = self.initialized_from
         checkpoint["fingerprints"] = self.fingerprints
         checkpoint["config"] = self.run_config
+        checkpoint["base"] = self.base
         reading.name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

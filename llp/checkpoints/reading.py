@@ -231,7 +231,12 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule) -> None:
     ours, theirs = class_path(type(model)), checkpoint["architecture"]
     require(ours == theirs, "model.class_path", ours, f"the checkpoint is of {theirs}; use that class")
     here, there = model.hparams, checkpoint["hyper_parameters"]
-    for name in ("n_heads", "tie_embeddings"):  # these change the model, but no weight's name or shape
+    if (base := checkpoint.get("base")) is not None:
+        remedy = (
+            "the checkpoint's adapters belong to other weights; give the path of the model that they were trained on"
+        )
+        require(model.base == base, "model.init_args.path", here["path"], remedy)
+    for name in ("n_heads", "tie_embeddings") if "n_heads" in there else ():  # no weight's name or shape shows them
         require(here[name] == there[name], f"model.init_args.{name}", here[name], f"the checkpoint has {there[name]}")
     remedy = f"the checkpoint has {there['vocab_size']}; use the tokenizer settings of its run"
     require(here["vocab_size"] == there["vocab_size"], "vocab_size", here["vocab_size"], remedy)

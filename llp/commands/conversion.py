@@ -14,6 +14,7 @@ def export(
     name: str | None = None,
     output: Path | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    plain: bool = False,
 ) -> None:
     """Write a trained model as a folder that transformers opens; say what is in it.
 
@@ -22,9 +23,11 @@ def export(
         name: The run in lightning_logs/.
         output: The new folder; export/ in the run's folder unless given.
         dtype: The type of the numbers.
+        plain: Of a pretrained model, write the weights alone, to be used with dense attention.
     """
     path = chosen_checkpoint(Path(ckpt_path))
-    print(write_folder(path, run_folder(path) / "export" if output is None else output.expanduser(), dtype))
+    folder = run_folder(path) / "export" if output is None else output.expanduser()
+    print(write_folder(path, folder, dtype, plain))
 
 
 def consolidate(folder: Path) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import NoReturn, get_type_hints
 
 import docstring_parser
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from llp.commands import COMMANDS
 from llp.commands.trained_model import TrainedModel
+from llp.decoder.patterns import AttentionPattern
+
+set_parsing_settings(subclasses_enabled=[AttentionPattern])  # jsonargparse takes other dataclasses as they are
 
 _NOISE = ("Does not validate against any", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
 """How jsonargparse begins the lines of a message in which it lists the types that it has tried."""

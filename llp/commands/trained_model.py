@@ -6,6 +6,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
 
+from datamodules.tokenizers import HuggingFaceTokenizer
 from llp.checkpoints import reading
 from llp.loading import load
 
@@ -27,6 +28,20 @@ class TrainedModel:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
         self.autocast = fabric.autocast
         self.loaded = load(ckpt_path).to(fabric.device)
+
+
+def with_own_tokenizer(config: Namespace) -> Namespace:
+    """A configuration whose data takes the tokenizer of a pretrained model, if one is trained further and has one."""
+    own = config.model.init_args
+    if not config.model.class_path.endswith(".PretrainedModel") or own.path is None or own.from_scratch:
+        return config
+    from llp.hf.pretrained_model import model_folder
+
+    folder = model_folder(own.path, own.revision)
+    if (folder / HuggingFaceTokenizer.file_name).exists() and "tokenizer" in config.data.init_args:
+        config = config.clone()
+        config.data.init_args.tokenizer = HuggingFaceTokenizer(str(folder))
+    return config
 
 
 def with_stored_tokenizer(config: Namespace, checkpoint: dict[str, Any] | None) -> Namespace:

@@ -17,7 +17,7 @@ from llp.checkpoints.callback import RunCheckpoint
 from llp.commands import COMMANDS
 from llp.commands.arguments import Arguments
 from llp.commands.parser import Parser
-from llp.commands.trained_model import with_stored_tokenizer
+from llp.commands.trained_model import with_own_tokenizer, with_stored_tokenizer
 from llp.errors import SettingError, require
 from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.token_losses import TokenLosses
@@ -114,7 +114,7 @@ class TrainerCommand(LightningCLI):
 
     def settings_to_build(self) -> Namespace:
         """The configuration from which model, data and Trainer are built; the tokenizer is the checkpoint's."""
-        return with_stored_tokenizer(self.settings, self.checkpoint)
+        return with_own_tokenizer(with_stored_tokenizer(self.settings, self.checkpoint))
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate(Namespace({self.command: self.settings_to_build()}))

@@ -3,6 +3,7 @@
 Shapes: B batch, N input positions, T output positions (T <= N), H heads, D head width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -55,7 +56,66 @@ class Compress(Linear):
         return 2 * self.out_features * max(0, n - self.latent_len) * dim
 
 
-class Decoder(nn.Module):
+class TextDecoder(nn.Module, ABC):
+    """What is trained, scored and continued: tokens to logits or losses, in one pass or piece by piece."""
+
+    geometry: Geometry
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits of the next token.
+
+        Args:
+            tokens: (B, N) int64.
+            positions: (B, S) int64, where logits are wanted, among the last T; each sequence has its own. By default
+                they are wanted after each of the last T tokens.
+
+        Returns:
+            (B, T, vocab_size), or (B, S, vocab_size).
+        """
+
+    @abstractmethod
+    def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
+        """The loss of given next tokens; the logits of all positions never exist at once.
+
+        Args:
+            tokens: (B, N) int64.
+            targets: (B, S) int64, the tokens after the last S positions. If S > T, only the last T are used.
+            positions: (B, S) int64, other positions than those, among the last T; each sequence has its own.
+
+        Returns:
+            The losses of (B, min(S, T)) targets.
+        """
+
+    @abstractmethod
+    def new_cache(self, batch_size: int, window: tuple[int, int] | None) -> KVCache:
+        """An empty cache for B sequences; `window` is length and stride of the scoring windows, if there are some."""
+
+    @abstractmethod
+    def extend(self, tokens: Tensor, caches: Sequence[KVCache], n_logits: int | None = None) -> Tensor:
+        """Logits of the token after each of the next positions, those before being cached.
+
+        Args:
+            tokens: (B, n) int64.
+            caches: They share out the sequences among them, and take the tokens in. Several of them are past the
+                history of their windows.
+            n_logits: Compute only those of this many last positions; by default of all that leave the last layer.
+
+        Returns:
+            (B, n_logits, vocab_size).
+        """
+
+    @abstractmethod
+    def flops(self, n: int, n_scored: int | None = None, n_last: int | None = None) -> int:
+        """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
+
+        The head is counted at `n_scored` positions, by default at all T. The layers are counted at all positions, or at
+        those that the last `n_last` need, if only these have a loss. Pairs that a mask hides are not counted, and
+        dropout of the history is disregarded. Training takes three times as many.
+        """
+
+
+class Decoder(TextDecoder):
     """Embedding, blocks, final norm and head on the positions that leave the last block.
 
     Args:
@@ -105,34 +165,16 @@ class Decoder(nn.Module):
         return [block for block in self.layers if isinstance(block, Block)]
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Logits of the next token.
-
-        Args:
-            tokens: (B, N) int64.
-            positions: (B, S) int64, where logits are wanted, among the last T; each sequence has its own. By default
-                they are wanted after each of the last T tokens.
-
-        Returns:
-            (B, T, vocab_size), or (B, S, vocab_size).
-        """
         x = self._states(tokens)  # (B, T, dim)
-        logits: Tensor = self.head(self.final_norm(x if positions is None else _at(x, positions, tokens.shape[1])))
+        if positions is not None:
+            x = at_positions(x, positions, tokens.shape[1])  # (B, S, dim)
+        logits: Tensor = self.head(self.final_norm(x))
         return logits
 
     def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
-        """The loss of given next tokens; the logits of all positions never exist at once.
-
-        Args:
-            tokens: (B, N) int64.
-            targets: (B, S) int64, the tokens after the last S positions. If S > T, only the last T are used.
-            positions: (B, S) int64, other positions than those, among the last T; each sequence has its own.
-
-        Returns:
-            The losses of (B, min(S, T)) targets.
-        """
         x = self._states(tokens, None if positions is not None else targets.shape[1])  # (B, T, dim)
         if positions is not None:
-            x = _at(x, positions, tokens.shape[1])
+            x = at_positions(x, positions, tokens.shape[1])
         n_scored = min(targets.shape[1], x.shape[1])
         x = self.final_norm(last_positions(x, n_scored))
         return linear_cross_entropy(x, self.head.weight, self.head.bias, last_positions(targets, n_scored))
@@ -152,18 +194,10 @@ class Decoder(nn.Module):
                 x = block(*arguments)  # (B, n_out, dim)
         return x
 
+    def new_cache(self, batch_size: int, window: tuple[int, int] | None) -> KVCache:
+        return KVCache(self.geometry, batch_size, window)
+
     def extend(self, tokens: Tensor, caches: Sequence[KVCache], n_logits: int | None = None) -> Tensor:
-        """Logits of the token after each of the next positions, those before being cached.
-
-        Args:
-            tokens: (B, n) int64.
-            caches: They share out the sequences among them, and take the tokens in. Several of them are past the
-                history of their windows.
-            n_logits: Compute only those of this many last positions; by default of all that leave the last layer.
-
-        Returns:
-            (B, n_logits, vocab_size).
-        """
         x, n = self.embed(tokens), tokens.shape[1]  # (B, n, dim)
         turns: dict[tuple[int, ...], Tensor] = {}
         for number, block in enumerate(self.blocks):
@@ -188,12 +222,6 @@ class Decoder(nn.Module):
         return torch.cat([tables[cache.n_seen].expand(cache.batch_size, -1, -1) for cache in caches])  # (B, n, D / 2)
 
     def flops(self, n: int, n_scored: int | None = None, n_last: int | None = None) -> int:
-        """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
-
-        The head is counted at `n_scored` positions, by default at all T. The layers are counted at all positions, or at
-        those that the last `n_last` need, if only these have a loss. Pairs that a mask hides are not counted, and
-        dropout of the history is disregarded. Training takes three times as many.
-        """
         lengths, pairs = self.geometry.lengths(n, n_last), self.geometry.layer_pairs(n, n_last)
         total = self.head_flops(lengths[-1].n_mlp if n_scored is None else n_scored)
         if self.compress is not None:
@@ -206,6 +234,6 @@ class Decoder(nn.Module):
         return 2 * n * self.head.weight.numel()
 
 
-def _at(x: Tensor, positions: Tensor, n: int) -> Tensor:
+def at_positions(x: Tensor, positions: Tensor, n: int) -> Tensor:
     """The residual stream (B, T, dim) of the last T of `n` positions, at positions (B, S): (B, S, dim)."""
     return x.take_along_dim((positions - (n - x.shape[1])).unsqueeze(2), dim=1)

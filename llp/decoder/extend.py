@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llp.decoder.decoder import Decoder
+from llp.decoder.decoder import TextDecoder
 from llp.decoder.kv_cache import KVCache
 from llp.scoring.windows import window_start, window_stop
 
@@ -17,8 +17,8 @@ _LONGEST_PIECE = 4096  # positions at a time of an unlimited window, so that mem
 
 
 @torch.inference_mode()
-def extend(decoder: Decoder, tokens: Tensor, cache: KVCache, n_logits: int | None = None) -> Tensor:
-    """Logits of the token after each of the next tokens of a text; see `LanguageModel.extend`.
+def extend(decoder: TextDecoder, tokens: Tensor, cache: KVCache, n_logits: int | None = None) -> Tensor:
+    """Logits of the token after each of the next tokens of a text; see `TrainingModule.extend`.
 
     Args:
         decoder: The decoder.
@@ -43,7 +43,7 @@ def extend(decoder: Decoder, tokens: Tensor, cache: KVCache, n_logits: int | Non
 
 
 @torch.inference_mode()
-def extend_each(decoder: Decoder, tokens: Tensor, caches: Sequence[KVCache]) -> Tensor:
+def extend_each(decoder: TextDecoder, tokens: Tensor, caches: Sequence[KVCache]) -> Tensor:
     """Read the next token of several texts, which may be at different positions, in one pass where that can be.
 
     Args:
@@ -69,7 +69,7 @@ def extend_each(decoder: Decoder, tokens: Tensor, caches: Sequence[KVCache]) -> 
     return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
-def _extend_window(decoder: Decoder, piece: Tensor, cache: KVCache, span: tuple[int, int], n_logits: int) -> Tensor:
+def _extend_window(decoder: TextDecoder, piece: Tensor, cache: KVCache, span: tuple[int, int], n_logits: int) -> Tensor:
     """Logits (B, n_logits, vocab_size) after the last of the tokens (B, n), in the window `span`."""
     if cache.span != span:  # read its part of the text again
         cache.clear(span)

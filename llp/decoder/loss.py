@@ -24,13 +24,14 @@ class Losses(NamedTuple):
     """Loss of each target, (B, S)."""
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Losses:
+def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Losses:
     """The loss of `x` (B, S, dim) under the linear head `weight` (V, dim), `bias` (V,), for `targets` (B, S) int64.
 
     Exactly `cross_entropy(linear(x, weight, bias), targets)`; the gradients are computed with the loss, so that no
-    logit is computed twice.
+    logit is computed twice, and only of what is trained.
     """
-    trains = torch.is_grad_enabled()  # inside the function it never is, and `needs_input_grad` doesn't tell
+    # Inside the function no gradient is enabled, and `needs_input_grad` doesn't tell.
+    trains = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in (x, weight, bias)]
     mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten(), trains)  # type: ignore[no-untyped-call]
     return Losses(mean, each.view_as(targets))
 
@@ -38,44 +39,48 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tenso
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, trains: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, trains: list[bool]
     ) -> tuple[Tensor, Tensor]:
         """`x` (R, dim), `targets` (R,) -> mean loss (), losses (R,)."""
         device = x.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         exact = torch.promote_types(compute, torch.float32)
         losses = torch.empty(len(x), dtype=exact, device=x.device)
-        grads = [torch.zeros_like(p, dtype=exact) for p in (x, weight, bias)] if trains else []
+        trained = [p if is_trained else None for p, is_trained in zip((x, weight, bias), trains, strict=True)]
+        grads = [None if p is None else torch.zeros_like(p, dtype=exact) for p in trained]
         n_rows = max(1, CHUNK_LOGITS[device] // len(weight))
         with torch.autocast(device, enabled=False):
-            weight_, bias_ = weight.to(compute), bias.to(compute)
+            weight_, bias_ = weight.to(compute), None if bias is None else bias.to(compute)
             for start in range(0, len(x), n_rows):
                 rows = slice(start, start + n_rows)
                 x_, targets_ = x[rows].to(compute), targets[rows].unsqueeze(1)  # (C, dim), (C, 1)
                 log_p = F.log_softmax(F.linear(x_, weight_, bias_), dim=1, dtype=exact)  # (C, V)
                 losses[rows] = -log_p.gather(1, targets_).squeeze(1)
-                if trains:
+                if any(trains):
                     # d loss / d logits = softmax - one-hot
                     grad = log_p.exp_().scatter_add_(1, targets_, torch.full_like(targets_, -1, dtype=exact))
                     _add_gradients(grads, rows, grad.to(compute), x_, weight_)
-        ctx.grads = grads
+        ctx.grads, ctx.n_rows = grads, len(x)
         ctx.mark_non_differentiable(losses)
-        ctx.dtypes = x.dtype, weight.dtype, bias.dtype
+        ctx.dtypes = [None if p is None else p.dtype for p in trained]
         return losses.mean(), losses
 
     @staticmethod
     def backward(ctx: Any, grad_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None  # scaled in place: a loss is differentiated once
-        share = grad_mean / len(grads[0])
-        return *(grad.mul_(share).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None, None
+        share = grad_mean / ctx.n_rows
+        of_inputs = zip(grads, ctx.dtypes, strict=True)
+        return *(None if grad is None else grad.mul_(share).to(dtype) for grad, dtype in of_inputs), None, None
 
 
-def _add_gradients(grads: list[Tensor], rows: slice, grad: Tensor, x: Tensor, weight: Tensor) -> None:
+def _add_gradients(grads: list[Tensor | None], rows: slice, grad: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add a chunk's gradients, from that of its logits `grad` (C, V), to those of input, weight and bias."""
     grad_x, grad_weight, grad_bias = grads
-    grad_x[rows] = grad @ weight  # (C, dim)
-    if grad.dtype == grad_weight.dtype:
+    if grad_x is not None:
+        grad_x[rows] = grad @ weight  # (C, dim)
+    if grad_weight is not None and grad.dtype == grad_weight.dtype:
         grad_weight.addmm_(grad.T, x)  # (V, dim)
-    else:
+    elif grad_weight is not None:
         grad_weight += grad.T @ x
-    grad_bias += grad.sum(0, dtype=grad_bias.dtype)
+    if grad_bias is not None:
+        grad_bias += grad.sum(0, dtype=grad_bias.dtype)

@@ -103,7 +103,7 @@ class AttentionPattern:
         if takes_flex(query, dropout_p):
             return flex_masked_attention(self.visible, query, key, value)
         outputs: list[Tensor] = []
-        for first, mask in self._mask_blocks(n_heads, n_queries, n_keys, query.device):
+        for first, mask in self.mask_blocks(n_heads, n_queries, n_keys, query.device):
             start = len(outputs) * _BLOCK_LEN
             stop = first + mask.shape[2]
             inputs = query[:, :, start : start + _BLOCK_LEN], key[:, :, first:stop], value[:, :, first:stop]
@@ -135,7 +135,7 @@ class AttentionPattern:
         first = start + min(*lags[offset:], min(lags) + self.unit)
         return max(0, first // self.unit * self.unit)
 
-    def _mask_blocks(
+    def mask_blocks(
         self, n_heads: int, n_queries: int, n_keys: int, device: torch.device
     ) -> Iterator[tuple[int, Tensor]]:
         """The first key that is needed, and the mask from it on, for each block of queries."""
@@ -335,13 +335,13 @@ def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tu
 
 @lru_cache(maxsize=256)
 def _pair_count(pattern: AttentionPattern, n_heads: int, n_queries: int, n_keys: int) -> float:
-    blocks = pattern._mask_blocks(n_heads, n_queries, n_keys, torch.device("cpu"))
+    blocks = pattern.mask_blocks(n_heads, n_queries, n_keys, torch.device("cpu"))
     return sum(mask.sum().item() / len(mask) for _, mask in blocks)
 
 
 @lru_cache(maxsize=64)
 def _first_visible(pattern: AttentionPattern, n_heads: int, n: int) -> Tensor:
-    blocks = [first + _first_true(mask) for first, mask in pattern._mask_blocks(n_heads, n, n, torch.device("cpu"))]
+    blocks = [first + _first_true(mask) for first, mask in pattern.mask_blocks(n_heads, n, n, torch.device("cpu"))]
     found = torch.cat(blocks, dim=1)  # (1 or H, n)
     return torch.minimum(found, torch.arange(n))
 

@@ -1,5 +1,7 @@
 """Rotary position embedding: queries and keys are rotated by angles proportional to their positions."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,30 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))  # (B, N, H, D / 2, 2)
     rotated = torch.view_as_complex(pairs) * rotations.unsqueeze(-2)  # (B, N, H, D / 2)
     return torch.view_as_real(rotated).flatten(-2).type_as(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """How another's model turns its keys: pairs of features by position * inv_freq. Source: arXiv 2104.09864."""
+
+    inv_freq: Tensor
+    """Angles per position, (R,); the first 2 R features turn."""
+    interleaved: bool
+    """Whether pairs are neighbours, rather than r and r + R."""
+
+    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions (..., N): (..., N, R), computed in float64."""
+        angles = positions.unsqueeze(-1).double() * self.inv_freq.to(positions.device).double()
+        return angles.cos(), angles.sin()
+
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Turn features (..., N, D) by the angles of `cos` and `sin`, (..., N, R)."""
+        n_turned = 2 * cos.shape[-1]
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        if self.interleaved:
+            a, b = x[..., 0:n_turned:2], x[..., 1:n_turned:2]  # (..., N, R)
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+        else:
+            a, b = x[..., :n_turned].chunk(2, dim=-1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        return torch.cat((turned, x[..., n_turned:]), dim=-1) if n_turned < x.shape[-1] else turned

@@ -24,13 +24,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 _UNKNOWN = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
-def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
+def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32", plain: bool = False) -> str:
     """Write a checkpoint as a folder that transformers opens, whole or not at all; returns a message for the user.
 
     Args:
         ckpt_path: A checkpoint, which may be sharded.
         output: The folder, which must not exist yet.
         dtype: Type of the weights, one of `DTYPES`.
+        plain: Leave the attention of a pretrained model out.
 
     Raises:
         SettingError: If a value can't be used, or a layer has a pattern that can't be exported.
@@ -46,7 +47,7 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
     folder = unfinished(output)
     folder.mkdir(parents=True)
     try:
-        message = _write(ckpt_path, folder, output, dtype)
+        message = _write(ckpt_path, folder, output, dtype, plain)
         publish(output)
     except BaseException:
         discard(output)
@@ -54,9 +55,14 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32") -> str:
     return message
 
 
-def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str) -> str:
+def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool) -> str:
     shards = folder / "weights.pt"
     checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else reading.read(ckpt_path)
+    if checkpoint["architecture"] == "llp.PretrainedModel":
+        from llp.export.pretrained_folder import write_pretrained  # it imports transformers
+
+        return write_pretrained(checkpoint, folder, output, dtype, plain)
+    require(not plain, "plain", plain, "only a pretrained model has another attention; leave it out")
     model: LanguageModel = reading.import_class(checkpoint["architecture"], LanguageModel)(
         **checkpoint["hyper_parameters"]
     )

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import llp
 from llp.errors import SettingError
-from llp.language_model import inputs_and_targets
+from llp.training_module import inputs_and_targets
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 TOKENS = torch.randint(19, (20, 13), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,186 @@
+"""The report of `attention_cut.py`, out of its records: tables, and a plot beside each that has an axis."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from attention_cut import BIN, DISTANCES, SETTLED
+from llp.atomic_files import whole_file
+from llp.comparison.statistics import holm
+
+Row = dict[str, Any]
+
+
+def write(spec: Row, folder: Path) -> None:
+    """Write `report.md` and its plots into the folder of the records."""
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    records = pd.DataFrame(map(json.loads, lines)).sort_values(["part", "document", "arm"], ignore_index=True)
+    main, long = (records[records["part"] == part] for part in ("main", "long"))
+    arms = [arm for arm in spec["arms"] if arm in set(main["arm"])]
+    losses = table_of(main, arms)
+    parts = [
+        "# What a pretrained model loses when its attention is cut",
+        spec["question"].strip(),
+        f"{spec['model']}, untrained for any pattern; the first {spec['tokens']:,} tokens of each of {len(losses)} of "
+        f"{len(spec['documents'])} documents, each token once. Losses are in nats a token; intervals are 95 %, paired "
+        "over documents.",
+        "## Arms\n\n" + arms_table(losses),
+        "## Contrasts that were named before the runs\n\n" + contrasts_table(contrasts(spec, losses, long)),
+        offsets(main, arms, folder),
+        distances(main, arms, folder),
+        positions(main, long, arms, folder),
+    ]
+    write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
+
+
+def table_of(records: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
+    """The loss of each arm (columns) on each document (rows) that all arms have read."""
+    losses = records.assign(loss=records["nats"] / records["tokens"])
+    return losses.pivot_table("loss", "document", "arm")[arms].dropna()
+
+
+def arms_table(losses: pd.DataFrame) -> str:
+    """Each arm's mean loss, and its difference to dense attention."""
+    rows = ["| arm | nats a token | minus dense | interval |", "| --- | --- | --- | --- |"]
+    for arm in losses:
+        cells = [str(arm), f"{losses[arm].mean():.4f}"]
+        if arm != "dense":
+            mean, low, high, _ = difference(losses[arm], losses["dense"])
+            cells += [f"{mean:+.4f}", f"{low:+.4f} .. {high:+.4f}"]
+        rows.append(f"| {' | '.join([*cells, '', ''][:4])} |")
+    return "\n".join(rows)
+
+
+def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, float, float]:
+    """Mean of the paired difference, its 95 % interval by Student's t, and the p value."""
+    if len(first) < 2:
+        return float((first - second).mean()), -np.inf, np.inf, 1.0
+    test = stats.ttest_rel(first, second)
+    interval = test.confidence_interval(0.95)
+    return float((first - second).mean()), float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def contrasts(spec: Row, losses: pd.DataFrame, long: pd.DataFrame) -> dict[tuple[str, str, str], tuple[float, ...]]:
+    """Every contrast that was named: where, first and second arm."""
+    found = {}
+    for first, second in spec["contrasts"]:
+        if {first, second} <= set(losses):
+            found[f"the first {spec['tokens']:,}", first, second] = difference(losses[first], losses[second])
+    beyond = long.assign(
+        nats=[sum(row[spec["tokens"] // BIN :]) for row in long["by_position"]], tokens=long["tokens"] - spec["tokens"]
+    )
+    for first, second in spec["long"]["contrasts"]:
+        if {first, second} <= set(beyond["arm"]):
+            both = table_of(beyond, [first, second])
+            found[f"beyond {spec['tokens']:,}", first, second] = difference(both[first], both[second])
+    return found
+
+
+def contrasts_table(found: dict[tuple[str, str, str], tuple[float, ...]]) -> str:
+    """Difference, interval and Holm's p value of each contrast."""
+    corrected = holm({key: values[3] for key, values in found.items()})
+    rows = [
+        "| tokens | first | second | first - second | interval | p, Holm |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for key, (mean, low, high, _) in found.items():
+        rows.append(f"| {' | '.join(key)} | {mean:+.4f} | {low:+.4f} .. {high:+.4f} | {corrected[key]:.2g} |")
+    return "\n".join(rows)
+
+
+def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
+    """The loss by the offset in a segment, minus dense attention's at the same tokens."""
+    curves = {}
+    for arm in arms:
+        length = next((part for part in arm.split("_")[1:2] if part.isdigit()), "")
+        if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "blocks_384", "blocks_768"):
+            curves[arm] = mean_over(main, arm, "by_offset", length) - mean_over(main, "dense", "by_offset", length)
+    figure, axes = plot("offset in the segment, sixteenths", "nats a token minus dense")
+    for arm, curve in curves.items():
+        axes.plot(range(1, 17), curve, marker="o", label=arm)
+    axes.legend(fontsize="small")
+    save(figure, folder / "offsets.png")
+    rows = ["| arm | first quarter | second | third | last |", "| --- | --- | --- | --- | --- |"]
+    rows += [
+        f"| {arm} | {' | '.join(f'{x:+.3f}' for x in c.reshape(4, 4).mean(axis=1))} |" for arm, c in curves.items()
+    ]
+    text = "The first token of a segment of m sees m earlier ones, its last 2 m - 1; in blocks they see 0 and m - 1."
+    title = f"## Loss by the offset in a segment, minus dense (from position {SETTLED:,} on)"
+    return f"{title}\n\n{text}\n\n" + "\n".join(rows) + "\n\n![Loss by the offset in a segment](offsets.png)"
+
+
+def mean_over(records: pd.DataFrame, arm: str, column: str, key: str) -> np.ndarray:
+    """The mean over documents of a curve."""
+    return np.mean([row[key] for row in records.loc[records["arm"] == arm, column]], axis=0)
+
+
+def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
+    """The loss of words by the distance to their last occurrence, minus dense attention's on the same words."""
+    bounds = ["new", *(f"< {bound:,}" for bound in DISTANCES), f"≥ {DISTANCES[-1]:,}"]
+    figure, axes = plot("distance to the word's last occurrence, tokens", "nats a word minus dense")
+    rows = [f"| arm | {' | '.join(bounds)} |", "| --- |" + " --- |" * len(bounds)]
+    dense = by_word(main, "dense")
+    for arm in arms:
+        if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "window_384", "blocks_768", "shifted_768"):
+            gap = by_word(main, arm) - dense
+            axes.plot(bounds, gap, marker="o", label=arm)
+            rows.append(f"| {arm} | {' | '.join('' if np.isnan(one) else f'{one:+.2f}' for one in gap)} |")
+    axes.tick_params(axis="x", rotation=45)
+    axes.legend(fontsize="small")
+    save(figure, folder / "distances.png")
+    title = "## Loss of a word by the distance to its last occurrence, minus dense"
+    text = "Words of four letters or more; nats a word."
+    return f"{title}\n\n{text}\n\n" + "\n".join(rows) + "\n\n![Loss by distance](distances.png)"
+
+
+def by_word(main: pd.DataFrame, arm: str) -> np.ndarray:
+    """Nats a word in each bin of distance, over all documents."""
+    cells = main.loc[main["arm"] == arm, "by_distance"]
+    nats, words = (np.sum([cell[name] for cell in cells], axis=0) for name in ("nats", "words"))
+    return np.where(words > 0, nats / np.maximum(words, 1), np.nan)
+
+
+def positions(main: pd.DataFrame, long: pd.DataFrame, arms: list[str], folder: Path) -> str:
+    """The loss by position, up to four times the trained length."""
+    figure, axes = plot("position, tokens", "nats a token, mean over documents")
+    rows = ["| arm, on " + str(long["document"].nunique()) + " documents | 0-8k | 8-16k | 16-24k | 24-32k |"]
+    rows.append("| --- |" + " --- |" * 4)
+    if not len(long):
+        return ""
+    for arm in dict.fromkeys(long["arm"]):
+        per_document = [np.array(row) for row in long.loc[long["arm"] == arm, "by_position"]]
+        curve = np.mean(per_document, axis=0) / BIN
+        axes.plot(np.arange(len(curve) // 4) * 4 * BIN, curve.reshape(-1, 4).mean(axis=1), label=arm)
+        rows.append(f"| {arm} | {' | '.join(f'{x:.3f}' for x in curve.reshape(4, -1).mean(axis=1))} |")
+    shared = main[(main["arm"] == "dense") & main["document"].isin(set(long["document"]))]
+    curve = np.mean([np.array(row) for row in shared["by_position"]], axis=0) / BIN
+    axes.plot(np.arange(len(curve) // 4) * 4 * BIN, curve.reshape(-1, 4).mean(axis=1), label="dense", color="black")
+    axes.legend(fontsize="small")
+    save(figure, folder / "positions.png")
+    return "## Loss by position\n\n" + "\n".join(rows) + "\n\n![Loss by position](positions.png)"
+
+
+def plot(x: str, y: str) -> tuple[Figure, Any]:
+    """An empty plot with its labels."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a plot, whole or not at all."""
+    with whole_file(path, keeps_older=False) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png", metadata={"Software": None})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
+    with whole_file(path, keeps_older=False) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

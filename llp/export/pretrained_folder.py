@@ -1,0 +1,64 @@
+"""Writes a pretrained model that was trained further as a folder of transformers, with its attention or without it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from llp.decoder.patterns import Layer
+from llp.export.layers import described
+from llp.export.modeling_file import modeling_source
+from llp.hf import set_attention
+from llp.hf.pretrained_model import PretrainedModel, model_folder
+
+
+def write_pretrained(checkpoint: dict[str, Any], folder: Path, output: Path, dtype: str, plain: bool) -> str:
+    """Write weights, configuration and tokenizer; adapters are merged into the weights. Returns a message for the user.
+
+    Args:
+        checkpoint: Of a `PretrainedModel`.
+        folder: Where to write.
+        output: What the folder will be called.
+        dtype: Type of the weights.
+        plain: Whether to leave the attention out: the model is then dense.
+
+    Raises:
+        SettingError: If the pattern can't be exported.
+    """
+    module = PretrainedModel(**checkpoint["hyper_parameters"])
+    pattern = None if plain or module.pattern is None else described(Layer(module.pattern))
+    module.configure_model()
+    module.load_state_dict(checkpoint["state_dict"])
+    model: Any = module.eval().decoder.model
+    set_attention(model, None)
+    merge_adapters(model)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    if module.path is not None:
+        _copy_tokenizer(model_folder(module.path, module.revision), folder)
+    if pattern is None:
+        return f"Written to {output}: a model of transformers with dense attention, in {dtype}"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_llp.WithAttention"}
+    config["llp_attention"] = {**pattern, "keep_first": module.keep_first, "layers": module.local_layers}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (folder / "modeling_llp.py").write_text(modeling_source("llp.export.pretrained_template"), encoding="utf-8")
+    return f"Written to {output}: a model of transformers with its attention (trust_remote_code=True), in {dtype}"
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Add the adapters of linear layers to their weights, and take them out, in place."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()  # type: ignore[attr-defined]
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, layer.get_base_layer())
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*"):
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)

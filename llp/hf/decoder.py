@@ -1,0 +1,126 @@
+"""A causal model of transformers with the interface of a decoder of ours."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from llp.decoder.block import last_positions
+from llp.decoder.decoder import TextDecoder, at_positions
+from llp.decoder.geometry import Geometry
+from llp.decoder.kv_cache import KVCache
+from llp.decoder.loss import Losses, linear_cross_entropy
+from llp.decoder.patterns import CausalAttention
+from llp.errors import require
+from llp.hf.cache import LocalCache
+
+
+class PretrainedCache(KVCache):
+    """What a model of transformers keeps of a text; `hidden` is the cache of its layers."""
+
+    def __init__(self, model: Any, geometry: Geometry, batch_size: int, window: tuple[int, int] | None) -> None:
+        super().__init__(geometry, batch_size, window)
+        self.model = model
+        self.hidden: Any = None
+
+    def clear(self, span: tuple[int, int]) -> None:
+        self.span = span
+        is_dense = all(layer.pattern == CausalAttention() for layer in self.geometry.layers)
+        self.hidden = DynamicCache(config=self.model.config) if is_dense else LocalCache(self.model)
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        if self.hidden is not None:
+            self.hidden.batch_select_indices(torch.tensor(rows))
+
+
+class PretrainedDecoder(TextDecoder):
+    """A causal model of transformers, whose logits are a linear map of its last hidden states.
+
+    Args:
+        model: A `PreTrainedModel` for causal language modelling, with its attention in place.
+        geometry: Who attends to whom in its layers.
+        logit_scale: What the head's output is multiplied with; see `logit_scale`.
+    """
+
+    def __init__(self, model: Any, geometry: Geometry, logit_scale: float) -> None:
+        super().__init__()
+        self.model, self.geometry, self.logit_scale = model, geometry, logit_scale
+        self.head_dim = head_dim(model.config)
+        names = inspect.signature(model.base_model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"  # by the version of transformers
+
+    @property
+    def head(self) -> nn.Linear:
+        head: nn.Linear = self.model.get_output_embeddings()
+        return head
+
+    def _states(self, tokens: Tensor, **options: Any) -> Tensor:
+        """The last hidden states, scaled so that the head gives the logits: (B, N, dim)."""
+        states: Tensor = self.model.base_model(input_ids=tokens, **options).last_hidden_state
+        return states if self.logit_scale == 1 else states * self.logit_scale
+
+    def _logits(self, states: Tensor) -> Tensor:
+        bias = None if self.head.bias is None else self.head.bias * self.logit_scale
+        return nn.functional.linear(states, self.head.weight, bias)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        states = self._states(tokens, use_cache=False)
+        return self._logits(states if positions is None else at_positions(states, positions, tokens.shape[1]))
+
+    def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
+        states = self._states(tokens, use_cache=False)  # (B, N, dim)
+        if positions is not None:
+            states = at_positions(states, positions, tokens.shape[1])
+        bias = None if self.head.bias is None else self.head.bias * self.logit_scale
+        return linear_cross_entropy(last_positions(states, targets.shape[1]), self.head.weight, bias, targets)
+
+    def new_cache(self, batch_size: int, window: tuple[int, int] | None) -> PretrainedCache:
+        return PretrainedCache(self.model, self.geometry, batch_size, window)
+
+    def extend(self, tokens: Tensor, caches: Sequence[KVCache], n_logits: int | None = None) -> Tensor:
+        found = []
+        for cache, own in zip(caches, tokens.split([cache.batch_size for cache in caches]), strict=True):
+            assert isinstance(cache, PretrainedCache)
+            states = self._states(own, use_cache=True, **{self._cache_name: cache.hidden})
+            found.append(self._logits(last_positions(states, own.shape[1] if n_logits is None else n_logits)))
+        return torch.cat(found)
+
+    def flops(self, n: int, n_scored: int | None = None, n_last: int | None = None) -> int:
+        linear = [module for module in self.model.base_model.modules() if isinstance(module, nn.Linear)]
+        of_weights = 2 * n * sum(module.weight.numel() for module in linear)
+        of_pairs = 4 * self.geometry.n_heads * self.head_dim * self.geometry.pair_count(n)
+        return of_weights + round(of_pairs) + self.head_flops(n if n_scored is None else n_scored)
+
+    def head_flops(self, n: int) -> int:
+        """FLOPs of the head on `n` positions."""
+        return 2 * n * self.head.weight.numel()
+
+
+def head_dim(config: Any) -> int:
+    """Width of an attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+@torch.no_grad()
+def logit_scale(model: Any) -> float:
+    """What the head's output is multiplied with to give the model's logits: 1 for most families.
+
+    Raises:
+        SettingError: If the logits are not proportional to the head's output: a soft cap, for one.
+    """
+    tokens = torch.arange(8, device=model.device).unsqueeze(0)
+    was_training = model.training
+    model.eval()
+    logits = model(input_ids=tokens, use_cache=False).logits.double()
+    states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    plain = model.get_output_embeddings()(states).double()
+    model.train(was_training)
+    scale = ((logits * plain).sum() / (plain * plain).sum()).item()
+    error = ((logits - scale * plain).abs().max() / logits.abs().max()).item()
+    remedy = "its logits are not a linear map of its last hidden states (a soft cap?), which the loss needs"
+    require(error < 0.01, "model.init_args.path", type(model).__name__, remedy)
+    return 1.0 if abs(scale - 1) < 1e-3 else scale

@@ -1,0 +1,263 @@
+"""A causal model of transformers as a LightningModule: trained, scored and continued like every architecture."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llp.atomic_files import file_sha256
+from llp.checkpoints.reading import class_path, import_class
+from llp.decoder.geometry import Geometry
+from llp.decoder.patterns import AttentionPattern, CausalAttention, Layer
+from llp.errors import SettingError, require
+from llp.hf.attention import set_attention
+from llp.hf.decoder import PretrainedDecoder, logit_scale
+from llp.training_module import TrainingModule
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685), by peft.
+
+    Attributes:
+        rank: Of the adapters.
+        alpha: Their outputs are multiplied with alpha / rank.
+        targets: Names of the linear modules that get adapters.
+        also_train: Parameters whose names contain one of these are trained, too: LongLoRA (arXiv 2309.12307) trains
+            embeddings and norms.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    also_train: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "lora.rank", self.rank, "set it to 1 or more")
+
+    def add_to(self, model: nn.Module) -> None:
+        """Put adapters into a model, in place; nothing else of it is trained, except for `also_train`."""
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        for target in self.targets:
+            remedy = f"no linear module has this name; there are {', '.join(sorted(linear))}"
+            require(target in linear, "model.init_args.lora.targets", target, remedy)
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
+        inject_adapter_in_model(config, model)
+        for part in self.also_train:
+            found = [parameter for name, parameter in model.named_parameters() if part in name and "lora_" not in name]
+            require(len(found) > 0, "model.init_args.lora.also_train", part, "no parameter's name contains it")
+            for parameter in found:
+                parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class WithFirstTokens(AttentionPattern):
+    """A pattern by which every position also sees the first tokens of the window."""
+
+    pattern: AttentionPattern
+    n_first: int
+
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return self.pattern.visible(head, query, key) | (key < self.n_first)
+
+    @property
+    def unit(self) -> int | None:
+        return self.pattern.unit if self.n_first == 0 else None
+
+    @property
+    def reach(self) -> int | None:
+        return self.pattern.reach if self.n_first == 0 else None
+
+    def check_window(self, n: int) -> None:
+        self.pattern.check_window(n)
+
+
+class PretrainedModel(TrainingModule):
+    """A causal language model of transformers whose layers take an attention pattern of ours.
+
+    It needs the packages of the extra `pretrained`: `pip install "long-lora-perceiver[pretrained]"`.
+
+    Args:
+        vocab_size: Number of tokens of the data's tokenizer. On the command line it comes from the data.
+        path: The folder of a model of transformers, or its name on the hub.
+        revision: The commit, branch or tag of a model from the hub.
+        from_scratch: Whether to start from random weights instead of the model's own.
+        config: With `from_scratch` and without a path: `model_type` and the settings of its configuration.
+        pattern: Who attends to whom; None leaves the attention dense.
+        keep_first: How many tokens at the beginning of a window every position sees besides.
+        dense_every: Every so many layers, the last of them stays dense; None if none does.
+        lora: Train low-rank adapters instead of all weights.
+        activation_checkpointing: Whether training stores only each layer's input and recomputes the rest.
+        kwargs: The arguments of `TrainingModule`.
+
+    Raises:
+        SettingError: If a value can't be used, or there is no such model.
+    """
+
+    changeable_settings = TrainingModule.changeable_settings | {"activation_checkpointing", "path"}
+
+    def __init__(
+        self,
+        vocab_size: int | None = None,
+        path: str | None = None,
+        revision: str | None = None,
+        from_scratch: bool = False,
+        config: dict[str, Any] | None = None,
+        pattern: AttentionPattern | None = None,
+        keep_first: int = 4,
+        dense_every: int | None = None,
+        lora: Lora | None = None,
+        activation_checkpointing: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # A checkpoint has plain values, of which the settings are made again.
+        self.pattern = pattern_of(pattern) if isinstance(pattern, dict) else pattern
+        self.lora = Lora(**lora) if isinstance(lora, dict) else lora
+        pattern = None if self.pattern is None else as_settings(self.pattern)  # type: ignore[assignment]
+        lora = None if self.lora is None else asdict(self.lora)  # type: ignore[assignment]
+        self.transformers_config = read_config(path, revision, from_scratch, config)
+        n_tokens = self.transformers_config.vocab_size
+        vocab_size = n_tokens if vocab_size is None else vocab_size
+        super().__init__(**kwargs)
+        remedy = f"the model has {n_tokens}; give the data the model's own tokenizer"
+        require(from_scratch or vocab_size <= n_tokens, "vocab_size", vocab_size, remedy)
+        if from_scratch:
+            self.transformers_config.vocab_size = vocab_size
+        self.path, self.revision, self.keep_first, self.dense_every = path, revision, keep_first, dense_every
+        self.has_own_weights, self.activation_checkpointing = from_scratch, activation_checkpointing
+        require(keep_first >= 0, "model.init_args.keep_first", keep_first, "set it to 0 or more")
+        has_local = dense_every is None or dense_every >= 2
+        require(has_local, "model.init_args.dense_every", dense_every, "set it to 2 or more")
+
+    @cached_property
+    def local_layers(self) -> list[int]:
+        """The numbers of the layers that take the pattern, counted from 0."""
+        numbers = range(self.transformers_config.num_hidden_layers)
+        if self.pattern is None:
+            return []
+        return [number for number in numbers if self.dense_every is None or (number + 1) % self.dense_every]
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        config = self.transformers_config
+        layers = [Layer(CausalAttention())] * config.num_hidden_layers
+        for number in self.local_layers:
+            assert self.pattern is not None
+            layers[number] = Layer(WithFirstTokens(self.pattern, self.keep_first))
+        return Geometry(tuple(layers), config.num_attention_heads)
+
+    def configure_model(self) -> None:
+        if hasattr(self, "decoder"):
+            return
+        model = self._read_model()
+        is_meta = model.device.type == "meta"  # its size is asked for, and nothing is computed
+        if self.pattern is not None and not is_meta:
+            set_attention(model, self.pattern, self.keep_first, layers=self.local_layers)
+        scale = 1.0 if is_meta else logit_scale(model)
+        if self.lora is not None:
+            self.lora.add_to(model)
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.decoder = PretrainedDecoder(model.train(), self.geometry, scale)
+        if self.lora is not None:
+            store_trained_weights_alone(self.decoder)
+        if self.device_mesh is not None:
+            shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
+            for layer in layers_of(model):
+                shard(layer)
+            shard(self.decoder)
+            for name in ("loss", "extend"):
+                register_fsdp_forward_method(self.decoder, name)
+
+    def _read_model(self) -> Any:
+        dtype = torch.get_default_dtype()
+        if self.has_own_weights or torch.get_default_device().type == "meta":
+            return AutoModelForCausalLM.from_config(self.transformers_config, dtype=dtype)
+        try:
+            return AutoModelForCausalLM.from_pretrained(str(self.path), revision=self.revision, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise no_such_model(self.path, error) from error
+
+    @cached_property
+    def base(self) -> str | None:
+        """Digest of the weights that adapters belong to; None if a checkpoint holds all weights."""
+        if self.lora is None or self.has_own_weights:
+            return None
+        return file_sha256(*sorted(model_folder(str(self.path), self.revision).glob("*.safetensors")))
+
+
+def as_settings(pattern: AttentionPattern) -> dict[str, Any]:
+    """`class_path` and `init_args` of a pattern."""
+    return {"class_path": class_path(type(pattern)), "init_args": asdict(pattern)}
+
+
+def pattern_of(settings: dict[str, Any]) -> AttentionPattern:
+    """The pattern that `class_path` and `init_args` describe."""
+    cls = import_class(settings["class_path"], AttentionPattern)
+    pattern: AttentionPattern = cls(**settings["init_args"])
+    return pattern
+
+
+def model_folder(path: str, revision: str | None) -> Path:
+    """The folder of a model, which is downloaded if `path` is a name on the hub."""
+    try:
+        return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
+    except (OSError, ValueError) as error:
+        raise no_such_model(path, error) from error
+
+
+def no_such_model(path: str | None, error: Exception) -> SettingError:
+    """The error for a path at which transformers finds nothing that it can use."""
+    remedy = f"there is no model of transformers ({str(error).splitlines()[0]}); give its folder or its name on the hub"
+    return SettingError("model.init_args.path", path, remedy)
+
+
+def read_config(path: str | None, revision: str | None, from_scratch: bool, config: dict[str, Any] | None) -> Any:
+    """The configuration of the model.
+
+    Raises:
+        SettingError: If there is none.
+    """
+    if path is None:
+        remedy = "give the folder of a model or its name on the hub; or from_scratch: true and a config"
+        require(from_scratch and config is not None and "model_type" in config, "model.init_args.path", path, remedy)
+        assert config is not None
+        return AutoConfig.for_model(**config)
+    require(config is None, "model.init_args.config", config, "the model at `path` has a configuration; leave it out")
+    try:
+        found = AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise no_such_model(path, error) from error
+    is_whole = from_scratch or not Path(path).is_dir() or any(Path(path).glob("*.safetensors"))
+    remedy = "the folder has no weights (*.safetensors); add them, or set from_scratch: true"
+    require(is_whole, "model.init_args.path", path, remedy)
+    return found
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model, which make up its longest list of modules."""
+    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
+def store_trained_weights_alone(decoder: nn.Module) -> None:
+    """Leave frozen weights out of a module's state, and don't miss them when it is loaded."""
+
+    def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                state.pop(prefix + name, None)
+
+    def not_missed(module: nn.Module, found: Any) -> None:
+        frozen = [name for name, one in module.named_parameters(remove_duplicate=False) if not one.requires_grad]
+        found.missing_keys[:] = [key for key in found.missing_keys if not key.endswith(tuple(frozen))]
+
+    decoder.register_state_dict_post_hook(leave_out)
+    decoder.register_load_state_dict_post_hook(not_missed)
