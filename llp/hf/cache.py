@@ -71,8 +71,9 @@ class LocalCache(Cache):
     def __init__(self, model: PreTrainedModel) -> None:
         attentions = layer_attentions(model)
         require(bool(attentions), "model", type(model).__name__, "call llp.hf.set_attention(model, pattern) first")
-        stock = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-        layers = [*stock, *(DynamicLayer() for _ in range(max(attentions) + 1 - len(stock)))]
+        config = model.config.get_text_config(decoder=True)
+        stock = DynamicCache(config=config).layers  # none where all layers are alike
+        layers = [*stock, *(DynamicLayer() for _ in range(config.num_hidden_layers - len(stock)))]
         for number, layer in enumerate(layers):
             if number in attentions:
                 layers[number] = LocalLayer(attentions[number])

@@ -39,10 +39,8 @@ class LayerAttention:
 def attend(settings: LayerAttention, inputs: Triple, rows: Rows, scale: float, position_ids: Tensor | None) -> Tensor:
     """Attention of a layer: query (B, H, Q, D), key and value (B, H / groups, N, D) -> (B, H, Q, D).
 
-    Keys are those of all positions, or what a `LocalCache` keeps of them.
-
-    Raises:
-        SettingError: If a cache has dropped keys that are needed, or padding can't be told from text.
+    Keys are those of all positions, or what a `LocalCache` keeps of them. A `SettingError` is raised if a cache has
+    dropped keys that are needed, or padding can't be told from text.
     """
     query, key, value = inputs
     n_given, n_queries = key.shape[2], query.shape[2]
