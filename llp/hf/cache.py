@@ -59,13 +59,7 @@ class LocalLayer(DynamicLayer):
 class LocalCache(Cache):
     """The cache of a model whose attention was set: memory stays the same however long the text.
 
-    Layers that stay dense keep everything. `generate` makes one by itself.
-
-    Args:
-        model: A model after `set_attention`.
-
-    Raises:
-        SettingError: If it has no attention of ours.
+    Layers that stay dense keep everything. `generate` makes one by itself; `set_attention` comes first.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

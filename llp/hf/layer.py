@@ -83,12 +83,7 @@ def _attend_text(
     return plan.attend(local, kept, scale)
 
 
-def layer_attention(module: nn.Module) -> LayerAttention | None:
-    """What was set on an attention module."""
-    return module.__dict__.get("llp_attention")
-
-
 def layer_attentions(model: nn.Module) -> dict[int, LayerAttention]:
     """What was set on the layers of a model, by their number in a cache."""
-    found = ((module, layer_attention(module)) for module in model.modules())
-    return {module.__dict__["layer_idx"]: attention for module, attention in found if attention}
+    attributes = [module.__dict__ for module in model.modules()]
+    return {own["layer_idx"]: own["llp_attention"] for own in attributes if "llp_attention" in own}

@@ -92,12 +92,8 @@ def _check_call(model: PreTrainedModel, call: Call) -> None:
 
 
 def _rotations(model: nn.Module) -> list[Rotation]:
-    frequencies: list[Tensor] = []
-    for name, buffer in model.named_buffers():
-        is_known = any(torch.equal(buffer, other) for other in frequencies)
-        if name.endswith("inv_freq") and buffer.ndim == 1 and not is_known:
-            frequencies.append(buffer.detach().clone())
-    return [Rotation(inv_freq, interleaved) for inv_freq in frequencies for interleaved in (False, True)]
+    buffers = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq") and buffer.ndim == 1]
+    return [Rotation(buffer.detach().clone(), interleaved) for buffer in buffers for interleaved in (False, True)]
 
 
 def _find_rotation(keys: list[Tensor], candidates: list[Rotation]) -> tuple[bool | None, Rotation | None]:
