@@ -15,11 +15,12 @@ from llp.decoder.patterns import AttentionPattern
 from llp.decoder.rotary import Rotation
 from llp.errors import SettingError, require
 from llp.hf.cache import LocalCache
-from llp.hf.layer import LayerAttention, attend, layer_attention
+from llp.hf.layer import LayerAttention, attend
 from llp.hf.rotation import Call, Probed, probe, refused
 from llp.hf.rows import Rows, make_rows
 
 _NAME = __name__.replace(".", "_")  # the copy of this code in an exported folder has a name of its own
+_DENSE, _DENSE_MASK = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 _PIECE_LEN = 4096  # of a prompt, at a time
 _GOES_BACK = ("assisted_generation", "contrastive_search")  # ways to generate that take tokens back
 _calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
@@ -130,11 +131,10 @@ def _attention(
     if calls is not None:
         calls.append(Call(module, query, key, value, isinstance(attention_mask, Rows), kwargs))
         return query.new_zeros(*query.shape[:-1], value.shape[-1]).transpose(1, 2), None
-    attention = layer_attention(module)
+    attention: LayerAttention | None = module.__dict__.get("llp_attention")
     if attention is None:
         mask = attention_mask.dense_mask() if isinstance(attention_mask, Rows) else attention_mask
-        dense = AttentionInterface()["sdpa"]
-        return dense(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+        return _DENSE(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     require(dropout == 0.0, "attention dropout", dropout, "patterns are computed without; set it to 0 in the config")
     if not isinstance(attention_mask, Rows):
         remedy = "the pattern makes its own masks; give none, or one of shape (batch, tokens)"
@@ -155,11 +155,10 @@ def _prepare_cache(
 
     Rows with padding, and ways to generate that go back in the text, get a cache that grows.
     """
-    given = dict(model_kwargs)
+    given = {name for name, value in model_kwargs.items() if value is not None}
     prepare: Callable[..., None] = getattr(type(model), "_prepare_cache_for_generation")  # noqa: B009
     prepare(model, generation_config, model_kwargs, generation_mode, *args)
-    fresh = {name for name, value in model_kwargs.items() if value is not given.get(name)}
-    made = [name for name in fresh if type(model_kwargs[name]) is DynamicCache]
+    made = [name for name in model_kwargs if type(model_kwargs[name]) is DynamicCache and name not in given]
     mask = model_kwargs.get("attention_mask")
     is_local = generation_mode.value not in _GOES_BACK and (mask is None or bool(mask.all()))
     for name in made:
@@ -169,4 +168,4 @@ def _prepare_cache(
 
 
 AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, partial(make_rows, AttentionMaskInterface()["sdpa"]))
+AttentionMaskInterface.register(_NAME, partial(make_rows, _DENSE_MASK))

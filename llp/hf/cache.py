@@ -59,20 +59,15 @@ class LocalLayer(DynamicLayer):
 class LocalCache(Cache):
     """The cache of a model whose attention was set: memory stays the same however long the text.
 
-    Layers that stay dense keep everything. `generate` makes one by itself.
-
-    Args:
-        model: A model after `set_attention`.
-
-    Raises:
-        SettingError: If it has no attention of ours.
+    Layers that stay dense keep everything. `generate` makes one by itself; `set_attention` comes first.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         attentions = layer_attentions(model)
         require(bool(attentions), "model", type(model).__name__, "call llp.hf.set_attention(model, pattern) first")
-        stock = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-        layers = [*stock, *(DynamicLayer() for _ in range(max(attentions) + 1 - len(stock)))]
+        config = model.config.get_text_config(decoder=True)
+        stock = DynamicCache(config=config).layers  # none where all layers are alike
+        layers = [*stock, *(DynamicLayer() for _ in range(config.num_hidden_layers - len(stock)))]
         for number, layer in enumerate(layers):
             if number in attentions:
                 layers[number] = LocalLayer(attentions[number])

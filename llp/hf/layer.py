@@ -39,10 +39,8 @@ class LayerAttention:
 def attend(settings: LayerAttention, inputs: Triple, rows: Rows, scale: float, position_ids: Tensor | None) -> Tensor:
     """Attention of a layer: query (B, H, Q, D), key and value (B, H / groups, N, D) -> (B, H, Q, D).
 
-    Keys are those of all positions, or what a `LocalCache` keeps of them.
-
-    Raises:
-        SettingError: If a cache has dropped keys that are needed, or padding can't be told from text.
+    Keys are those of all positions, or what a `LocalCache` keeps of them. A `SettingError` is raised if a cache has
+    dropped keys that are needed, or padding can't be told from text.
     """
     query, key, value = inputs
     n_given, n_queries = key.shape[2], query.shape[2]
@@ -85,12 +83,7 @@ def _attend_text(
     return plan.attend(local, kept, scale)
 
 
-def layer_attention(module: nn.Module) -> LayerAttention | None:
-    """What was set on an attention module."""
-    return module.__dict__.get("llp_attention")
-
-
 def layer_attentions(model: nn.Module) -> dict[int, LayerAttention]:
     """What was set on the layers of a model, by their number in a cache."""
-    found = ((module, layer_attention(module)) for module in model.modules())
-    return {module.__dict__["layer_idx"]: attention for module, attention in found if attention}
+    attributes = [module.__dict__ for module in model.modules()]
+    return {own["layer_idx"]: own["llp_attention"] for own in attributes if "llp_attention" in own}

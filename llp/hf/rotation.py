@@ -22,23 +22,21 @@ _UNKNOWN_TERMS = {"softcap": "caps its scores", "s_aux": "has sinks of its own",
 
 
 class Call(NamedTuple):
-    """What a layer handed to the attention function."""
+    """What a layer handed to the attention function, and whether its mask came from the registered mask function."""
 
     module: nn.Module
     query: Tensor
     key: Tensor
     value: Tensor
     has_rows: bool
-    """Whether the mask came from the registered mask function."""
     arguments: dict[str, Any]
 
 
 class Probed(NamedTuple):
-    """An attention layer, as found."""
+    """An attention layer, as found; `layer` is its number in a cache."""
 
     module: nn.Module
     layer: int
-    """Its number in a cache."""
     n_heads: int
     turns: bool | None
     """Whether its keys turn with their position; None if they change in another way."""
@@ -46,14 +44,9 @@ class Probed(NamedTuple):
 
 
 def probe(model: PreTrainedModel, run: Callable[[Tensor, Tensor], list[Call]]) -> list[Probed]:
-    """How each attention layer of the model turns its keys, in the order of the layers.
+    """How each attention layer turns its keys; a `SettingError` says why a pattern can't be computed in the model.
 
-    Args:
-        model: A causal language model.
-        run: Maps tokens and positions, (1, n) each, to the calls of a forward pass with an attention of zeros.
-
-    Raises:
-        SettingError: If a pattern can't be computed in this model; the message says why.
+    `run` maps tokens and positions, (1, n) each, to the calls of a forward pass with an attention of zeros.
     """
     config = model.config.get_text_config()
     trained_len = getattr(config, "max_position_embeddings", None) or 2048
@@ -99,12 +92,8 @@ def _check_call(model: PreTrainedModel, call: Call) -> None:
 
 
 def _rotations(model: nn.Module) -> list[Rotation]:
-    frequencies: list[Tensor] = []
-    for name, buffer in model.named_buffers():
-        is_known = any(torch.equal(buffer, other) for other in frequencies)
-        if name.endswith("inv_freq") and buffer.ndim == 1 and not is_known:
-            frequencies.append(buffer.detach().clone())
-    return [Rotation(inv_freq, interleaved) for inv_freq in frequencies for interleaved in (False, True)]
+    buffers = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq") and buffer.ndim == 1]
+    return [Rotation(buffer.detach().clone(), interleaved) for buffer in buffers for interleaved in (False, True)]
 
 
 def _find_rotation(keys: list[Tensor], candidates: list[Rotation]) -> tuple[bool | None, Rotation | None]:

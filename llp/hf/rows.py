@@ -41,10 +41,7 @@ class Rows:
     def documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
         """The documents of all rows, or none if each row is one document, of which all is there.
 
-        Positions that go up by one are one document. Padding before a text is then a document of its own.
-
-        Raises:
-            SettingError: If padding before a text is numbered as a part of it.
+        Positions that go up by one are one document, so that padding before a text is none of it.
         """
         if self._documents is None:
             self._documents = self._find_documents(position_ids, batch_size)

@@ -131,7 +131,7 @@ def test_causal_attention_is_the_dense_one() -> None:
 
 
 def test_named_layers_take_the_pattern_and_the_others_stay_dense() -> None:
-    model, ids, pattern = make("qwen3"), tokens(23), SegmentAttention(5)
+    model, ids, pattern = make("llama"), tokens(23), SegmentAttention(5)
     with explicit_attention(model, pattern, 4, [1]):
         wanted = logits(model, ids)
     set_attention(model, pattern, layers=[1])
