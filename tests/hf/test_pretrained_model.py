@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 import yaml
-from llp.export.pretrained_folder import merge_adapters
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llp
 from helpers.refusals import assert_one_message
 from llp.decoder.patterns import SegmentAttention
 from llp.errors import SettingError
+from llp.export.pretrained_folder import merge_adapters
 from llp.hf import set_attention
 from llp.hf.decoder import logit_scale
 
