@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llp.evaluation import probes
 from llp.evaluation.loaders import ScoringLoader
-from llp.language_model import LanguageModel, inputs_and_targets
+from llp.language_model import LanguageModel
+from llp.training_module import inputs_and_targets
 
 V = TypeVar("V", int, tuple[int, int])
 
