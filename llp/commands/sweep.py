@@ -1,0 +1,81 @@
+"""`llp sweep`: a grid or a random search over settings of `llp fit`."""
+
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from llp.commands.compare import SCRIPT, read_specification
+from llp.commands.configurations import find_configuration
+from llp.commands.fit import FitCommand
+from llp.comparison.folder import ComparisonFolder
+from llp.comparison.run import Workers, submit
+from llp.comparison.sweep import Sweep, SweepRun, SweepState
+from llp.errors import require
+from llp.evaluation.run_list import find_runs, format_runs
+
+
+def sweep(
+    spec: Path,
+    root: Path = Path("lightning_logs"),
+    plan: bool = False,
+    workers: int = 1,
+    slurm: int | None = None,
+    run: str | None = None,
+    retry: bool = False,
+) -> None:
+    """Train with each combination of some settings, or with random ones, and list the runs; see docs/sweeps.md.
+
+    Args:
+        spec: A YAML file with the settings and their values.
+        root: The folder in which sweeps/ is.
+        plan: Only list the runs.
+        workers: The number of runs at a time on this machine; they share its cores.
+        slurm: Submit the runs as one array job, this many at a time.
+        run: Execute only the run with this name.
+        retry: Try failed runs again.
+    """
+    for setting, value in (("workers", workers), ("slurm", slurm)):
+        require(value is None or value >= 1, setting, value, "set it to 1 or more")
+    source = find_configuration(spec)
+    asked = read_specification(source, Sweep)
+    folder = ComparisonFolder(root, asked.name, "sweeps")
+    if plan:
+        states = SweepState(asked, folder).states
+        print(*(f"{state:10}{name}" for name, state in states.items()), f"{len(states)} runs", sep="\n")
+        return
+    if retry:
+        folder.forget_failures()
+    folder.keep_specification(asked.as_settings())
+    if run is None:
+        check(asked, folder)
+    if slurm is not None:
+        print(submit("sweep", folder, SweepState(asked, folder), source, find_configuration(SCRIPT), slurm))
+        return
+    Workers(folder, lambda: SweepState(asked, folder), workers, run).execute()
+    if run is None:
+        print(format_runs(find_runs(folder.path)))
+    failed = [name for name in folder.failed() if run in (None, name)]
+    remedy = f"failed; see {folder.path / 'logs'}, and try again with --retry"
+    require(not failed, "runs", ", ".join(failed), remedy)  # so that the exit status shows it
+
+
+def check(asked: Sweep, folder: ComparisonFolder) -> None:
+    """Let `llp fit` read the configurations of runs that together have all values of all lists."""
+    for run in _covering(asked):
+        folder.write_config(run.name, asked.configuration(run))
+        with redirect_stdout(StringIO()):
+            try:
+                FitCommand(["--config", str(folder.config(run.name)), "--print_config"])
+            except SystemExit as ended:  # it has said what is wrong
+                if ended.code:
+                    raise
+
+
+def _covering(asked: Sweep) -> Iterator[SweepRun]:
+    seen: set[tuple[str, str]] = set()
+    for run in asked.runs:
+        new = {(name, str(value)) for name, value in run.values.items() if isinstance(asked.settings[name], list)}
+        if not seen or new - seen:
+            yield run
+        seen |= new | {("", "")}
