@@ -196,12 +196,13 @@ def read_specification(source: Path, kind: type[T]) -> T:
     """
     settings = read_configuration(str(source))
     base = [read_configuration(str(source.parent / path)) for path in settings.pop("base", [])]
-    shared = merged(*base, settings.pop("shared", {}))
+    shared = settings.pop("shared", {})
+    require(isinstance(shared, dict), "shared", shared, "it holds settings of `llp fit`: `section: {setting: value}`")
     parser = Parser(prog="llp compare")
     # Neither instantiated by the parser, which would build the models and the data that it finds in the dictionaries,
     # nor checked where they are incomplete.
     parser.add_class_arguments(kind, "spec", fail_untyped=False, skip={"shared"})
-    return kind(**parser.parse_object({"spec": settings}).spec.as_dict(), shared=shared)
+    return kind(**parser.parse_object({"spec": settings}).spec.as_dict(), shared=merged(*base, shared))
 
 
 def _instantiate(section: str, base: type, settings: Settings) -> Any:

@@ -5,6 +5,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import yaml
+
 from llp.commands.compare import SCRIPT, read_specification
 from llp.commands.configurations import find_configuration
 from llp.commands.fit import FitCommand
@@ -46,9 +48,9 @@ def sweep(
         return
     if retry:
         folder.forget_failures()
-    folder.keep_specification(asked.as_settings())
     if run is None:
-        check(asked, folder)
+        check(asked)
+    folder.keep_specification(asked.as_settings())
     if slurm is not None:
         print(submit("sweep", folder, SweepState(asked, folder), source, find_configuration(SCRIPT), slurm))
         return
@@ -60,13 +62,12 @@ def sweep(
     require(not failed, "runs", ", ".join(failed), remedy)  # so that the exit status shows it
 
 
-def check(asked: Sweep, folder: ComparisonFolder) -> None:
+def check(asked: Sweep) -> None:
     """Let `llp fit` read the configurations of runs that together have all values of all lists."""
     for run in _covering(asked):
-        folder.write_config(run.name, asked.configuration(run))
         with redirect_stdout(StringIO()):
             try:
-                FitCommand(["--config", str(folder.config(run.name)), "--print_config"])
+                FitCommand(["--config", yaml.safe_dump(asked.configuration(run)), "--print_config"])
             except SystemExit as ended:  # it has said what is wrong
                 if ended.code:
                     raise

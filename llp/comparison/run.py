@@ -192,10 +192,8 @@ class Workers(Generic[R]):
 
     def _show(self) -> None:
         runs = [run.name for run in self.work.runs if self.only in (None, run.name)]
-        n_left, n_failed = (
-            len({run.name for run in self._to_do()} | self._active.keys()),
-            len(self.folder.failed().keys() & set(runs)),
-        )
+        n_left = len({run.name for run in self._to_do()} | self._active.keys())
+        n_failed = len(self.folder.failed().keys() & set(runs))
         done = f"{len(runs) - n_left - n_failed} of {len(runs)} runs done, {n_failed} failed, {n_left} left"
         lines = [f"{done}, {len(self._active)} of them under way here"]
         for name, active in self._active.items():

@@ -118,7 +118,7 @@ def require_same_runs(kept: Settings, asked: Settings) -> None:
     )
     for setting in ("scoring_window_len", "scoring_stride", "warmup", "validations"):
         require(kept.get(setting) == asked.get(setting), setting, asked.get(setting), remedy)
-    for part in {*kept["shared"], *asked["shared"]}:
+    for part in sorted({*kept["shared"], *asked["shared"]}):
         before, now = (portable(settings["shared"]).get(part) for settings in (kept, asked))
         require(before == now, f"shared.{part}", now, remedy)
     for arm in kept.get("arms", {}).keys() & asked.get("arms", {}).keys():
