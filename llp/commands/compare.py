@@ -15,10 +15,11 @@ from llp.commands.parser import Parser
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Arm, Plan
 from llp.comparison.report import Report
-from llp.comparison.run import ComparisonWorkers, submit, threads
+from llp.comparison.run import ComparisonWorkers
 from llp.comparison.spec import Settings, Specification, merged
 from llp.comparison.sweep import Sweep
 from llp.comparison.timing import timed, training_step
+from llp.comparison.workers import submit, threads
 from llp.errors import require
 from llp.language_model import LanguageModel
 from llp.training.throughput import matrix_rate, training_window

@@ -11,8 +11,8 @@ from llp.commands.compare import SCRIPT, read_specification
 from llp.commands.configurations import find_configuration
 from llp.commands.fit import FitCommand
 from llp.comparison.folder import ComparisonFolder
-from llp.comparison.run import Workers, submit
 from llp.comparison.sweep import Sweep, SweepRun, SweepState
+from llp.comparison.workers import Workers, submit
 from llp.errors import require
 from llp.evaluation.run_list import find_runs, format_runs
 

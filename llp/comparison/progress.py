@@ -1,6 +1,7 @@
 """Which runs are under way, how long each has been running, and what is left: in a terminal and in a log."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Hashable, Sequence
@@ -27,12 +28,14 @@ class Progress:
             event: What it is about, without times: a change is worth a line in a log.
         """
         is_new = event != self._event or time.monotonic() - self._written_at >= _LOG_INTERVAL_S
-        if not (is_new or sys.stderr.isatty()):
+        is_terminal = sys.stderr.isatty()
+        if not (is_new or is_terminal):
             return
         self.clear()
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        longest = shutil.get_terminal_size().columns - 1 if is_terminal else None  # each must fit in one line
+        print(*(line[:longest] for line in lines), sep="\n", file=sys.stderr, flush=True)
         self._event, self._written_at = event, time.monotonic()
-        self._shown = len(lines) if sys.stderr.isatty() else 0
+        self._shown = len(lines) if is_terminal else 0
 
     def say(self, line: str) -> None:
         """Write a line that stays."""

@@ -147,7 +147,7 @@ def _text(value: Any) -> str:
 
 
 class SweepState:
-    """What of a sweep is done, and what is to be done, from what is in its folder; see `run.Work`."""
+    """What of a sweep is done, and what is to be done, from what is in its folder; see `workers.Work`."""
 
     def __init__(self, sweep: Sweep, folder: ComparisonFolder) -> None:
         self.sweep, self.runs, failed = sweep, sweep.runs, folder.failed()

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from helpers.in_process import call, in_this_process
 from llp.atomic_files import checked_json, json_with_digest
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.records import Failure
-from llp.comparison.run import Workers
+from llp.comparison.workers import Workers
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 
@@ -88,7 +89,7 @@ def test_a_run_leaves_a_record_and_a_failed_one_stops_no_other(finished):
     ((name, record),) = records(folder).items()
     assert name == "dense-lr0.01-steps6-s3"
     assert "failed; see lightning_logs/comparisons/tiny/logs, and try again with --retry" in printed
-    assert f"0 of 2 runs done, 0 failed, 2 left, 1 of them under way here\n  {name}: training for 00:0" in printed
+    assert f"0 of 2 runs done, 0 failed, 2 left, 2 of them under way here\n  {name}: training for 00:" in printed
     assert (record["run"], record["arm"], record["seed"], record["steps"]) == (name, "dense", 3, 6)
     assert [entry["step"] for entry in record["curve"]] == [3, 6]
     assert (record["windows"], record["positions_per_window"], record["pairs_per_window"]) == (24, 32, 2 * 32 * 33 // 2)
@@ -103,6 +104,7 @@ def test_a_run_leaves_a_record_and_a_failed_one_stops_no_other(finished):
         next(folder.glob("lightning_logs/comparisons/tiny/lightning_logs/huge-*/failed.json")).read_text()
     )
     assert failed["exit_status"] == 1
+    assert "it is not enough" in failed["last_words"]
 
 
 @pytest.fixture
@@ -199,14 +201,26 @@ def test_a_damaged_file_fails_its_run_and_stops_no_other(finished, compare_here)
     assert path.read_text() == record
 
 
-def test_retry_tries_what_failed_again(finished, compare_here):
+def test_retry_tries_what_failed_again(finished, compare_here, monkeypatch):
     folder, _ = finished
     (failed,) = folder.glob("lightning_logs/comparisons/tiny/lightning_logs/huge-*/failed.json")
     failed.write_text(json.dumps({"exit_status": 7, "last_words": "another reason", "is_diverged": False}))
     compare_here()
     assert "another reason" in failed.read_text()
-    compare_here("--retry")  # in a process of its own
+    monkeypatch.setattr(Workers, "_start", in_this_process)
+    compare_here("--retry")
     assert "it is not enough" in failed.read_text()
+
+
+def test_a_stage_is_a_process_that_writes_to_the_log_of_its_run(tmp_path):
+    folder = ComparisonFolder(tmp_path, "x")
+    workers = Workers(folder, lambda: SimpleNamespace(runs=[]), 1)
+    with folder.locked_log("a") as log:
+        process = workers._start(["--version"], log)
+    with folder.locked_log("a") as log:
+        assert log is None  # it holds the lock
+    assert process.wait() == 0
+    assert folder.log("a").read_text().startswith("$ llp --version\nllp ")
 
 
 def test_a_run_that_another_process_works_on_is_left_to_it(finished, compare_here):

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from helpers.in_process import in_this_process
-from llp.comparison.run import Workers
 from llp.comparison.sweep import Sweep
+from llp.comparison.workers import Workers
 from llp.errors import SettingError
 
 RATE, DIM = "model.init_args.learning_rate", "model.init_args.dim"

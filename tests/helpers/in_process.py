@@ -25,5 +25,6 @@ def call(*arguments: object) -> int:
 def in_this_process(workers: object, command: list[str], log: IO[bytes]) -> SimpleNamespace:
     """Execute a stage of a comparison's or a sweep's run here; returns what stands for a process of its own."""
     with open(os.dup(log.fileno()), "a") as text, redirect_stdout(text), redirect_stderr(text):
+        print("$ llp", *command)
         status = call(*command)
     return SimpleNamespace(poll=lambda: status, returncode=status)
