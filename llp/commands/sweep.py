@@ -55,9 +55,10 @@ def sweep(
         print(submit("sweep", folder, SweepState(asked, folder), source, find_configuration(SCRIPT), slurm))
         return
     Workers(folder, lambda: SweepState(asked, folder), workers, run).execute()
-    if run is None:
+    states = SweepState(asked, folder).states
+    if run is None and set(states.values()) - {"to do", "failed"}:
         print(format_runs(find_runs(folder.path)))
-    failed = [name for name in folder.failed() if run in (None, name)]
+    failed = [name for name, state in states.items() if state == "failed" and run in (None, name)]
     remedy = f"failed; see {folder.path / 'logs'}, and try again with --retry"
     require(not failed, "runs", ", ".join(failed), remedy)  # so that the exit status shows it
 
