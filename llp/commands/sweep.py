@@ -75,9 +75,10 @@ def check(asked: Sweep) -> None:
 
 
 def _covering(asked: Sweep) -> Iterator[SweepRun]:
+    """The first run, and those that have a value of a list that none before them has."""
     seen: set[tuple[str, str]] = set()
     for run in asked.runs:
-        new = {(name, str(value)) for name, value in run.values.items() if isinstance(asked.settings[name], list)}
-        if not seen or new - seen:
+        own = {(name, str(value)) for name, value in run.values.items() if isinstance(asked.settings[name], list)}
+        if run is asked.runs[0] or own - seen:
             yield run
-        seen |= new | {("", "")}
+        seen |= own
