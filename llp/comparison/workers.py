@@ -25,6 +25,7 @@ _POLL_S = 0.5
 _MOST_STARTS = 3  # of a stage that signals end, before the run counts as failed
 _LAST_LINES = 12
 _MOST_TASKS = 1000  # SLURM's MaxArraySize is 1,001 by default
+_DOING = {"run.json": "training", "test.json": "testing", "slices.json": "scoring tokens"}
 
 
 class Run(Protocol):
@@ -188,9 +189,8 @@ class Workers(Generic[R]):
         lines = [f"{done}, {len(self._active)} of them under way here"]
         for name, active in self._active.items():
             lasted = tqdm.format_interval(time.monotonic() - active.started_at)
-            is_training = active.stage == "run.json"
-            left = training_left(self.folder.run(name)) if is_training else ""
-            lines.append(f"  {name}: {'training' if is_training else active.stage} for {lasted}{left}")
+            left = training_left(self.folder.run(name)) if active.stage == "run.json" else ""
+            lines.append(f"  {name}: {_DOING[active.stage]} for {lasted}{left}")
         self._progress.show(lines, (done, *((name, one.stage) for name, one in self._active.items())))
 
 
