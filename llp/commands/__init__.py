@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "Run tasks of EleutherAI's evaluation harness; writes evaluate.json into the run's folder.",
     "runs": "List runs side by side, the best first: settings that differ, tokens, time, validation and test.",
     "compare": "Train and score architectures on equal terms, and report which is better.",
+    "sweep": "Train with each combination of some settings, or with random ones, and list the runs.",
     "prepare": "Train the tokenizer and encode the text, on a login node, say; fit does the same where it is needed.",
     "check": "Check an architecture of your own: causality, scoring, caches, gradients, checkpoints.",
     "export": "Write a trained model as a folder that transformers opens without llp.",

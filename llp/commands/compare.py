@@ -3,7 +3,7 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,14 +15,16 @@ from llp.commands.parser import Parser
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Arm, Plan
 from llp.comparison.report import Report
-from llp.comparison.run import Workers, submit
+from llp.comparison.run import ComparisonWorkers
 from llp.comparison.spec import Settings, Specification, merged
+from llp.comparison.sweep import Sweep
 from llp.comparison.timing import timed, training_step
+from llp.comparison.workers import submit, threads
 from llp.errors import require
 from llp.language_model import LanguageModel
 from llp.training.throughput import matrix_rate, training_window
 
-_SCRIPT = Path("configs/slurm/compare.sbatch")
+SCRIPT = Path("configs/slurm/compare.sbatch")
 _UTILIZATION = 0.3  # of the matrix rate, assumed by --plan before anything has been timed
 
 
@@ -62,8 +64,9 @@ def compare(
         comparison.time(workers)
         return
     if slurm is not None:
-        comparison.folder.keep_specification(comparison.spec)
-        print(submit(comparison.folder, comparison.plan(), comparison.source, find_configuration(_SCRIPT), slurm))
+        comparison.folder.keep_specification(comparison.spec.as_settings())
+        script = find_configuration(SCRIPT)
+        print(submit("compare", comparison.folder, comparison.plan(), comparison.source, script, slurm))
         return
     if not report:
         comparison.execute(workers, run)
@@ -86,7 +89,7 @@ class Comparison:
     """
 
     def __init__(self, source: Path, root: Path) -> None:
-        self.source, self.spec = source, read_specification(source)
+        self.source, self.spec = source, read_specification(source, Specification)
         self.folder = ComparisonFolder(root, self.spec.name)
         self.data = _instantiate("data", LanguageDataModule, self.spec.shared.get("data", {}))
         self.models = {arm: self._model(settings) for arm, settings in self.spec.arms.items()}
@@ -143,7 +146,7 @@ class Comparison:
         """Time a step of each arm, all in turns, with the threads that a run has with this many workers."""
         path = self.folder.path / "timing.json"
         require(not path.exists(), "time", path, "runs at equal seconds follow this file; remove it to time anew")
-        torch.set_num_threads(_threads(workers))
+        torch.set_num_threads(threads(workers))
         accelerator, precision = self._trainer.get("accelerator", "auto"), self._trainer.get("precision", "32-true")
         n_batches, data = self._trainer.get("accumulate_grad_batches", 1), self.data
         steps = {}
@@ -155,14 +158,12 @@ class Comparison:
 
     def execute(self, workers: int, only: str | None) -> None:
         """Execute all runs, or one of them, on this machine."""
-        self.folder.keep_specification(self.spec)
+        self.folder.keep_specification(self.spec.as_settings())
         self.data.prepare_data()  # once instead of in every process
         self._require_same_text()
         if "seconds" in self.spec.budgets and self.folder.timing() is None and only is None:
             self.time(workers)
-        names = [run.name for run in self.plan().runs]
-        require(only is None or only in names, "run", only, f"there is no such run now; there are {', '.join(names)}")
-        Workers(self.folder, self.plan, workers, _threads(workers), only).work()
+        ComparisonWorkers(self.folder, self.plan, workers, only).execute()
 
     def _require_same_text(self) -> None:
         """Raise a `SettingError` if there are records of another text or tokenizer, since their runs count as done."""
@@ -185,12 +186,10 @@ class Comparison:
             print(f"Written to {path}")
 
 
-def _threads(workers: int) -> int:
-    """Each worker's share of this machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+T = TypeVar("T", Specification, Sweep)
 
 
-def read_specification(source: Path) -> Specification:
+def read_specification(source: Path, kind: type[T]) -> T:
     """The specification in a YAML file, merged into the configurations that its `base` names, relative to its folder.
 
     Raises:
@@ -198,11 +197,13 @@ def read_specification(source: Path) -> Specification:
     """
     settings = read_configuration(str(source))
     base = [read_configuration(str(source.parent / path)) for path in settings.pop("base", [])]
-    settings["shared"] = merged(*base, settings.get("shared", {}))
+    shared = settings.pop("shared", {})
+    require(isinstance(shared, dict), "shared", shared, "it holds settings of `llp fit`: `section: {setting: value}`")
     parser = Parser(prog="llp compare")
-    parser.add_class_arguments(Specification, "spec", fail_untyped=False)
-    # Not instantiated by the parser, which would build the models and the data that it finds in the dictionaries.
-    return Specification(**parser.parse_object({"spec": settings}).spec.as_dict())
+    # Neither instantiated by the parser, which would build the models and the data that it finds in the dictionaries,
+    # nor checked where they are incomplete.
+    parser.add_class_arguments(kind, "spec", fail_untyped=False, skip={"shared"})
+    return kind(**parser.parse_object({"spec": settings}).spec.as_dict(), shared=merged(*base, shared))
 
 
 def _instantiate(section: str, base: type, settings: Settings) -> Any:

@@ -19,7 +19,10 @@ from llp.commands.trainer_command import TrainerCommand
 from llp.signals import Stopped
 
 FUNCTIONS = {
-    **{name: f"llp.commands.{name}" for name in ("generate", "context", "evaluate", "compare", "prepare", "check")},
+    **{
+        name: f"llp.commands.{name}"
+        for name in ("generate", "context", "evaluate", "compare", "sweep", "prepare", "check")
+    },
     **dict.fromkeys(("export", "consolidate"), "llp.commands.conversion"),
 }
 """The subcommands that are functions of the same name, and their modules."""

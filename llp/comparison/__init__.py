@@ -1,1 +1,1 @@
-"""Comparisons: which runs they need, how these are carried out and recorded, and what the records say."""
+"""Comparisons and sweeps: which runs they need, how these are executed and recorded, and what the records say."""

@@ -11,7 +11,7 @@ import yaml
 
 from llp.atomic_files import checked_json, json_with_digest, whole_file
 from llp.comparison.records import Failure, Record, Timing
-from llp.comparison.spec import Settings, Specification, require_same_runs
+from llp.comparison.spec import Settings, require_same_runs
 from llp.errors import SettingError, require
 
 
@@ -29,10 +29,11 @@ class ComparisonFolder:
     Args:
         root: The folder of all runs, `lightning_logs`.
         name: The comparison's name.
+        kind: `sweeps` for a sweep, which has no records, timing and report.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.root, self.path = root, root / "comparisons" / name
+    def __init__(self, root: Path, name: str, kind: str = "comparisons") -> None:
+        self.root, self.path = root, root / kind / name
 
     def run(self, name: str) -> Path:
         """The folder of a run."""
@@ -44,13 +45,13 @@ class ComparisonFolder:
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
 
-    def keep_specification(self, spec: Specification) -> None:
+    def keep_specification(self, asked: Settings) -> None:
         """Write the specification that the runs follow.
 
         Raises:
             SettingError: If runs that are there already were made with other settings.
         """
-        path, asked = self.path / "spec.yaml", spec.as_settings()
+        path = self.path / "spec.yaml"
         kept = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
         if kept is not None:
             require_same_runs(kept, asked)
@@ -78,6 +79,13 @@ class ComparisonFolder:
             except OSError:
                 pass  # some network file systems don't support such locks
             yield stream
+
+    def state(self, name: str) -> str | None:
+        """The state that a run has recorded: `running`, `finished`, `diverged`, ...; None before it begins."""
+        try:
+            return checked_json((self.run(name) / "run.json").read_text(encoding="utf-8")).get("state")
+        except (FileNotFoundError, ValueError):
+            return None
 
     def fail(self, name: str, status: int, failure: Failure) -> None:
         """Note that a run failed, so that it isn't started again."""

@@ -127,7 +127,7 @@ def _noise_floor(plan: Plan, unit: str) -> str:
     """The noise floor, and the arms that vary so much that it is too low for them."""
     floor, n = usable_floor(plan), len(plan.spec.seeds)
     if floor is None:
-        return f"Noise floor: not known yet; it takes two or more tested runs of {plan.spec.reference}."
+        return f"Noise floor: not known yet; it takes two or more tested runs of {plan.spec.reference}, none diverged."
     text = (
         f"Noise floor: {floor.runs} runs of {plan.spec.reference} have a standard deviation of "
         f"{number(floor.deviation, 5)} {unit}. Two equal arms with {counted(n, 'seed')} each differ by more than "

@@ -62,8 +62,7 @@ class Specification:
     assumed_rate: float | None = None
 
     def __post_init__(self) -> None:
-        is_file_name = self.name.isprintable() and self.name not in ("", ".", "..") and "/" not in self.name
-        require(is_file_name, "name", repr(self.name), "it names a folder; choose a name without slashes")
+        require_file_name(self.name)
         for arm, settings in self.arms.items():
             is_plain = arm.replace("_", "").isalnum()
             require(is_plain, "arms", repr(arm), "runs are named after it; use letters, digits and underscores")
@@ -98,25 +97,31 @@ class Specification:
         return {**asdict(self), "primary": [list(contrast) for contrast in self.primary]}
 
 
+def require_file_name(name: str) -> None:
+    """Raise a `SettingError` if the name of a comparison or sweep can't be that of its folder."""
+    is_one = name.isprintable() and name not in ("", ".", "..") and "/" not in name
+    require(is_one, "name", repr(name), "it names a folder; choose a name without slashes")
+
+
 def require_same_runs(kept: Settings, asked: Settings) -> None:
     """Raise a `SettingError` if runs of a kept specification would be other runs under the one asked for now.
 
     Arms, seeds, budgets, learning rates and contrasts may be added or removed.
 
     Args:
-        kept: The specification that the records in the comparison's folder were made with.
+        kept: The specification that the runs in the folder of the comparison or sweep were made with.
         asked: The specification now.
     """
     remedy = (
-        "the runs in the comparison's folder were made with another value; restore it, or give the comparison "
-        "another name. If the change doesn't matter, remove spec.yaml from the folder"
+        "the runs in its folder were made with another value; restore it, or choose another name. "
+        "If the change doesn't matter, remove spec.yaml from the folder"
     )
     for setting in ("scoring_window_len", "scoring_stride", "warmup", "validations"):
-        require(kept[setting] == asked[setting], setting, asked[setting], remedy)
-    for part in {*kept["shared"], *asked["shared"]}:
+        require(kept.get(setting) == asked.get(setting), setting, asked.get(setting), remedy)
+    for part in sorted({*kept["shared"], *asked["shared"]}):
         before, now = (portable(settings["shared"]).get(part) for settings in (kept, asked))
         require(before == now, f"shared.{part}", now, remedy)
-    for arm in kept["arms"].keys() & asked["arms"].keys():
+    for arm in kept.get("arms", {}).keys() & asked.get("arms", {}).keys():
         require(kept["arms"][arm] == asked["arms"][arm], f"arms.{arm}", asked["arms"][arm], remedy)
 
 

@@ -53,7 +53,7 @@ def find_runs(folder: Path) -> pd.DataFrame:
     files = (_CONFIG, _RECORD, _TEST, "checkpoints")
     rows = [_read_run(path) for path in paths if any((path / name).exists() for name in files)]
     require(len(rows) > 0, "FOLDER", folder, "there are no runs in it; name the folder that holds those of `llp fit`")
-    rows.sort(key=lambda row: (_rank(row, "test"), _rank(row, "validation"), row["run"]))
+    rows.sort(key=lambda row: (_rank(row, "test"), _rank(row, "validation"), _metric_of(row, "validation"), row["run"]))
     differing = differing_settings([row.pop("settings") for row in rows])
     runs = pd.DataFrame(rows, dtype=object)
     for number, (name, column) in enumerate(differing.items(), start=runs.columns.get_loc("architecture") + 1):
@@ -63,8 +63,12 @@ def find_runs(folder: Path) -> pd.DataFrame:
 
 def _rank(row: Row, split: str) -> float:
     """What the best run has the least of; infinite without a score of the whole split."""
+    return _metric_of(row, split) if row[f"{split}_complete"] else math.inf
+
+
+def _metric_of(row: Row, split: str) -> float:
     bits, loss = row[f"{split}_bits_per_byte"], row[f"{split}_loss"]
-    return float(loss if bits is None else bits) if row[f"{split}_complete"] else math.inf
+    return math.inf if loss is None else float(loss if bits is None else bits)
 
 
 def _read_run(folder: Path) -> Row:
@@ -167,7 +171,7 @@ def format_runs(runs: pd.DataFrame) -> str:
 def _notes(runs: pd.DataFrame) -> list[str]:
     notes = []
     if (runs[["validation_complete", "test_complete"]] == False).any(axis=None):  # noqa: E712  None is neither
-        notes.append("* on a part of the split only; such a metric does not count for the order.")
+        notes.append("* on a part of the split only; such runs come after those with a metric of the whole split.")
     if runs.loc[runs["test_loss"].notna(), "test_data_fingerprint"].nunique(dropna=False) > 1:
         notes.append("The runs were not all tested on the same text: their metrics can't be compared.")
     notes += [f"Damaged: {run.run}/{name}" for run in runs.itertuples() for name in run.damaged.split()]

@@ -17,6 +17,7 @@ OPTIONS = {
     "evaluate": {"--ckpt_path", "--config", "--data", "--tasks", "--limit", "--n_shots", "--include_path"},
     "runs": {"folder", "--csv"},
     "compare": {"spec", "--plan", "--workers", "--slurm", "--time", "--report", "--retry", "--run", "--root"},
+    "sweep": {"spec", "--plan", "--workers", "--slurm", "--retry", "--run", "--root"},
     "prepare": {"--config", "--data"},
     "check": {"architecture", "--init_args", "--max_len"},
     "export": {"--ckpt_path", "--name", "--output", "--dtype"},

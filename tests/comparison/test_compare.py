@@ -9,18 +9,18 @@ import shlex
 import shutil
 import subprocess
 import threading
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from helpers.in_process import call
+from helpers.in_process import call, in_this_process
 from llp.atomic_files import checked_json, json_with_digest
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.records import Failure
-from llp.comparison.run import Workers, has_diverged
+from llp.comparison.workers import Workers
 
 COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 
@@ -60,13 +60,6 @@ def specification(path, **changes):
     (path / "spec.yaml").write_text(yaml.safe_dump(settings | changes))
 
 
-def in_this_process(workers, command, log):
-    """Execute a stage here, in place of a process of its own; returns what stands for that process."""
-    with open(os.dup(log.fileno()), "a") as text, redirect_stdout(text), redirect_stderr(text):
-        status = call(*command)
-    return SimpleNamespace(poll=lambda: status, returncode=status)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder in which a comparison has been executed, and what that printed."""
@@ -96,6 +89,7 @@ def test_a_run_leaves_a_record_and_a_failed_one_stops_no_other(finished):
     ((name, record),) = records(folder).items()
     assert name == "dense-lr0.01-steps6-s3"
     assert "failed; see lightning_logs/comparisons/tiny/logs, and try again with --retry" in printed
+    assert f"0 of 2 runs done, 0 failed, 2 left, 2 of them under way here\n  {name}: training for 00:" in printed
     assert (record["run"], record["arm"], record["seed"], record["steps"]) == (name, "dense", 3, 6)
     assert [entry["step"] for entry in record["curve"]] == [3, 6]
     assert (record["windows"], record["positions_per_window"], record["pairs_per_window"]) == (24, 32, 2 * 32 * 33 // 2)
@@ -110,6 +104,7 @@ def test_a_run_leaves_a_record_and_a_failed_one_stops_no_other(finished):
         next(folder.glob("lightning_logs/comparisons/tiny/lightning_logs/huge-*/failed.json")).read_text()
     )
     assert failed["exit_status"] == 1
+    assert "it is not enough" in failed["last_words"]
 
 
 @pytest.fixture
@@ -182,7 +177,7 @@ def test_a_run_that_diverges_and_one_that_fails_are_told_apart(work):
     for name, state in (("a", "diverged"), ("b", "failed"), ("c", "running")):
         (place / name).mkdir(parents=True)
         (place / name / "run.json").write_text(json.dumps({"state": state, "step": 3}))
-    assert [has_diverged(place / name) for name in "abcd"] == [True, False, False, False]
+    assert [folder.state(name) for name in "abcd"] == ["diverged", "failed", "running", None]
     folder.fail("a", 1, Failure("words", is_diverged=True))
     folder.fail("b", 1, Failure("others", is_diverged=False))
     assert folder.failed() == {"a": Failure("words", True), "b": Failure("others", False)}
@@ -206,14 +201,26 @@ def test_a_damaged_file_fails_its_run_and_stops_no_other(finished, compare_here)
     assert path.read_text() == record
 
 
-def test_retry_tries_what_failed_again(finished, compare_here):
+def test_retry_tries_what_failed_again(finished, compare_here, monkeypatch):
     folder, _ = finished
     (failed,) = folder.glob("lightning_logs/comparisons/tiny/lightning_logs/huge-*/failed.json")
     failed.write_text(json.dumps({"exit_status": 7, "last_words": "another reason", "is_diverged": False}))
     compare_here()
     assert "another reason" in failed.read_text()
-    compare_here("--retry")  # in a process of its own
+    monkeypatch.setattr(Workers, "_start", in_this_process)
+    compare_here("--retry")
     assert "it is not enough" in failed.read_text()
+
+
+def test_a_stage_is_a_process_that_writes_to_the_log_of_its_run(tmp_path):
+    folder = ComparisonFolder(tmp_path, "x")
+    workers = Workers(folder, lambda: SimpleNamespace(runs=[]), 1)
+    with folder.locked_log("a") as log:
+        process = workers._start(["--version"], log)
+    with folder.locked_log("a") as log:
+        assert log is None  # it holds the lock
+    assert process.wait() == 0
+    assert folder.log("a").read_text().startswith("$ llp --version\nllp ")
 
 
 def test_a_run_that_another_process_works_on_is_left_to_it(finished, compare_here):
@@ -294,7 +301,7 @@ def test_an_array_job_has_a_task_for_each_run_that_can_start(finished, run, work
     assert [line.split("-")[0] for line in lines.read_text().splitlines()] == ["dense", "huge"]
     script = "configs/slurm/compare.sbatch"
     log = "--output=lightning_logs/comparisons/tiny/logs/slurm-%A_%a.log"
-    assert cluster.read_text() == f"sbatch --array=1-2%4 {log} {script} spec.yaml {lines.relative_to(work)}\n"
+    assert cluster.read_text() == f"sbatch --array=1-2%4 {log} {script} spec.yaml {lines.relative_to(work)} compare\n"
 
 
 @pytest.mark.parametrize(
@@ -316,7 +323,9 @@ def test_a_task_of_the_array_carries_out_its_run_and_returns_to_the_queue(tmp_pa
     (tmp_path / "runs.txt").write_text("dense-1-s0\nllp-2-s0\n")
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "9"}
     script = COMPARISONS.parent / "slurm/compare.sbatch"
-    subprocess.run(["bash", script, "spec.yaml", tmp_path / "runs.txt"], env=environment, cwd=tmp_path, check=False)
+    subprocess.run(
+        ["bash", script, "spec.yaml", tmp_path / "runs.txt", "compare"], env=environment, cwd=tmp_path, check=False
+    )
     command = "llp compare spec.yaml --run llp-2-s0"
     calls = [f"srun --kill-on-bad-exit=1 {command}", command, *(f"scontrol {word} 7_2" for word in then)]
     assert cluster.read_text().splitlines() == calls

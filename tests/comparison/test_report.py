@@ -88,13 +88,21 @@ def test_what_may_not_be_compared_is_not():
     assert "- **window is worse than dense**" in text
 
 
+def with_lost(arm, seed, nothing):
+    """The records of a comparison in which the test of a run has no finite loss."""
+    rows = records()[f"{arm}-lr0.003-steps100-s{seed}"].test["rows"]
+    lost = [{**row, "nats": nothing, "loss": nothing, "bits_per_byte": nothing} for row in rows]
+    return changed(records(), arm, [seed], test={"rows": lost})
+
+
 @pytest.mark.parametrize("nothing", [None, math.nan])
 def test_a_diverged_run_is_not_compared(nothing):
-    made = records()
-    rows = made["llp-lr0.003-steps100-s0"].test["rows"]
-    lost = [{**row, "nats": nothing, "loss": nothing, "bits_per_byte": nothing} for row in rows]
-    text = report(changed(made, "llp", [0], test={"rows": lost})).text
+    text = report(with_lost("llp", 0, nothing)).text
     assert "**llp and dense can't be compared** at equal windows: llp-lr0.003-steps100-s0: it diverged" in text
+
+
+def test_a_diverged_run_leaves_the_noise_floor_unknown():
+    assert "Noise floor: not known yet" in report(with_lost("dense", 4, math.nan)).text
 
 
 def test_missing_runs_are_said():

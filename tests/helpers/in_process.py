@@ -1,6 +1,10 @@
 """`llp` in this process."""
 
+import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
@@ -16,3 +20,11 @@ def call(*arguments: object) -> int:
             return console.main()
         except SystemExit as stop:
             return stop.code
+
+
+def in_this_process(workers: object, command: list[str], log: IO[bytes]) -> SimpleNamespace:
+    """Execute a stage of a comparison's or a sweep's run here; returns what stands for a process of its own."""
+    with open(os.dup(log.fileno()), "a") as text, redirect_stdout(text), redirect_stderr(text):
+        print("$ llp", *command)
+        status = call(*command)
+    return SimpleNamespace(poll=lambda: status, returncode=status)

@@ -1,0 +1,84 @@
+"""`llp sweep`: a grid or a random search over settings of `llp fit`."""
+
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import yaml
+
+from llp.commands.compare import SCRIPT, read_specification
+from llp.commands.configurations import find_configuration
+from llp.commands.fit import FitCommand
+from llp.comparison.folder import ComparisonFolder
+from llp.comparison.sweep import Sweep, SweepRun, SweepState
+from llp.comparison.workers import Workers, submit
+from llp.errors import require
+from llp.evaluation.run_list import find_runs, format_runs
+
+
+def sweep(
+    spec: Path,
+    root: Path = Path("lightning_logs"),
+    plan: bool = False,
+    workers: int = 1,
+    slurm: int | None = None,
+    run: str | None = None,
+    retry: bool = False,
+) -> None:
+    """Train with each combination of some settings, or with random ones, and list the runs; see docs/sweeps.md.
+
+    Args:
+        spec: A YAML file with the settings and their values.
+        root: The folder in which sweeps/ is.
+        plan: Only list the runs.
+        workers: The number of runs at a time on this machine; they share its cores.
+        slurm: Submit the runs as one array job, this many at a time.
+        run: Execute only the run with this name.
+        retry: Try failed runs again.
+    """
+    for setting, value in (("workers", workers), ("slurm", slurm)):
+        require(value is None or value >= 1, setting, value, "set it to 1 or more")
+    source = find_configuration(spec)
+    asked = read_specification(source, Sweep)
+    folder = ComparisonFolder(root, asked.name, "sweeps")
+    if plan:
+        states = SweepState(asked, folder).states
+        print(*(f"{state:10}{name}" for name, state in states.items()), f"{len(states)} runs", sep="\n")
+        return
+    if retry:
+        folder.forget_failures()
+    if run is None:
+        check(asked)
+    folder.keep_specification(asked.as_settings())
+    if slurm is not None:
+        print(submit("sweep", folder, SweepState(asked, folder), source, find_configuration(SCRIPT), slurm))
+        return
+    Workers(folder, lambda: SweepState(asked, folder), workers, run).execute()
+    states = SweepState(asked, folder).states
+    if run is None and set(states.values()) - {"to do", "failed"}:
+        print(format_runs(find_runs(folder.path)))
+    failed = [name for name, state in states.items() if state == "failed" and run in (None, name)]
+    remedy = f"failed; see {folder.path / 'logs'}, and try again with --retry"
+    require(not failed, "runs", ", ".join(failed), remedy)  # so that the exit status shows it
+
+
+def check(asked: Sweep) -> None:
+    """Let `llp fit` read the configurations of runs that together have all values of all lists."""
+    for run in _covering(asked):
+        with redirect_stdout(StringIO()):
+            try:
+                FitCommand(["--config", yaml.safe_dump(asked.configuration(run)), "--print_config"])
+            except SystemExit as ended:  # it has said what is wrong
+                if ended.code:
+                    raise
+
+
+def _covering(asked: Sweep) -> Iterator[SweepRun]:
+    """The first run, and those that have a value of a list that none before them has."""
+    seen: set[tuple[str, str]] = set()
+    for run in asked.runs:
+        own = {(name, str(value)) for name, value in run.values.items() if isinstance(asked.settings[name], list)}
+        if run is asked.runs[0] or own - seen:
+            yield run
+        seen |= own

@@ -1,0 +1,233 @@
+"""Executes the runs of a comparison or a sweep: on this machine, several at a time, or as an array job of SLURM."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import IO, Generic, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from llp.atomic_files import whole_file
+from llp.comparison.folder import ComparisonFolder
+from llp.comparison.progress import Progress, training_left
+from llp.comparison.records import Failure
+from llp.comparison.spec import Settings, merged
+from llp.errors import SettingError, require
+
+_POLL_S = 0.5
+_MOST_STARTS = 3  # of a stage that signals end, before the run counts as failed
+_LAST_LINES = 12
+_MOST_TASKS = 1000  # SLURM's MaxArraySize is 1,001 by default
+_DOING = {"run.json": "training", "test.json": "testing", "slices.json": "scoring tokens"}
+
+
+class Run(Protocol):
+    """A run of a comparison or of a sweep."""
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+
+
+R = TypeVar("R", bound=Run)
+
+
+class Work(Protocol[R]):
+    """What is to be done, as of now: the plan of a comparison, or a sweep."""
+
+    @property
+    def runs(self) -> Sequence[R]:
+        """All runs."""
+
+    def to_do(self) -> list[R]:
+        """The runs that can be started now and are neither done nor failed."""
+
+    def settings(self, run: R) -> Settings:
+        """The configuration of `llp fit` for a run."""
+
+
+@dataclass
+class _Process(Generic[R]):
+    """A stage of a run that is being executed."""
+
+    run: R
+    stage: str
+    process: subprocess.Popen[bytes]
+    started_at: float
+
+
+class Workers(Generic[R]):
+    """Trains the runs of a sweep until nothing is left to do; nothing that is in the folder is repeated.
+
+    Args:
+        folder: The folder of the sweep.
+        make_work: What is to be done, from what is in the folder.
+        number: The number of runs at a time.
+        only: The name of a single run to execute; None for all.
+    """
+
+    def __init__(
+        self, folder: ComparisonFolder, make_work: Callable[[], Work[R]], number: int, only: str | None = None
+    ) -> None:
+        self.folder, self.make_work, self.number, self.only = folder, make_work, number, only
+        self.work = make_work()
+        names = [run.name for run in self.work.runs]
+        require(only is None or only in names, "run", only, f"there is no such run now; there are {', '.join(names)}")
+        self._active: dict[str, _Process[R]] = {}
+        self._starts: dict[tuple[str, str], int] = {}
+        self._progress = Progress()
+
+    def stages(self, run: R) -> dict[str, list[str]]:
+        """The subcommands of `llp` that execute a run, by the file that each of them leaves behind, in order."""
+        fit = ["fit", "--config", str(self.folder.config(run.name)), "--name", run.name, "--ckpt_path", "auto"]
+        return {"run.json": fit}
+
+    def is_stage_done(self, run: R, file: str) -> bool:
+        """Whether the stage that leaves a file in a run's folder is done."""
+        return self.folder.state(run.name) == "finished"
+
+    def record(self, run: R, settings: Settings) -> None:
+        """Keep what is to be kept of a run whose stages are done. Of a sweep, it is in the run's folder already."""
+
+    def execute(self) -> None:
+        """Execute all runs. After a signal, the running ones save their step and end."""
+        try:
+            self._fill()
+            # When nothing runs here, what is left is executed by processes that somebody else has started.
+            while self._active or self._to_do():
+                self._show()
+                self._wait()
+                self._fill()
+        finally:
+            self._progress.clear()
+            for active in self._active.values():
+                active.process.send_signal(signal.SIGTERM)
+            for active in self._active.values():
+                active.process.wait()
+
+    def _to_do(self) -> list[R]:
+        return [run for run in self.work.to_do() if self.only in (None, run.name)]
+
+    def _fill(self) -> None:
+        """Start runs while workers are free. Each record can change what comes next."""
+        while len(self._active) < self.number:
+            idle = (run for run in self._to_do() if run.name not in self._active)
+            if not any(self._advance(run) for run in idle):
+                return
+            self.work = self.make_work()
+
+    def _advance(self, run: R) -> bool:
+        """Start the next stage of a run, or record it; False if another process works on it.
+
+        A run whose files are damaged counts as failed, and stops no other.
+        """
+        try:
+            with self.folder.locked_log(run.name) as log:
+                if log is None:
+                    return False
+                settings = merged(self.work.settings(run), {"trainer": {"default_root_dir": str(self.folder.path)}})
+                self.folder.write_config(run.name, settings)
+                for file, command in self.stages(run).items():
+                    if not self.is_stage_done(run, file):
+                        process = self._start(command, log)
+                        self._active[run.name] = _Process(run, file, process, time.monotonic())
+                        return True
+                self.record(run, settings)
+        except (SettingError, ValueError, LookupError) as error:
+            self.folder.fail(run.name, 1, Failure(str(error), is_diverged=False))
+        return True
+
+    def _start(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        log.write(f"$ llp {' '.join(command)}\n".encode())
+        log.flush()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads(self.number))}
+        words = [sys.executable, "-m", "llp", *command]
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+    def _wait(self) -> None:
+        """Wait for a moment, and judge the processes that have ended."""
+        time.sleep(_POLL_S)
+        ended = [active for active in self._active.values() if active.process.poll() is not None]
+        for active in ended:
+            del self._active[active.run.name]
+            self._judge(active)
+        if ended or not self._active:
+            self.work = self.make_work()
+
+    def _judge(self, active: _Process[R]) -> None:
+        """Decide whether a process is done, must be started again, or has failed."""
+        run, status = active.run, active.process.returncode
+        if status == 0 and self.is_stage_done(run, active.stage):
+            return
+        key = run.name, active.stage
+        self._starts[key] = self._starts.get(key, 0) + 1
+        is_signal = status < 0 or status - 128 in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+        if is_signal and self._starts[key] < _MOST_STARTS:
+            return  # it resumes from its last checkpoint
+        has_diverged = active.stage == "run.json" and self.folder.state(run.name) == "diverged"
+        words = self._last_words(run.name)
+        self.folder.fail(run.name, status, Failure(words, has_diverged))
+        last = words.splitlines()[-1] if words else "it said nothing"
+        self._progress.say(f"{run.name} failed (status {status}): {last}")
+
+    def _last_words(self, name: str) -> str:
+        text = self.folder.log(name).read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.rsplit("\n$ llp", 1)[-1].splitlines()[1:][-_LAST_LINES:])
+
+    def _show(self) -> None:
+        runs = [run.name for run in self.work.runs if self.only in (None, run.name)]
+        n_left = len({run.name for run in self._to_do()} | self._active.keys())
+        n_failed = len(self.folder.failed().keys() & set(runs))
+        done = f"{len(runs) - n_left - n_failed} of {len(runs)} runs done, {n_failed} failed, {n_left} left"
+        lines = [f"{done}, {len(self._active)} of them under way here"]
+        for name, active in self._active.items():
+            lasted = tqdm.format_interval(time.monotonic() - active.started_at)
+            left = training_left(self.folder.run(name)) if active.stage == "run.json" else ""
+            lines.append(f"  {name}: {_DOING[active.stage]} for {lasted}{left}")
+        self._progress.show(lines, (done, *((name, one.stage) for name, one in self._active.items())))
+
+
+def threads(workers: int) -> int:
+    """Each worker's share of this machine's cores."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def submit(
+    command: str, folder: ComparisonFolder, work: Work[R], specification: Path, script: Path, number: int
+) -> str:
+    """Submit the runs that can be started now as an array job of SLURM; returns its answer.
+
+    Runs that wait for the choice of a learning rate come with the next call, when these are done.
+
+    Args:
+        command: `compare` or `sweep`.
+        folder: The folder of the comparison or sweep.
+        work: What is to be done.
+        specification: The file that the tasks read.
+        script: The batch script. Its task N executes the run in line N of the list that it is given.
+        number: The number of tasks that may run at a time.
+
+    Raises:
+        SettingError: If there is no SLURM, or nothing to do.
+    """
+    require(shutil.which("sbatch") is not None, "slurm", number, "there is no sbatch here; use --workers K instead")
+    require(script.exists(), "slurm", number, f"there is no {script} here; run it in the repository's folder")
+    names = [run.name for run in work.to_do()][:_MOST_TASKS]
+    require(len(names) > 0, "slurm", number, "nothing is left to do")
+    # A new list: tasks of an earlier call may still be waiting, or return to the queue.
+    lines = next(path for n in count(1) if not (path := folder.path / f"runs-{n}.txt").exists())
+    with whole_file(lines) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    log = folder.path / "logs/slurm-%A_%a.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = ["sbatch", f"--array=1-{len(names)}%{number}", f"--output={log}", script, specification, lines, command]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True)
+    require(done.returncode == 0, "slurm", number, done.stderr.strip() or "sbatch failed")
+    return done.stdout.strip()

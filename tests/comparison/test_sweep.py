@@ -1,0 +1,147 @@
+"""Sweeps: which runs a grid and a random search have, and a whole sweep in this process."""
+
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.in_process import in_this_process
+from llp.comparison.sweep import Sweep
+from llp.comparison.workers import Workers
+from llp.errors import SettingError
+
+RATE, DIM = "model.init_args.learning_rate", "model.init_args.dim"
+PAGE = Path(__file__).parents[2] / "docs/sweeps.md"
+
+
+def test_a_grid_by_hand():
+    shared = {"model": {"class_path": "llp.LLP", "init_args": {"dim": 8, "n_layers": 2}}}
+    sweep = Sweep("x", {RATE: [0.001, 1e-2], "model.class_path": ["llp.LLP", "llp.Transformer"], DIM: [16]}, shared)
+    assert [run.name for run in sweep.runs] == [
+        "learning_rate=0.001,model=LLP,dim=16",
+        "learning_rate=0.001,model=Transformer,dim=16",
+        "learning_rate=0.01,model=LLP,dim=16",
+        "learning_rate=0.01,model=Transformer,dim=16",
+    ]
+    init_args = {"dim": 16, "n_layers": 2, "learning_rate": 0.001}
+    assert sweep.configuration(sweep.runs[1]) == {"model": {"class_path": "llp.Transformer", "init_args": init_args}}
+
+
+def test_settings_with_one_last_name_keep_their_whole_names():
+    sweep = Sweep("x", {"a.dim": [1], "b.dim": [2], "c.path": ["some/where.txt"]})
+    assert [run.name for run in sweep.runs] == ["a.dim=1,b.dim=2,path=some_where.txt"]
+
+
+def test_a_random_search_draws_from_its_ranges_and_more_samples_begin_alike():
+    settings = {RATE: {"low": "1e-4", "high": 0.1, "log": True}, DIM: {"low": 2, "high": 4}, "depth": [1, 2]}
+    few, many = (Sweep("x", settings, samples=samples, seed=7).runs for samples in (5, 500))
+    assert many[:5] == few
+    rates = [run.values[RATE] for run in many]
+    assert all(1e-4 <= rate <= 0.1 for rate in rates)
+    assert sum(rate < math.sqrt(1e-4 * 0.1) for rate in rates) / len(rates) == pytest.approx(0.5, abs=0.1)
+    for name, values in ((DIM, {2, 3, 4}), ("depth", {1, 2})):
+        drawn = [run.values[name] for run in many]
+        assert set(drawn) == values
+        assert min(map(drawn.count, values)) > 0.8 * len(drawn) / len(values)
+    assert Sweep("x", settings, samples=5, seed=8).runs != few
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a/b"}, "name = 'a/b'"),
+        ({"settings": {}}, "settings = {}: name at least one"),
+        ({"settings": {RATE: 0.1}}, "give a list of values"),
+        ({"settings": {RATE: []}}, "give a list of values"),
+        ({"settings": {RATE: {"low": 1, "high": 2}}}, "set samples"),
+        ({"settings": {RATE: {"low": 2, "high": 1}}, "samples": 3}, "low below high"),
+        ({"settings": {RATE: {"low": 1, "hihg": 2}}, "samples": 3}, "a range is"),
+        ({"settings": {RATE: {"low": 0, "high": 1, "log": True}}, "samples": 3}, "above 0"),
+        ({"settings": {"name": ["a"]}}, "llp sweep sets it"),
+        ({"samples": 0}, "samples = 0"),
+        ({"settings": {RATE: [0.1, 0.1]}}, "two of their values are the same"),
+    ],
+)
+def test_what_a_sweep_refuses(changes, message):
+    with pytest.raises(SettingError, match=message):
+        _ = Sweep(**{"name": "x", "settings": {RATE: [0.1]}, **changes}).runs
+
+
+def specification(settings, **changes):
+    """A sweep of the tiny run."""
+    shared = {"model": {"class_path": "llp.LLP"}}
+    sweep = {"name": "tiny", "base": ["tiny.yaml"], "shared": shared, "settings": settings, **changes}
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
+
+
+def test_a_sweep_from_end_to_end(run, work, monkeypatch):
+    """Of two runs one can't be built; it stops not the other, and is left alone the next time."""
+    monkeypatch.setattr(Workers, "_start", in_this_process)
+    specification({DIM: [15, 8]})
+    status, out, err = run("sweep", "sweep.yaml")
+    assert status == 1
+    assert "dim=15 failed (status 1): llp fit: error: dim = 15" in err
+    assert "runs = dim=15: failed; see lightning_logs/sweeps/tiny/logs" in err
+    place = work / "lightning_logs/sweeps/tiny"
+    assert {path.name for path in (place / "lightning_logs").iterdir()} == {"dim=15", "dim=8"}
+    assert "dim = 15" in (place / "logs/dim=15.log").read_text()
+    assert not list(place.rglob("test.json"))  # chosen on validation
+    monkeypatch.setattr(Workers, "_start", None)  # nothing is started again
+    assert run("sweep", "sweep.yaml")[:2] == (1, out)
+    assert run("runs", "lightning_logs/sweeps/tiny")[1] == out
+    status, out, _ = run("sweep", "sweep.yaml", "--plan")
+    assert out.splitlines() == ["failed    dim=15", "finished  dim=8", "2 runs"]
+    specification({DIM: [15]})
+    assert "runs = dim=15: failed" in run("sweep", "sweep.yaml")[2]
+    specification({DIM: [15, 8]}, shared={"trainer": {"max_steps": 7}})
+    assert "shared.trainer = " in run("sweep", "sweep.yaml")[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"model.init_args.learning_rat": [0.1]}, "learning_rat"), ({DIM: [8, "wide"]}, "wide")]
+)
+def test_what_llp_fit_would_refuse_is_refused_before_anything_starts(run, work, settings, message):
+    specification(settings)
+    status, _, err = run("sweep", "sweep.yaml")
+    assert status == 2
+    assert message in err
+    assert not (work / "lightning_logs").exists()
+
+
+def test_an_array_job_has_a_task_for_each_run(run, work, monkeypatch):
+    sbatch = work / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text('#!/usr/bin/env bash\necho "$@"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(sbatch.parent), prepend=os.pathsep)
+    specification({DIM: [8, 16]})
+    status, out, _ = run("sweep", "sweep.yaml", "--slurm", "4")
+    assert status == 0
+    assert out.startswith("--array=1-2%4 ")
+    assert out.endswith("compare.sbatch sweep.yaml lightning_logs/sweeps/tiny/runs-1.txt sweep\n")
+    assert (work / "lightning_logs/sweeps/tiny/runs-1.txt").read_text() == "dim=8\ndim=16\n"
+
+
+def test_the_page_s_sweep_has_six_runs(run, work):
+    """With the configurations that come with the package."""
+    (source,) = re.findall(r"```yaml\n# width.yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    Path("width.yaml").write_text(source)
+    status, out, _ = run("sweep", "width.yaml", "--plan")
+    assert status == 0
+    assert out.endswith("6 runs\n")
+
+
+def test_the_page_s_search_with_optuna_finds_a_rate(work):
+    pytest.importorskip("optuna")
+    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    for long, short in (("my_texts", "wikitext/wiki.train.tokens"), ("=200", "=4"), ("n_trials=20", "n_trials=2")):
+        assert long in source
+        source = source.replace(long, short)
+    names = {}
+    exec(compile(source, "sweeps.md", "exec"), names)
+    study = names["study"]
+    assert len(study.trials) == 2
+    assert study.best_value == min(trial.value for trial in study.trials) < 10
