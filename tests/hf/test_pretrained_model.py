@@ -176,7 +176,7 @@ def test_from_scratch_needs_no_folder(run, work, config):
 def test_an_exported_folder_is_the_model(run, work, config, plain):
     """With its attention by the code that travels along, bit for bit; or plain, for dense attention."""
     assert run("fit", "--config", "pretrained.yaml", "--name", "run", "--trainer.max_steps", 2)[0] == 0
-    status, out, err = run("export", "--ckpt_path", "lightning_logs/run", "--output", "out", *["--plain"] * plain)
+    status, _, err = run("export", "--ckpt_path", "lightning_logs/run", "--output", "out", *["--plain"] * plain)
     assert status == 0, err
     tokens = torch.randint(256, (1, 40), generator=torch.Generator().manual_seed(4))
     module = llp.load(work / "lightning_logs/run").module
