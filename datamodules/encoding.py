@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -66,13 +66,14 @@ def encoded(encoder: Encoder, texts: Iterable[Text], processes: int | None) -> G
     processes = processes or n_cores()
     tasks = _tasks(texts)
     first = [*islice(tasks, _FEW)]
-    if processes == 1 or len(first) < _FEW:
-        for task in (*first, *tasks):
+    is_few, tasks = len(first) < _FEW, chain(first, tasks)
+    if processes == 1 or is_few:
+        for task in tasks:
             yield from zip(task, _encode(encoder, [block.data for block in task]), strict=True)
         return
     pending: deque[tuple[list[Block], Future[list[Encoded]]]] = deque()
     with _pool(encoder, processes) as pool:
-        for task in (*first, *tasks):
+        for task in tasks:
             pending.append((task, pool.submit(_encode_here, [block.data for block in task])))
             if len(pending) > 2 * processes:
                 done, future = pending.popleft()
