@@ -17,7 +17,9 @@ _LONGEST = 1 << 20
 """A line of more bytes is cut at a space where possible, so that memory doesn't grow with it."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
 SHARD = re.compile(r"-(\d+)-of-(\d+)$")
+"""The end of the name of a part, without its suffix."""
 _SPACES = (b" ", b"\t", b"\r", "\u3000".encode())
+"""Where a long line is cut."""
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 """The byte order marks of other encodings."""
 
@@ -103,13 +105,16 @@ def read_blocks(opened: Callable[[], BinaryIO], start: int = 0, stop: int = sys.
 def line_start(stream: BinaryIO, offset: int) -> int:
     """Where the first line begins that begins at `offset` or later, or the end of the file if none does.
 
-    If the line before it goes on for more than a mebibyte, it is cut.
+    If none does for a mebibyte, it is the first space, so that a text without line ends can be cut, too.
     """
     if offset == 0:
         return 0
     stream.seek(offset - 1)
     rest = stream.readline(_LONGEST)
-    return offset - 1 + (_cut(rest) if len(rest) == _LONGEST and not rest.endswith(b"\n") else len(rest))
+    if len(rest) < _LONGEST or rest.endswith(b"\n"):
+        return offset - 1 + len(rest)
+    spaces = [place for space in _SPACES if (place := rest.find(space, 1)) > 0]
+    return offset - 1 + min(spaces, default=_cut(rest))
 
 
 def _cut(line: bytes) -> int:
