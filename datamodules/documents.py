@@ -47,7 +47,7 @@ class Text(NamedTuple):
             try:
                 block.decode()
             except UnicodeDecodeError as error:
-                raise self.not_utf8(offset + error.start) from error
+                raise not_utf8(self.file, self.name, offset + error.start) from error
             yield block
             offset += len(block)
 
@@ -55,10 +55,11 @@ class Text(NamedTuple):
         """The lines of each checked block, with their line ends."""
         return map(lines_of, self.checked_blocks())
 
-    def not_utf8(self, position: int) -> SettingError:
-        """The error for the byte at this position of the file, or of the text if there is no file."""
-        setting, value = ("data", self.name) if self.file is None else ("data.init_args.path", self.file)
-        return SettingError(setting, value, f"it is not UTF-8 at byte {position}; convert or repair it")
+
+def not_utf8(file: Path | None, name: str, position: int) -> SettingError:
+    """The error for the byte at this position of a file, or of a text of this name if there is no file."""
+    setting, value = ("data", name) if file is None else ("data.init_args.path", file)
+    return SettingError(setting, value, f"it is not UTF-8 at byte {position}; convert or repair it")
 
 
 def lines_of(block: bytes) -> list[str]:

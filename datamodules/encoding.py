@@ -53,7 +53,7 @@ class Encoded(NamedTuple):
 def encoded(encoder: Encoder, texts: Iterable[Text], processes: int | None) -> Generator[tuple[Block, Encoded]]:
     """The blocks of documents in order, each with what it is encoded as.
 
-    No more than three tasks per process are in memory.
+    No more than five tasks per process are in memory.
 
     Args:
         encoder: The corpus.
@@ -75,7 +75,7 @@ def encoded(encoder: Encoder, texts: Iterable[Text], processes: int | None) -> G
     with _pool(encoder, processes) as pool:
         for task in tasks:
             pending.append((task, pool.submit(_encode_here, [block.data for block in task])))
-            if len(pending) > 2 * processes:
+            if len(pending) > 4 * processes:  # enough that no process waits for this one
                 done, future = pending.popleft()
                 yield from zip(done, future.result(), strict=True)
         for done, future in pending:

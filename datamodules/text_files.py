@@ -17,6 +17,7 @@ from datamodules.documents import (
     after_mark,
     describe_file,
     line_start,
+    not_utf8,
     read_blocks,
     read_text,
     require_all_parts,
@@ -158,7 +159,7 @@ class TextFiles(TextDataModule):
             text: str = json.loads(line.decode())[self.text_key]
             return io.BytesIO(text.encode())  # JSON can write half a surrogate pair, which is no text
         except UnicodeDecodeError as error:
-            raise Text(file.name, [], file).not_utf8(offset + error.start) from error
+            raise not_utf8(file, file.name, offset + error.start) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             remedy = f"line {number} has no text under {self.text_key!r}; repair it or set text_key"
             raise SettingError("data.init_args.path", file, remedy) from error
