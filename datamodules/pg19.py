@@ -1,11 +1,13 @@
 """PG-19 (Rae et al., 2020): books of Project Gutenberg from before 1919, from files or from the Hub."""
 
 import csv
+import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datamodules.documents import Text, describe_file, hub_rows, read_text
+from datamodules.documents import Text, describe_file, hub_rows, read_blocks, read_text, require_plain
 from datamodules.text import TextDataModule
 from llp.errors import require
 
@@ -62,7 +64,8 @@ class PG19(TextDataModule):
         if self.path is None:
             columns = [self.title_column, self.text_column]
             for row in hub_rows(self.hub_id, None, split, self.hub_revision, columns):
-                yield Text(row[self.title_column], [row[self.text_column].encode()])
+                text = row[self.text_column].encode()
+                yield Text(row[self.title_column], read_blocks(partial(io.BytesIO, text)))
             return
         titles = self._titles()
         for book in self._books(split):
@@ -83,6 +86,8 @@ class PG19(TextDataModule):
 
     def _books(self, split: str) -> list[Path]:
         assert self.path is not None
+        for file in (self.path / split).glob("*.txt.*"):
+            require_plain(file)
         books = sorted((self.path / split).glob("*.txt"), key=lambda book: (len(book.stem), book.stem))
         remedy = f"the {split} split is missing: there is no {split}/<id>.txt"
         require(len(books) > 0, "data.init_args.path", self.path, remedy)
@@ -93,5 +98,5 @@ class PG19(TextDataModule):
         metadata = self.path / "metadata.csv"
         if not metadata.is_file():
             return {}
-        with metadata.open(encoding="utf-8", newline="") as stream:
+        with metadata.open(encoding="utf-8-sig", newline="") as stream:
             return {number: title for number, title, *_ in filter(None, csv.reader(stream))}

@@ -7,26 +7,23 @@ import os
 import platform
 import shutil
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
-from datamodules.documents import Text
+from datamodules.documents import Text, lines_of
+from datamodules.encoding import Block, Encoded, encoded
 from datamodules.token_files import Document, token_dtype, write_about
 from datamodules.tokenizers import Tokenizer
 from llp.atomic_files import move_into_place
 from llp.errors import SettingError
-
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
 
 
 class Corpus(ABC):
@@ -35,6 +32,8 @@ class Corpus(ABC):
     name: str
     splits: tuple[str, ...] = ("train", "validation", "test")
     tokenizer: Tokenizer
+    processes: int | None = None
+    """How many processes encode; None: one for each core."""
 
     @abstractmethod
     def source(self) -> dict[str, Any]:
@@ -125,9 +124,9 @@ def _train_tokenizer(corpus: Corpus, folder: Path) -> None:
     def lines() -> Iterator[str]:
         with _progress(corpus, "train", "reading for the tokenizer") as progress:
             for text in corpus.texts("train"):
-                for block in text.lines():
-                    yield from block
-                    progress.update(sum(len(line.encode()) for line in block))
+                for block in text.checked_blocks():
+                    yield from lines_of(block)
+                    progress.update(len(block))
 
     corpus.tokenizer.train(lines())
     corpus.tokenizer.save(folder)
@@ -140,9 +139,10 @@ def _encode(corpus: Corpus, folder: Path, split: str) -> Iterator[Document]:
         (folder / f"{split}.bin").open("wb") as tokens,
         (folder / f"{split}.jsonl").open("w", encoding="utf-8") as index,
         _progress(corpus, split, f"encoding {split}") as progress,
+        closing(encoded(corpus, corpus.texts(split), corpus.processes)) as blocks,
     ):
-        for text in corpus.texts(split):
-            document = _encode_document(corpus, text, start, tokens, progress)
+        for _, parts in groupby(blocks, key=lambda part: part[0].document):
+            document = _write_document(corpus, parts, start, tokens, progress)
             index.write(json.dumps(asdict(document)) + "\n")
             yield document
             start, is_empty = start + 1 + document.tokens, is_empty and document.tokens == 0
@@ -150,45 +150,28 @@ def _encode(corpus: Corpus, folder: Path, split: str) -> Iterator[Document]:
         raise SettingError("data", corpus.name, f"its {split} split holds no text; give one that does")
 
 
-def _encode_document(corpus: Corpus, text: Text, start: int, stream: BinaryIO, progress: "tqdm[Any]") -> Document:
+def _write_document(
+    corpus: Corpus, parts: Iterator[tuple[Block, Encoded]], start: int, stream: BinaryIO, progress: "tqdm[Any]"
+) -> Document:
     """Append a document's tokens to a file, in which it begins at token `start`."""
-    dtype = token_dtype(corpus.tokenizer.vocab_size)
-    of_text, of_tokens = hashlib.sha256(), hashlib.sha256()
+    first = np.array([corpus.start_token()], dtype=token_dtype(corpus.tokenizer.vocab_size)).tobytes()
+    of_text, of_tokens = hashlib.sha256(), hashlib.sha256(first)
+    stream.write(first)
     n_tokens = words = plain_words = n_bytes = 0
-
-    def write(tokens: np.ndarray) -> None:
-        data = tokens.astype(dtype).tobytes()
+    for block, part in parts:
+        data = part.tokens.tobytes()
         stream.write(data)
+        of_text.update(block.data)
         of_tokens.update(data)
-
-    def encode(lines: list[str]) -> tuple[np.ndarray, int, int, bytes]:
-        n_plain = sum(len(line.split()) for line in lines)
-        return corpus.tokenizer.encode(lines), sum(map(corpus.count_words, lines)), n_plain, "".join(lines).encode()
-
-    write(np.array([corpus.start_token()]))
-    for tokens, n_words, n_plain, data in in_order(encode, text.lines()):
-        write(tokens)
-        of_text.update(data)
-        n_tokens, words, plain_words = n_tokens + len(tokens), words + n_words, plain_words + n_plain
-        n_bytes += len(data)
-        progress.update(len(data))
+        n_tokens, words, plain_words = n_tokens + len(part.tokens), words + part.words, plain_words + part.plain_words
+        n_bytes += len(block.data)
+        progress.update(len(block.data))
+    # A file's name may be any bytes.
+    name = block.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     digests = of_text.hexdigest(), of_tokens.hexdigest()
-    return Document(text.name, start, n_tokens, words, plain_words, n_bytes, *digests)
+    return Document(name, start, n_tokens, words, plain_words, n_bytes, *digests)
 
 
 def _progress(corpus: Corpus, split: str, what: str) -> "tqdm[Any]":
     n_bytes = corpus.n_bytes(split)
     return tqdm(desc=f"{corpus.name}: {what}", total=n_bytes, unit="B", unit_scale=True, mininterval=1)
-
-
-def in_order(function: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
-    """`map` on all cores with a bounded number of pending results. SentencePiece encodes without Python's lock."""
-    n_workers = os.cpu_count() or 1
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(n_workers) as pool:
-        for argument in arguments:
-            pending.append(pool.submit(function, argument))
-            if len(pending) > 2 * n_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()

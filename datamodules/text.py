@@ -40,6 +40,7 @@ class TextDataModule(LanguageDataModule, Corpus):
         check_training_tokens: Whether the training tokens, too, are compared with their digest before a run, which
             reads the whole file: a second or less a gigabyte. Those of a split that is scored always are.
         seed: Seed of the order of training windows. On the command line it is `seed_everything`.
+        processes: How many processes prepare the text; by default one for each core. The tokens are the same.
 
     Raises:
         SettingError: If a value can't be used.
@@ -68,11 +69,14 @@ class TextDataModule(LanguageDataModule, Corpus):
         scoring_stride: int | None = None,
         check_training_tokens: bool = True,
         seed: int = 0,
+        processes: int | None = None,
     ) -> None:
         super().__init__(window_len, batch_size, seed)
-        self.save_hyperparameters(ignore=["tokenizer", "path", "cache_dir"])
+        self.save_hyperparameters(ignore=["tokenizer", "path", "cache_dir", "processes"])
         is_stride = train_stride is None or train_stride >= 1
         require(is_stride, "data.init_args.train_stride", train_stride, "set it to 1 or more")
+        require(processes is None or processes >= 1, "data.init_args.processes", processes, "set it to 1 or more")
+        self.processes = processes
         self.path = None if path is None else Path(path).expanduser()
         self.cache_dir = Path(cache_dir).expanduser()
         self.tokenizer = tokenizer or SentencePiece()

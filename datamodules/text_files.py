@@ -3,20 +3,31 @@
 import io
 import json
 import math
-import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from datamodules.documents import Text, describe_file, read_blocks, read_text
+from datamodules.documents import (
+    COMPRESSED,
+    SHARD,
+    Text,
+    after_mark,
+    describe_file,
+    line_start,
+    not_utf8,
+    read_blocks,
+    read_text,
+    require_all_parts,
+    require_plain,
+)
 from datamodules.text import TextDataModule
 from llp.errors import SettingError, require
 
 _SUFFIXES = (".txt", ".jsonl")
 _NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 class _Document(NamedTuple):
@@ -25,6 +36,12 @@ class _Document(NamedTuple):
     name: str
     open: Callable[[], BinaryIO]
     file: Path | None = None
+
+    def text(self, name: str, start: int = 0, stop: int = sys.maxsize) -> Text:
+        """The part between two bytes."""
+        if self.file is not None:
+            return read_text(self.file, name, start, stop)
+        return Text(name, read_blocks(self.open, start, stop), start=start)
 
 
 class TextFiles(TextDataModule):
@@ -102,24 +119,27 @@ class TextFiles(TextDataModule):
         named = self._named()
         if named is None and self._is_cut():
             for document, start, stop in self._parts(split):
-                name = f"{document.name}, bytes {start}-{stop}"
-                yield Text(name, read_blocks(document.open, start, stop), document.file, start)
+                yield document.text(f"{document.name}, bytes {start}-{stop}", start, stop)
             return
         for number, document in enumerate(self._documents(self._files() if named is None else named[split][1])):
             if named is not None or self._split_of(number) == split:
-                yield Text(document.name, read_blocks(document.open), document.file)
+                yield document.text(document.name)
 
     # Files and documents
 
     def _files(self) -> list[Path]:
         if self.root.is_file():
+            require_plain(self.root)
             return [self.root]
         remedy = "there is no such file or folder; give the one that holds the text"
         require(self.root.is_dir(), "data.init_args.path", self.root, remedy)
-        files = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-        visible = [file for file in files if not any(part[0] == "." for part in file.relative_to(self.root).parts)]
-        require(len(visible) > 0, "data.init_args.path", self.root, "there is no .txt and no .jsonl file; add one")
-        return visible
+        found = sorted(file for file in self.root.rglob("*") if _is_text(file) and file.is_file())
+        files = [file for file in found if not any(part[0] == "." for part in file.relative_to(self.root).parts)]
+        require(len(files) > 0, "data.init_args.path", self.root, "there is no .txt and no .jsonl file; add one")
+        for file in files:
+            require_plain(file)
+        require_all_parts(files)
+        return files
 
     def _documents(self, files: list[Path]) -> Iterator[_Document]:
         for file in files:
@@ -127,18 +147,22 @@ class TextFiles(TextDataModule):
             if file.suffix.lower() != ".jsonl":
                 yield _Document(name, partial(_open, file), file)
                 continue
-            lines = (line for block in read_text(file, name).lines() for line in block)
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _Document(f"{name}:{number}", partial(self._open_line, line, file, number))
+            with file.open("rb") as stream:
+                offset = stream.seek(after_mark(file))
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        yield _Document(f"{name}:{number}", partial(self._open_line, line, file, number, offset))
+                    offset += len(line)
 
-    def _open_line(self, line: str, file: Path, number: int) -> BinaryIO:
+    def _open_line(self, line: bytes, file: Path, number: int, offset: int) -> BinaryIO:
         try:
-            text: str = json.loads(line)[self.text_key]
+            text: str = json.loads(line.decode())[self.text_key]
             return io.BytesIO(text.encode())  # JSON can write half a surrogate pair, which is no text
+        except UnicodeDecodeError as error:
+            raise not_utf8(file, file.name, offset + error.start) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = f"line {number} of {file.name} has no text under {self.text_key!r}; repair it or set text_key"
-            raise SettingError("data.init_args.path", self.root, remedy) from error
+            remedy = f"line {number} has no text under {self.text_key!r}; repair it or set text_key"
+            raise SettingError("data.init_args.path", file, remedy) from error
 
     # Splits by name
 
@@ -195,7 +219,7 @@ class TextFiles(TextDataModule):
         for document in self._documents(self._files()):
             with document.open() as stream:
                 size = stream.seek(0, io.SEEK_END)
-                start, stop = (_line_start(stream, cut) for cut in self._part(split, size))
+                start, stop = (line_start(stream, cut) for cut in self._part(split, size))
             if start < stop:
                 yield document, start, stop
 
@@ -211,6 +235,12 @@ def _counted(documents: Iterator[object]) -> str:
     return f"{number:,} document{'s' * (number != 1)}"
 
 
+def _is_text(file: Path) -> bool:
+    """Whether a file is text by its name; it may be compressed."""
+    name = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
+    return name.suffix.lower() in _SUFFIXES
+
+
 def _open(file: Path) -> BinaryIO:
     return file.open("rb")
 
@@ -220,7 +250,7 @@ def _name_and_split(file: Path) -> tuple[str, str | None]:
     if len(file.parts) > 1:
         name, bare = f"{file.parts[0]}/", file.parts[0]
     else:
-        bare = _SHARD.sub("", file.stem)
+        bare = SHARD.sub("", file.stem)
         name = f"{bare}{'' if bare == file.stem else '-*'}{file.suffix}"
     return name, next((split for split in _NAMES if bare.lower() in _NAMES[split]), None)
 
@@ -228,12 +258,3 @@ def _name_and_split(file: Path) -> tuple[str, str | None]:
 def _passes_whole(number: int, share: float) -> bool:
     """Whether a whole number lies in (number * share, (number + 1) * share]; rounded, so that 0.1 * 10 is 1."""
     return math.floor(round((number + 1) * share, 9)) > math.floor(round(number * share, 9))
-
-
-def _line_start(stream: BinaryIO, offset: int) -> int:
-    """Where the first line begins that begins at `offset` or later, or the end of the file if none does."""
-    if offset == 0:
-        return 0
-    stream.seek(offset - 1)
-    stream.readline()
-    return stream.tell()

@@ -8,7 +8,10 @@ class SettingError(ValueError):
     """
 
     def __init__(self, setting: str, value: object, remedy: str) -> None:
-        super().__init__(f"{setting} = {value}: {remedy}")
+        super().__init__(setting, value, remedy)  # as they are, so that it can come from another process
+
+    def __str__(self) -> str:
+        return "{} = {}: {}".format(*self.args)
 
 
 def require(condition: bool, setting: str, value: object, remedy: str) -> None:

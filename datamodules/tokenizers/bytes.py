@@ -38,5 +38,7 @@ class Bytes(Tokenizer):
     def encode(self, lines: list[str]) -> np.ndarray:
         return np.frombuffer("".join(lines).encode(), dtype=np.uint8)
 
+    tokens_of = encode
+
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(token for token in tokens if token != self.start_token).decode(errors="replace")

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.tokenizers.roundtrip import HARD_LINES, MARK_PIECES, SPACE_MARK, encode_around_marks, lost_line
+from datamodules.tokenizers.roundtrip import (
+    HARD_LINES,
+    LOSES,
+    MARK_PIECES,
+    REMEDY,
+    SPACE_MARK,
+    encode_around_marks,
+    lost_line,
+)
 from datamodules.tokenizers.tokenizer import Tokenizer
 from llp.errors import SettingError, require
 
@@ -20,8 +28,6 @@ _START_TOKENS = (
 """If a file puts no token before a text, the first of these that it has begins a document."""
 _LEFT_OUT = ("NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Nmt", "Prepend", "Strip")
 """Normal forms of Unicode, a space before the text, and the decoder that takes that space away again."""
-_LOSES = "it does not return every string, {!r} for one"
-_REMEDY = "use one that falls back to bytes (byte-level BPE, or BPE with byte_fallback) and keeps case and spaces"
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -48,7 +54,7 @@ class HuggingFaceTokenizer(Tokenizer):
         path = Path(file).expanduser()
         path = path / self.file_name if path.is_dir() else path
         try:
-            spec = _without_text_changes(json.loads(path.read_text(encoding="utf-8")))
+            spec = _without_text_changes(json.loads(path.read_text(encoding="utf-8-sig")))
             given = _open(spec)
         except SettingError:
             raise
@@ -64,8 +70,8 @@ class HuggingFaceTokenizer(Tokenizer):
             raise SettingError(f"{_SETTINGS}.start_token", start_token, remedy)
         self.restore(json.dumps(_with_start_token(spec, start, number), ensure_ascii=False).encode())
         specials = [start, *(token["content"] for token in spec["added_tokens"])]
-        lost = lost_line(self._encode, self.decode, [*HARD_LINES, *(f"a{special} b\n" for special in specials)])
-        require(lost is None, f"{_SETTINGS}.file", path, f"{_LOSES.format(lost)}; {_REMEDY}")
+        lost = lost_line(self.tokens_of, self.decode, [*HARD_LINES, *(f"a{special} b\n" for special in specials)])
+        require(lost is None, f"{_SETTINGS}.file", path, f"{LOSES.format(lost)}; {REMEDY}")
 
     def settings(self) -> dict[str, Any]:
         return {"tokenizer": "hugging_face", "sha256": self.fingerprint}
@@ -83,19 +89,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def serialized(self) -> bytes:
         return self._data
 
-    def encode(self, lines: list[str]) -> np.ndarray:
-        """Token ids of lines of text, each with its line end, which no token crosses: (N,).
-
-        Raises:
-            SettingError: If the tokens don't return the text, which only the text itself can tell for certain.
-        """
-        tokens = self._encode(lines)
-        if self.decode(tokens) != "".join(lines):
-            lost = lost_line(self._encode, self.decode, lines)
-            raise SettingError("data.init_args.tokenizer", type(self).__name__, f"{_LOSES.format(lost)}; {_REMEDY}")
-        return tokens
-
-    def _encode(self, lines: list[str]) -> np.ndarray:
+    def tokens_of(self, lines: list[str]) -> np.ndarray:
         return encode_around_marks(self._rows, lines, self._mark)
 
     def _rows(self, texts: list[str]) -> list[list[int]]:

@@ -22,6 +22,9 @@ HARD_LINES = (
 )
 """Lines of which some tokenizer is known to lose something."""
 
+LOSES = "it does not return every string, {!r} for one"
+REMEDY = "use one that falls back to bytes (byte-level BPE, or BPE with byte_fallback) and keeps case and spaces"
+
 
 def lost_line(
     encode: Callable[[list[str]], np.ndarray], decode: Callable[[np.ndarray], str], lines: Sequence[str]

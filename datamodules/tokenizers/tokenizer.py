@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from datamodules.token_files import unusable
+from datamodules.tokenizers.roundtrip import LOSES, REMEDY
+from llp.errors import SettingError
 
 
 class Tokenizer(ABC):
@@ -80,9 +82,23 @@ class Tokenizer(ABC):
         """A digest, equal for tokenizers that encode alike."""
         return hashlib.sha256(self.serialized()).hexdigest()
 
-    @abstractmethod
     def encode(self, lines: list[str]) -> np.ndarray:
-        """Token ids of lines of text, each with its line end, which no token crosses: (N,)."""
+        """Token ids of lines of text, each with its line end, which no token crosses: (N,).
+
+        Raises:
+            SettingError: If the tokens don't return the text, which only the text itself can tell for certain.
+        """
+        tokens, text = self.tokens_of(lines), "".join(lines)
+        if (returned := self.decode(tokens.tolist())) != text:
+            pairs = enumerate(zip(text, returned, strict=False))
+            place = next((place for place, (one, other) in pairs if one != other), min(len(text), len(returned)))
+            lost = text[max(0, place - 20) : place + 20]
+            raise SettingError("data.init_args.tokenizer", type(self).__name__, f"{LOSES.format(lost)}; {REMEDY}")
+        return tokens
+
+    @abstractmethod
+    def tokens_of(self, lines: list[str]) -> np.ndarray:
+        """What `encode` returns, unchecked."""
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:

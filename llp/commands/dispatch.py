@@ -16,6 +16,7 @@ from llp.commands.messages import in_words, is_lost_contact, silence, users_erro
 from llp.commands.parser import function_parser
 from llp.commands.trained_model import TrainedModel, with_stored_tokenizer
 from llp.commands.trainer_command import TrainerCommand
+from llp.errors import require
 from llp.signals import Stopped
 
 FUNCTIONS = {
@@ -35,6 +36,9 @@ def run(command: str, options: list[str]) -> int:
         for name in package.__all__:
             getattr(package, name)
     try:
+        for word in options:
+            shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            require(word == shown, "argument", shown, "it is not UTF-8; rename the file or folder")
         if command in FUNCTIONS:
             call_function(command, options)
         elif command == "fit":

@@ -60,7 +60,7 @@ def _entries(prompt: str, path: Path | None) -> list[dict[str, Any]]:
     remedy = "it is neither .txt, with one prompt in each line, nor .jsonl; rename or convert it"
     require(path.suffix in (".txt", ".jsonl"), "prompts", path, remedy)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not `splitlines`: a prompt may hold other separators
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not `splitlines`: a prompt may hold other separators
     except UnicodeDecodeError as error:
         raise SettingError("prompts", path, "it is not UTF-8; convert it") from error
     entries = [_entry(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -8,7 +8,7 @@ from llp.errors import require
 
 Budget = Literal["windows", "positions", "flops", "seconds"]
 Settings = dict[str, Any]
-_NO_RESULT = ("path", "cache_dir", "check_training_tokens")
+_NO_RESULT = ("path", "cache_dir", "check_training_tokens", "processes")
 """Settings of a data module that don't change any result: where the text and its tokens lie, and how they are read."""
 
 

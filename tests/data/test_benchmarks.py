@@ -92,7 +92,7 @@ def test_official_word_counts_are_for_whole_splits(pg19, tmp_path, monkeypatch):
     ("damage", "message"),
     [
         (lambda folder: (folder / "train/9.txt").write_text(""), "9.txt is empty"),
-        (lambda folder: (folder / "train/9.txt").write_bytes(b"fine\n\xff"), r"9.txt is not UTF-8 at byte 5"),
+        (lambda folder: (folder / "train/9.txt").write_bytes(b"fine\n\xff"), r"9.txt: it is not UTF-8 at byte 5"),
         (lambda folder: shutil.rmtree(folder / "validation"), "the validation split is missing"),
     ],
 )

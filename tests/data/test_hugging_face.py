@@ -142,7 +142,7 @@ def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
     tokenizer.normalizer = normalizers.Replace("wombat", "koala")  # no hard string tells of this
     tokenizer = given(tokenizer, tmp_path)
     assert tokenizer.decode(tokenizer.encode(LINES)) == "".join(LINES)
-    with pytest.raises(SettingError, match="does not return every string, 'a wombat' for one"):
+    with pytest.raises(SettingError, match=r"does not return every string, 'a cat\\na wombat' for one"):
         tokenizer.encode(["a cat\n", "a wombat"])
 
 

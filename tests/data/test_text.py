@@ -1,9 +1,7 @@
 """From text to token files and windows: WikiText-103's counts, both sources, broken files, interruptions."""
 
-import itertools
 import os
 import platform
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -12,7 +10,6 @@ import pytest
 
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
 from datamodules.loaders import TrainingOrder
-from datamodules.preparation import in_order
 from helpers.prepared import attach, files, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
@@ -134,24 +131,13 @@ def test_what_a_killed_preparation_left_is_made_anew(wikitext, tmp_path):
     assert [*folder.parent.iterdir()] == [folder]
 
 
-def test_blocks_are_encoded_on_all_cores_and_kept_in_order():
-    def slow_first(number):
-        time.sleep(0.05 if number % 3 == 0 else 0)
-        return number
-
-    assert list(in_order(slow_first, iter(range(20)))) == list(range(20))
-    taken = itertools.count()
-    next(in_order(slow_first, (next(taken) for _ in range(10_000))))
-    assert next(taken) < 100  # the text is not read far ahead
-
-
 def test_the_size_of_blocks_makes_no_difference(wikitext, tmp_path, monkeypatch):
     usual = prepare(wikitext, tmp_path / "usual", tokenizer=SentencePiece(320)).prepared_folder()
     monkeypatch.setattr("datamodules.documents._BLOCK", 33)
     small = prepare(wikitext, tmp_path / "small", tokenizer=SentencePiece(320)).prepared_folder()
     assert files(small) == files(usual)
     (wikitext / "wiki.test.tokens").write_bytes("é é \n".encode() * 30 + b"\xff\n")
-    with pytest.raises(SettingError, match=r"wiki\.test\.tokens is not UTF-8 at byte 210"):
+    with pytest.raises(SettingError, match=r"wiki\.test\.tokens: it is not UTF-8 at byte 210"):
         prepare(wikitext, tmp_path / "small")
 
 
@@ -174,7 +160,7 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch):
     [
         (lambda file: file.unlink(), "wiki.valid.tokens is missing; add it"),
         (lambda file: file.write_bytes(b""), "wiki.valid.tokens is empty; remove it"),
-        (lambda file: file.write_bytes(b" fine \n caf\xe9 \n"), "wiki.valid.tokens is not UTF-8 at byte 11"),
+        (lambda file: file.write_bytes(b" fine \n caf\xe9 \n"), "wiki.valid.tokens: it is not UTF-8 at byte 11"),
     ],
 )
 def test_bad_text_is_one_error_and_the_cache_is_untouched(wikitext, tmp_path, damage, message):

@@ -112,7 +112,7 @@ def test_documents_are_dealt_out_by_share(tmp_path, caplog):
     assert caplog.messages == [f"text_files: no file is named after a split, so {dealt}"]
     for bad in ('{"txt": 1}', '{"body": 1}', "{", r'{"body": "\ud800"}'):
         (tmp_path / "text/bad.jsonl").write_text(f'{{"body": "fine"}}\n{bad}\n')
-        with pytest.raises(SettingError, match=r"line 2 of bad\.jsonl has no text under 'body'"):
+        with pytest.raises(SettingError, match=r"bad\.jsonl: line 2 has no text under 'body'"):
             text_files(tmp_path / "text", tmp_path, text_key="body").prepare_data()
 
 
@@ -193,7 +193,7 @@ def test_what_is_not_there_or_not_text(tmp_path):
     with pytest.raises(SettingError, match=r"path = .*nowhere: there is no such file or folder"):
         text_files(tmp_path / "nowhere", tmp_path).prepare_data()
     (tmp_path / "a.txt").write_bytes(b"fine\n" * 200 + b"caf\xe9\n")
-    with pytest.raises(SettingError, match=r"a\.txt is not UTF-8 at byte 1003"):
+    with pytest.raises(SettingError, match=r"a\.txt: it is not UTF-8 at byte 1003"):
         text_files(tmp_path / "a.txt", tmp_path).prepare_data()
 
 
