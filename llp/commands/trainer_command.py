@@ -28,7 +28,7 @@ from llp.lightning_internals import keep_integers, share_data_over_all
 from llp.training.console import ValidationLines, changed_settings
 from llp.training.guards import FiniteGuard, StallGuard
 from llp.training.metrics import FinalHyperparameters
-from llp.training.progress_bar import RunProgressBar
+from llp.training.progress import RunProgress
 from llp.training.run_control import StepValidation
 
 
@@ -132,7 +132,7 @@ class TrainerCommand(LightningCLI):
         built = self.config_init[self.command].trainer
         own = built.callbacks if isinstance(built.callbacks, list) else [built.callbacks]
         if built.enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in own):
-            self.trainer_defaults["callbacks"].append(RunProgressBar())
+            self.trainer_defaults["callbacks"].append(RunProgress())
         try:
             return super().instantiate_trainer(logger=self.loggers(built.logger), **kwargs)
         except (ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
