@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -118,6 +119,10 @@ class TrainerCommand(LightningCLI):
         return with_stored_tokenizer(self.settings, self.checkpoint)
 
     def instantiate_classes(self) -> None:
+        accelerator = self.settings.trainer.accelerator
+        has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+        remedy = "torch finds no GPU on this machine; take configs/trainer/cpu.yaml in place of gpu.yaml"
+        require(has_gpu or accelerator not in ("gpu", "cuda"), "trainer.accelerator", accelerator, remedy)
         self.config_init = self.parser.instantiate(Namespace({self.command: self.settings_to_build()}))
         built = self.config_init[self.command]
         self.datamodule, self.model = built.data, built.model
