@@ -103,7 +103,8 @@ class FitCommand(TrainerCommand):
         require(max_steps < 0 or max_steps >= done, "trainer.max_steps", max_steps, remedy)
         check_trainer(self.trainer)
         if self.checkpoint is not None:
-            check_accumulation_on_resume(self.checkpoint, self.trainer.accumulate_grad_batches)
+            done = self.checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+            check_accumulation_on_resume(done, self.trainer.accumulate_grad_batches)
             self._check_time(self.checkpoint)
             self.model.history = self.checkpoint["settings_history"]
             self.model.check_resume(self.trainer, self.datamodule)

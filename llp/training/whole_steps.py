@@ -42,12 +42,13 @@ def _require_whole_steps(n_batches: float, every: int) -> None:
         raise SettingError("trainer.limit_train_batches", int(n_batches), remedy)
 
 
-def check_accumulation_on_resume(checkpoint: dict[str, Any], every: int) -> None:
+def check_accumulation_on_resume(done: int, every: int) -> None:
     """Raise a `SettingError` unless a resumed run's first optimizer step takes as many batches as all others.
 
-    Lightning counts the batches of an epoch, and takes a step whenever their number is a multiple of `every`.
+    Args:
+        done: Batches of this epoch so far. Lightning takes a step whenever their number is a multiple of `every`.
+        every: The run's `accumulate_grad_batches` now.
     """
-    done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
     remedy = (
         f"the run is resumed after {done:,} batches, and the first step would take only a part of its own; set it to a "
         f"divisor of {done:,}, or start a new run from the weights of this one with --init_from"
@@ -70,6 +71,8 @@ class WholeSteps(Callback):
             check_trainer(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        check_accumulation_on_resume(done, trainer.accumulate_grad_batches)
         _require_whole_steps(trainer.num_training_batches, trainer.accumulate_grad_batches)
 
     def on_train_batch_end(
