@@ -83,9 +83,8 @@ class RunProgress(ProgressBar):
         self._shown_at, total = time.monotonic(), self._total
         parts = [f"{unit} {n:,}" + ("" if total is None else f" of {total:,}"), *([more] if more else [])]
         if total is not None and n > self._first:
-            parts.append(
-                f"{tqdm.format_interval((self._shown_at - self._started) * (total - n) / (n - self._first))} left"
-            )
+            left_s = (total - n) * (self._shown_at - self._started) / (n - self._first)
+            parts.append(f"{tqdm.format_interval(left_s)} left")
         self._clear()
         line = ", ".join(parts)
         if self._is_terminal:
