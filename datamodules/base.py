@@ -91,6 +91,9 @@ class LanguageDataModule(LightningDataModule, ABC):
             # One pass of the trainer over the loader is then the whole run, so that the progress bar shows how much is
             # left. The epochs of the data are inside the order.
             n_batches = trainer.max_steps * trainer.accumulate_grad_batches
+        else:  # an epoch ends with an optimizer step; the batches that are left come first in the next one
+            every = trainer.accumulate_grad_batches
+            n_batches = max(n_batches // every, 1) * every
         ranks = trainer.global_rank, trainer.world_size
         return TrainingLoader(make_batch, self.progress, self.batch_size, n_batches, *ranks)
 

@@ -174,4 +174,5 @@ def _write_document(
 
 def _progress(corpus: Corpus, split: str, what: str) -> "tqdm[Any]":
     n_bytes = corpus.n_bytes(split)
-    return tqdm(desc=f"{corpus.name}: {what}", total=n_bytes, unit="B", unit_scale=True, mininterval=1)
+    name = f"{corpus.name}: {what}"
+    return tqdm(desc=name, total=n_bytes, unit="B", unit_scale=True, mininterval=1, disable=None)  # no bar in a log

@@ -9,8 +9,9 @@ from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.report import TestReport
 from llp.training.metrics import RunMetrics
 from llp.training.run_control import BatchSeed
+from llp.training.whole_steps import WholeSteps
 
 
 def default_callbacks() -> list[Callback]:
-    """Metrics, the seed of each batch, and a test report preceded by a check of causality."""
-    return [RunMetrics(), BatchSeed(), CausalityCheck(), TestReport()]
+    """Metrics, whole optimizer steps, the seed of each batch, and a test report preceded by a check of causality."""
+    return [WholeSteps(), RunMetrics(), BatchSeed(), CausalityCheck(), TestReport()]

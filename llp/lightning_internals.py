@@ -29,6 +29,7 @@ class _Untyped(Protocol):
     log_every_n_steps: int
     check_val_every_n_epoch: int | None
     limit_val_batches: float
+    overfit_batches: float
     _val_check_time_interval: float | None
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -63,6 +64,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def warmup(step: int, warmup_steps: int) -> float:
     """Linear warm-up, from 1 / warmup_steps in step 0 to 1."""
     return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def warn_of_warmup(warmup_steps: int, max_steps: int) -> None:
+    """Say so if a run's learning rate only rises."""
+    if 0 < max_steps <= warmup_steps:
+        rank_zero_warn(
+            f"model.init_args.warmup_steps = {warmup_steps}: the warm-up takes all of trainer.max_steps = {max_steps}, "
+            "so that the learning rate only rises; set it to a tenth of the run, say"
+        )
 
 
 def cosine(step: int, warmup_steps: int, max_steps: int, floor: float) -> float:

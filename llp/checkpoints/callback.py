@@ -105,7 +105,8 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         is_saved = self._saved_step == trainer.global_step
-        self._save_last_if(not is_saved and (_is_at_end(trainer) or self._is_due(trainer)), trainer)
+        is_last = _is_at_end(trainer) or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        self._save_last_if(not is_saved and (is_last or self._is_due(trainer)), trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

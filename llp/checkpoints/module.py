@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -10,6 +11,8 @@ from llp import optimization
 from llp.checkpoints import exported_folder, reading, settings_history
 from llp.checkpoints.fingerprints import weights_digest
 from llp.decoder.decoder import TextDecoder
+from llp.errors import require
+from llp.lightning_internals import find_callback
 
 
 class CheckpointedModule(LightningModule):
@@ -65,7 +68,8 @@ class CheckpointedModule(LightningModule):
         checkpoint["fingerprints"] = self.fingerprints
         checkpoint["config"] = self.run_config
         checkpoint["base"] = self.base
-        reading.name_optimizer_states(checkpoint.get("optimizer_states", []), self.trainer.optimizers, self)
+        if "optimizer_states" in checkpoint:  # not with `save_weights_only`
+            reading.name_optimizer_states(checkpoint["optimizer_states"], self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         reading.check_fits(checkpoint, self)
@@ -81,6 +85,12 @@ class CheckpointedModule(LightningModule):
         reading.check_tokenizer(checkpoint, self.data)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.check_resume(self.trainer, self.data)
+            has_average = find_callback(self.trainer, WeightAveraging) is not None
+            remedy = (
+                "the run averages its weights, and those of its checkpoint are the average; keep its callback, or "
+                "start a new run from the average with --init_from"
+            )
+            require(has_average or "current_model_state" not in checkpoint, "trainer.callbacks", "none", remedy)
             if hasattr(self.data, "progress"):
                 digests = checkpoint["fingerprints"].items()
                 self.data.progress.fingerprints = {name: one for name, one in digests if name != "initial_weights"}
@@ -95,6 +105,7 @@ class CheckpointedModule(LightningModule):
         """Take the initial weights' digest; report, record and apply the settings that differ from a resumed run's."""
         if self.trainer.global_step == 0:
             self.initial_weights = weights_digest(self.decoder.named_parameters(), skip=["compress."])
+        optimization.warn_of_warmup(self.hparams.get("warmup_steps", 0), self.trainer.max_steps)
         now, step = settings_history.settings_of(self.trainer, self, self.data), self.trainer.global_step + 1
         changed = settings_history.changes(self.history, now)
         for line in settings_history.describe(self.history, changed, step):

@@ -87,12 +87,14 @@ def _another_than(path: Path) -> str:
 
 
 def newest_first(folder: Path) -> Iterator[Path]:
-    """The whole checkpoints in a folder, most steps first, and of equal steps the last written first."""
+    """The whole checkpoints in a folder that can be resumed, most steps first, and of equal steps the last written."""
     steps = {}
     for path in folder.glob("[!.]*.ckpt"):
         if not path.is_symlink():
             try:
-                steps[path] = (_load(path)["global_step"], path.stat().st_mtime)
+                checkpoint = _load(path)
+                if path.is_dir() or "optimizer_states" in checkpoint:  # not with `save_weights_only`
+                    steps[path] = (checkpoint["global_step"], path.stat().st_mtime)
             except Exception:  # truncated or foreign, see `read`
                 continue
     for path in sorted(steps, key=lambda path: steps[path], reverse=True):

@@ -6,9 +6,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from tqdm import tqdm
 
 from llp.atomic_files import is_exported, run_folder, whole_file, with_digest_line
 from llp.checkpoints.callback import complete_last
@@ -17,10 +19,12 @@ from llp.commands.messages import users_error
 from llp.commands.trackers import for_run, identifiers, open_trackers
 from llp.commands.trainer_command import TrainerCommand
 from llp.errors import SettingError, require
+from llp.lightning_internals import find_callback
 from llp.training.console import RunSummary, StartReport
 from llp.training.run_control import InitialWeights
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
+from llp.training.whole_steps import check_accumulation_on_resume, check_trainer
 
 
 class FitCommand(TrainerCommand):
@@ -49,8 +53,10 @@ class FitCommand(TrainerCommand):
         remedy = "it is the name of a folder in lightning_logs; choose one without slashes and control characters"
         is_one = name is None or (name.isprintable() and name == os.path.basename(name) and name not in (".", ".."))
         require(is_one, "name", repr(name), remedy)
-        remedy = f"an exported folder holds no optimizer's state; start a new run from it with --init_from {path}"
-        require(path is None or not is_exported(path), "ckpt_path", path, remedy)
+        remedy = f"it holds no optimizer's state; start a new run from its weights with --init_from {path}"
+        is_sharded = path is not None and Path(path).is_dir() and not is_exported(path)
+        can_resume = self.checkpoint is None or is_sharded or "optimizer_states" in self.checkpoint
+        require(can_resume, "ckpt_path", path, remedy)
         self.resumed_step = 0 if self.checkpoint is None else self.checkpoint["global_step"]
         # What a stopped run had logged beyond the checkpoint comes again.
         root, name = self._place()
@@ -95,16 +101,24 @@ class FitCommand(TrainerCommand):
         require(max_steps > 0 or hparams.get("schedule") != "cosine", "trainer.max_steps", max_steps, remedy)
         remedy = f"the checkpoint has trained for {done:,} steps, and this counts those of the whole run; set it higher"
         require(max_steps < 0 or max_steps >= done, "trainer.max_steps", max_steps, remedy)
-        if 0 < max_steps <= (warmup_steps := hparams.get("warmup_steps", 0)):
-            rank_zero_warn(
-                f"model.init_args.warmup_steps = {warmup_steps}: the warm-up takes all of trainer.max_steps = "
-                f"{max_steps}, so that the learning rate only rises; set it to a tenth of the run, say"
-            )
+        check_trainer(self.trainer)
         if self.checkpoint is not None:
+            done = self.checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+            check_accumulation_on_resume(done, self.trainer.accumulate_grad_batches)
+            self._check_time(self.checkpoint)
             self.model.history = self.checkpoint["settings_history"]
             self.model.check_resume(self.trainer, self.datamodule)
         if self.initial_weights is not None:
             self.initial_weights.check_fits(self.model)
+
+    def _check_time(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run whose time is up."""
+        timer, state = find_callback(self.trainer, Timer), checkpoint.get("callbacks", {}).get("Timer")
+        if timer is not None and state is not None and (limit_s := timer.time_remaining()) is not None:
+            trained_s = state["time_elapsed"]["train"]
+            trained, limit = (tqdm.format_interval(seconds) for seconds in (trained_s, limit_s))
+            remedy = f"the run has trained for {trained}, and this counts all of it; set it higher"
+            require(trained_s < limit_s, "trainer.max_time", limit, remedy)
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder that holds another run."""

@@ -30,8 +30,9 @@ _IGNORED = (
 
 
 def silence() -> None:
-    """Leave out what tells the user of this command line nothing."""
+    """Leave out what tells the user of this command line nothing; a warning is one line."""
     threading.excepthook = _thread_error
+    warnings.formatwarning = lambda message, *_, **__: f"llp: warning: {' '.join(str(message).split())}\n"
     for message in _IGNORED:
         warnings.filterwarnings("ignore", message=message)
     for name in ("pytorch.utilities.rank_zero", "pytorch.accelerators.cuda", "fabric.utilities.seed"):

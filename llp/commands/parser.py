@@ -1,14 +1,19 @@
 """The parsers of all subcommands but `llp runs`."""
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn, get_type_hints
+from difflib import get_close_matches
+from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, set_parsing_settings
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+import datamodules
+import llp
 from llp.commands import COMMANDS
 from llp.commands.trained_model import TrainedModel
 from llp.decoder.patterns import AttentionPattern
@@ -19,15 +24,37 @@ _NOISE = ("Does not validate against any", "Subtypes:", "Errors:", "Expected a <
 """How jsonargparse begins the lines of a message in which it lists the types that it has tried."""
 
 
+_UNKNOWN = re.compile(r"[Oo]ption '([\w.]+)|unrecognized arguments: --([\w.]+)")
+"""How jsonargparse names a setting that there is not."""
+_EXAMPLE = "--config configs/model/llp.yaml --config configs/data/text_files.yaml --config configs/trainer/cpu.yaml"
+
+
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one message, without the list of all options before it."""
+    """Says what is wrong in one message, without the list of all options before it. Abbreviated flags are refused."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line for line in message.splitlines() if line and not line.lstrip(" -").startswith(_NOISE)]
         if "No module named" in message:
             lines.append("If the module is your own, add its folder to PYTHONPATH.")
+        if "arguments are required" in message:
+            lines.append(f"Name files that hold them: --config configs/quickstart.yaml, or {_EXAMPLE}")
+        if found := _UNKNOWN.search(message):
+            name = (found[1] or found[2]).rpartition(".")[2]
+            options = (option for action in self._actions for option in action.option_strings)
+            known = known_settings() | {option.lstrip("-").rpartition(".")[2] for option in options}
+            lines += [f"Did you mean {match}?" for match in get_close_matches(name, known, n=1)]
         print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp COMMAND --help", file=sys.stderr)
         sys.exit(2)
+
+
+def known_settings() -> set[str]:
+    """The names of the settings of all architectures, data modules and the Trainer."""
+    classes = [Trainer, *(getattr(package, name) for package in (llp, datamodules) for name in package.__all__)]
+    bases = {base for cls in classes if isinstance(cls, type) for base in cls.__mro__ if "__init__" in vars(base)}
+    return {name for base in bases for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
 
 
 def function_parser(function: Callable[..., None], name: str) -> Parser:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,20 +13,21 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from llp.atomic_files import keep_older, whole_file
 from llp.checkpoints.reading import class_path, import_class
-from llp.errors import SettingError
+from llp.errors import SettingError, require
 
 
 class _Known(NamedTuple):
-    """What a logger calls the name of a run, and the identifier of an earlier one that goes on."""
+    """What a logger calls the name of a run and the identifier of an earlier one that goes on, and its package."""
 
     name: str | None = None
     identifier: str | None = None
+    package: str | None = None
 
 
 _KNOWN: dict[type[Logger], _Known] = {
-    WandbLogger: _Known("name", "id"),
-    MLFlowLogger: _Known("run_name", "run_id"),
-    CometLogger: _Known("name", "experiment_key"),
+    WandbLogger: _Known("name", "id", "wandb"),
+    MLFlowLogger: _Known("run_name", "run_id", "mlflow"),
+    CometLogger: _Known("name", "experiment_key", "comet_ml"),
     CSVLogger: _Known("version"),
     TensorBoardLogger: _Known("version"),
 }
@@ -50,10 +52,15 @@ def for_run(logger: Namespace, name: str | None, earlier: dict[str, str]) -> Nam
         logger: The class and its arguments; arguments that the user set are kept.
         name: The run's name, if it has one yet.
         earlier: Those that `identifiers` returned.
+
+    Raises:
+        SettingError: If its package is not installed.
     """
     logger = logger.clone()
     cls = import_class(logger.class_path, Logger)
     known = _known(cls)
+    remedy = f"the package {known.package} is not installed; install it with pip"
+    require(known.package is None or find_spec(known.package) is not None, "trainer.logger", cls.__name__, remedy)
     values: dict[str | None, Any] = {known.name: name, known.identifier: earlier.get(class_path(cls))}
     if issubclass(cls, WandbLogger):
         values["resume"] = "allow"  # otherwise W&B rejects an existing id

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -27,7 +28,7 @@ from llp.lightning_internals import keep_integers, share_data_over_all
 from llp.training.console import ValidationLines, changed_settings
 from llp.training.guards import FiniteGuard, StallGuard
 from llp.training.metrics import FinalHyperparameters
-from llp.training.progress_bar import RunProgressBar
+from llp.training.progress import RunProgress
 from llp.training.run_control import StepValidation
 
 
@@ -117,6 +118,10 @@ class TrainerCommand(LightningCLI):
         return with_own_tokenizer(with_stored_tokenizer(self.settings, self.checkpoint))
 
     def instantiate_classes(self) -> None:
+        accelerator = self.settings.trainer.accelerator
+        has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+        remedy = "torch finds no GPU on this machine; take configs/trainer/cpu.yaml in place of gpu.yaml"
+        require(has_gpu or accelerator not in ("gpu", "cuda"), "trainer.accelerator", accelerator, remedy)
         self.config_init = self.parser.instantiate(Namespace({self.command: self.settings_to_build()}))
         built = self.config_init[self.command]
         self.datamodule, self.model = built.data, built.model
@@ -131,7 +136,7 @@ class TrainerCommand(LightningCLI):
         built = self.config_init[self.command].trainer
         own = built.callbacks if isinstance(built.callbacks, list) else [built.callbacks]
         if built.enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in own):
-            self.trainer_defaults["callbacks"].append(RunProgressBar())
+            self.trainer_defaults["callbacks"].append(RunProgress())
         try:
             return super().instantiate_trainer(logger=self.loggers(built.logger), **kwargs)
         except (ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:

@@ -211,7 +211,8 @@ class SegmentAttention(AttentionPattern):
         return self.look_back * self.segment_len
 
     def check_window(self, n: int) -> None:
-        require(self.segment_len <= n, "segment_len", self.segment_len, f"window_len = {n} is shorter")
+        remedy = f"window_len = {n} is shorter; set segment_len to {n} or less, or data.init_args.window_len higher"
+        require(self.segment_len <= n, "segment_len", self.segment_len, remedy)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
         return segment_pair_attention(query, key, value, self.segment_len, self.look_back, dropout_p)
@@ -242,7 +243,8 @@ class ShiftedSegmentAttention(AttentionPattern):
         return self.segment_len // 2
 
     def check_window(self, n: int) -> None:
-        require(self.segment_len <= n, "segment_len", self.segment_len, f"window_len = {n} is shorter")
+        remedy = f"window_len = {n} is shorter; set segment_len to {n} or less, or data.init_args.window_len higher"
+        require(self.segment_len <= n, "segment_len", self.segment_len, remedy)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
         if query.shape[2] == 1:  # one mask is faster than the parts of both halves
@@ -271,7 +273,8 @@ class SlidingWindowAttention(AttentionPattern):
         return self.window - 1
 
     def check_window(self, n: int) -> None:
-        require(self.window <= n, "window", self.window, f"window_len = {n} is shorter")
+        remedy = f"window_len = {n} is shorter; set window to {n} or less, or data.init_args.window_len higher"
+        require(self.window <= n, "window", self.window, remedy)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
         return sliding_window_attention(query, key, value, self.window, dropout_p)

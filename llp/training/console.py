@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
@@ -210,6 +211,10 @@ def _commands(trainer: Trainer, best: Path, last: Path, is_complete: bool) -> li
         commands.append(f'llp generate --ckpt_path {best_path} --prompt "…"')
     unit = "steps" if trainer.max_steps > 0 else "epochs"
     longer = f" --trainer.max_{unit} {2 * getattr(trainer, f'max_{unit}')}" if is_complete else ""
+    timer = find_callback(trainer, Timer)
+    if timer is not None and (left_s := timer.time_remaining()) is not None and left_s <= 0:
+        minutes = int(timer.time_elapsed() / 30) + 1  # twice as long
+        longer += f" --trainer.max_time {minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:00"
     return [*commands, f"llp fit --ckpt_path {last_path}{longer}"]
 
 

@@ -6,7 +6,7 @@ import subprocess
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,7 +19,8 @@ from llp.lightning_internals import find_callback, untyped
 from llp.signals import Stopped
 from llp.training.console import Validation, ValidationLines, device_name
 from llp.training.guards import NotFiniteError
-from llp.training.metrics import run_metrics, total_steps
+from llp.training.metrics import StepOutput, run_metrics, total_steps
+from llp.training.progress import Moments
 from llp.version import __version__
 
 _PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
@@ -35,7 +36,8 @@ class Software(TypedDict):
 class RunRecord(Callback):
     """Writes `run.json`: how far a run is, what it took, and the metrics of its validations.
 
-    It is written when training starts and ends, and after each validation, whole or not at all. `state` is `running`,
+    It is written when training starts and ends, each minute and each tenth of the run, and after each validation, whole
+    or not at all. `state` is `running`,
     `finished`, `stopped` (by a signal), `diverged` (ended by `FiniteGuard`) or `failed`; after a kill it remains
     `running`. The metrics come from `ValidationLines`, which must precede this callback.
     """
@@ -48,10 +50,17 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # on every rank: it is broadcast
         self._total_steps = total_steps(trainer)
+        self._moments = Moments(self._total_steps, trainer.global_step)
         if folder is not None and trainer.is_global_zero and not untyped(trainer).fast_dev_run:
             self._path = Path(folder) / "run.json"
             self._software = Software(commit=git_commit(), versions=versions())
         self._write(trainer, pl_module, "running")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int
+    ) -> None:
+        if self._path is not None and self._moments.has_come(trainer.global_step):
+            self._write(trainer, pl_module, "running")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:

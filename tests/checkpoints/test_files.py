@@ -193,7 +193,7 @@ def test_the_best_is_the_best_by_validation(run, work, mode):
 
 
 def write(path, step, written_at=0.0, **content):
-    torch.save({"global_step": step, **content}, path)
+    torch.save({"global_step": step, "optimizer_states": [], **content}, path)
     os.utime(path, (written_at, written_at))
     return path
 
@@ -208,6 +208,7 @@ def test_the_furthest_trained_is_first_and_of_equals_the_last_written(tmp_path):
     (tmp_path / "link.ckpt").symlink_to("a.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(far.read_bytes()[:-50])
     torch.save({"no": "step"}, tmp_path / "foreign.ckpt")
+    torch.save({"global_step": 90}, tmp_path / "weights.ckpt")  # of a run that can't be resumed from it
     sharded = tmp_path / "sharded.ckpt"
     sharded.mkdir()
     write(sharded / "meta.pt", 25)

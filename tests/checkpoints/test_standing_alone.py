@@ -1,16 +1,12 @@
 """A checkpoint needs nothing beside it: neither its run's folder, nor the text, the cache or the tokenizer's file."""
 
 import shutil
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 import llp
-from datamodules.documents import Text, blocks_of
 from llp.errors import SettingError
-from llp.text_model import TextModel
 
 TOKENIZER = ("--data.init_args.tokenizer", "datamodules.SentencePiece")
 SIZE = ("--data.init_args.tokenizer.init_args.vocab_size", 300)
@@ -112,16 +108,6 @@ def test_a_long_text_is_scored_in_the_protocol_s_windows(run, work):
             logits = model.module(tokens[:, start : position + 1])[0, -1]
         nats = -logits.log_softmax(-1)[tokens[0, position + 1]].item()
         assert losses[position].nats == pytest.approx(nats, rel=1e-5)
-
-
-def test_a_text_alone_is_cut_into_lines_where_the_data_cut_it():
-    """A tokenizer joins nothing across the end of a line, so that other lines could give other tokens."""
-    text = "a\x0c= b\rc\r\nd\u2028e\x85f\n\n\x0b g"
-    given = []
-    tokenizer = SimpleNamespace(encode=lambda lines: given.append(lines) or np.zeros(0, np.int64))
-    module = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4)
-    assert TextModel(module, tokenizer, start_token=1, window=(8, 4)).tokens(text).tolist() == [[1]]
-    assert given == [[line for lines in Text("a", blocks_of([text])).lines() for line in lines]]
 
 
 def test_what_can_not_be_loaded_is_one_error(trained, tmp_path):

@@ -172,18 +172,6 @@ def test_loss_over_context(run, trained):
     assert_one_message(run(*arguments, "--block_len", 99), "block_len = 99")
 
 
-def test_files_and_flags_override_the_run(run, trained, work):
-    """Among other text the same model is scored; nothing of the run's own setting is left."""
-    other = work / "other"
-    other.mkdir()
-    for path in (work / "wikitext").iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
-    (other / "wiki.test.tokens").write_text(" just one line \n")
-    status, _, err = run("test", "--ckpt_path", trained / "checkpoints/best.ckpt", "--data.init_args.path", other)
-    assert status == 0, err
-    assert json.loads((trained / "test.json").read_text())["rows"][0]["words"] == 4
-
-
 def test_a_loaded_model_is_tested_from_python_as_the_command_does(run, trained, wikitext, tmp_path, capsys):
     """CausalityCheck and report included, beside the run that it comes from; without a Trainer's callbacks."""
     from lightning.pytorch import Trainer

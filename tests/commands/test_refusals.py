@@ -14,9 +14,14 @@ from helpers.refusals import assert_one_message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model.init_args.segment_len", "64"), "segment_len = 64: window_len = 32 is shorter"),
+        (
+            ("--model.init_args.segment_len", "64"),
+            "segment_len = 64: window_len = 32 is shorter; set segment_len to 32 or less, or data.init_args.window_len",
+        ),
         (("--model.init_args.dim", "15"), "dim = 15: n_heads = 2 must divide it"),
-        (("--model.init_args.segmentlen", "8"), "'segmentlen' is not accepted"),
+        (("--model.init_args.segment_length", "8"), "'segment_length' is not accepted\nDid you mean segment_len?"),
+        (("--data.init_args.windowlen", "8"), "Did you mean window_len?"),
+        (("--trainer.max_step", "8"), "unrecognized arguments: --trainer.max_step 8\nDid you mean max_steps?"),
         (
             ("--model", "own_models.Mine"),
             "No module named 'own_models'\nIf the module is your own, add its folder to P",
@@ -30,7 +35,7 @@ from helpers.refusals import assert_one_message
         ),
         (("--data.init_args.cache_dir", "tiny.yaml/cache"), "data.init_args.cache_dir = tiny.yaml/cache: can't be"),
         (("--ckpt_path", "missing.ckpt"), "ckpt_path = missing.ckpt: there is no such file"),
-        (("--config", "{trainer: {max_stepz: 3}}"), "trainer.max_stepz"),
+        (("--config", "{trainer: {max_stepz: 3}}"), "'trainer.max_stepz'\nDid you mean max_steps?"),
         (("--seed_everything", "-1"), "seed_everything = -1"),
         (("--name", "a/b"), "name = 'a/b': it is the name of a folder in lightning_logs"),
         (("--trainer.logger", "false"), "trainer.logger = False: a run needs its folder; leave it out"),
@@ -59,6 +64,26 @@ def test_bad_settings_are_one_message(run, work, arguments, message):
     assert "Traceback" not in err
     assert len([line for line in err.splitlines() if "error: " in line]) == 1
     assert not list(work.glob("lightning_logs/*/checkpoints/*"))
+
+
+def test_what_is_missing_is_said_with_what_to_type(run, work):
+    assert_one_message(
+        run("fit"), "arguments are required: fit.data, fit.model\nName files that hold them: --config", 2
+    )
+    assert_one_message(run("prepare"), "arguments are required: data\nName files that hold them: --config configs", 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_file_to_take_is_named(run, work):
+    outcome = run("fit", "--config", "tiny.yaml", "--config", "configs/trainer/gpu.yaml")
+    assert_one_message(
+        outcome, "trainer.accelerator = gpu: torch finds no GPU on this machine; take configs/trainer/cpu"
+    )
+
+
+def test_a_warning_is_one_line_without_a_path(run, work):
+    run("fit")
+    assert warnings.formatwarning(UserWarning("one\n  two"), UserWarning, "a.py", 3) == "llp: warning: one two\n"
 
 
 def test_a_model_that_leaks_is_not_reported(run, trained, monkeypatch):

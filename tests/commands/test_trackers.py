@@ -88,7 +88,13 @@ def test_a_tracker_that_can_not_be_opened_is_one_message_before_any_work(run, wo
     assert {path.name for path in work.iterdir()} == {"tiny.yaml", "wikitext", "lightning_logs"}  # no text was prepared
 
 
-def test_what_is_configured_stays_and_the_rest_is_the_run_s():
+def test_a_missing_package_is_one_message(run, work):
+    outcome = run("fit", "--config", "tiny.yaml", "--trainer.logger", "WandbLogger", "--name", "run")
+    assert_one_message(outcome, "trainer.logger = WandbLogger: the package wandb is not installed; install it with pip")
+
+
+def test_what_is_configured_stays_and_the_rest_is_the_run_s(monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda wanted: object())
     path = "lightning.pytorch.loggers.WandbLogger"
     settings = Namespace(class_path=path, init_args=Namespace(name=None, id=None, project="llp"))
     named = trackers.for_run(settings, "run", {path: "abc"})

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ import llp
 from helpers.runs import curves
 from llp.language_model import LanguageModel
 from llp.scoring.metric import Score
+from llp.training import progress as progress_module
 from llp.training.console import changed_settings
+from llp.training.progress import Moments
 
 # The first screen
 
@@ -181,76 +184,77 @@ def test_a_run_whose_epochs_are_over_says_so(run, work):
 
 
 def test_a_validation_of_a_part_is_marked(run, work):
-    """On a line of its own, without a bar, because there is no terminal."""
+    """On a line of its own."""
     arguments = ("--config", "tiny.yaml", "--name", "run", "--trainer.enable_progress_bar", "true")
     status, out, err = run("fit", *arguments, "--trainer.limit_val_batches", 2)
     assert status == 0, err
     validation = json.loads((work / "lightning_logs/run/run.json").read_text())["validations"][-1]
     assert validation["complete"] is False
-    lines = [line for line in out.splitlines() if line.startswith("step ")]
+    lines = validation_lines(out)
     assert [line.partition(":")[0] for line in lines] == ["step 4", "step 6"]
     assert all(", on a part of the split" in line for line in lines)
     assert "\r" not in out
 
 
-# The bar
+# Progress
+
+BAR = ("--config", "tiny.yaml", "--trainer.enable_progress_bar", "true")
 
 
-def states(out):
-    """All states of the bar that were drawn, in their order."""
-    return [text for text in re.split("[\r\n]", out) if re.match(r"step [\d,]+( of [\d,]+)? ", text)]
+def progress(out):
+    """The lines of a log that say how far the run is."""
+    return [line for line in out.splitlines() if re.match("step [0-9,]+( of [0-9,]+)?, ", line)]
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """Standard output looks like a terminal, and the bar is drawn at each step."""
-    monkeypatch.setattr("llp.training.progress_bar._REFRESH_S", -1.0)
-
-    def fit(run, *flags):
-        monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
-        status, out, err = run("fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar", "true", *flags)
-        assert status == 0, err
-        return out
-
-    return fit
+def test_a_log_has_a_line_each_minute_and_each_tenth(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    moments, endless, seen, seen_endless = Moments(200, 50), Moments(None, 0), [], []
+    for step in range(51, 201):
+        clock.now += 61 if step in (55, 163) else 1
+        seen += [step] if moments.has_come(step) else []
+        seen_endless += [step] if endless.has_come(step) else []
+    assert seen == [55, 60, 80, 100, 120, 140, 160, 163, 180, 200]
+    assert seen_endless[:2] == [55, 115]
 
 
-def test_a_resumed_bar_counts_its_own_rate(run, work, terminal, monkeypatch):
-    """Ten seconds a step since the resume: what is left follows from these alone."""
-    assert run("fit", "--config", "tiny.yaml", "--name", "run", "--trainer.max_steps", 4)[0] == 0
-    seconds, step = [0.0], LanguageModel.training_step
+def test_the_time_left_follows_from_the_rate_since_the_resume(run, work, monkeypatch):
+    """Ten seconds a step."""
+    assert run("fit", *BAR, "--name", "run", "--trainer.max_steps", 4)[0] == 0
+    seconds, step, records = [0.0], LanguageModel.training_step, []
 
     def slow(self, *arguments):
         seconds[0] += 10
+        records.append(json.loads((work / "lightning_logs/run/run.json").read_text())["step"])
         return step(self, *arguments)
 
-    monkeypatch.setattr("tqdm.std.time", lambda: seconds[0])
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
     monkeypatch.setattr(LanguageModel, "training_step", slow)
-    last = work / "lightning_logs/run/checkpoints/last.ckpt"
-    out = terminal(run, "--ckpt_path", last, "--trainer.max_steps", 8, "--trainer.val_check_interval", 100)
-    left = [re.match(r"step (\d) of 8 \|.*\| (\S+) left", state).groups() for state in states(out)]
-    assert [*dict.fromkeys(left)] == [("4", "?"), ("5", "00:30"), ("6", "00:20"), ("7", "00:10"), ("8", "00:00")]
+    flags = ("--trainer.max_steps", 8, "--trainer.val_check_interval", 100)
+    status, out, err = run("fit", "--ckpt_path", "last", "--name", "run", *flags)
+    assert status == 0, err
+    line = r"step (\d) of 8, loss \d\.\d+(?:, [\d,]+ tokens/s)?, (\S+) left"
+    shown = [re.fullmatch(line, text).groups() for text in progress(out)]
+    assert shown == [("5", "00:30"), ("6", "00:20"), ("7", "00:10"), ("8", "00:00")]
+    assert records == [4, 5, 6, 7]  # `run.json` follows
+    assert "\r" not in out
 
 
-def test_the_bar_counts_optimizer_steps(run, work, terminal):
-    out = terminal(run, "--trainer.accumulate_grad_batches", 3, "--trainer.limit_val_batches", 0)
-    steps = [re.match(r"step (\d) of 6 ", state)[1] for state in states(out)]
-    assert [*dict.fromkeys(steps)] == [*"0123456"]
+def test_accumulated_batches_are_one_step(run, work):
+    _, out, _ = run("fit", *BAR, "--trainer.accumulate_grad_batches", 3, "--trainer.limit_val_batches", 0)
+    assert [line.partition(" of ")[0] for line in progress(out)] == [f"step {step}" for step in range(1, 7)]
 
 
-def test_a_run_without_an_end_shows_its_time(run, work, terminal, monkeypatch):
-    step = LanguageModel.training_step
-
-    def stop_at_2(self, *arguments):
-        self.trainer.should_stop = self.global_step == 1
-        return step(self, *arguments)
-
-    monkeypatch.setattr(LanguageModel, "training_step", stop_at_2)
-    endless = ("--trainer.max_steps", -1, "--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0)
-    out = terminal(run, *endless)
-    assert any(re.match(r"step 1 \d\d:\d\d, loss \d\.\d{3}", state) for state in states(out))
-    assert "without an end" in out
-    assert "Finished: step 2\n" in out
+def test_a_terminal_has_one_line_that_is_rewritten(run, work, monkeypatch):
+    monkeypatch.setattr(progress_module, "_REFRESH_S", -1.0)
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True)
+    status, out, err = run("fit", *BAR)
+    assert status == 0, err
+    lines = [text for text in re.split("\r\033\\[K|\n", out) if re.match(r"step \d+ of 6, ", text)]
+    assert [line.split()[1] for line in lines] == [*"1234", "4", "5", "6", "6"]  # twice where it is validated
+    assert [line for line in lines if "validating" in line] == [lines[4], lines[7]]
+    visible = [line.rpartition("\033[K")[2] for line in out.splitlines()]
+    assert sum(re.fullmatch(r"step [46]: validation loss .*", line) is not None for line in visible) == 2
 
 
 def test_a_bar_of_ones_own_replaces_it(run, work):

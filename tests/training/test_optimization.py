@@ -1,7 +1,6 @@
 """Learning rate, decay and AdamW against their formulas, written out here; then a short run computed a second time."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import llp
 from helpers.small_models import ARCHITECTURES, OWN_SETTINGS, SIZES, build
-from llp.optimization import apply_settings, cosine, group_settings, halving, parameter_groups
+from llp.optimization import cosine, halving, parameter_groups
 
 
 @pytest.mark.parametrize(
@@ -146,31 +145,3 @@ def test_a_fit_takes_the_steps_of_adamw(clip, tied):
         assert got.keys() == wanted.keys()
         for name, weight in wanted.items():
             torch.testing.assert_close(got[name], weight, rtol=1e-9, atol=1e-12, msg=name)
-
-
-def test_settings_of_a_run_replace_those_of_a_checkpoint():
-    """Decay, betas and the peak of the learning rate are this run's, and the rate is that of the step at hand."""
-    model = torch.nn.Linear(2, 3)
-
-    def made(rate, decay, betas):
-        groups = [{"params": [model.weight], "weight_decay": decay}, {"params": [model.bias], "lr": rate / 2}]
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-
-    wanted, _ = made(0.8, 0.3, (0.5, 0.6))
-    wanted_settings = group_settings(wanted)
-    assert all("params" not in group for group in wanted_settings)
-    assert [group["initial_lr"] for group in wanted_settings] == [0.8, 0.4]
-    optimizer, scheduler = made(0.1, 0.0, (0.9, 0.95))  # what the checkpoint has brought back
-    for _ in range(3):
-        optimizer.step()
-        scheduler.step()
-    trainer = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)])
-    apply_settings(trainer, wanted_settings)
-    for group, rate, decay in zip(optimizer.param_groups, (0.8, 0.4), (0.3, 0.01), strict=True):
-        assert group["lr"] == pytest.approx(rate / 8)
-        assert (group["initial_lr"], group["weight_decay"], group["betas"]) == (rate, decay, (0.5, 0.6))
-        assert len(group["params"]) == 1
-    optimizer.step()
-    scheduler.step()
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.025])

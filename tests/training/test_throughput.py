@@ -4,11 +4,8 @@ import time
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-import llp
 from helpers import reference
 from helpers.small_models import FORMS, LATENT, build
 from llp.training import throughput
@@ -56,22 +53,6 @@ def n_pairs(model, n):
         if name == "CompressedAttention" and layer == 0 and held > latent_len:
             held = settings["compressed_len"] + latent_len
     return total
-
-
-def test_a_loader_of_ones_own_trains():
-    """From Python, with any loader: what only ours know is left open."""
-    model = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4, schedule="halving")
-    windows = torch.randint(19, (8, 9))
-    loader = DataLoader(TensorDataset(windows[:, :-1], windows[:, 1:]), batch_size=4)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(accelerator="cpu", max_steps=2, log_every_n_steps=1, **quiet)
-    trainer.fit(model, loader)
-    assert trainer.global_step == 2
 
 
 def test_matrix_rate_is_that_of_a_product():
