@@ -14,7 +14,7 @@ import torch
 import llp
 from llp.decoder.extend import extend_each
 from llp.generation.sampling import Sampling
-from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 from measuring import Run, in_turn
 
 VOCAB_SIZE = 32_000
@@ -22,7 +22,7 @@ LONGEST = {"LLP": 65_536, "SlidingWindow": 16_384, "Transformer": 16_384}
 """The longest context of each architecture."""
 
 
-def token(model: LanguageModel, context_len: int, batch_sizes: Sequence[int] = (1,)) -> Run:
+def token(model: TrainingModule, context_len: int, batch_sizes: Sequence[int] = (1,)) -> Run:
     """Reads one more token of each text after a random prompt; the texts of a batch share its prompt's cache."""
     caches = [model.new_cache(size) for size in batch_sizes]
     for cache, size in zip(caches, batch_sizes, strict=True):
@@ -31,7 +31,7 @@ def token(model: LanguageModel, context_len: int, batch_sizes: Sequence[int] = (
     return lambda: extend_each(model.decoder, tokens, caches)
 
 
-def reading(model: LanguageModel) -> dict[str, Run]:
+def reading(model: TrainingModule) -> dict[str, Run]:
     """Reads all weights but the embedding, of which a token needs one row: in a product, and in a bare sum."""
     n_weights = sum(weight.numel() for weight in model.decoder.parameters()) - model.decoder.embed.weight.numel()
     dim = model.settings.dim
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)  # whose CPU time other processes hardly change
-    models: dict[str, LanguageModel] = {
+    models: dict[str, TrainingModule] = {
         name: getattr(llp, name)(VOCAB_SIZE, dim=512, n_layers=6, n_heads=8) for name in LONGEST
     }
     for model in models.values():

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import llp
 from datamodules import Bytes, PythonSource, TextFiles
 from llp.evaluation.colours import COLOURS
-from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 from measuring import in_own_process, memory
 
 SIZES = {"dim": 128, "n_layers": 4, "n_heads": 2, "schedule": "halving"}
@@ -48,7 +48,7 @@ class StepMetrics(Callback):
     """The loss of the step, and the norm of its gradient."""
 
     def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LanguageModel, optimizer: torch.optim.Optimizer
+        self, trainer: Trainer, pl_module: TrainingModule, optimizer: torch.optim.Optimizer
     ) -> None:
         grads = [parameter.grad for parameter in pl_module.decoder.parameters() if parameter.grad is not None]
         self.loss, self.grad_norm = pl_module.step_loss.item(), torch.nn.utils.get_total_norm(grads).item()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import llp
 from llp.evaluation.colours import COLOURS, lighter
-from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 
 IMAGES = Path(__file__).parent / "images"
 CELL, GAP = 12, 48
@@ -21,7 +21,7 @@ N, LATENTS, SEGMENT, WINDOW, COMPRESSED = 20, 8, 4, 6, 5
 SIZES = {"vocab_size": 2, "dim": 8, "n_layers": 3, "n_heads": 2}
 SPLIT = {"latent_len": LATENTS, "segment_len": SEGMENT}
 COMPRESSION = {"latent_len": LATENTS, "history_len": N - LATENTS, "compressed_len": COMPRESSED}
-MODELS: dict[str, LanguageModel] = {
+MODELS: dict[str, TrainingModule] = {
     "transformer": llp.Transformer(**SIZES),
     "llp": llp.LLP(**SIZES, segment_len=SEGMENT),
     "llp_look_back_0": llp.LLP(**SIZES, segment_len=SEGMENT, look_back=0),
@@ -57,7 +57,7 @@ class Panel(NamedTuple):
     columns: str = "position that is attended to"
 
 
-def layers_see(model: LanguageModel, n: int, head: int = 0) -> list[Tensor]:
+def layers_see(model: TrainingModule, n: int, head: int = 0) -> list[Tensor]:
     """For each layer, which of the positions that enter it those that leave it see: (n_out, n_in) booleans."""
     masks = [
         layer.pattern.in_window(lengths.n_in).mask(SIZES["n_heads"], lengths.n_out, lengths.n_in)
@@ -98,7 +98,7 @@ def parts_of(name: str, n: int) -> list[int]:
     return [*segments, n - LATENTS] if n > LATENTS else []
 
 
-def stack(model: LanguageModel, title: str, parts: list[int]) -> Panel:
+def stack(model: TrainingModule, title: str, parts: list[int]) -> Panel:
     """What the positions with a loss read through all layers."""
     colour, caption = COLOURS[type(model).__name__], "what each position with a loss reads"
     return Panel(

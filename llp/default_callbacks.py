@@ -1,6 +1,6 @@
 """The callbacks that every model adds to its Trainer.
 
-Apart from `LanguageModel`, which they name.
+Apart from `TrainingModule`, which they name.
 """
 
 from lightning.pytorch import Callback

@@ -12,8 +12,8 @@ from llp.checkpoints import reading
 from llp.errors import SettingError
 from llp.evaluation.token_losses import TokenLoss, text_losses
 from llp.generation.continuation import continue_text
-from llp.language_model import LanguageModel
 from llp.text_model import TextModel
+from llp.training_module import TrainingModule
 
 
 @dataclass
@@ -26,7 +26,7 @@ class LoadedModel:
         text: The model with its tokenizer, or None if it was not trained on text.
     """
 
-    module: LanguageModel
+    module: TrainingModule
     path: Path
     text: TextModel | None
 
@@ -72,8 +72,8 @@ def load(path: str | Path) -> LoadedModel:
     path = chosen_checkpoint(Path(path))
     reading.require_one_file(path)
     checkpoint = reading.read(path)
-    cls = reading.import_class(checkpoint["architecture"], LanguageModel)
-    module: LanguageModel = cls(**checkpoint["hyper_parameters"])
+    cls = reading.import_class(checkpoint["architecture"], TrainingModule)
+    module: TrainingModule = cls(**checkpoint["hyper_parameters"])
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
@@ -81,7 +81,7 @@ def load(path: str | Path) -> LoadedModel:
     return LoadedModel(module.eval(), path, _text_model(module, checkpoint))
 
 
-def _text_model(module: LanguageModel, checkpoint: dict[str, Any]) -> TextModel | None:
+def _text_model(module: TrainingModule, checkpoint: dict[str, Any]) -> TextModel | None:
     stored = checkpoint["tokenizer"]
     if stored is None:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 
 
 class Tokenizer(Protocol):
@@ -40,7 +40,7 @@ class TextModel:
         window: Length and stride of the windows in which a text is scored and continued.
     """
 
-    module: LanguageModel
+    module: TrainingModule
     tokenizer: Tokenizer
     start_token: int
     window: tuple[int, int]

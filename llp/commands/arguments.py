@@ -17,9 +17,9 @@ from llp.atomic_files import tidy, wait_until_tidy
 from llp.checkpoints import reading
 from llp.commands.configurations import read_configuration
 from llp.errors import SettingError, require
-from llp.language_model import LanguageModel
 from llp.loading import chosen_checkpoint
 from llp.training.run_lock import locked
+from llp.training_module import TrainingModule
 
 
 class Arguments:
@@ -107,7 +107,7 @@ class Arguments:
     def _run_settings(self, ckpt_path: Path) -> list[dict[str, Any]]:
         """The configuration that the checkpoint holds, if it was trained by `llp fit`."""
         checkpoint = reading.read(ckpt_path)
-        reading.import_class(checkpoint["architecture"], LanguageModel)  # its message says what to do if that fails
+        reading.import_class(checkpoint["architecture"], TrainingModule)  # its message says what to do if that fails
         remedy = "it was not trained by `llp fit` and holds no configuration; name one with --config"
         require(checkpoint["config"] is not None or self.settings != [], "ckpt_path", ckpt_path, remedy)
         if checkpoint["config"] is None:

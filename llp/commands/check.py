@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 from llp.errors import SettingError, require
-from llp.language_model import LanguageModel
 from llp.testing import checked_properties
+from llp.training_module import TrainingModule
 
 
 def check(architecture: str, init_args: dict[str, Any] | None = None, max_len: int = 512) -> None:
@@ -27,8 +27,8 @@ def check(architecture: str, init_args: dict[str, Any] | None = None, max_len: i
     except (ImportError, AttributeError) as error:
         remedy = f"it can't be imported ({error}); add its folder to PYTHONPATH"
         raise SettingError("architecture", path, remedy) from error
-    is_one = isinstance(cls, type) and issubclass(cls, LanguageModel)
-    require(is_one, "architecture", path, "it is no subclass of llp.language_model.LanguageModel")
+    is_one = isinstance(cls, type) and issubclass(cls, TrainingModule)
+    require(is_one, "architecture", path, "it is no subclass of llp.language_model.TrainingModule")
     try:
         cls(**{"vocab_size": 1, **(init_args or {})})
     except TypeError as error:

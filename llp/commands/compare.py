@@ -21,8 +21,8 @@ from llp.comparison.sweep import Sweep
 from llp.comparison.timing import timed, training_step
 from llp.comparison.workers import submit, threads
 from llp.errors import require
-from llp.language_model import LanguageModel
 from llp.training.throughput import matrix_rate, training_window
+from llp.training_module import TrainingModule
 
 SCRIPT = Path("configs/slurm/compare.sbatch")
 _UTILIZATION = 0.3  # of the matrix rate, assumed by --plan before anything has been timed
@@ -95,11 +95,11 @@ class Comparison:
         self.models = {arm: self._model(settings) for arm, settings in self.spec.arms.items()}
         self.arms = {arm: self._arm(model) for arm, model in self.models.items()}
 
-    def _model(self, arm: Settings) -> LanguageModel:
+    def _model(self, arm: Settings) -> TrainingModule:
         """The model of an arm, on the meta device: nothing is allocated."""
         spec, data = self.spec, self.data
         size = {"init_args": {"vocab_size": data.vocab_size}}
-        model = _instantiate("model", LanguageModel, merged(spec.shared.get("model", {}), arm, size))
+        model = _instantiate("model", TrainingModule, merged(spec.shared.get("model", {}), arm, size))
         scoring = {"scoring_window_len": spec.scoring_window_len, "scoring_stride": spec.scoring_stride}
         is_text = isinstance(data, TextDataModule)
         remedy = (
@@ -115,7 +115,7 @@ class Comparison:
             model.configure_model()
         return model
 
-    def _arm(self, model: LanguageModel) -> Arm:
+    def _arm(self, model: TrainingModule) -> Arm:
         trainer = self._trainer
         devices = trainer.get("devices", 1)
         n_devices = devices * trainer.get("num_nodes", 1) if isinstance(devices, int) else 1

@@ -23,13 +23,13 @@ from llp.errors import SettingError, require
 from llp.evaluation.causality_check import CausalityCheck
 from llp.evaluation.token_losses import TokenLosses
 from llp.generation.continuation import SampleText
-from llp.language_model import LanguageModel
 from llp.lightning_internals import keep_integers, share_data_over_all
 from llp.training.console import ValidationLines, changed_settings
 from llp.training.guards import FiniteGuard, StallGuard
 from llp.training.metrics import FinalHyperparameters
 from llp.training.progress import RunProgress
 from llp.training.run_control import StepValidation
+from llp.training_module import TrainingModule
 
 
 class TrainerCommand(LightningCLI):
@@ -53,7 +53,7 @@ class TrainerCommand(LightningCLI):
         self.checkpoint = None if path is None else reading.read(path)
         usage = f"llp {command} [--config FILE ...] [--SECTION.SETTING VALUE ...]"
         super().__init__(
-            LanguageModel,
+            TrainingModule,
             LanguageDataModule,
             args=[command, *self.arguments.words()],
             save_config_callback=save_config,

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from llp.comparison.records import Timing
-from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 
 
 def timed(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -> Timing:
@@ -31,7 +31,7 @@ def timed(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -
 
 
 def training_step(
-    model: LanguageModel,
+    model: TrainingModule,
     batch_size: int,
     burn_in: int,
     window_len: int,

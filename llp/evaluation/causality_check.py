@@ -11,8 +11,7 @@ from torch import Tensor
 
 from llp.evaluation import probes
 from llp.evaluation.loaders import ScoringLoader
-from llp.language_model import LanguageModel
-from llp.training_module import inputs_and_targets
+from llp.training_module import TrainingModule, inputs_and_targets
 
 V = TypeVar("V", int, tuple[int, int])
 
@@ -70,7 +69,7 @@ class CausalityCheck(Callback):
         self.outcome = {"causal": None}
         if not self.enabled or not hasattr(trainer.test_dataloaders, "protocol"):
             return
-        assert isinstance(pl_module, LanguageModel)
+        assert isinstance(pl_module, TrainingModule)
         loader = cast(ScoringLoader, trainer.test_dataloaders)
         window = loader.protocol["window_len"], loader.protocol["stride"]
         lengths = [length for length, _, _ in loader.window_shapes]
@@ -85,7 +84,7 @@ class CausalityCheck(Callback):
         """Of a loader that is no benchmark's, the first batch says which windows are scored."""
         if not self.enabled or batch_idx or self.outcome["causal"] or hasattr(trainer.test_dataloaders, "protocol"):
             return
-        assert isinstance(pl_module, LanguageModel)
+        assert isinstance(pl_module, TrainingModule)
         inputs, targets, *positions = inputs_and_targets(batch)
         n, unit = inputs.shape[1], pl_module.geometry.unit
         window_len = max(unit, n // unit * unit)
@@ -98,7 +97,7 @@ class CausalityCheck(Callback):
 
 @torch.inference_mode()
 def check_causality(
-    model: LanguageModel,
+    model: TrainingModule,
     lengths: list[int],
     window: tuple[int, int],
     scored: list[tuple[int, int]],
@@ -133,7 +132,7 @@ def check_causality(
     def logits(tokens: Tensor) -> Tensor:
         return model.forward(tokens.to(model.device))
 
-    vocab_size, budget = model.settings.vocab_size, _FLOPS[model.device.type]
+    vocab_size, budget = model.hparams["vocab_size"], _FLOPS[model.device.type]
     whole = min(lengths[-1], _LONGEST_WHOLE)
     while whole > 1 and whole * model.decoder.flops(whole) > budget:
         whole = whole * 7 // 8
@@ -163,7 +162,7 @@ def _spread(values: list[V]) -> list[V]:
     return sorted({distinct[0], distinct[len(distinct) // 2], distinct[-1]})
 
 
-def _check_cuts(model: LanguageModel, logits: probes.Logits, n: int, budget: float) -> list[int]:
+def _check_cuts(model: TrainingModule, logits: probes.Logits, n: int, budget: float) -> list[int]:
     """Change all that follows some positions of a window, and all that precedes a few; the former are returned."""
     geometry = model.geometry
     n_cuts = int(min(max(budget / model.decoder.flops(n), _FEWEST_CUTS), _MOST_CUTS))
@@ -171,11 +170,11 @@ def _check_cuts(model: LanguageModel, logits: probes.Logits, n: int, budget: flo
     readers = [
         position for position in cuts[:: max(1, len(cuts) // 3)] if probes.sees_any_before(geometry, n, position)
     ]
-    probes.check_cuts(logits, model.settings.vocab_size, n, cuts, readers)
+    probes.check_cuts(logits, model.hparams["vocab_size"], n, cuts, readers)
     return cuts
 
 
-def _readable_len(model: LanguageModel, window: tuple[int, int], budget: float) -> int:
+def _readable_len(model: TrainingModule, window: tuple[int, int], budget: float) -> int:
     """Length of a text that fills a window and moves on, if that is not too much; 0 if windows can't be read."""
     window_len, stride = window
     if model.geometry.latent_len is not None and stride > model.geometry.latent_len:

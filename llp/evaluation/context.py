@@ -12,7 +12,7 @@ import torch
 from llp.atomic_files import whole_file
 from llp.errors import require
 from llp.evaluation.loaders import Document, TextData
-from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def context_lengths(longest: int) -> list[int]:
 
 @torch.inference_mode()
 def loss_by_context(
-    model: LanguageModel,
+    model: TrainingModule,
     data: TextData,
     max_context: int | None = None,
     split: Literal["validation", "test"] = "validation",
@@ -51,7 +51,7 @@ def loss_by_context(
     """Score the same tokens with more and more context, which shows how far back a model really reads.
 
     Args:
-        model: A `LanguageModel` in evaluation mode.
+        model: A `TrainingModule` in evaluation mode.
         data: Its data module, after `setup`.
         max_context: The longest context in tokens; by default as much as a scoring window has before a block.
         split: The split whose tokens are scored.

@@ -20,9 +20,9 @@ from llp.decoder.extend import extend_each
 from llp.decoder.geometry import Geometry
 from llp.decoder.patterns import AttentionPattern
 from llp.errors import SettingError, require
-from llp.language_model import LanguageModel
 from llp.scoring.metric import ScoringBatch
 from llp.scoring.windows import scoring_windows
+from llp.training_module import TrainingModule
 
 Logits = Callable[[Tensor], Tensor]
 """From tokens (B, N) to the logits (B, T, vocab_size) of the last T positions."""
@@ -296,7 +296,7 @@ def in_float64(module: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
-def check_reading(model: LanguageModel, window: tuple[int, int], n: int, most: int) -> None:
+def check_reading(model: TrainingModule, window: tuple[int, int], n: int, most: int) -> None:
     """Read a text token by token and in pieces, and compare with the full forward passes of the windows that score it.
 
     Where a token is read alone, later ones don't exist for the model; so this is a check of causality, too. Several
@@ -318,7 +318,9 @@ def check_reading(model: LanguageModel, window: tuple[int, int], n: int, most: i
             raise failure(positions[wrong], f"{reason}; windows of {window[0]:,} tokens, stride {window[1]:,}")
 
 
-def _token_by_token(model: LanguageModel, window: tuple[int, int], text: Tensor, most: int) -> tuple[list[int], Tensor]:
+def _token_by_token(
+    model: TrainingModule, window: tuple[int, int], text: Tensor, most: int
+) -> tuple[list[int], Tensor]:
     """Positions of a text (1, N), and the logits after each, where it alone was read: (positions, vocab_size)."""
     n = text.shape[1]
     starts = sorted({n * number // _COPIES for number in range(_COPIES)})
@@ -333,7 +335,7 @@ def _token_by_token(model: LanguageModel, window: tuple[int, int], text: Tensor,
     return sorted(found), torch.stack([found[position] for position in sorted(found)])
 
 
-def _in_pieces(model: LanguageModel, window: tuple[int, int], text: Tensor) -> tuple[list[int], Tensor]:
+def _in_pieces(model: TrainingModule, window: tuple[int, int], text: Tensor) -> tuple[list[int], Tensor]:
     """All positions of a text (1, N), and the logits after each, read in long pieces and single tokens."""
     n = text.shape[1]
     ends = torch.randperm(n, generator=torch.Generator().manual_seed(3)).tolist()[:7]
@@ -345,7 +347,7 @@ def _in_pieces(model: LanguageModel, window: tuple[int, int], text: Tensor) -> t
     return list(range(n)), torch.cat(read)
 
 
-def check_scoring(model: LanguageModel, n: int, n_scored: int, at_labels: bool = False) -> None:
+def check_scoring(model: TrainingModule, n: int, n_scored: int, at_labels: bool = False) -> None:
     """Compare the scores of a window's last positions with the full forward pass of the same window.
 
     Args:

@@ -16,11 +16,11 @@ from llp.errors import require
 from llp.evaluation.causality_check import CausalityCheck, describe
 from llp.evaluation.loaders import ScoringLoader, TextLoader
 from llp.evaluation.tables import readable, with_rule, write_csv, write_json
-from llp.language_model import LanguageModel
 from llp.scoring.label_metric import LabelScore, label_metrics
 from llp.scoring.metric import MeanLoss, Score, metrics
 from llp.scoring.windows import WindowShape
 from llp.training.run_record import git_commit, versions
+from llp.training_module import TrainingModule
 
 Row = dict[str, Any]
 """Sizes and metrics of a split, a document or a bin of distances, by name."""
@@ -54,10 +54,10 @@ class TestReport(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # At the very end: the progress bar is closed, and nothing is printed after the table.
         if trainer.state.fn in (TrainerFn.TESTING, TrainerFn.VALIDATING):
-            assert isinstance(pl_module, LanguageModel)
+            assert isinstance(pl_module, TrainingModule)
             self._report(trainer, pl_module, is_test=trainer.state.fn == TrainerFn.TESTING)
 
-    def _report(self, trainer: Trainer, model: LanguageModel, is_test: bool) -> None:
+    def _report(self, trainer: Trainer, model: TrainingModule, is_test: bool) -> None:
         limit = "limit_test_batches" if is_test else "limit_val_batches"
         remedy = "nothing was scored; set it above 0"
         require(hasattr(model, "score"), f"trainer.{limit}", getattr(trainer, limit), remedy)
@@ -90,7 +90,7 @@ class TestReport(Callback):
         print(f"Written to {path} and {table}")
 
 
-def model_protocol(model: LanguageModel, ckpt_path: str | Path | None, precision: str) -> dict[str, Any]:
+def model_protocol(model: TrainingModule, ckpt_path: str | Path | None, precision: str) -> dict[str, Any]:
     """Which model was scored and how it was trained, and which software computed its metrics in which precision."""
     return {
         "architecture": reading.class_path(type(model)),

@@ -14,8 +14,8 @@ from llp.decoder.extend import extend_each
 from llp.decoder.kv_cache import KVCache
 from llp.errors import require
 from llp.generation.sampling import Sampling
-from llp.language_model import LanguageModel
 from llp.text_model import TextModel
+from llp.training_module import TrainingModule
 
 
 def continue_text(
@@ -113,7 +113,7 @@ def _complete(
 
 
 def generate(
-    model: LanguageModel,
+    model: TrainingModule,
     prompts: Sequence[Sequence[int]],
     n_tokens: int,
     window: tuple[int, int],
@@ -127,7 +127,7 @@ def generate(
     depend on the others.
 
     Args:
-        model: A `LanguageModel` in evaluation mode.
+        model: A `TrainingModule` in evaluation mode.
         prompts: The texts, each with its start token.
         n_tokens: How many tokens to draw for each at most.
         window: Length and stride of the scoring windows.
@@ -168,7 +168,7 @@ class _Group:
 
 
 def _read(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], window: tuple[int, int]
+    model: TrainingModule, prompts: Sequence[Sequence[int]], window: tuple[int, int]
 ) -> tuple[list[_Group], dict[int, Tensor]]:
     """Read each prompt once; returns the groups of texts, and the logits (vocab_size,) of each text's next token."""
     numbers: dict[tuple[int, ...], list[int]] = {}
@@ -274,7 +274,7 @@ class SampleText(Callback):
             return
         if not hasattr(data, "tokenizer"):
             return
-        assert isinstance(pl_module, LanguageModel)
+        assert isinstance(pl_module, TrainingModule)
         loader: Any = trainer.val_dataloaders
         prompt = loader.file.tokens[: self.prompt_tokens + 1].tolist()
         window = loader.protocol["window_len"], loader.protocol["stride"]

@@ -20,7 +20,7 @@ from llp.text_model import TextModel
 
 
 class HarnessModel(LM):
-    """A `LanguageModel` for `lm_eval.evaluate`, whatever its architecture.
+    """A `TrainingModule` for `lm_eval.evaluate`, whatever its architecture.
 
     Every text is a document of its own: it begins with the start token, which is context and never scored.
 

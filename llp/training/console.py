@@ -18,11 +18,11 @@ from tqdm import tqdm
 from llp.checkpoints import reading
 from llp.checkpoints.callback import run_checkpoint
 from llp.checkpoints.settings_history import seed
-from llp.language_model import LanguageModel
 from llp.lightning_internals import find_callback, untyped
 from llp.training.metrics import run_metrics, total_steps, validation_metrics
 from llp.training.run_control import InitialWeights
 from llp.training.throughput import TrainingData, training_window
+from llp.training_module import TrainingModule
 
 # The first screen
 
@@ -33,10 +33,10 @@ class StartReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # on every rank: it is broadcast
         if trainer.is_global_zero:
-            print(start_report(trainer, cast(LanguageModel, pl_module), folder), flush=True)
+            print(start_report(trainer, cast(TrainingModule, pl_module), folder), flush=True)
 
 
-def start_report(trainer: Trainer, model: LanguageModel, folder: str | None) -> str:
+def start_report(trainer: Trainer, model: TrainingModule, folder: str | None) -> str:
     """The first screen of a run; `folder` is the run's."""
     data = cast(TrainingData, untyped(trainer).datamodule)
     window, step, total = training_window(model, data), trainer.global_step, total_steps(trainer)
@@ -58,8 +58,8 @@ def start_report(trainer: Trainer, model: LanguageModel, folder: str | None) -> 
         rows.append(("weights", f"those of step {initial.origin['step']:,} in {initial.origin['checkpoint']}"))
     if folder is not None:
         rows.append(("folder", os.path.relpath(folder)))
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    title = f"{type(model).__name__} on {type(data).__name__}: {n_parameters:,} parameters in {model.n_layers} layers"
+    n_parameters, n_layers = sum(parameter.numel() for parameter in model.parameters()), len(model.geometry.layers)
+    title = f"{type(model).__name__} on {type(data).__name__}: {n_parameters:,} parameters in {n_layers} layers"
     return text_block(title, [(label, textwrap.fill(text, 100, break_on_hyphens=False)) for label, text in rows])
 
 
@@ -121,7 +121,7 @@ class ValidationLines(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        n_scored, expected = cast(LanguageModel, pl_module).score.scored()
+        n_scored, expected = cast(TrainingModule, pl_module).score.scored()
         metrics = {"step": trainer.global_step, "complete": n_scored == expected, **validation_metrics(trainer)}
         before = [entry for entry in self.curve if entry["step"] < trainer.global_step]  # a resume may validate again
         self.curve = [*before, metrics]

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from llp.checkpoints.callback import how_to_resume, run_checkpoint
 from llp.errors import SettingError, require
-from llp.language_model import LanguageModel
 from llp.lightning_internals import untyped
 from llp.training.metrics import log_step
 from llp.training.throughput import TrainingData
+from llp.training_module import TrainingModule
 
 _SHOWN = 8  # windows that a message names
 
@@ -55,7 +55,7 @@ class FiniteGuard(Callback):
         self.skipped_steps = state_dict["skipped_steps"]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        model = cast(LanguageModel, pl_module)
+        model = cast(TrainingModule, pl_module)
         loss, norm = model.step_loss, gradient_norm(model)
         has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
         if not torch.isfinite(loss if has_scaler else loss + norm):
@@ -65,7 +65,7 @@ class FiniteGuard(Callback):
             optimizer.zero_grad()  # without gradients the step changes nothing
         log_step(trainer, {"grad_norm": norm, "skipped_steps": self.skipped_steps}, trainer.global_step + 1)
 
-    def _error(self, trainer: Trainer, model: LanguageModel, loss: Tensor, norm: Tensor) -> NotFiniteError:
+    def _error(self, trainer: Trainer, model: TrainingModule, loss: Tensor, norm: Tensor) -> NotFiniteError:
         """Name the windows whose own loss is not finite, or all windows of the step if only the gradient is not."""
         losses = torch.cat(model.window_losses)  # this rank's, in the order of its batches
         ranks = cast(Tensor, model.all_gather(losses)).view(trainer.world_size, trainer.accumulate_grad_batches, -1)

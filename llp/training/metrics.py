@@ -11,9 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llp.language_model import LanguageModel
 from llp.lightning_internals import find_callback, is_accumulating, untyped
 from llp.training.throughput import compute_dtype, peak_rate
+from llp.training_module import TrainingModule
 
 StepOutput = Tensor | Mapping[str, Any] | None
 
@@ -111,7 +111,7 @@ class RunMetrics(Callback):
         if not is_logged:
             return
         metrics: dict[str, float | Tensor] = {
-            "loss": cast(LanguageModel, pl_module).step_loss,
+            "loss": cast(TrainingModule, pl_module).step_loss,
             "learning_rate": self._learning_rate,
             "tokens": self.tokens,
             "input_tokens": self.input_tokens,
@@ -130,7 +130,7 @@ def _seconds_waited(trainer: Trainer) -> float:
 
 
 def run_metrics(trainer: Trainer) -> RunMetrics:
-    """The trainer's `RunMetrics`, which every `LanguageModel` adds to its callbacks."""
+    """The trainer's `RunMetrics`, which every `TrainingModule` adds to its callbacks."""
     metrics = find_callback(trainer, RunMetrics)
     assert metrics is not None
     return metrics

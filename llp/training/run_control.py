@@ -12,9 +12,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 
 from llp.checkpoints import reading
 from llp.errors import SettingError
-from llp.language_model import LanguageModel
 from llp.lightning_internals import validate_after_this_batch
 from llp.training.metrics import StepOutput
+from llp.training_module import TrainingModule
 
 
 class BatchSeed(Callback):
@@ -83,7 +83,7 @@ class InitialWeights(Callback):
             step=checkpoint["global_step"],
         )
 
-    def check_fits(self, model: LanguageModel) -> None:
+    def check_fits(self, model: TrainingModule) -> None:
         """Raise a `SettingError` unless the weights have the names and shapes of the model's."""
         ours = reading.shapes(dict(model.hparams), model)
         theirs = {name: weight.shape for name, weight in self.weights.items()}
@@ -99,5 +99,5 @@ class InitialWeights(Callback):
         if trainer.ckpt_path is None:
             with torch.no_grad():
                 set_model_state_dict(pl_module, self.weights, options=StateDictOptions(full_state_dict=True))
-            cast(LanguageModel, pl_module).initialized_from = dict(self.origin)
+            cast(TrainingModule, pl_module).initialized_from = dict(self.origin)
         self.weights = {}

@@ -14,13 +14,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from llp.atomic_files import json_with_digest, whole_file
 from llp.checkpoints import reading, settings_history
-from llp.language_model import LanguageModel
 from llp.lightning_internals import find_callback, untyped
 from llp.signals import Stopped
 from llp.training.console import Validation, ValidationLines, device_name
 from llp.training.guards import NotFiniteError
 from llp.training.metrics import StepOutput, run_metrics, total_steps
 from llp.training.progress import Moments
+from llp.training_module import TrainingModule
 from llp.version import __version__
 
 _PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "sentencepiece", "numpy")
@@ -77,7 +77,7 @@ class RunRecord(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule, state: str) -> None:
         if self._path is None:
             return
-        model, metrics = cast(LanguageModel, pl_module), run_metrics(trainer)
+        model, metrics = cast(TrainingModule, pl_module), run_metrics(trainer)
         validations = cast(ValidationLines, find_callback(trainer, ValidationLines))
         settings = settings_history.settings_of(trainer, model, untyped(trainer).datamodule)
         record = {

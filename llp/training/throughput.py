@@ -7,8 +7,8 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch.utils.benchmark import Timer
 
-from llp.decoder.decoder import Decoder
-from llp.language_model import LanguageModel
+from llp.decoder.decoder import TextDecoder
+from llp.training_module import TrainingModule
 
 
 class TrainingData(Protocol):
@@ -48,12 +48,12 @@ class TrainingWindow(NamedTuple):
         """The layers need to compute only this many of the last positions, or all of them if None."""
         return None if self.has_labels else self.length
 
-    def flops(self, decoder: Decoder) -> int:
+    def flops(self, decoder: TextDecoder) -> int:
         """FLOPs of a training step on one window: the backward pass takes twice as many as the forward pass."""
         return 3 * decoder.flops(self.n_read, self.n_trained, self.n_last)
 
 
-def training_window(model: LanguageModel, data: TrainingData) -> TrainingWindow:
+def training_window(model: TrainingModule, data: TrainingData) -> TrainingWindow:
     """The training window that a data module gives to a model whose decoder is built."""
     burn_in, n_labels = model.geometry.burn_in_len(data.burn_in), data.labels_per_window
     n_trained = n_labels or min(data.window_len, model.geometry.positions_out(burn_in + data.window_len))
