@@ -14,7 +14,7 @@ from llp.decoder.geometry import Geometry
 from llp.errors import SettingError
 from llp.evaluation import probes
 from llp.evaluation.probes import AttentionShape, draw_tokens, failure, first_difference
-from llp.training_module import TrainingModule
+from llp.language_model import LanguageModel
 
 _SMALL = {"vocab_size": 19, "dim": 16, "n_layers": 3, "n_heads": 2}
 
@@ -22,14 +22,14 @@ _SMALL = {"vocab_size": 19, "dim": 16, "n_layers": 3, "n_heads": 2}
 class Case(NamedTuple):
     """What is checked."""
 
-    model: TrainingModule
+    model: LanguageModel
     n: int
     """Length of windows that show the reach, some units and all latents, for what is slow."""
     longest: int
     """Length of the longest windows, for what depends on what."""
 
 
-def check_architecture(cls: type[TrainingModule], max_len: int = 512, **init_args: Any) -> None:
+def check_architecture(cls: type[LanguageModel], max_len: int = 512, **init_args: Any) -> None:
     """Check that an architecture computes what its layers say, in training, scoring and generation.
 
     A model with large random weights is built and computes in float64 on the CPU, so that what should be equal is equal
@@ -49,7 +49,7 @@ def check_architecture(cls: type[TrainingModule], max_len: int = 512, **init_arg
         pass
 
 
-def checked_properties(cls: type[TrainingModule], max_len: int, init_args: dict[str, Any]) -> Iterator[str]:
+def checked_properties(cls: type[LanguageModel], max_len: int, init_args: dict[str, Any]) -> Iterator[str]:
     """Check one property after the other, as `check_architecture` does; yields what each says."""
     model = build(cls, init_args)
     case = Case(model, *_lengths(model.geometry, max_len))
@@ -62,7 +62,7 @@ def checked_properties(cls: type[TrainingModule], max_len: int, init_args: dict[
         yield statement
 
 
-def build(cls: type[TrainingModule], init_args: dict[str, Any]) -> TrainingModule:
+def build(cls: type[LanguageModel], init_args: dict[str, Any]) -> LanguageModel:
     """A small model in float64 with weights so large that no influence vanishes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -231,7 +231,7 @@ def _gradient(case: Case) -> None:
         model.eval()
 
 
-def _same_gradients(model: TrainingModule, loss: Tensor, expected: Tensor) -> None:
+def _same_gradients(model: LanguageModel, loss: Tensor, expected: Tensor) -> None:
     """Compare the gradients of two losses."""
     names, weights = zip(*model.named_parameters(), strict=True)
     pairs = (torch.autograd.grad(one, weights, allow_unused=True) for one in (loss, expected))

@@ -57,7 +57,7 @@ def training_step(
     optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=1e-4)
     decoder, optimizer = fabric.setup(model.decoder.train(), optimizer)
     size = batch_size, burn_in + window_len + 1
-    tokens = torch.randint(model.settings.vocab_size, size, device=fabric.device)
+    tokens = torch.randint(model.hparams["vocab_size"], size, device=fabric.device)
 
     def step() -> None:
         for _ in range(n_batches):

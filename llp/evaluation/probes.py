@@ -308,7 +308,7 @@ def check_reading(model: TrainingModule, window: tuple[int, int], n: int, most: 
         n: Tokens of the text, a multiple of the stride.
         most: How many positions at most are read token by token; in a longer text, some stretches of it.
     """
-    text = draw_tokens(model.settings.vocab_size, 1, n, seed=2).to(model.device)
+    text = draw_tokens(model.hparams["vocab_size"], 1, n, seed=2).to(model.device)
     windows = list(scoring_windows(0, n, *window))
     expected = torch.cat([model(text[:, one.start : one.stop])[:, -one.n_scored :] for one in windows], dim=1)[0]
     for positions, read in (_token_by_token(model, window, text, most), _in_pieces(model, window, text)):
@@ -356,7 +356,7 @@ def check_scoring(model: TrainingModule, n: int, n_scored: int, at_labels: bool 
         n_scored: How many of its last positions are scored, at least 1.
         at_labels: Whether that many positions are drawn, and their logits compared, as a task is scored.
     """
-    vocab_size = model.settings.vocab_size
+    vocab_size = model.hparams["vocab_size"]
     inputs, targets = draw_tokens(vocab_size, 2, 1, n, seed=4).to(model.device)
     expected = model(inputs)  # (1, T, vocab_size)
     first = n - expected.shape[1]

@@ -53,7 +53,7 @@ def merge_adapters(model: nn.Module) -> None:
     """Add the adapters of linear layers to their weights, and take them out, in place."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # type: ignore[attr-defined]
+            layer.merge()
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, layer.get_base_layer())
 

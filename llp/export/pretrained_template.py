@@ -15,12 +15,10 @@ class WithAttention(PreTrainedModel):
     """Opens the model of the configuration's own class, and sets its attention."""
 
     @classmethod
-    def from_pretrained(
-        cls, path: Any, *args: Any, config: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, *args: Any, config: Any = None, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers."""
-        stock = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        model, info = stock.from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+        stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model, info = stock.from_pretrained(*args, config=config, output_loading_info=True, **kwargs)
         own = config.llp_attention
         set_attention(model, PATTERNS[own["pattern"]](**own["arguments"]), own["keep_first"], own["layers"])
         return (model, info) if output_loading_info else model
