@@ -7,6 +7,7 @@ import torch
 
 from helpers.refusals import assert_one_message
 from llp import load
+from llp.commands.generate import _entries
 from llp.generation.continuation import continue_text, continue_texts
 
 PROMPTS = ["the cat", "a", "on a mat, the cat sat on a mat"]
@@ -52,6 +53,12 @@ def test_files_of_prompts(run, trained, monkeypatch):
     both = zip(objects, expected, strict=True)
     assert lines(output.read_text(encoding="utf-8")) == [{**one, "completions": texts} for one, texts in both]
     assert (trained / "out-1.jsonl").read_text() == "older"
+
+
+@pytest.mark.parametrize(("name", "content"), [("in.txt", b"a b\n"), ("in.jsonl", b'{"prompt": "a b"}\n')])
+def test_a_byte_order_mark_is_no_prompt(tmp_path, name, content):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+    assert _entries("", tmp_path / name) == [{"prompt": "a b"}]
 
 
 def test_a_prompt_with_several_samples(run, trained):

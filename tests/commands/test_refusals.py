@@ -27,6 +27,7 @@ from helpers.refusals import assert_one_message
             "No module named 'own_models'\nIf the module is your own, add its folder to P",
         ),
         (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: wiki.train.tokens is missing"),
+        (("--data.init_args.path", "caf\udce9"), r"argument = caf\xe9: it is not UTF-8; rename the file or folder"),
         (("--data.init_args.window_len", "100000"), "window_len = 100000: the training split has"),
         (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of 8"),
         (
