@@ -20,4 +20,5 @@ A checkpoint is a dictionary of tensors and plain values, which `weights_only` l
 - `initialized_from`: the checkpoint whose weights the run started from, or None.
 - `fingerprints`: digests of the initial weights and the training windows (`fingerprints`).
 - `config`: the run's configuration as YAML, or None.
+- `base`: digest of the frozen weights that adapters belong to, or None if all weights are there.
 """

@@ -139,12 +139,6 @@ def merged(*layers: Mapping[str, Any]) -> Settings:
     for layer in layers:
         for key, value in layer.items():
             before = result.get(key)
-            is_nested = isinstance(before, Mapping) and isinstance(value, Mapping) and _of_one_class(before, value)
+            is_nested = isinstance(before, Mapping) and isinstance(value, Mapping)
             result[key] = merged(before, value) if is_nested else value  # type: ignore[arg-type]
     return result
-
-
-def _of_one_class(before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    """Whether settings can be merged: those of another class replace what was there."""
-    classes = before.get("class_path"), value.get("class_path")
-    return None in classes or classes[0] == classes[1]

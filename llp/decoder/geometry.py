@@ -155,10 +155,12 @@ class Geometry:
 
     def reads(self, n: int) -> Tensor:
         """Which of `n` tokens each position with a loss depends on, by a product of all masks: (T, n) booleans."""
-        reads = torch.eye(n)
+        reads = torch.eye(n, dtype=torch.float32)
         for number, (layer, lengths) in enumerate(zip(self.layers, self.lengths(n), strict=True)):
             heads = layer.pattern.in_window(lengths.n_in).mask(self.n_heads, lengths.n_out, lengths.n_in)
-            itself = torch.eye(lengths.n_in)[lengths.n_in - lengths.n_out :]  # by the residual stream
+            itself = torch.eye(lengths.n_in, dtype=torch.float32)[
+                lengths.n_in - lengths.n_out :
+            ]  # by the residual stream
             reads = (heads.any(dim=0) + itself).clamp(max=1) @ reads
             if number == 0 and self.compression is not None and lengths.n_out > self.compression.latent_len:
                 n_history = lengths.n_out - self.compression.latent_len

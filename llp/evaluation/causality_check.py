@@ -95,7 +95,7 @@ class CausalityCheck(Callback):
         rank_zero_info(describe(self.outcome))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what a sharded model gathers in inference mode could not be used after it
 def check_causality(
     model: TrainingModule,
     lengths: list[int],

@@ -136,8 +136,8 @@ def test_an_encoded_value_is_refused(tmp_path):
             {"hyper_parameters": {"_instantiator": "lightning.pytorch.cli.instantiate_module"}},
             "not written by `llp fit`",
         ),
-        ({"architecture": "subprocess.Popen"}, "class_path = subprocess.Popen: it is no LanguageModel"),
-        ({"architecture": "os.system"}, "class_path = os.system: it is no LanguageModel"),
+        ({"architecture": "subprocess.Popen"}, "class_path = subprocess.Popen: it is no TrainingModule"),
+        ({"architecture": "os.system"}, "class_path = os.system: it is no TrainingModule"),
     ],
 )
 def test_a_file_does_not_choose_what_builds_the_model(tmp_path, changes, words):

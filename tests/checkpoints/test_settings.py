@@ -14,6 +14,7 @@ from datamodules import WikiText103
 from helpers.in_process import call
 from helpers.runs import curves
 from llp.language_model import LanguageModel
+from llp.training_module import TrainingModule
 
 # Another value for each setting of `tiny.yaml`'s model, data and seed. A new setting must be entered here.
 MODEL_FIXED = {
@@ -26,11 +27,17 @@ MODEL_CHANGEABLE = {
 }  # fmt: skip
 DATA_FIXED = {"window_len": 24, "train_stride": 8}
 DATA_CHANGEABLE = {"batch_size": 3, "scoring_window_len": 40, "scoring_stride": 8, "check_training_tokens": True}
-LEFT_OUT = {"vocab_size", "key_value_norm", "seed"}  # the data's; needs share_key_value; that of `seed_everything`
+LEFT_OUT = {
+    "kwargs",
+    "vocab_size",
+    "key_value_norm",
+    "seed",
+}  # the data's; needs share_key_value; that of `seed_everything`
 
 
 def test_every_setting_is_tried_here():
-    names = set(inspect.signature(LanguageModel).parameters) | {"segment_len"}
+    classes = TrainingModule, LanguageModel
+    names = {name for cls in classes for name in inspect.signature(cls).parameters} | {"segment_len"}
     assert names - LEFT_OUT == MODEL_FIXED.keys() | MODEL_CHANGEABLE.keys()
     assert llp.LLP.changeable_settings == MODEL_CHANGEABLE.keys()
     assert WikiText103.changeable_settings == DATA_CHANGEABLE.keys()

@@ -55,7 +55,7 @@ def test_export_and_back(run, trained, caplog):
 
     assert_one_message(run("export", "--ckpt_path", trained, "--output", "out"), "output = out: it exists already")
     assert_one_message(run("export", "--ckpt_path", "out", "--output", "b"), "this folder was exported already")
-    assert_one_message(run("fit", "--ckpt_path", "out"), "start a new run from it with --init_from out")
+    assert_one_message(run("fit", "--ckpt_path", "out"), "with --init_from out")
     assert_one_message(run("consolidate", "out"), "there is no such folder; give that of a sharded checkpoint")
     status, _, err = run("fit", "--config", "tiny.yaml", "--init_from", "out", "--trainer.max_steps", 1)
     assert status == 0, err
@@ -177,7 +177,7 @@ def test_nothing_but_an_architecture_is_made(folder):
     record = json.loads((folder / "llp.json").read_text())
     for architecture in ("subprocess.Popen", "os.mkdir", "torch.nn.Linear"):
         (folder / "llp.json").write_text(json.dumps({**record, "architecture": architecture}))
-        with pytest.raises(SettingError, match=rf"^class_path = {architecture}: it is no LanguageModel;"):
+        with pytest.raises(SettingError, match=rf"^class_path = {architecture}: it is no TrainingModule;"):
             loading.load(folder)
 
 

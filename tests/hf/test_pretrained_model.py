@@ -188,7 +188,8 @@ def test_an_exported_folder_is_the_model(run, work, config, plain):
     assert (work / "out/modeling_llp.py").exists() is not plain
     if not plain:
         assert_names_have_one_meaning((work / "out/modeling_llp.py").read_text())
-        generated = opened.generate(tokens, max_new_tokens=20, do_sample=False, pad_token_id=0)
+        mask = torch.ones_like(tokens)
+        generated = opened.generate(tokens, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0)
         assert torch.equal(generated[:, 40:], opened(generated).logits[:, 39:-1].argmax(-1))
 
 
