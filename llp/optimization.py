@@ -70,7 +70,7 @@ def warn_of_warmup(warmup_steps: int, max_steps: int) -> None:
     """Say so if a run's learning rate only rises."""
     if 0 < max_steps <= warmup_steps:
         rank_zero_warn(
-            f"model.init_args.warmup_steps = {warmup_steps}: the warm-up takes all of trainer.max_steps = {max_steps}, "
+            f"model.init_args.warmup_steps = {warmup_steps}: the warm-up takes all of the run's {max_steps} steps, "
             "so that the learning rate only rises; set it to a tenth of the run, say"
         )
 

@@ -213,6 +213,7 @@ class TrainingModule(CheckpointedModule, ABC):
             remedy = "the cosine needs its length, and the epochs have none; set it to the number of optimizer steps"
             require(0 < estimated < math.inf, "trainer.max_steps", self.n_steps, remedy)
             self.n_steps = int(estimated)
+        optimization.warn_of_warmup(self.optimization.warmup_steps, self.n_steps)
         # Under automatic mixed precision Lightning refuses to clip the gradients of a fused step.
         optimizer = self.optimization.adamw(self.decoder, fused="mixed" not in str(self.trainer.precision))
         scheduler = LambdaLR(optimizer, self.learning_rate_factor)

@@ -105,7 +105,6 @@ class CheckpointedModule(LightningModule):
         """Take the initial weights' digest; report, record and apply the settings that differ from a resumed run's."""
         if self.trainer.global_step == 0:
             self.initial_weights = weights_digest(self.decoder.named_parameters(), skip=["compress."])
-        optimization.warn_of_warmup(self.hparams.get("warmup_steps", 0), self.trainer.max_steps)
         now, step = settings_history.settings_of(self.trainer, self, self.data), self.trainer.global_step + 1
         changed = settings_history.changes(self.history, now)
         for line in settings_history.describe(self.history, changed, step):

@@ -38,6 +38,8 @@ def read(path: str | Path) -> dict[str, Any]:
         return exported_folder.read(path)
     if not path.exists():
         raise SettingError("ckpt_path", path, f"there is no such file; {_another_than(path)}")
+    if path.is_dir() and not (path / "meta.pt").exists():
+        raise SettingError("ckpt_path", path, f"there is no checkpoint in this folder; {_another_than(path)}")
     try:
         _require_whole(path)
         checkpoint = _load(path)

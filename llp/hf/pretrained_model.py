@@ -169,6 +169,7 @@ class PretrainedModel(TrainingModule):
         self.decoder = PretrainedDecoder(model.train(), self.geometry, scale)
         if self.lora is not None:
             store_trained_weights_alone(self.decoder)
+            self.strict_loading = False  # frozen weights are in no checkpoint; `check_fits` compares the others
         if self.device_mesh is not None:
             shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
             for layer in layers_of(model):

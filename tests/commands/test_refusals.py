@@ -131,7 +131,7 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
         ((*named, *other, f"{other[0]}.init_args.vocab_size", "320"), "vocab_size = 320: the checkpoint has 257"),
         ((*named, "--model.init_args.tie_embeddings", "true"), "tie_embeddings = True: the checkpoint has"),
         ((*named, "--model.init_args.n_heads", "4"), "n_heads = 4: the checkpoint has 2"),
-        (("--ckpt_path", work), f"ckpt_path = {work}: it is damaged or is not a checkpoint"),
+        (("--ckpt_path", work), f"ckpt_path = {work}: there is no checkpoint in this folder"),
         (("--ckpt_path", truncated), f"ckpt_path = {truncated}: it is damaged or is not a checkpoint"),
         (("--ckpt_path", cut), f"the newest whole one beside it is {trained / 'checkpoints/last.ckpt'}"),
         (("--ckpt_path", foreign), f"ckpt_path = {foreign}: the file was not written by `llp fit`"),
@@ -173,7 +173,7 @@ def test_a_warm_up_that_takes_the_whole_run_is_said(run, work):
             warnings.simplefilter("always")
             flags = ("--model.init_args.warmup_steps", warmup_steps, "--trainer.max_steps", 3)
             assert run("fit", "--config", "tiny.yaml", *flags)[0] == 0
-        message = "model.init_args.warmup_steps = 3: the warm-up takes all of trainer.max_steps = 3"
+        message = "model.init_args.warmup_steps = 3: the warm-up takes all of the run's 3 steps"
         assert len([one for one in caught if message in str(one.message)]) == n_said
 
 

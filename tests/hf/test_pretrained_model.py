@@ -1,6 +1,7 @@
 """A model of transformers as a LightningModule: trained, resumed, scored, continued."""
 
 import ast
+import json
 import shutil
 
 import pytest
@@ -151,6 +152,13 @@ def test_bad_settings_are_named(run, work, config, settings, named):
     result = run("fit", "--config", "bad.yaml")
     assert result[0] != 0
     assert_one_message(result, named, status=result[0])
+
+
+def test_an_untrained_model_is_tested_without_a_checkpoint(run, work, config):
+    status, _, err = run("test", "--config", "pretrained.yaml", "--data.init_args.window_len", 64)
+    assert status == 0, err
+    text = (work / "wikitext/wiki.test.tokens").read_bytes()
+    assert json.loads((work / "test.json").read_text())["rows"][0]["tokens"] == len(text)
 
 
 def test_the_shipped_configuration_trains_any_folder(run, work, config, folder):

@@ -68,7 +68,7 @@ def test_python_refuses_what_the_command_line_does():
     with pytest.raises(SettingError, match="GradientAccumulationScheduler"):
         fit(8, max_steps=4, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
     assert fit(12, max_epochs=2, accumulate_grad_batches=3).global_step == 4
-    with pytest.warns(UserWarning, match="the warm-up takes all of trainer.max_steps = 2"):
+    with pytest.warns(UserWarning, match="the warm-up takes all of the run's 2 steps"):
         fit(12, max_steps=2)
 
 
