@@ -10,6 +10,7 @@ The folder holds `spec.yaml`. `--model` is the model as a folder of transformers
 import argparse
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -116,7 +117,12 @@ class Reader:
         row |= {"nats": float(nats.sum()), "by_position": sums(nats, np.arange(len(nats)) // BIN)}
         if part == "main":
             row |= {"by_offset": by_offset(nats), "by_distance": self.by_distance(tokens, nats)}
-        return row | {"seconds": round(time.perf_counter() - started, 1), "threads": torch.get_num_threads()}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        return row | {
+            "seconds": round(time.perf_counter() - started, 1),
+            "threads": torch.get_num_threads(),
+            "commit": commit,
+        }
 
     @torch.inference_mode()
     def losses(self, tokens: list[int]) -> np.ndarray:
