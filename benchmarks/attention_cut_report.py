@@ -83,7 +83,7 @@ def contrasts(spec: Row, losses: pd.DataFrame, long: pd.DataFrame) -> dict[tuple
 
 def contrasts_table(found: dict[tuple[str, str, str], tuple[float, ...]]) -> str:
     """Difference, interval and Holm's p value of each contrast."""
-    corrected = holm({key: values[3] for key, values in found.items()})
+    corrected = dict(zip(found, holm([values[3] for values in found.values()]), strict=True))
     rows = [
         "| tokens | first | second | first - second | interval | p, Holm |",
         "| --- | --- | --- | --- | --- | --- |",
