@@ -58,7 +58,7 @@ def checked_properties(cls: type[LanguageModel], max_len: int, init_args: dict[s
         try:
             holds(case)
         except SettingError as error:
-            raise AssertionError(f"{cls.__name__}: not so: {statement}: {error}") from error
+            raise AssertionError(f"{cls.__name__}: {error} (what must hold: {statement})") from error
         yield statement
 
 

@@ -143,10 +143,10 @@ def import_class(path: str, base: type = object) -> Any:
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        remedy = f"the checkpoint needs this class, which can't be imported ({error}); add its folder to PYTHONPATH"
+        remedy = f"it can't be imported ({error}); add its folder to PYTHONPATH"
         raise SettingError("class_path", path, remedy) from error
     is_one = isinstance(cls, type) and issubclass(cls, base)
-    require(is_one, "class_path", path, f"it is no {base.__name__}; give a checkpoint that `llp fit` has written")
+    require(is_one, "class_path", path, f"it is no {base.__name__}; name one")
     return cls
 
 

@@ -1,11 +1,11 @@
 """`llp check`: whether an architecture computes what its layers say."""
 
-from importlib import import_module
 from typing import Any
 
-from llp.errors import SettingError, require
+from llp.checkpoints.reading import import_class
+from llp.errors import SettingError
+from llp.language_model import LanguageModel
 from llp.testing import checked_properties
-from llp.training_module import TrainingModule
 
 
 def check(architecture: str, init_args: dict[str, Any] | None = None, max_len: int = 512) -> None:
@@ -21,14 +21,7 @@ def check(architecture: str, init_args: dict[str, Any] | None = None, max_len: i
         SettingError: If a property does not hold; it names the property and the position.
     """
     path = architecture if "." in architecture else f"llp.{architecture}"
-    module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        remedy = f"it can't be imported ({error}); add its folder to PYTHONPATH"
-        raise SettingError("architecture", path, remedy) from error
-    is_one = isinstance(cls, type) and issubclass(cls, TrainingModule)
-    require(is_one, "architecture", path, "it is no subclass of llp.language_model.TrainingModule")
+    cls = import_class(path, LanguageModel)
     try:
         cls(**{"vocab_size": 1, **(init_args or {})})
     except TypeError as error:

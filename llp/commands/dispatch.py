@@ -32,8 +32,9 @@ FUNCTIONS = {
 def run(command: str, options: list[str]) -> int:
     """Run a subcommand; returns the exit status."""
     silence()
-    for package in (llp, datamodules):  # so that `--model LLP` needs no module's name
-        for name in package.__all__:
+    # So that `--model LLP` needs no module's name. PretrainedModel does: its imports are an extra, and take seconds.
+    for package, names in ((llp, llp.ARCHITECTURES), (datamodules, datamodules.__all__)):
+        for name in names:
             getattr(package, name)
     try:
         for word in options:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -45,6 +44,8 @@ class Lora:
 
     def add_to(self, model: nn.Module) -> None:
         """Put adapters into a model, in place; nothing else of it is trained, except for `also_train`."""
+        from peft import LoraConfig, inject_adapter_in_model  # seconds, and only adapters need it
+
         linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         for target in self.targets:
             remedy = f"no linear module has this name; there are {', '.join(sorted(linear))}"
@@ -169,12 +170,13 @@ class PretrainedModel(TrainingModule):
         self.decoder = PretrainedDecoder(model.train(), self.geometry, scale)
         if self.lora is not None:
             store_trained_weights_alone(self.decoder)
-            self.strict_loading = False  # frozen weights are in no checkpoint; `check_fits` compares the others
         if self.device_mesh is not None:
             shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
             for layer in layers_of(model):
                 shard(layer)
             shard(self.decoder)
+            # Lightning's own reading of one file misses the frozen weights; `check_fits` compares the others.
+            self.strict_loading = self.lora is None
             for name in ("loss", "extend"):
                 register_fsdp_forward_method(self.decoder, name)
 

@@ -135,7 +135,7 @@ def test_checkpoints_that_do_not_fit(run, trained, work):
         (("--ckpt_path", truncated), f"ckpt_path = {truncated}: it is damaged or is not a checkpoint"),
         (("--ckpt_path", cut), f"the newest whole one beside it is {trained / 'checkpoints/last.ckpt'}"),
         (("--ckpt_path", foreign), f"ckpt_path = {foreign}: the file was not written by `llp fit`"),
-        (("--ckpt_path", work / "own.ckpt"), "class_path = own_models.Mine: the checkpoint needs this class"),
+        (("--ckpt_path", work / "own.ckpt"), "class_path = own_models.Mine: it can't be imported"),
     ]
     for arguments, message in cases:
         assert_one_message(run("test", *arguments), message)
