@@ -44,7 +44,9 @@ def test_a_closed_terminal_lets_the_step_be_saved(run, work, monkeypatch):
         return step(self, *arguments)
 
     monkeypatch.setattr(LLP, "training_step", hung_up)
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run")
+    with handlers_restored():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+        status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run")
     assert status == 128 + signal.SIGHUP
     assert "Resume from step 3 with: llp fit --ckpt_path lightning_logs/run/checkpoints/last.ckpt" in err
     assert (work / "lightning_logs/run/checkpoints/last.ckpt").is_file()

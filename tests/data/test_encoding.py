@@ -13,6 +13,7 @@ from datamodules.documents import Text
 from datamodules.encoding import encoded
 from helpers.corpus import DOCUMENTS, Given
 from helpers.prepared import files
+from helpers.signal_handlers import handlers_restored
 from llp.errors import SettingError
 
 LINES = [f"line {number} of é text, {number % 7} and {number % 11}\n" for number in range(2000)]
@@ -86,7 +87,9 @@ def test_ctrl_c_ends_them_and_leaves_nothing(tmp_path):
             yield from itertools.islice(many_texts(), 500)
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    # A shell lets what it starts in the background ignore it.
+    with handlers_restored(), pytest.raises(KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         Interrupted(DOCUMENTS, cache_dir=str(tmp_path), processes=2).prepare_data()
     assert [*tmp_path.iterdir()] == []
 
