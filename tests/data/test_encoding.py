@@ -87,10 +87,11 @@ def test_ctrl_c_ends_them_and_leaves_nothing(tmp_path):
             yield from itertools.islice(many_texts(), 500)
             signal.raise_signal(signal.SIGINT)
 
-    # A shell lets what it starts in the background ignore it.
-    with handlers_restored(), pytest.raises(KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        Interrupted(DOCUMENTS, cache_dir=str(tmp_path), processes=2).prepare_data()
+    corpus = Interrupted(DOCUMENTS, cache_dir=str(tmp_path), processes=2)
+    with handlers_restored():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
+        with pytest.raises(KeyboardInterrupt):
+            corpus.prepare_data()
     assert [*tmp_path.iterdir()] == []
 
 
