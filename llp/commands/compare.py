@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric import Fabric
 
 from datamodules.base import LanguageDataModule
 from datamodules.text import TextDataModule
@@ -147,14 +148,16 @@ class Comparison:
         path = self.folder.path / "timing.json"
         require(not path.exists(), "time", path, "runs at equal seconds follow this file; remove it to time anew")
         torch.set_num_threads(threads(workers))
-        accelerator, precision = self._trainer.get("accelerator", "auto"), self._trainer.get("precision", "32-true")
-        n_batches, data = self._trainer.get("accumulate_grad_batches", 1), self.data
+        trainer, data = self._trainer, self.data
+        accelerator, precision = trainer.get("accelerator", "auto"), trainer.get("precision", "32-true")
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         steps = {}
         for arm, model in self.models.items():
-            size = data.batch_size, model.geometry.burn_in_len(data.burn_in), data.window_len, n_batches
-            steps[arm] = training_step(model, *size, accelerator, precision)
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
-        self.folder.write_timing(timed(steps, 10, device))
+            size = data.batch_size, model.geometry.burn_in_len(data.burn_in) + data.window_len + 1
+            n_batches = trainer.get("accumulate_grad_batches", 1)
+            steps[arm] = training_step(model, size, data.window_len, n_batches, fabric)
+        name = torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu"
+        self.folder.write_timing(timed(steps, 10, name))
 
     def execute(self, workers: int, only: str | None) -> None:
         """Execute all runs, or one of them, on this machine."""
