@@ -50,19 +50,14 @@ def test_a_full_disk_for_real(run, work, size, file):
             assert "No checkpoint has been saved yet." in outcome[2]
 
 
-def no_space(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
-def test_a_later_checkpoint_that_fails_leaves_the_one_before(run, work, monkeypatch, error):
+def test_a_later_checkpoint_that_fails_leaves_the_one_before(run, work, monkeypatch):
     save, calls = torch.save, []
 
     def failing(checkpoint, stream):
         calls.append(checkpoint["global_step"])
         if calls[-1] > 4:
             stream.write(b"half")
-            raise OSError(error, "in torch's words")
+            raise OSError(errno.ENOSPC, "in torch's words")
         save(checkpoint, stream)
 
     monkeypatch.setattr(callback.torch, "save", failing)
@@ -75,21 +70,3 @@ def test_a_later_checkpoint_that_fails_leaves_the_one_before(run, work, monkeypa
     monkeypatch.setattr(callback.torch, "save", save)
     status, _, err = run("fit", "--ckpt_path", last)
     assert status == 0, err
-
-
-@pytest.mark.parametrize("file", ["test.json", "test.csv"])
-def test_a_report_that_can_not_be_written_is_named_and_leaves_the_older_one(run, trained, monkeypatch, file):
-    assert run("test", "--ckpt_path", trained)[0] == 0
-    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    synchronize = Path.replace
-
-    def failing(self, target):
-        if Path(target).name == file:
-            no_space()
-        return synchronize(self, target)
-
-    monkeypatch.setattr(Path, "replace", failing)
-    assert_one_message(run("test", "--ckpt_path", trained), f"{trained / file}: No space left on device; make room")
-    after = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    assert set(before.values()) <= set(after.values())
-    assert not list(trained.glob(".*"))

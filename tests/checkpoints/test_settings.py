@@ -133,15 +133,6 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def test_an_unchanged_resume_adds_nothing_to_the_history(run, work):
-    assert run("fit", "--config", "tiny.yaml", "--name", "run", "--checkpoint.every_n_train_steps", 1)[0] == 0
-    last = work / "lightning_logs/run/checkpoints/last.ckpt"
-    first = torch.load(last, weights_only=True)["settings_history"]
-    assert run("fit", "--name", "run", "--ckpt_path", "last")[0] == 0
-    assert torch.load(last, weights_only=True)["settings_history"] == first
-    assert [entry["step"] for entry in first] == [1]
-
-
 def test_another_text_is_refused_on_a_resume(run, half, work):
     """The training order is a function of the text: a changed text would be another run."""
     with (work / "wikitext/wiki.train.tokens").open("a") as stream:
