@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from llp.checkpoints import reading
-from llp.errors import SettingError
+from llp.errors import require
 from llp.lightning_internals import validate_after_this_batch
 from llp.training.metrics import StepOutput
 from llp.training_module import TrainingModule
@@ -88,12 +88,9 @@ class InitialWeights(Callback):
         ours = reading.shapes(dict(model.hparams), model)
         theirs = {name: weight.shape for name, weight in self.weights.items()}
         for name in [*ours, *theirs]:
-            if ours.get(name) != theirs.get(name):
-                there, here = (
-                    shapes[name] and tuple(shapes[name]) if name in shapes else None for shapes in (theirs, ours)
-                )
-                remedy = f"its weights are not those of this model: {name} is {there} there and {here} here"
-                raise SettingError("init_from", self.path, remedy)
+            there, here = (tuple(shapes[name]) if name in shapes else None for shapes in (theirs, ours))
+            remedy = f"its weights are not those of this model: {name} is {there} there and {here} here"
+            require(there == here, "init_from", self.path, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
