@@ -22,17 +22,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from attention_cut_report import BIN, DISTANCES, SETTLED, write
 from llp.decoder import patterns
 from llp.decoder.loss import linear_cross_entropy
 
 Row = dict[str, Any]
-BIN = 512
-"""Positions in a bin of the loss by position."""
 OFFSETS = (64, 128, 256, 384, 512, 768)
 """Segment lengths for the loss by offset, in sixteenths of a segment, from position `SETTLED` on."""
-SETTLED = 1024
-DISTANCES = [2**k for k in range(5, 14)]
-"""Bounds of the bins of distance, in tokens, between a word and its last occurrence before."""
 
 
 def main() -> None:
@@ -52,8 +48,6 @@ def main() -> None:
         return
     if not options.report:
         read_missing(spec, options)
-    from attention_cut_report import write
-
     write(spec, options.folder)
 
 
