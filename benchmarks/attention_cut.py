@@ -13,7 +13,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,14 @@ def main() -> None:
 
 
 def jobs(spec: Row) -> Iterator[tuple[str, str, str]]:
-    """Part, document and arm of every record, the most important ones first."""
+    """Part, document and arm of every record: first what the named contrasts need, on all documents."""
+    named = {"dense", *chain.from_iterable(spec["contrasts"])}
     for document in spec["documents"]:
-        yield from (("main", document, arm) for arm in spec["arms"])
-        if document in spec["long"]["documents"]:
-            yield from (("long", document, arm) for arm in spec["long"]["arms"])
+        yield from (("main", document, arm) for arm in spec["arms"] if arm in named)
+    for document in spec["long"]["documents"]:
+        yield from (("long", document, arm) for arm in spec["long"]["arms"])
+    for document in spec["documents"]:
+        yield from (("main", document, arm) for arm in spec["arms"] if arm not in named)
 
 
 def read_missing(spec: Row, options: argparse.Namespace) -> None:
