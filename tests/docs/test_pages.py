@@ -61,8 +61,9 @@ APPENDED = {
 }
 LEFT_OUT = {"--workers": 1, "--slurm": 1, "--report": 0, "--time": 0, "--plan": 0}
 """Options of comparisons and sweeps in whose place the plan is printed, and how many words follow each."""
-SMALL_WINDOWS = "--data.init_args.window_len 32 --model.init_args.pattern.init_args.segment_len 8".split()
-A_FEW_STEPS = "--trainer.max_steps 2 --trainer.val_check_interval 2 --trainer.enable_progress_bar false".split()
+SMALL_WINDOWS = ["--data.init_args.window_len", "32", "--model.init_args.pattern.init_args.segment_len", "8"]
+A_FEW_STEPS = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+A_FEW_STEPS += ["--trainer.enable_progress_bar", "false"]
 
 
 class Block(NamedTuple):
