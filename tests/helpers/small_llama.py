@@ -14,7 +14,7 @@ def save_llama(folder: Path | str, seed: int = 0, **settings: object) -> None:
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>").save_pretrained(folder)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**SIZE, **settings))
     for parameter in model.parameters():  # so that its attention matters
