@@ -4,18 +4,24 @@ Errors name the file and the place in it.
 """
 
 import codecs
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from llp.errors import SettingError
+from llp.errors import SettingError, require
 
 _BLOCK = 1 << 18  # bytes
 _LONGEST = 1 << 20
 """A line of more bytes is cut at a space where possible, so that memory doesn't grow with it."""
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
+SHARD = re.compile(r"-(\d+)-of-(\d+)$")
+"""The end of the name of a part, without its suffix."""
 _SPACES = (b" ", b"\t", b"\r", "\u3000".encode())
 """Where a long line is cut."""
+_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+"""The byte order marks of other encodings."""
 
 
 class Text(NamedTuple):
@@ -69,9 +75,18 @@ def read_text(path: Path, name: str, start: int = 0, stop: int = sys.maxsize) ->
 
 
 def after_mark(path: Path) -> int:
-    """Where the text of a UTF-8 file begins: after its byte order mark, if it has one."""
+    """Where the text of a UTF-8 file begins: after its byte order mark, if it has one.
+
+    Raises:
+        SettingError: If it has the mark of another encoding, or is UTF-16 without one: every second byte is NUL.
+    """
     with path.open("rb") as stream:
-        return len(codecs.BOM_UTF8) if stream.read(3) == codecs.BOM_UTF8 else 0
+        head = stream.read(1 << 12)
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    if len(head) > 1 and any(head[::2]) != any(head[1::2]):
+        encoding = encoding or "UTF-16"
+    require(encoding is None, "data.init_args.path", path, f"it is {encoding}; convert it to UTF-8")
+    return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
 
 
 def read_blocks(opened: Callable[[], BinaryIO], start: int = 0, stop: int = sys.maxsize) -> Iterator[bytes]:
@@ -123,6 +138,26 @@ def blocks_of(lines: Iterable[str]) -> Iterator[bytes]:
             block, size = [], 0
     if block:
         yield "".join(block).encode()
+
+
+def require_plain(file: Path) -> None:
+    """Raise a `SettingError` if a file is compressed."""
+    remedy = "it is compressed, which would leave out its text; decompress it"
+    require(file.suffix.lower() not in COMPRESSED, "data.init_args.path", file, remedy)
+
+
+def require_all_parts(files: Iterable[Path]) -> None:
+    """Raise a `SettingError` if files are numbered (`train-00000-of-00004.txt`) and one of them is missing."""
+    parts: dict[tuple[Path, str, str, str], set[int]] = {}
+    for file in files:
+        if match := SHARD.search(file.stem):
+            key = file.parent, file.stem[: match.start()], match[2], file.suffix
+            parts.setdefault(key, set()).add(int(match[1]))
+    for (folder, stem, total, suffix), numbers in parts.items():
+        first = 0 if 0 in numbers else 1  # both ways to count are in use
+        for number in range(first, first + int(total)):
+            name = folder / f"{stem}-{number:0{len(total)}}-of-{total}{suffix}"
+            require(number in numbers, "data.init_args.path", name, "this part of the text is missing; add it")
 
 
 def describe_file(path: Path) -> dict[str, Any]:

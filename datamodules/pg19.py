@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datamodules.documents import Text, describe_file, hub_rows, read_blocks, read_text
+from datamodules.documents import Text, describe_file, hub_rows, read_blocks, read_text, require_plain
 from datamodules.text import TextDataModule
 from llp.errors import require
 
@@ -86,6 +86,8 @@ class PG19(TextDataModule):
 
     def _books(self, split: str) -> list[Path]:
         assert self.path is not None
+        for file in (self.path / split).glob("*.txt.*"):
+            require_plain(file)
         books = sorted((self.path / split).glob("*.txt"), key=lambda book: (len(book.stem), book.stem))
         remedy = f"the {split} split is missing: there is no {split}/<id>.txt"
         require(len(books) > 0, "data.init_args.path", self.path, remedy)

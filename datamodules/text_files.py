@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from datamodules.documents import (
+    COMPRESSED,
+    SHARD,
     Text,
     after_mark,
     describe_file,
@@ -19,12 +20,13 @@ from datamodules.documents import (
     not_utf8,
     read_blocks,
     read_text,
+    require_all_parts,
+    require_plain,
 )
 from datamodules.text import TextDataModule
 from llp.errors import SettingError, require
 
 _SUFFIXES = (".txt", ".jsonl")
-_SHARD = re.compile(r"-\d+-of-\d+$")  # at the end of the name of a part, without its suffix
 _NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -127,12 +129,16 @@ class TextFiles(TextDataModule):
 
     def _files(self) -> list[Path]:
         if self.root.is_file():
+            require_plain(self.root)
             return [self.root]
         remedy = "there is no such file or folder; give the one that holds the text"
         require(self.root.is_dir(), "data.init_args.path", self.root, remedy)
-        found = sorted(file for file in self.root.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        found = sorted(file for file in self.root.rglob("*") if _is_text(file) and file.is_file())
         files = [file for file in found if not any(part[0] == "." for part in file.relative_to(self.root).parts)]
         require(len(files) > 0, "data.init_args.path", self.root, "there is no .txt and no .jsonl file; add one")
+        for file in files:
+            require_plain(file)
+        require_all_parts(files)
         return files
 
     def _documents(self, files: list[Path]) -> Iterator[_Document]:
@@ -229,6 +235,12 @@ def _counted(documents: Iterator[object]) -> str:
     return f"{number:,} document{'s' * (number != 1)}"
 
 
+def _is_text(file: Path) -> bool:
+    """Whether a file is text by its name; it may be compressed."""
+    name = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
+    return name.suffix.lower() in _SUFFIXES
+
+
 def _open(file: Path) -> BinaryIO:
     return file.open("rb")
 
@@ -238,7 +250,7 @@ def _name_and_split(file: Path) -> tuple[str, str | None]:
     if len(file.parts) > 1:
         name, bare = f"{file.parts[0]}/", file.parts[0]
     else:
-        bare = _SHARD.sub("", file.stem)
+        bare = SHARD.sub("", file.stem)
         name = f"{bare}{'' if bare == file.stem else '-*'}{file.suffix}"
     return name, next((split for split in _NAMES if bare.lower() in _NAMES[split]), None)
 

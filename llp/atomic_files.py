@@ -20,7 +20,6 @@ EXPORT_RECORD = "llp.json"
 """The file that marks a folder which `llp export` wrote."""
 KEY = "own_sha256"
 """The name of the digest in a JSON object."""
-_HEAD = "# SHA-256 of the lines below: "
 
 
 def is_exported(path: str | Path) -> bool:
@@ -207,20 +206,3 @@ def checked_json(text: str) -> dict[str, Any]:
     if digest not in (None, own_sha256(content)):
         raise ValueError("its SHA-256 is another one")
     return content
-
-
-def with_digest_line(text: str) -> str:
-    """A text after a line with its digest, which is a comment in YAML."""
-    return f"{_HEAD}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-
-
-def checked_text(text: str) -> str:
-    """A text as it is, unless its first line states another digest.
-
-    Raises:
-        ValueError: If the text was changed.
-    """
-    head, _, rest = text.partition("\n")
-    if head.startswith(_HEAD) and head.removeprefix(_HEAD) != hashlib.sha256(rest.encode()).hexdigest():
-        raise ValueError("its SHA-256 is another one")
-    return text

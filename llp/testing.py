@@ -1,12 +1,15 @@
 """Checks an architecture of one's own: what is computed with it is what its layers say, in all its uses."""
 
 from collections.abc import Callable, Iterator
+from io import BytesIO
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llp.decoder.extend import extend_each
 from llp.decoder.geometry import Geometry
 from llp.errors import SettingError
 from llp.evaluation import probes
@@ -149,7 +152,7 @@ def _reading(case: Case) -> None:
     windows = _windows(case.model.geometry, case.n)
     for window in {*windows, case.model.geometry.scoring_window(case.longest)}:
         n = min(-(-window[0] // window[1]) + 2, 16) * window[1]
-        probes.check_reading(case.model, window, n, n_alone=n if window in windows else 64)
+        probes.check_reading(case.model, window, n, most=n if window in windows else 64)
 
 
 def _windows(geometry: Geometry, n: int) -> list[tuple[int, int]]:
@@ -158,6 +161,50 @@ def _windows(geometry: Geometry, n: int) -> list[tuple[int, int]]:
     short = max(unit, n // 2 // unit * unit)
     stride = max(unit, min(geometry.latent_len or n, short) // 3 // unit * unit)
     return [geometry.scoring_window(n), geometry.scoring_window(n, short, stride)]
+
+
+def _side_by_side(case: Case) -> None:
+    """Texts at different positions, read side by side, have the logits that each has alone."""
+    model = case.model
+    window = _windows(model.geometry, case.n)[1]
+    n_steps = min(2 * window[1] + 2, 40)
+    lengths = (1, window[1] // 2 + 1, window[0] - 1)
+    texts = draw_tokens(model.settings.vocab_size, 3, max(lengths) + n_steps)
+    alone, caches = [], []
+    for number, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        caches.append(model.new_cache(3, window))
+        model.extend(texts[:, :length], caches[-1])
+        caches[-1].select([number])
+        logits, cache = model.extend(text[None, :length], model.new_cache(1, window))
+        for token in text[length : length + n_steps]:
+            logits = torch.cat((logits, model.extend(token.view(1, 1), cache)[0]), dim=1)
+        alone.append(logits[0])
+    for step in range(n_steps):
+        tokens = torch.stack([text[length + step] for text, length in zip(texts, lengths, strict=True)])
+        together = extend_each(model.decoder, tokens[:, None], caches)
+        for got, length, logits in zip(together, lengths, alone, strict=True):
+            if first_difference(got[None], logits[length + step][None]) is not None:
+                raise failure(length + step, "its logits differ when other texts are read beside it")
+
+
+def _burn_in(case: Case) -> None:
+    """Pieces with a burn-in of the reach have the losses and the gradient of one pass over the text."""
+    model = case.model
+    geometry = model.geometry
+    if geometry.reach is None or geometry.rotates_values:
+        return
+    step, n_text = 2 * geometry.unit, geometry.reach + 6 * geometry.unit
+    tokens, targets = draw_tokens(model.settings.vocab_size, 2, 1, n_text)
+    whole = model.decoder.loss(tokens, targets)
+    pieces = []
+    for start, stop in pairwise([*range(0, n_text, step), n_text]):
+        begin = max(0, start - geometry.reach)
+        losses = model.decoder.loss(tokens[:, begin:stop], targets[:, start:stop])
+        wrong = first_difference(losses.each[0], whole.each[0, start:stop])
+        if wrong is not None:
+            raise failure(start + wrong, f"its loss with a burn-in of {start - begin} tokens is not that of one pass")
+        pieces.append(losses.mean * (stop - start))
+    _same_gradients(model, torch.stack(pieces).sum() / n_text, whole.mean)
 
 
 def _gradient(case: Case) -> None:
@@ -173,21 +220,46 @@ def _gradient(case: Case) -> None:
         model.train()
         with torch.no_grad():
             cuts = probes.probed_positions(model.geometry, n, 12)
-            probes.check_cuts(logits, vocab_size, n, cuts)
+            probes.check_cuts(logits, vocab_size, n, cuts, [])
         tokens, targets = draw_tokens(vocab_size, 2, 2, n)
-        names, weights = zip(*model.named_parameters(), strict=True)
         for n_last in (n,) if model.settings.dropout else (n, 4):  # dropout is drawn for what is computed
             expected = logits(tokens)[:, -n_last:]
             torch.manual_seed(0)
             losses = model.decoder.loss(tokens, targets[:, -n_last:])
             mean = F.cross_entropy(expected.flatten(0, 1), targets[:, -expected.shape[1] :].flatten())
-            pairs = (torch.autograd.grad(one, weights, allow_unused=True) for one in (losses.mean, mean))
-            for name, got, wanted in zip(names, *pairs, strict=True):
-                if got is None or wanted is None or not wanted.any():
-                    raise SettingError("model", name, "the loss does not depend on this weight")
-                if first_difference(got, wanted) is not None:
-                    raise SettingError("model", name, "its gradient is not that of the full forward pass")
+            _same_gradients(model, losses.mean, mean)
         model.eval()
+
+
+def _same_gradients(model: LanguageModel, loss: Tensor, expected: Tensor) -> None:
+    """Compare the gradients of two losses."""
+    names, weights = zip(*model.named_parameters(), strict=True)
+    pairs = (torch.autograd.grad(one, weights, allow_unused=True) for one in (loss, expected))
+    for name, got, wanted in zip(names, *pairs, strict=True):
+        if got is None or wanted is None or not wanted.any():
+            raise SettingError("model", name, "the loss does not depend on this weight")
+        if first_difference(got, wanted) is not None:
+            raise SettingError("model", name, "its gradient is not that of the full forward pass")
+
+
+def _checkpoint(case: Case) -> None:
+    """A model from the hyperparameters and weights of a checkpoint has the same logits."""
+    model, n = case.model, case.n
+    file = BytesIO()
+    torch.save({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, file)
+    file.seek(0)
+    checkpoint = torch.load(file, weights_only=True)
+    restored = type(model)(**checkpoint["hyper_parameters"])
+    restored.configure_model()
+    restored.double().eval().load_state_dict(checkpoint["state_dict"])
+    tokens = draw_tokens(model.settings.vocab_size, 1, n)
+    with torch.no_grad():
+        got, expected = restored(tokens)[0], model(tokens)[0]
+    wrong = first_difference(got, expected) if got.shape == expected.shape else 0
+    if wrong is not None:
+        raise failure(
+            n - len(expected) + wrong, "a model from its checkpoint has other logits; see save_hyperparameters"
+        )
 
 
 def _flops(case: Case) -> None:
@@ -212,6 +284,9 @@ _PROPERTIES: tuple[Callable[[Case], None], ...] = (
     torch.no_grad()(_contexts),
     torch.no_grad()(_scores),
     torch.no_grad()(_reading),
+    torch.no_grad()(_side_by_side),
+    _burn_in,
     _gradient,
+    _checkpoint,
     _flops,
 )

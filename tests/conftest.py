@@ -10,7 +10,6 @@ import torch
 from tensorboard.summary.writer import event_file_writer
 
 from helpers.in_process import call
-from llp.atomic_files import with_digest_line
 
 pytest.register_assert_rewrite("helpers.runs")
 
@@ -27,7 +26,7 @@ def write_wikitext(folder: Path) -> Path:
     rng = random.Random(0)
     words = ["the", "cat", "<unk>", "sat", "on", "a", "mat", "@-@", "Ünïcode", "\u2581", ",", "."]
     words += ["".join(rng.choices("abcdefgh", k=4)) for _ in range(60)]
-    for split, n_lines in (("train", 300), ("valid", 40), ("test", 50)):
+    for split, n_lines in (("train", 300), ("valid", 16), ("test", 20)):
         lines = [" \n", " = Title = \n", " \n"]
         lines += [" " + " ".join(rng.choices(words, k=rng.randint(3, 20))) + " \n" for _ in range(n_lines)]
         (folder / f"wiki.{split}.tokens").write_text("".join(lines), encoding="utf-8", newline="")
@@ -49,6 +48,7 @@ data:
   init_args: {path: WIKITEXT, cache_dir: CACHE, tokenizer: datamodules.Bytes, window_len: 32, batch_size: 4}
 trainer: {accelerator: cpu, max_steps: 6, val_check_interval: 4, log_every_n_steps: 1, enable_progress_bar: false,
   enable_model_summary: false, gradient_clip_val: 1.0}
+sample: {sample_tokens: 4}
 """
 
 
@@ -103,6 +103,6 @@ def trained(finished, run, work):
     folder = work / "lightning_logs/run"
     for path in (folder / "checkpoints").glob("*.ckpt"):
         torch.save(moved(torch.load(path, weights_only=True), str(finished), str(work)), path)
-    config = (folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[2]
-    (folder / "config.yaml").write_text(with_digest_line(moved(config, str(finished), str(work))), encoding="utf-8")
+    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(moved(config, str(finished), str(work)), encoding="utf-8")
     return folder

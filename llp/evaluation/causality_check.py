@@ -19,7 +19,7 @@ _FLOPS = defaultdict(lambda: 1e13, cpu=3e10)
 """How much each black-box probe may compute, by device type: seconds. A few positions are always probed."""
 _LONGEST_WHOLE = 512
 _FEWEST_CUTS, _MOST_CUTS = 8, 48
-_MOST_ALONE = 64  # tokens of a text that are read alone
+_MOST_STEPS = 1024  # positions of a text that are read token by token
 
 
 class Probe(TypedDict):
@@ -53,7 +53,7 @@ class CausalityCheck(Callback):
       shortest, the median and the longest) all tokens after a position change, and no logit up to it may; positions
       are the edges of the pattern and some drawn at random.
     - Reading and scoring: texts read piece by piece and scores are those of the full forward pass of the same window,
-      computed in float64 where the device can. 64 tokens of a text are read alone.
+      computed in float64 where the device can. Up to 1,024 positions are read token by token.
 
     This takes some seconds for a small model on a CPU; on larger ones fewer positions are probed, as the report says.
 
@@ -146,7 +146,7 @@ def check_causality(
         for n, n_last in shapes:
             probes.check_scoring(model, n, n_last, at_labels)
         if n_read:
-            probes.check_reading(model, window, n_read, _MOST_ALONE)
+            probes.check_reading(model, window, n_read, _MOST_STEPS)
     return {
         "causal": True,
         "probes": probed,
@@ -163,10 +163,14 @@ def _spread(values: list[V]) -> list[V]:
 
 
 def _check_cuts(model: TrainingModule, logits: probes.Logits, n: int, budget: float) -> list[int]:
-    """Change all that follows some positions of a window; returns them."""
+    """Change all that follows some positions of a window, and all that precedes a few; the former are returned."""
+    geometry = model.geometry
     n_cuts = int(min(max(budget / model.decoder.flops(n), _FEWEST_CUTS), _MOST_CUTS))
-    cuts = probes.probed_positions(model.geometry, n, n_cuts)
-    probes.check_cuts(logits, model.hparams["vocab_size"], n, cuts)
+    cuts = probes.probed_positions(geometry, n, n_cuts)
+    readers = [
+        position for position in cuts[:: max(1, len(cuts) // 3)] if probes.sees_any_before(geometry, n, position)
+    ]
+    probes.check_cuts(logits, model.hparams["vocab_size"], n, cuts, readers)
     return cuts
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llp.decoder.extend import extend_each
 from llp.decoder.geometry import Geometry
 from llp.decoder.patterns import AttentionPattern
 from llp.errors import SettingError, require
@@ -29,6 +30,7 @@ Logits = Callable[[Tensor], Tensor]
 _LONGEST_MASK = 4096  # positions of which all pairs are looked at
 _ROWS = 256  # queries whose pairs are held at a time
 _HEAD_DIM = 8
+_COPIES = 8  # of a text that is read token by token
 _BATCH_LOGITS = 2**23  # logits, and
 _BATCH_TOKENS = 2**13  # tokens of the rows that are computed together
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of logits, relative to the largest; 0.1 in half precision
@@ -153,7 +155,12 @@ def check_attention(shape: AttentionShape, n_heads: int, device: str = "cpu") ->
         if wrong.any():
             row = int(wrong.any(dim=0).nonzero()[0])
             of_head = int(wrong[:, row].nonzero()[0])
-            reason = f"attend is not attention under its mask, in head {of_head} {of_shape}"
+            later = positions > at[row].clamp(min=pattern.history_len - 1)
+            moved = (x + later[:, None] * draw(n_keys) for x in (key, value))
+            again = pattern.attend(query, *(x[:, :, n_dropped:] for x in moved))
+            reads_on = bool((again != attended)[0, of_head, rows[row]].any())
+            reason = "; it depends on a later position: it reads what it predicts" if reads_on else ""
+            reason = f"attend is not attention under its mask, in head {of_head} {of_shape}{reason}"
             raise failure(int(at[row]), f"{_name(pattern)}.{reason}")
 
 
@@ -226,15 +233,45 @@ def check_dependence(depends: Tensor, reads: Tensor) -> None:
     if (depends & ~reads).any():
         row, token = (depends & ~reads).nonzero()[0].tolist()
         raise failure(first + row, f"its logits change with token {token}, which no layer lets it see")
+    before = torch.ones_like(depends).tril(first - 1)
+    blind = (reads & before).any(dim=1) & ~(depends & before).any(dim=1)
+    if blind.any():
+        raise failure(first + int(blind.nonzero()[0]), "its logits change with no earlier token: it reads nothing")
 
 
-def check_cuts(logits: Logits, vocab_size: int, n: int, cuts: list[int]) -> None:
-    """Check that no logit of a window of `n` tokens changes up to a cut when all tokens after it do."""
+def sees_any_before(geometry: Geometry, n: int, position: int) -> bool:
+    """Whether a position with a loss sees one before itself, in any layer and head."""
+    head = torch.arange(geometry.n_heads).view(-1, 1, 1)
+    for layer, lengths in zip(geometry.layers, geometry.lengths(n), strict=True):
+        query = position - (n - lengths.n_in)
+        pattern = layer.pattern.in_window(lengths.n_in)
+        if bool(pattern.visible(head, torch.tensor([[query]]), torch.arange(query)).any()):
+            return True
+    return False
+
+
+def check_cuts(logits: Logits, vocab_size: int, n: int, cuts: list[int], readers: list[int]) -> None:
+    """Check that no logit up to a cut changes when all tokens after it do, and that those of readers do otherwise.
+
+    Args:
+        logits: The model.
+        vocab_size: Number of tokens, at least 2.
+        n: N, the length of the window.
+        cuts: Positions after which all tokens change.
+        readers: Positions with a loss that depend on some token before them. Their logits must change when all do.
+    """
     plain, position = draw_tokens(vocab_size, 1, n), torch.arange(n)
     other = other_tokens(plain, vocab_size)
-    rows = torch.cat([torch.where(position > cut, other, plain) for cut in cuts])
-    for cut, changed in zip(cuts, changes(logits, plain, rows), strict=True):
+    rows = [torch.where(position > cut, other, plain) for cut in cuts]
+    rows += [torch.where(position < reader, other, plain) for reader in readers]
+    for number, changed in enumerate(changes(logits, plain, torch.cat(rows))):
         first = n - len(changed)
+        if number >= len(cuts):
+            reader = readers[number - len(cuts)]
+            if not changed[reader - first]:
+                raise failure(reader, "its logits stay the same when every earlier token changes: it reads nothing")
+            continue
+        cut = cuts[number]
         leaks = changed[: cut + 1 - first].nonzero().flatten().tolist()
         if leaks:
             reason = f"its logits change with the tokens after position {cut}: it reads what it predicts"
@@ -259,30 +296,55 @@ def in_float64(module: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
-def check_reading(model: TrainingModule, window: tuple[int, int], n: int, n_alone: int) -> None:
-    """Read a text in pieces, and compare with the full forward passes of the windows that score it.
+def check_reading(model: TrainingModule, window: tuple[int, int], n: int, most: int) -> None:
+    """Read a text token by token and in pieces, and compare with the full forward passes of the windows that score it.
 
-    Where a token is read alone, later ones don't exist for the model; so this is a check of causality, too.
+    Where a token is read alone, later ones don't exist for the model; so this is a check of causality, too. Several
+    copies of the text are read side by side, each from another position on, so that a step reads several tokens.
 
     Args:
         model: The model.
         window: Length and stride of the scoring windows.
         n: Tokens of the text, a multiple of the stride.
-        n_alone: How many of them at most are read alone; they are drawn at random.
+        most: How many positions at most are read token by token; in a longer text, some stretches of it.
     """
     text = draw_tokens(model.hparams["vocab_size"], 1, n, seed=2).to(model.device)
     windows = list(scoring_windows(0, n, *window))
     expected = torch.cat([model(text[:, one.start : one.stop])[:, -one.n_scored :] for one in windows], dim=1)[0]
-    alone = torch.randperm(n, generator=torch.Generator().manual_seed(3)).tolist()[:n_alone]
-    stops = sorted({stop for position in alone for stop in (position, position + 1) if 0 < stop < n})
+    for positions, read in (_token_by_token(model, window, text, most), _in_pieces(model, window, text)):
+        wrong = first_difference(read, expected[positions])
+        if wrong is not None:
+            reason = "read piece by piece, its logits are not those of the full forward pass of its window"
+            raise failure(positions[wrong], f"{reason}; windows of {window[0]:,} tokens, stride {window[1]:,}")
+
+
+def _token_by_token(
+    model: TrainingModule, window: tuple[int, int], text: Tensor, most: int
+) -> tuple[list[int], Tensor]:
+    """Positions of a text (1, N), and the logits after each, where it alone was read: (positions, vocab_size)."""
+    n = text.shape[1]
+    starts = sorted({n * number // _COPIES for number in range(_COPIES)})
+    caches = [model.new_cache(1, window) for _ in starts]
+    for start, cache in zip(starts, caches, strict=True):
+        if start:
+            model.extend(text[:, :start], cache, 1)
+    found: dict[int, Tensor] = {}
+    for step in range(min(-(-n // len(starts)), -(-most // len(starts)))):
+        at = [start + step for start in starts if start + step < n]
+        found.update(zip(at, extend_each(model.decoder, text[0, at].unsqueeze(1), caches[: len(at)]), strict=True))
+    return sorted(found), torch.stack([found[position] for position in sorted(found)])
+
+
+def _in_pieces(model: TrainingModule, window: tuple[int, int], text: Tensor) -> tuple[list[int], Tensor]:
+    """All positions of a text (1, N), and the logits after each, read in long pieces and single tokens."""
+    n = text.shape[1]
+    ends = torch.randperm(n, generator=torch.Generator().manual_seed(3)).tolist()[:7]
+    stops = sorted({stop for end in ends for stop in (end, end + 1) if 0 < stop < n})
     cache, read = model.new_cache(1, window), []
     for start, stop in pairwise([0, *stops, n]):
         logits, cache = model.extend(text[:, start:stop], cache)
         read.append(logits[0])
-    wrong = first_difference(torch.cat(read), expected)
-    if wrong is not None:
-        reason = "read piece by piece, its logits are not those of the full forward pass of its window"
-        raise failure(wrong, f"{reason}; windows of {window[0]:,} tokens, stride {window[1]:,}")
+    return list(range(n)), torch.cat(read)
 
 
 def check_scoring(model: TrainingModule, n: int, n_scored: int, at_labels: bool = False) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from llp.atomic_files import checked_json, checked_text
+from llp.atomic_files import checked_json
 from llp.errors import require
 from llp.evaluation.tables import readable, with_rule
 from llp.training.run_lock import is_held
@@ -92,7 +92,7 @@ def _read_run(folder: Path) -> Row:
             damaged.append(name)
             return {}
 
-    settings = read(_CONFIG, lambda text: _flat(yaml.safe_load(checked_text(text))))
+    settings = read(_CONFIG, lambda text: _flat(yaml.safe_load(text)))
     record = read(_RECORD, lambda text: {name: checked_json(text)[name] for name in (*_OF_RUN, *_RECORDED)})
     test = read(_TEST, lambda text: _reported(checked_json(text)))
     return {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -124,6 +124,15 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> Any:
         return self.decoder.head
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The embeddings as they are; another number of tokens is refused."""
+        if new_num_tokens not in (None, self.config.vocab_size):
+            size = self.config.vocab_size
+            raise ValueError(
+                f"the vocabulary has {size} tokens and can't be resized to {new_num_tokens}: train another"
+            )
+        return self.get_input_embeddings()
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # it has no windows; the model brings its own
@@ -152,6 +161,7 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         next_token_only: bool = False,
         kv_cache: TextCache | None = None,
@@ -167,6 +177,8 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: Return the logits of this many last positions; 0: of all N.
             num_items_in_batch: Divides the summed loss, for a mean over several batches whose gradients are
                 accumulated; by default the loss is the mean of this batch.
+            output_hidden_states: Whether to return the embeddings and what leaves each layer, the last one normalized:
+                (B, N, dim) each, of every position in the window that scores it.
             return_dict: Whether to return an object with names, not a tuple.
             next_token_only: Return the logits of the last position, as `llp generate` predicts from it.
             kv_cache: Of the beginning of these texts, with `next_token_only`; it takes the others in.
@@ -181,14 +193,21 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
         if attention_mask is not None and not bool(attention_mask.all()):
             reason = "attention_mask hides positions: padding would move all others in their windows"
             raise ValueError(f"{reason}; give texts of one length, or one text at a time")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
         if next_token_only:
+            if output_hidden_states:
+                raise ValueError(
+                    "output_hidden_states: not while a text is generated; call the model with the whole text"
+                )
             output = self._next(input_ids, kv_cache, use_cache)
         else:
-            logits = self._in_windows(input_ids, 0 if labels is not None else logits_to_keep)
+            n_last = 0 if labels is not None or output_hidden_states else logits_to_keep
+            logits, states = self._in_windows(input_ids, n_last, bool(output_hidden_states))
             loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
-            output = LLPOutput(loss=loss, logits=logits)
+            output = LLPOutput(loss=loss, logits=logits, hidden_states=states)
         return output if return_dict else output.to_tuple()
 
     @staticmethod
@@ -199,17 +218,28 @@ class LLPForCausalLM(PreTrainedModel, GenerationMixin):
             return F.cross_entropy(logits, labels)
         return F.cross_entropy(logits, labels, reduction="sum") / torch.as_tensor(n_items, device=logits.device)
 
-    def _in_windows(self, tokens: Tensor, n_last: int) -> Tensor:
-        """Logits of each position in its scoring window, (B, N, vocab_size), or of the last `n_last`."""
+    def _in_windows(self, tokens: Tensor, n_last: int, with_states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Logits of each position in its scoring window, (B, N, vocab_size), or of the last `n_last`; their states."""
         self.decoder.activation_checkpointing = self.gradient_checkpointing
         first = tokens.shape[1] - n_last if n_last else 0
         windows = scoring_windows(0, tokens.shape[1], self.config.window_len, self.config.stride)
-        scored = [
-            self.decoder(tokens[:, window.start : window.stop])[:, -window.n_scored :]
-            for window in windows
-            if window.stop > first
+        scored = [self._scored(tokens, *window[1:], with_states) for window in windows if window.stop > first]
+        logits, *states = (torch.cat(parts, dim=1)[:, -n_last:] for parts in zip(*scored, strict=True))
+        return logits, tuple(states) if with_states else None
+
+    def _scored(self, tokens: Tensor, start: int, stop: int, n_scored: int, with_states: bool) -> list[Tensor]:
+        """Logits of the last positions of a window, and their states."""
+        states: list[Tensor] = []
+        modules: list[nn.Module] = [self.decoder.embed, *self.decoder.layers[:-1], self.decoder.final_norm]
+        hooks = [
+            module.register_forward_hook(lambda module, inputs, output: states.append(output[:, -n_scored:]))
+            for module in (modules if with_states else [])
         ]
-        return torch.cat(scored, dim=1)[:, -n_last:]
+        try:
+            return [self.decoder(tokens[:, start:stop])[:, -n_scored:], *states]
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _next(self, tokens: Tensor, cache: TextCache | None, makes_cache: bool | None) -> LLPOutput:
         """Logits of the last position, (B, 1, vocab_size), and the cache, which has read the texts then."""

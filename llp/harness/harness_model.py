@@ -13,6 +13,7 @@ from tqdm import tqdm
 from llp.decoder.loss import CHUNK_LOGITS
 from llp.errors import require
 from llp.generation.continuation import continue_texts
+from llp.loading import load
 from llp.scoring.metric import ScoringBatch
 from llp.scoring.windows import JOINED, ScoringWindow, in_one_pass, scoring_batches
 from llp.text_model import TextModel
@@ -151,6 +152,28 @@ class HarnessModel(LM):
         for numbers, completions in zip(prompts.values(), completed, strict=True):
             for place, number in enumerate(numbers):
                 yield number, completions[place % n_samples]
+
+
+class CheckpointModel(HarnessModel):
+    """What the harness's own command line makes of `--model llp --model_args ckpt_path=…`.
+
+    Args:
+        ckpt_path: A run's folder, a checkpoint or an exported folder.
+        batch_size: How many texts or windows to compute side by side.
+        device: Where to compute; by default on a GPU if there is one.
+        max_batch_size: Not used: a batch has its size.
+
+    Raises:
+        SettingError: If there is no model with a tokenizer, or the batch size can't be used.
+    """
+
+    def __init__(
+        self, ckpt_path: str, batch_size: int | str = 8, device: str | None = None, max_batch_size: int | None = None
+    ) -> None:
+        is_number = str(batch_size).isdecimal()
+        require(is_number, "batch_size", batch_size, "it is not found automatically; set it to a number")
+        model = load(ckpt_path).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        super().__init__(model.as_text_model(), int(batch_size))
 
 
 def _settings(asked: dict[str, Any]) -> dict[str, Any]:

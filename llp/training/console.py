@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
@@ -157,31 +156,22 @@ def _is_best(trainer: Trainer) -> bool:
 class RunSummary(Callback):
     """Prints at the end of a run how far it is, its best and last checkpoint, and the commands that follow."""
 
-    def __init__(self) -> None:
-        self._started: float | None = None
-        self._first_step = 0
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = trainer.log_dir  # on every rank: it is broadcast
+    _started: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._folder = trainer.log_dir  # on every rank: it is broadcast
         self._started, self._first_step = time.perf_counter(), trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or self._started is None:  # there was nothing to train
             return
         step, total, metrics = trainer.global_step, total_steps(trainer), run_metrics(trainer)
-        is_complete = total is not None and step >= total
-        rows: list[tuple[str, str]] = []
-        if self._started is None:
-            title = f"Nothing to train: the run is at its end, step {step:,}"
-        else:
-            state = "Finished" if is_complete or total is None else "Ended early"
-            title = f"{state}: step {step:,}" + ("" if total is None else f" of {total:,}")
-            seconds = tqdm.format_interval(time.perf_counter() - self._started)
-            effort = f"{step - self._first_step:,} steps in {seconds}, validation included; {metrics.tokens:,} tokens"
-            rate = metrics.tokens / metrics.seconds
-            rows.append(("trained", f"{effort} in all, at {rate:,.0f} tokens/s between validations"))
+        title = f"{'Finished' if total is None or step >= total else 'Ended early'}: step {step:,}"
+        title += "" if total is None else f" of {total:,}"
+        seconds = tqdm.format_interval(time.perf_counter() - self._started)
+        effort = f"{step - self._first_step:,} steps in {seconds}, validation included; {metrics.tokens:,} tokens"
+        rate = metrics.tokens / metrics.seconds
+        rows = [("trained", f"{effort} in all, at {rate:,.0f} tokens/s between validations")]
         callback = run_checkpoint(trainer)
         paths = {} if callback is None else {"best": callback.best_model_path, "last": callback.last_model_path}
         existing = {label: Path(os.path.relpath(path)) for label, path in paths.items() if path and Path(path).exists()}
@@ -190,7 +180,7 @@ class RunSummary(Callback):
             rows.append(("folder", os.path.relpath(self._folder)))
         if "last" in existing:
             best = existing.get("best", existing["last"])
-            rows.append(("next", "\n".join(_commands(trainer, best, existing["last"], is_complete))))
+            rows.append(("next", "\n".join(_commands(trainer, best, existing["last"]))))
         print(text_block(title, rows), flush=True)
 
 
@@ -201,7 +191,7 @@ def _checkpoint(trainer: Trainer, path: Path) -> str:
     return f"{validation_line(known[0]) if known else f'step {step:,}'} ({path})"
 
 
-def _commands(trainer: Trainer, best: Path, last: Path, is_complete: bool) -> list[str]:
+def _commands(trainer: Trainer, best: Path, last: Path) -> list[str]:
     """The commands that test, generate and train on."""
     best_path, last_path = shlex.quote(str(best)), shlex.quote(str(last))
     commands = [f"llp test --ckpt_path {best_path}"]
@@ -209,12 +199,8 @@ def _commands(trainer: Trainer, best: Path, last: Path, is_complete: bool) -> li
         commands.append(f"llp consolidate {best_path}")
     elif hasattr(untyped(trainer).datamodule, "tokenizer"):
         commands.append(f'llp generate --ckpt_path {best_path} --prompt "…"')
-    unit = "steps" if trainer.max_steps > 0 else "epochs"
-    longer = f" --trainer.max_{unit} {2 * getattr(trainer, f'max_{unit}')}" if is_complete else ""
-    timer = find_callback(trainer, Timer)
-    if timer is not None and (left_s := timer.time_remaining()) is not None and left_s <= 0:
-        minutes = int(timer.time_elapsed() / 30) + 1  # twice as long
-        longer += f" --trainer.max_time {minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:00"
+    is_complete = 0 < trainer.max_steps <= trainer.global_step
+    longer = f" --trainer.max_steps {2 * trainer.max_steps}" if is_complete else ""
     return [*commands, f"llp fit --ckpt_path {last_path}{longer}"]
 
 

@@ -5,11 +5,13 @@ import json
 import os
 
 import numpy as np
+import pytest
 
 from datamodules import SentencePiece
 from datamodules.documents import Text, describe_file
 from datamodules.tokenizers.sentence_piece import _sample
 from helpers.corpus import DOCUMENTS, Given
+from llp.errors import SettingError
 
 
 def prepared(documents, cache, **kwargs):
@@ -83,6 +85,28 @@ def test_what_is_written_of_a_document(tmp_path):
     assert [document.sha256 for document in (e, f, g)] == [hashlib.sha256(text).hexdigest() for text in texts]
     for document, text in zip((e, f, g), texts, strict=True):
         assert data.files["test"].text_of(document).tolist() == list(text)
+
+
+def test_start_tokens_are_no_text(tmp_path):
+    """They are left out of the counts, also where the text itself has that token, and in whatever blocks it is read."""
+
+    class Newline(Given):
+        def start_token(self):
+            return 10
+
+    data = Newline(DOCUMENTS, cache_dir=str(tmp_path))
+    data.prepare_data()
+    data.setup("fit")
+    text = b"one two\n" * 9 + b"three\n"
+    expected = np.bincount(np.frombuffer(text, np.uint8), minlength=257)
+    assert expected[10] == 10
+    np.testing.assert_array_equal(data.files["train"].counts(257), expected)
+
+
+def test_a_split_without_text_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="data = given: its test split holds no text"):
+        prepared({**DOCUMENTS, "test": {"e": "", "f": ""}}, tmp_path)
+    assert [*tmp_path.iterdir()] == []
 
 
 # Lines for training a tokenizer

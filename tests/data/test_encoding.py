@@ -75,6 +75,12 @@ def test_blocks_are_encoded_elsewhere_in_order_and_not_read_far_ahead():
     assert next(read) < 200
 
 
+def test_ctrl_c_is_left_to_the_process_that_started_the_others():
+    encoder = Encoder(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with closing(encoded(encoder, many_texts(), 2)) as results:
+        assert len([*itertools.islice(results, 50)]) == 50
+
+
 def test_ctrl_c_ends_them_and_leaves_nothing(tmp_path):
     class Interrupted(Given):
         def texts(self, split):

@@ -1,4 +1,4 @@
-"""Texts as people have them: byte order marks, names, line ends, very long lines."""
+"""Texts as people have them: marks, encodings, names, line ends, very long lines, parts that are missing."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import Bytes, SentencePiece, TextFiles
-from datamodules.documents import read_text
+from datamodules.documents import Text, read_text
 from datamodules.tokenizers.sentence_piece import _of_length
 from llp.errors import SettingError
 
@@ -45,6 +45,21 @@ def test_a_byte_order_mark_is_no_text(tmp_path, suffix, content):
     marked = prepared(write(tmp_path / "marked", MARK + content, suffix), tmp_path)
     assert marked.about["data_fingerprint"] == plain.about["data_fingerprint"]
     assert marked.files["test"].tokens.tolist() == plain.files["test"].tokens.tolist()
+
+
+def test_the_mark_of_a_text_that_is_cut_is_no_text_either(tmp_path):
+    (tmp_path / "a.txt").write_bytes(MARK + "".join(LINES).encode())
+    data = prepared(tmp_path / "a.txt", tmp_path)
+    tokens = [data.files[split].text_of(*data.files[split].documents) for split in SPLITS]
+    assert b"".join(bytes(part.astype("uint8")) for part in tokens).decode() == "".join(LINES)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_another_encoding_is_named(tmp_path, encoding, suffix):
+    content = jsonl("some text").decode().encode(encoding)
+    with pytest.raises(SettingError, match=rf"path = .*{suffix}: it is UTF-(16|32); convert it to UTF-8"):
+        prepared(write(tmp_path / "text", content, suffix), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -142,4 +157,55 @@ def test_a_tokenizer_is_trained_on_long_lines():
     assert len(tokenizer.encode(["word3 word4"])) <= 4
 
 
+# Parts of a split
+
+
+@pytest.mark.parametrize(
+    ("removed", "first", "missing"),
+    [(2, 0, "train-00002-of-00004.jsonl"), (3, 0, "train-00003-of-00004.jsonl"), (0, 1, "train-00001-of-00004.jsonl")],
+)
+def test_a_missing_part_is_named(tmp_path, removed, first, missing):
+    folder = write(tmp_path / "text", jsonl("some text"), ".jsonl")
+    (folder / "train.jsonl").unlink()
+    parts = [folder / f"train-{number:05}-of-00004.jsonl" for number in range(first, first + 4)]
+    for part in parts:
+        part.write_bytes(jsonl("a part"))
+    assert prepared(folder, tmp_path).files["train"].documents[3].name == f"{parts[3].name}:1"
+    parts[removed].unlink()
+    with pytest.raises(SettingError, match=f"path = {folder}/{missing}: this part of the text is missing; add it"):
+        prepared(folder, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train-00001-of-00002.jsonl.gz", "more.txt.zst", "a/b.JSONL.xz"])
+def test_a_compressed_file_is_named(tmp_path, name):
+    folder = write(tmp_path / "text", b"some text\n")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"\x1f\x8b")
+    for path in (folder, folder / name):
+        with pytest.raises(SettingError, match=f"path = {folder / name}: it is compressed, .*; decompress it"):
+            prepared(path, tmp_path)
+
+
 # A tokenizer that is given
+
+
+def test_a_model_that_changes_rare_words_is_refused_by_the_text(tmp_path):
+    """Whatever its rules: none of the strings that are tried at first tells of this one."""
+    import sentencepiece
+
+    rules, model = tmp_path / "rules.tsv", tmp_path / "m"
+    rules.write_text("\t".join(" ".join(f"{ord(letter):x}" for letter in word) for word in ("wombat", "koala")) + "\n")
+    settings = {"byte_fallback": True, "bos_id": 1, "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_prefix=str(model), vocab_size=280, minloglevel=2,
+        normalization_rule_tsv=str(rules), user_defined_symbols=["\n"], **settings,
+    )  # fmt: skip
+    folder = write(tmp_path / "text", "".join(LINES).encode() + b"a wombat\n")
+    with pytest.raises(SettingError, match=r"tokenizer = SentencePiece: it does not return every string, .*wombat"):
+        prepared(folder, tmp_path, tokenizer=SentencePiece(model_file=f"{model}.model"))
+    assert [*(tmp_path / "c").iterdir()] == []
+
+
+def test_a_text_of_its_own_is_checked_alike():
+    with pytest.raises(SettingError, match="data = mine: it is not UTF-8 at byte 5"):
+        [*Text("mine", [b"fine\n\xff"]).lines()]

@@ -2,12 +2,16 @@
 
 import json
 import os
+import platform
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datamodules import SentencePiece
 from datamodules.token_files import TokenFile
+from helpers.corpus import DOCUMENTS, Given
 from helpers.prepared import attach, prepare
 from llp.errors import SettingError
 
@@ -97,4 +101,34 @@ def test_damage_to_the_tokenizer_is_noticed(wikitext, tmp_path):
         prepare(wikitext, tmp_path / "cache", **settings)
 
 
+def test_llp_test_and_context_report_nothing_of_changed_tokens(run, trained, work):
+    shutil.rmtree(work / "cache")  # of the text of which the run is a copy
+    assert run("prepare", "--config", "tiny.yaml")[0] == 0
+    (folder,) = (work / "cache").iterdir()
+    flip(folder / "test.bin", 100)
+    for command in (("test",), ("context", "--split", "test")):
+        status, out, err = run(*command, "--ckpt_path", trained / "checkpoints/last.ckpt")
+        assert status == 1
+        assert f"{folder}/test.bin is not what was prepared" in err
+        assert f"remove {folder}, and the next run prepares it anew" in err
+        assert "loss" not in out
+    assert not (trained / "test.json").exists()
+
+
 # A kill, and a power cut
+
+
+def test_files_are_on_the_disk_before_the_folder_has_its_name_and_its_name_before_it_is_used(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name) or fsync(fd)
+    )
+    monkeypatch.setattr(Path, "replace", lambda self, to: calls.append(f"-> {to.name}") or replace(self, to))
+    data = Given(DOCUMENTS, cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    folder = data.prepared_folder()
+    unfinished = f".{folder.name}.{platform.node()}.unfinished"
+    moved = calls.index(f"-> {folder.name}")
+    assert {path.name for path in folder.iterdir()} | {unfinished} <= set(calls[:moved])
+    assert calls[moved + 1 :] == ["cache"]  # the folder that holds it

@@ -1,6 +1,7 @@
 """From text to token files and windows: WikiText-103's counts, both sources, broken files, interruptions."""
 
 import os
+import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
-from helpers.prepared import attach, prepare
+from datamodules.loaders import TrainingOrder
+from helpers.prepared import attach, files, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
 
@@ -118,6 +120,27 @@ def test_a_stopped_preparation_leaves_nothing(wikitext, tmp_path, monkeypatch, s
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_what_a_killed_preparation_left_is_made_anew(wikitext, tmp_path):
+    whole = prepare(wikitext, tmp_path / "whole").prepared_folder()
+    folder = tmp_path / "cache" / whole.name
+    unfinished = folder.with_name(f".{folder.name}.{platform.node()}.unfinished")
+    unfinished.mkdir(parents=True)
+    (unfinished / "train.bin").write_bytes(b"cut")
+    (unfinished / "left behind").touch()
+    assert files(prepare(wikitext, tmp_path / "cache").prepared_folder()) == files(whole)
+    assert [*folder.parent.iterdir()] == [folder]
+
+
+def test_the_size_of_blocks_makes_no_difference(wikitext, tmp_path, monkeypatch):
+    usual = prepare(wikitext, tmp_path / "usual", tokenizer=SentencePiece(320)).prepared_folder()
+    monkeypatch.setattr("datamodules.documents._BLOCK", 33)
+    small = prepare(wikitext, tmp_path / "small", tokenizer=SentencePiece(320)).prepared_folder()
+    assert files(small) == files(usual)
+    (wikitext / "wiki.test.tokens").write_bytes("é é \n".encode() * 30 + b"\xff\n")
+    with pytest.raises(SettingError, match=r"wiki\.test\.tokens: it is not UTF-8 at byte 210"):
+        prepare(wikitext, tmp_path / "small")
+
+
 def test_two_at_once_prepare_once(tmp_path, monkeypatch):
     """Each opens the lock anew, as processes do."""
     trained = []
@@ -156,3 +179,24 @@ def test_a_model_that_does_not_fit_the_windows_stops_before_the_text_is_prepared
     with pytest.raises(SettingError, match="segment_len = 4: window_len = 3 is shorter"):
         data.prepare_data()
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_resumed_run_takes_the_next_batch(wikitext, tmp_path):
+    """Of the windows that stride, seed and sample number say."""
+    settings = {"batch_size": 4, "train_stride": 5, "seed": 7}
+    data = attach(prepare(wikitext, tmp_path / "cache", **settings))
+    n_tokens = len(data.files["train"].tokens)
+    stream = np.concatenate([data.files["train"].tokens] * 2)
+    order = TrainingOrder(n_tokens, 5, 7)
+    alone = list(data.train_dataloader())
+    assert len(alone) == 10
+    for number, (inputs, targets) in enumerate(alone):
+        for row in range(4):
+            start = order.start(4 * number + row)
+            np.testing.assert_array_equal(inputs[row], stream[start : start + 16])
+            np.testing.assert_array_equal(targets[row], stream[start + 1 : start + 17])
+    stopped, resumed = (attach(prepare(wikitext, tmp_path / "cache", **settings)) for _ in range(2))
+    batches = iter(stopped.train_dataloader())
+    next(batches), next(batches), next(batches)
+    resumed.load_state_dict(stopped.state_dict())
+    np.testing.assert_array_equal(next(iter(resumed.train_dataloader()))[0], alone[3][0])

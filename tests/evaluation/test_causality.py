@@ -205,7 +205,7 @@ class InTraining(Own):
 LEAKS = {  # the class, and what the causality check says
     **{kind: (own(Leak(kind)), message) for kind, message in zip(
         IN_ATTENTION,
-        ("position 49: Leak.attend is not", "position 15: Leak", "position 37: Leak.* in head 1",
+        ("position 49: .* it reads what it predicts", "position 15: Leak", "position 37: Leak.* in head 1",
          "position 0: Leak", "position 111: Leak", r"position \d+: Leak.* for \d+ queries over"),
         strict=True,
     )},
@@ -251,13 +251,14 @@ def tabled(leak=0.0, own=1.0):
 
 
 def cut(logits, n=40):
-    probes.check_cuts(logits, 19, n, cuts=[5, 20, n - 1])
+    probes.check_cuts(logits, 19, n, cuts=[5, 20, n - 1], readers=[7])
 
 
 def test_a_cut_names_the_first_leak():
     with pytest.raises(SettingError, match=r"position 5: .*the tokens after position 5: it reads what it predicts"):
         cut(tabled(leak=1e-6))
-    cut(tabled())
+    with pytest.raises(SettingError, match=r"position 7: .* every earlier token changes: it reads nothing"):
+        cut(tabled())
     with pytest.raises(SettingError, match="they are not all finite"):
         cut(lambda tokens: tabled()(tokens) / 0)
 
@@ -266,6 +267,8 @@ def test_every_token_is_changed_alone_and_every_row_compared():
     """Also where rows come in several batches, of which the last is filled up."""
     depends = probes.dependence(lambda tokens: torch.nn.functional.one_hot(tokens, 19).cumsum(1).float(), 19, 300)
     assert torch.equal(depends, torch.ones(300, 300).tril().bool())
+    with pytest.raises(SettingError, match="position 3: its logits change with no earlier token"):
+        probes.check_dependence(depends & (torch.arange(300) != 3)[:, None], depends)
     with pytest.raises(SettingError, match="position 9: its logits change with token 4, which no layer"):
         probes.check_dependence(depends, depends & ~((torch.arange(300) == 9)[:, None] & (torch.arange(300) == 4)))
 

@@ -157,7 +157,6 @@ def test_a_damaged_file_is_named_and_the_run_is_shown(tmp_path, name, content):
     [
         ("run.json", '"trained_tokens": '),
         ("test.json", '"loss": '),
-        ("config.yaml", "learning_rate: "),
     ],
 )
 def test_one_other_digit_is_damage(run, trained, name, key):

@@ -2,17 +2,26 @@
 
 import math
 import random
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api import registry
 from lm_eval.api.instance import Instance
 
+from helpers import exported
 from helpers.letters import LETTERS, START, lettered
 from helpers.small_models import ARCHITECTURES
+from llp.errors import SettingError
 from llp.evaluation.token_losses import text_losses
 from llp.generation.continuation import continue_text
 from llp.harness.harness_model import HarnessModel
+from llp.loading import load
 from llp.scoring.windows import window_start
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def ask(kind, *arguments):
@@ -136,3 +145,19 @@ def test_repeated_samples_have_seeds_of_their_own():
     expected.insert(1, "".join(continue_text(model, "c", **drawn)))
     assert found == expected
     assert len(set(found)) == 4
+
+
+def test_the_harness_opens_a_checkpoint_by_its_entry_point(tmp_path, monkeypatch):
+    """As a harness that reads entry points does: by name, with the arguments of its command line."""
+    (name, value), *_ = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"]["lm_eval.models"].items()
+    monkeypatch.setattr(registry.model_registry, "_objs", dict(registry.model_registry._objs))
+    registry.model_registry.register(name, target=EntryPoint(name, value, "lm_eval.models"))
+    path = exported.save(tmp_path / "a.ckpt", exported.small("LLP"))
+    made = registry.get_model("llp")
+    model = made.create_from_arg_string(f"ckpt_path={path}", {"batch_size": 2, "device": "cpu", "max_batch_size": None})
+    text = "a text of more than one window"
+    (found,) = model.loglikelihood_rolling([ask("", text)], True)
+    assert found == pytest.approx(-math.fsum(token.nats for token in load(path).token_losses(text)), rel=1e-6)
+    assert model.batch_size == 2
+    with pytest.raises(SettingError, match="batch_size = auto: it is not found automatically"):
+        made.create_from_arg_string(f"ckpt_path={path}", {"batch_size": "auto"})

@@ -31,7 +31,7 @@ def refusal(call) -> str:
 
 
 def model_job(job):
-    """Logits, losses and continuations, what loading says, and what is refused."""
+    """Logits, states, losses and continuations, what loading says, and what is refused."""
     load = AutoModelForCausalLM.from_pretrained
     model, info = load(job["folder"], trust_remote_code=True, output_loading_info=True)
     tokens = torch.tensor(job["tokens"])
@@ -43,9 +43,12 @@ def model_job(job):
             "last": model(tokens, logits_to_keep=3).logits,
             "loss": model(tokens, labels=tokens).loss,
             "share": model(tokens, labels=tokens, num_items_in_batch=1000).loss,
+            "states": model(tokens, output_hidden_states=True).hidden_states,
             "tuple": model(tokens, labels=tokens, return_dict=False),
             "padded": refusal(lambda: model(tokens, attention_mask=masked)),
             "positions": refusal(lambda: model(tokens, position_ids=torch.arange(tokens.shape[1])[None])),
+            "resized": refusal(lambda: model.resize_token_embeddings(300)),
+            "same size": model.resize_token_embeddings(257) is model.decoder.embed,
             "info": {name: list(map(str, value)) for name, value in info.items()},
             "mode": (model.training, str(next(model.parameters()).dtype)),
             "tied": model.decoder.head.weight is model.decoder.embed.weight,
@@ -53,7 +56,7 @@ def model_job(job):
         result["cached"] = cached(model, tokens)
         model.generation_config.eos_token_id = None
         result["drawn"] = model.generate(tokens[:, :3], max_new_tokens=job["n_new"], do_sample=False).tolist()
-        for name, settings in WAYS_TO_DRAW.items():
+        for name, settings in WAYS_TO_DRAW.items() if job["draws"] else ():
             for use_cache in (True, False):
                 torch.manual_seed(0)
                 drawn = model.generate(tokens[:, :3], max_new_tokens=12, use_cache=use_cache, **settings)
@@ -89,6 +92,20 @@ def gradient(model, tokens, checkpoints):
     return model.decoder.embed.weight.grad.clone(), len(calls)
 
 
+def trainer_job(job):
+    """Weights after one step of SGD by transformers' Trainer, with the batches accumulated."""
+    from transformers import Trainer, TrainingArguments
+
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], trust_remote_code=True)
+    rows = [{"input_ids": row, "labels": labels} for row, labels in zip(job["tokens"], job["labels"], strict=True)]
+    settings = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    settings |= {"report_to": [], "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
+    settings |= {"per_device_train_batch_size": job["batch_size"], "gradient_accumulation_steps": job["accumulation"]}
+    trainer = Trainer(model, TrainingArguments(output_dir=str(folder / "trainer"), **settings), train_dataset=rows)
+    loss = trainer.train().training_loss
+    return {"weights": dict(model.state_dict()), "loss": loss}
+
+
 def tokens_job(job):
     """Tokens of texts, and the texts of these."""
     tokenizer = AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=True)
@@ -103,6 +120,19 @@ def pipeline_job(job):
     texts = [generator(prompt, **settings)[0]["generated_text"] for prompt in job["prompts"]]
     together = refusal(lambda: generator(["a", "a longer one"], batch_size=2, **settings))
     return {"texts": texts, "together": together}
+
+
+def harness_job(job):
+    """What the evaluation harness's own backend makes of a text, and of a continuation."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    settings = {"trust_remote_code": True, "max_length": job["max_length"], "device": "cpu", "batch_size": 1}
+    backend = HFLM(pretrained=job["folder"], add_bos_token=False, **settings)
+    text, (context, continuation) = job["text"], job["pair"]
+    rolling = backend.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    pair = backend.loglikelihood([Instance("loglikelihood", {}, (context, continuation), 0)], disable_tqdm=True)
+    return {"rolling": rolling[0], "pair": pair[0]}
 
 
 def refused_job(job):
