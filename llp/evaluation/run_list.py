@@ -19,16 +19,7 @@ _NO_SETTINGS = ("name", "model.class_path", "trainer.default_root_dir", "data.in
 """The run's name, its architecture, which has a column of its own, and paths."""
 _CONFIG, _RECORD, _TEST = "config.yaml", "run.json", "test.json"
 _OF_RUN = ("architecture", "state", "best_validation")
-_RECORDED = (
-    "architecture",
-    "state",
-    "best_validation",
-    "parameters",
-    "step",
-    "total_steps",
-    "trained_tokens",
-    "training_seconds",
-)
+_RECORDED = ("parameters", "step", "total_steps", "trained_tokens", "training_seconds")
 _SCORE = ("step", "complete", "loss", "word_perplexity", "bits_per_byte", "accuracy")
 _METRICS = {
     "val loss": "validation_loss",
