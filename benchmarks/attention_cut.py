@@ -13,7 +13,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from attention_cut_report import BIN, DISTANCES, SETTLED, write
 from llp.decoder import patterns
 from llp.decoder.loss import linear_cross_entropy
 
 Row = dict[str, Any]
-BIN = 512
-"""Positions in a bin of the loss by position."""
 OFFSETS = (64, 128, 256, 384, 512, 768)
 """Segment lengths for the loss by offset, in sixteenths of a segment, from position `SETTLED` on."""
-SETTLED = 1024
-DISTANCES = [2**k for k in range(5, 14)]
-"""Bounds of the bins of distance, in tokens, between a word and its last occurrence before."""
 
 
 def main() -> None:
@@ -52,17 +48,18 @@ def main() -> None:
         return
     if not options.report:
         read_missing(spec, options)
-    from attention_cut_report import write
-
     write(spec, options.folder)
 
 
 def jobs(spec: Row) -> Iterator[tuple[str, str, str]]:
-    """Part, document and arm of every record, the most important ones first."""
+    """Part, document and arm of every record: first what the named contrasts need, on all documents."""
+    named = {"dense", *chain.from_iterable(spec["contrasts"])}
     for document in spec["documents"]:
-        yield from (("main", document, arm) for arm in spec["arms"])
-        if document in spec["long"]["documents"]:
-            yield from (("long", document, arm) for arm in spec["long"]["arms"])
+        yield from (("main", document, arm) for arm in spec["arms"] if arm in named)
+    for document in spec["long"]["documents"]:
+        yield from (("long", document, arm) for arm in spec["long"]["arms"])
+    for document in spec["documents"]:
+        yield from (("main", document, arm) for arm in spec["arms"] if arm not in named)
 
 
 def read_missing(spec: Row, options: argparse.Namespace) -> None:

@@ -9,11 +9,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from attention_cut import BIN, DISTANCES, SETTLED
 from llp.atomic_files import whole_file
 from llp.comparison.statistics import holm
 
 Row = dict[str, Any]
+BIN = 512
+"""Positions in a bin of the loss by position."""
+SETTLED = 1024
+"""From this position on the loss by offset and by distance is taken."""
+DISTANCES = [2**k for k in range(5, 14)]
+"""Bounds of the bins of distance, in tokens, between a word and its last occurrence before."""
 
 
 def write(spec: Row, folder: Path) -> None:
@@ -26,9 +31,9 @@ def write(spec: Row, folder: Path) -> None:
     parts = [
         "# What a pretrained model loses when its attention is cut",
         spec["question"].strip(),
-        f"{spec['model']}, untrained for any pattern; the first {spec['tokens']:,} tokens of each of {len(losses)} of "
+        f"{spec['model']}, untrained for any pattern; the first {spec['tokens']:,} tokens of up to "
         f"{len(spec['documents'])} documents, each token once. Losses are in nats a token; intervals are 95 %, paired "
-        "over documents.",
+        "over documents. A difference is over the documents that both arms have read.",
         "## Arms\n\n" + arms_table(losses),
         "## Contrasts that were named before the runs\n\n" + contrasts_table(contrasts(spec, losses, long)),
         offsets(main, arms, folder),
@@ -39,30 +44,35 @@ def write(spec: Row, folder: Path) -> None:
 
 
 def table_of(records: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
-    """The loss of each arm (columns) on each document (rows) that all arms have read."""
+    """The loss of each arm (columns) on each document (rows); NaN where it has not been read."""
     losses = records.assign(loss=records["nats"] / records["tokens"])
-    return losses.pivot_table("loss", "document", "arm")[arms].dropna()
+    return losses.pivot_table("loss", "document", "arm")[arms]
 
 
 def arms_table(losses: pd.DataFrame) -> str:
     """Each arm's mean loss, and its difference to dense attention."""
-    rows = ["| arm | nats a token | minus dense | interval |", "| --- | --- | --- | --- |"]
+    rows = ["| arm | documents | nats a token | minus dense | interval |", "| --- | ---: | ---: | ---: | --- |"]
     for arm in losses:
-        cells = [str(arm), f"{losses[arm].mean():.4f}"]
-        if arm != "dense":
-            mean, low, high, _ = difference(losses[arm], losses["dense"])
-            cells += [f"{mean:+.4f}", f"{low:+.4f} .. {high:+.4f}"]
-        rows.append(f"| {' | '.join([*cells, '', ''][:4])} |")
+        mean, low, high, _ = difference(losses[arm], losses["dense"])
+        cells = [str(arm), str(losses[arm].count()), f"{losses[arm].mean():.4f}"]
+        cells += ["", ""] if arm == "dense" else [f"{mean:+.4f}", interval(low, high)]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, float, float]:
-    """Mean of the paired difference, its 95 % interval by Student's t, and the p value."""
-    if len(first) < 2:
-        return float((first - second).mean()), -np.inf, np.inf, 1.0
-    test = stats.ttest_rel(first, second)
-    interval = test.confidence_interval(0.95)
-    return float((first - second).mean()), float(interval.low), float(interval.high), float(test.pvalue)
+    """Mean of the difference over the documents that both have, its 95 % interval by Student's t, and the p value."""
+    gaps = (first - second).dropna()
+    if len(gaps) < 2 or not gaps.any():
+        return float(gaps.mean()), -np.inf, np.inf, 1.0
+    test = stats.ttest_1samp(gaps, 0)
+    bounds = test.confidence_interval(0.95)
+    return float(gaps.mean()), float(bounds.low), float(bounds.high), float(test.pvalue)
+
+
+def interval(low: float, high: float) -> str:
+    """An interval as a table has it; nothing for a single document."""
+    return f"{low:+.4f} .. {high:+.4f}" if np.isfinite(low) else ""
 
 
 def contrasts(spec: Row, losses: pd.DataFrame, long: pd.DataFrame) -> dict[tuple[str, str, str], tuple[float, ...]]:
@@ -89,7 +99,7 @@ def contrasts_table(found: dict[tuple[str, str, str], tuple[float, ...]]) -> str
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for key, (mean, low, high, _) in found.items():
-        rows.append(f"| {' | '.join(key)} | {mean:+.4f} | {low:+.4f} .. {high:+.4f} | {corrected[key]:.2g} |")
+        rows.append(f"| {' | '.join(key)} | {mean:+.4f} | {interval(low, high)} | {corrected[key]:.2g} |")
     return "\n".join(rows)
 
 
@@ -99,7 +109,7 @@ def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     for arm in arms:
         length = next((part for part in arm.split("_")[1:2] if part.isdigit()), "")
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "blocks_384", "blocks_768"):
-            curves[arm] = mean_over(main, arm, "by_offset", length) - mean_over(main, "dense", "by_offset", length)
+            curves[arm] = mean_over(main, arm, "by_offset", length)
     figure, axes = plot("offset in the segment, sixteenths", "nats a token minus dense")
     for arm, curve in curves.items():
         axes.plot(range(1, 17), curve, marker="o", label=arm)
@@ -115,8 +125,10 @@ def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
 
 
 def mean_over(records: pd.DataFrame, arm: str, column: str, key: str) -> np.ndarray:
-    """The mean over documents of a curve."""
-    return np.mean([row[key] for row in records.loc[records["arm"] == arm, column]], axis=0)
+    """The mean over documents of a curve, minus dense attention's."""
+    pairs = records[records["arm"] == arm].merge(records[records["arm"] == "dense"], on="document")
+    curves = zip(pairs[f"{column}_x"], pairs[f"{column}_y"], strict=True)
+    return np.mean([np.subtract(one[key], dense[key]) for one, dense in curves], axis=0)
 
 
 def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
@@ -124,10 +136,10 @@ def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     bounds = ["new", *(f"< {bound:,}" for bound in DISTANCES), f"≥ {DISTANCES[-1]:,}"]
     figure, axes = plot("distance to the word's last occurrence, tokens", "nats a word minus dense")
     rows = [f"| arm | {' | '.join(bounds)} |", "| --- |" + " --- |" * len(bounds)]
-    dense = by_word(main, "dense")
     for arm in arms:
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "window_384", "blocks_768", "shifted_768"):
-            gap = by_word(main, arm) - dense
+            shared = main[main["document"].isin(main.loc[main["arm"] == arm, "document"])]
+            gap = by_word(shared, arm) - by_word(shared, "dense")
             axes.plot(bounds, gap, marker="o", label=arm)
             rows.append(f"| {arm} | {' | '.join('' if np.isnan(one) else f'{one:+.2f}' for one in gap)} |")
     axes.tick_params(axis="x", rotation=45)

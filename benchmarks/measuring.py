@@ -24,7 +24,6 @@ def in_turn(
     runs: Mapping[Arm, Run],
     rounds: int,
     budget_s: float = math.inf,
-    block_s: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Arm, list[float]]:
     """Seconds that a run of each arm takes, one entry a round.
@@ -36,31 +35,28 @@ def in_turn(
         runs: What is timed, by arm.
         rounds: How many rounds there are.
         budget_s: No round begins later than this, except for the first two.
-        block_s: Repeat a short run within a round until this many seconds are timed.
         clock: What is read before and after, in seconds.
     """
-    repeats: dict[Arm, int] = {}
-    for arm, run in runs.items():
-        seconds(run)
-        repeats[arm] = math.ceil(max(1.0, block_s / seconds(run)))
+    for run in runs.values():
+        run()
+        run()
     times: dict[Arm, list[float]] = {arm: [] for arm in runs}
     started = time.perf_counter()
     for number in range(rounds):
         if number >= 2 and time.perf_counter() - started > budget_s:
             break
         for arm in random.sample(list(runs), len(runs)):
-            times[arm].append(seconds(runs[arm], repeats[arm], clock))
+            times[arm].append(seconds(runs[arm], clock))
     return times
 
 
-def seconds(run: Run, repeats: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds that a run takes, as the mean of consecutive runs."""
+def seconds(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that a run takes."""
     synchronize()
     started = clock()
-    for _ in range(repeats):
-        run()
+    run()
     synchronize()
-    return (clock() - started) / repeats
+    return clock() - started
 
 
 def synchronize() -> None:

@@ -171,11 +171,15 @@ def _with_start_token(spec: dict[str, Any], token: str, number: int) -> dict[str
     others = [added for added in spec["added_tokens"] if added["content"] != token]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = sorted([*others, {"id": number, "content": token, **flags}], key=lambda added: added["id"])
+    return {**spec, "added_tokens": added, "post_processor": start_template(token, number)}
+
+
+def start_template(token: str, number: int) -> dict[str, Any]:
+    """The post-processor of a `tokenizer.json` that puts this token before each text."""
     start, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    processor = {
+    return {
         "type": "TemplateProcessing",
         "single": [start, text],
         "pair": [start, text, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
     }
-    return {**spec, "added_tokens": added, "post_processor": processor}

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from llp.training.run_lock import is_held
 _NO_SETTINGS = ("name", "model.class_path", "trainer.default_root_dir", "data.init_args.cache_dir")
 """The run's name, its architecture, which has a column of its own, and paths."""
 _CONFIG, _RECORD, _TEST = "config.yaml", "run.json", "test.json"
+_OF_RUN = ("architecture", "state", "best_validation")
 _RECORDED = ("parameters", "step", "total_steps", "trained_tokens", "training_seconds")
 _SCORE = ("step", "complete", "loss", "word_perplexity", "bits_per_byte", "accuracy")
 _METRICS = {
@@ -53,22 +53,21 @@ def find_runs(folder: Path) -> pd.DataFrame:
     files = (_CONFIG, _RECORD, _TEST, "checkpoints")
     rows = [_read_run(path) for path in paths if any((path / name).exists() for name in files)]
     require(len(rows) > 0, "FOLDER", folder, "there are no runs in it; name the folder that holds those of `llp fit`")
-    rows.sort(key=lambda row: (_rank(row, "test"), _rank(row, "validation"), _metric_of(row, "validation"), row["run"]))
-    differing = differing_settings([row.pop("settings") for row in rows])
+    rows.sort(key=_order)
+    settings = differing_settings([row.pop("settings") for row in rows])
     runs = pd.DataFrame(rows, dtype=object)
-    for number, (name, column) in enumerate(differing.items(), start=runs.columns.get_loc("architecture") + 1):
-        runs.insert(number, f"settings.{name}", pd.Series(column, dtype=object))
-    return runs
+    n = runs.columns.get_loc("architecture") + 1
+    return pd.concat([runs.iloc[:, :n], settings.add_prefix("settings."), runs.iloc[:, n:]], axis=1)
 
 
-def _rank(row: Row, split: str) -> float:
-    """What the best run has the least of; infinite without a score of the whole split."""
-    return _metric_of(row, split) if row[f"{split}_complete"] else math.inf
-
-
-def _metric_of(row: Row, split: str) -> float:
-    bits, loss = row[f"{split}_bits_per_byte"], row[f"{split}_loss"]
-    return math.inf if loss is None else float(loss if bits is None else bits)
+def _order(row: Row) -> tuple[float, float, float, str]:
+    """What the best run has the least of; infinite without a score."""
+    metrics = {}
+    for split in ("test", "validation"):
+        bits, loss = row[f"{split}_bits_per_byte"], row[f"{split}_loss"]
+        metrics[split] = math.inf if loss is None else float(loss if bits is None else bits)
+    whole = [metrics[split] if row[f"{split}_complete"] else math.inf for split in metrics]
+    return whole[0], whole[1], metrics["validation"], row["run"]
 
 
 def _read_run(folder: Path) -> Row:
@@ -85,7 +84,7 @@ def _read_run(folder: Path) -> Row:
             return {}
 
     settings = read(_CONFIG, lambda text: _flat(yaml.safe_load(text)))
-    record = read(_RECORD, lambda text: _record(checked_json(text)))
+    record = read(_RECORD, lambda text: {name: checked_json(text)[name] for name in (*_OF_RUN, *_RECORDED)})
     test = read(_TEST, lambda text: _reported(checked_json(text)))
     return {
         "run": folder.name,
@@ -114,11 +113,6 @@ def _state(folder: Path, recorded: str | None) -> str:
     return "unfinished" if recorded == "running" and not is_held(folder) else recorded
 
 
-def _record(content: Row) -> Row:
-    """What a run recorded of itself, with its best validation, which may be None."""
-    return {name: content[name] for name in ("architecture", "state", "best_validation", *_RECORDED)}
-
-
 def _reported(content: Row) -> Row:
     """The score that `llp test` wrote, or nothing if it is not finite."""
     row, protocol = content["rows"][0], content["protocol"]
@@ -127,19 +121,18 @@ def _reported(content: Row) -> Row:
     return {**row, **{name: protocol[name] for name in ("step", "complete", "data_fingerprint")}}
 
 
-def differing_settings(settings: list[Row]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs: a short name that tells them apart, to each run's value.
+def differing_settings(settings: list[Row]) -> pd.DataFrame:
+    """The settings that are not the same in all runs, one row per run, under short names that tell them apart.
 
     A setting that a run does not have is None. Names of runs, the architecture and paths are left out.
     """
-    names = [name for name in dict.fromkeys(name for one in settings for name in one) if name not in _NO_SETTINGS]
-    values = {name: [one.get(name) for one in settings] for name in names}
-    differing = {name: column for name, column in values.items() if any(value != column[0] for value in column)}
+    table = pd.DataFrame(settings, dtype=object)
+    table = table.where(table.notna(), None)
+    table = table[[name for name in table if name not in _NO_SETTINGS and table[name].map(repr).nunique() > 1]]
     # A class is named after the setting that holds it.
-    paths = [name.replace(".init_args", "").removesuffix(".class_path") for name in differing]
-    ends = Counter(path.rpartition(".")[2] for path in paths)
-    short = [path if ends[path.rpartition(".")[2]] > 1 else path.rpartition(".")[2] for path in paths]
-    return dict(zip(short, differing.values(), strict=True))
+    paths = [name.replace(".init_args", "").removesuffix(".class_path") for name in table]
+    ends = [path.rpartition(".")[2] for path in paths]
+    return table.set_axis([path if ends.count(end) > 1 else end for path, end in zip(paths, ends, strict=True)], axis=1)
 
 
 def format_runs(runs: pd.DataFrame) -> str:
@@ -149,22 +142,14 @@ def format_runs(runs: pd.DataFrame) -> str:
     head = ["run", "state", "architecture", *(name.removeprefix("settings.") for name in settings)]
     table = [[*head, "parameters", "steps", "tokens", "time", *metrics]]
     for run in runs.to_dict("records"):
-        seconds, steps = run["training_seconds"], _number(run["step"])
+        steps = _number(run["step"])
         if run["total_steps"] not in (None, run["step"]):
             steps += f"/{run['total_steps']:,}"
-        table.append(
-            [
-                run["run"],
-                run["state"],
-                (run["architecture"] or "-").rpartition(".")[2],
-                *(_value(run[name]) for name in settings),
-                _number(run["parameters"]),
-                steps,
-                _number(run["trained_tokens"]),
-                "-" if seconds is None else tqdm.format_interval(seconds),
-                *(_metric(run, name) for name in metrics.values()),
-            ]
-        )
+        about = [run["run"], run["state"], (run["architecture"] or "-").rpartition(".")[2]]
+        seconds = "-" if run["training_seconds"] is None else tqdm.format_interval(run["training_seconds"])
+        trained = [_number(run["parameters"]), steps, _number(run["trained_tokens"]), seconds]
+        scores = [_metric(run, name) for name in metrics.values()]
+        table.append([*about, *(_value(run[name]) for name in settings), *trained, *scores])
     return "\n".join([*with_rule(table, n_left=3), *_notes(runs)])
 
 

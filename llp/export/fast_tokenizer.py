@@ -7,10 +7,14 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece, Tokenizer
+from datamodules.tokenizers.hugging_face import start_template
 from datamodules.tokenizers.roundtrip import HARD_LINES, SPACE_MARK
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
 
 _LINE_ENDS = "\r\n|[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]"
 """Line ends, which no token crosses."""
@@ -71,104 +75,70 @@ def fast_tokenizer(own: Tokenizer, start_token: int) -> FastTokenizer:
 
 def _spec(own: Tokenizer, start_token: int) -> tuple[dict[str, Any], str | None, str | None]:
     """The content of `tokenizer.json`, the start token's name if it is a special token, and a token for padding."""
+    padding = None
     if isinstance(own, Bytes):
-        vocab = {_byte_name(byte): byte for byte in range(256)} | {"<s>": own.start_token}
-        special = start_token == own.start_token
-        start = "<s>" if special else _byte_name(start_token)
-        return _byte_fallback(vocab, [], {"<s>": True}, start), start if special else None, None
-    if isinstance(own, SentencePiece):
-        return _sentence_piece_spec(own, start_token)
-    if isinstance(own, HuggingFaceTokenizer):
-        return _given_spec(own, start_token)
-    raise _NotExactError(f"{type(own).__name__} has no form that transformers reads")
+        vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<s>": own.start_token}
+        spec = _byte_fallback(vocab, [], {"<s>": True})
+    elif isinstance(own, SentencePiece):
+        spec, padding = _sentence_piece_spec(own)
+    elif isinstance(own, HuggingFaceTokenizer):
+        spec = json.loads(own.serialized())
+    else:
+        raise _NotExactError(f"{type(own).__name__} has no form that transformers reads")
+    start = _opened(spec).id_to_token(start_token)
+    assert start is not None
+    lines = {"type": "Split", "pattern": {"Regex": _LINE_ENDS}, "behavior": "MergedWithPrevious", "invert": False}
+    parts = [lines, spec["pre_tokenizer"]] if spec["pre_tokenizer"] else [lines]
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    spec["post_processor"] = start_template(start, start_token)
+    is_special = any(token["content"] == start and token["special"] for token in spec["added_tokens"])
+    return spec, start if is_special else None, padding
 
 
-def _sentence_piece_spec(own: SentencePiece, start_token: int) -> tuple[dict[str, Any], str | None, str | None]:
+def _sentence_piece_spec(own: SentencePiece) -> tuple[dict[str, Any], str | None]:
     from sentencepiece import sentencepiece_model_pb2  # its protobuf takes a while, and only this needs it
 
     proto: Any = sentencepiece_model_pb2
     model = proto.ModelProto.FromString(own.serialized())
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise _NotExactError("a unigram model breaks ties in ways that transformers does not; only BPE is exact there")
-    pieces = [(_text(piece.piece) if piece.type != _BYTE else piece.piece, piece.type) for piece in model.pieces]
-    vocab = {text: number for number, (text, _) in enumerate(pieces)}
+    texts = [piece.piece if piece.type == _BYTE else piece.piece.replace(SPACE_MARK, " ") for piece in model.pieces]
+    kinds = [piece.type for piece in model.pieces]
+    pieces = list(zip(texts, kinds, strict=True))
     added = {text: kind != _OWN_SYMBOL for text, kind in pieces if kind in (_UNKNOWN, _CONTROL, _OWN_SYMBOL)}
     scores = {text: model.pieces[number].score for number, (text, kind) in enumerate(pieces) if kind == _NORMAL}
-    start, kind = pieces[start_token]
     padding = next((text for text, kind in pieces if kind == _UNKNOWN), None)  # it is never produced
-    return _byte_fallback(vocab, merges(scores), added, start), start if kind == _CONTROL else None, padding
+    return _byte_fallback({text: number for number, text in enumerate(texts)}, merges(scores), added), padding
 
 
-def merges(scores: dict[str, float]) -> list[list[str]]:
+def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     """The merges of a BPE model, the most likely piece first: each piece from any two others."""
     ordered = sorted(scores, key=lambda text: -scores[text])
     pairs = ((text[:place], text[place:]) for text in ordered for place in range(1, len(text)))
-    return [[left, right] for left, right in pairs if left in scores and right in scores]
+    return [(left, right) for left, right in pairs if left in scores and right in scores]
 
 
-def _byte_fallback(vocab: dict[str, int], pairs: list[list[str]], added: dict[str, bool], start: str) -> dict[str, Any]:
+def _byte_fallback(vocab: dict[str, int], pairs: list[tuple[str, str]], added: dict[str, bool]) -> dict[str, Any]:
     """A BPE model that encodes unknown characters as bytes and changes nothing in a text.
 
     Args:
         vocab: The id of each token.
         pairs: The merges, in their order.
         added: Tokens that are looked up in the text first, and whether they are special.
-        start: The token before each text.
     """
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": vocab[text], "content": text, **flags, "special": special} for text, special in added.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": _line_by_line(None),
-        "post_processor": _template(start, vocab[start]),
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": {
-            **model,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": pairs,
-        },
-    }
+    from tokenizers import AddedToken, decoders, models  # an extra
+    from tokenizers import Tokenizer as Library
 
-
-def _given_spec(own: HuggingFaceTokenizer, start_token: int) -> tuple[dict[str, Any], str | None, str | None]:
-    """The given file, with a text cut into lines first, as llp does."""
-    spec = json.loads(own.serialized())
-    spec["pre_tokenizer"] = _line_by_line(spec["pre_tokenizer"])
-    start = _library(spec).id_to_token(start_token)
-    spec["post_processor"] = _template(start, start_token)
-    special = any(token["content"] == start and token["special"] for token in spec["added_tokens"])
-    return spec, start if special else None, None
-
-
-def _line_by_line(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": _LINE_ENDS}, "behavior": "MergedWithPrevious", "invert": False}
-    return split if pre_tokenizer is None else {"type": "Sequence", "pretokenizers": [split, pre_tokenizer]}
-
-
-def _template(token: str, number: int) -> dict[str, Any]:
-    """The start token before each text, special or not."""
-    start, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [start, text],
-        "pair": [start, text, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
-    }
+    library = Library(models.BPE(vocab, pairs, byte_fallback=True))
+    library.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in added.items()])
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    spec: dict[str, Any] = json.loads(library.to_str())
+    return spec
 
 
 def _try(own: Tokenizer, spec: dict[str, Any], start_token: int) -> int:
     """Encode and decode hard texts with both; returns how many."""
-    fast = _library(spec)
+    fast = _opened(spec)
     fast.encode_special_tokens = True  # what `split_special_tokens` sets
     texts = list(trial_texts(own.decode, own.vocab_size))
     for text in texts:
@@ -190,16 +160,8 @@ def trial_texts(decode: Callable[[list[int]], str], vocab_size: int, seed: int =
         yield "".join(decode([rng.randrange(vocab_size)]) for _ in range(rng.randint(2, 12)))
 
 
-def _library(spec: dict[str, Any]) -> Any:
+def _opened(spec: dict[str, Any]) -> "Library":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer as Library  # an extra, which reads the variable
 
     return Library.from_str(json.dumps(spec))
-
-
-def _text(piece: str) -> str:
-    return piece.replace(SPACE_MARK, " ")
-
-
-def _byte_name(byte: int) -> str:
-    return f"<0x{byte:02X}>"

@@ -201,6 +201,8 @@ def test_what_a_run_is_set_to():
         ({"arms": {"dense": DENSE | {"n_layers": 3}}}, "n_layers"),
         ({"seeds": []}, "seeds"),
         ({"name": "a/b"}, "name"),
+        ({"steps": 0}, "none if steps is 0"),
+        ({"steps": 0, "learning_rates": [], "seeds": [0, 1]}, "name one seed"),
     ],
 )
 def test_what_a_specification_refuses(change, message):

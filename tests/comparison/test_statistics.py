@@ -104,7 +104,7 @@ def test_intervals_hold_the_truth_in_95_of_100_studies(n_seeds, taste, monkeypat
     def drawn(arm):
         nats = [losses.draw(arm, seed) * 1000 * math.log(2) for seed in seeds]
         documents = [[{"bytes": 1000, "nats": value} for value in run] for run in nats]
-        return pd.DataFrame({"seed": seeds, "unit": "bits per byte", "documents": documents})
+        return pd.DataFrame({"seed": seeds, "steps": 1, "unit": "bits per byte", "documents": documents})
 
     for study in range(150):
         losses = Losses({"a": 2.0, "b": 2.1}, study, own=0.01, order=0.01, taste=taste, sizes=[1000] * 40)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from llp.comparison.workers import Workers
 from llp.errors import SettingError
 
 RATE, DIM = "model.init_args.learning_rate", "model.init_args.dim"
-PAGE = Path(__file__).parents[2] / "docs/sweeps.md"
 
 
 def test_a_grid_by_hand():
@@ -110,25 +108,3 @@ def test_an_array_job_has_a_task_for_each_run(run, work, monkeypatch):
     assert out.startswith("--array=1-2%4 ")
     assert out.endswith("compare.sbatch sweep.yaml lightning_logs/sweeps/tiny/runs-1.txt sweep\n")
     assert (work / "lightning_logs/sweeps/tiny/runs-1.txt").read_text() == "dim=8\ndim=16\n"
-
-
-def test_the_page_s_sweep_has_six_runs(run, work):
-    """With the configurations that come with the package."""
-    (source,) = re.findall(r"```yaml\n# width.yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    Path("width.yaml").write_text(source)
-    status, out, _ = run("sweep", "width.yaml", "--plan")
-    assert status == 0
-    assert out.endswith("6 runs\n")
-
-
-def test_the_page_s_search_with_optuna_finds_a_rate(work):
-    pytest.importorskip("optuna")
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    for long, short in (("my_texts", "wikitext/wiki.train.tokens"), ("=200", "=4"), ("n_trials=20", "n_trials=2")):
-        assert long in source
-        source = source.replace(long, short)
-    names = {}
-    exec(compile(source, "sweeps.md", "exec"), names)
-    study = names["study"]
-    assert len(study.trials) == 2
-    assert study.best_value == min(trial.value for trial in study.trials) < 10
