@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,15 +49,6 @@ class StepValidation(Callback):
             validate_after_this_batch(trainer)
 
 
-class Origin(TypedDict):
-    """The checkpoint whose weights a run started from."""
-
-    checkpoint: str
-    checkpoint_sha256: str
-    architecture: str
-    step: int
-
-
 class InitialWeights(Callback):
     """Starts a run from a checkpoint's weights, with an optimizer and a schedule of its own.
 
@@ -76,12 +67,12 @@ class InitialWeights(Callback):
         checkpoint = reading.read(self.path)
         reading.require_one_file(self.path)
         self.weights = checkpoint["state_dict"]
-        self.origin = Origin(
-            checkpoint=str(self.path),
-            checkpoint_sha256=reading.sha256(self.path),
-            architecture=checkpoint["architecture"],
-            step=checkpoint["global_step"],
-        )
+        self.origin = {
+            "checkpoint": str(self.path),
+            "checkpoint_sha256": reading.sha256(self.path),
+            "architecture": checkpoint["architecture"],
+            "step": checkpoint["global_step"],
+        }
 
     def check_fits(self, model: TrainingModule) -> None:
         """Raise a `SettingError` unless the weights have the names and shapes of the model's."""
@@ -96,5 +87,5 @@ class InitialWeights(Callback):
         if trainer.ckpt_path is None:
             with torch.no_grad():
                 set_model_state_dict(pl_module, self.weights, options=StateDictOptions(full_state_dict=True))
-            cast(TrainingModule, pl_module).initialized_from = dict(self.origin)
+            cast(TrainingModule, pl_module).initialized_from = self.origin
         self.weights = {}

@@ -17,9 +17,7 @@ from helpers.refusals import assert_one_message
             ("--model.init_args.segment_len", "64"),
             "segment_len = 64: window_len = 32 is shorter; set segment_len to 32 or less, or data.init_args.window_len",
         ),
-        (("--model.init_args.dim", "15"), "dim = 15: n_heads = 2 must divide it"),
         (("--model.init_args.segment_length", "8"), "'segment_length' is not accepted\nDid you mean segment_len?"),
-        (("--data.init_args.windowlen", "8"), "Did you mean window_len?"),
         ((), "arguments are required: fit.data, fit.model\nName files that hold them: --config"),
         (("--trainer.max_step", "8"), "unrecognized arguments: --trainer.max_step 8\nDid you mean max_steps?"),
         (
