@@ -3,8 +3,8 @@
     python .ci/distributions.py build --out dist --repository https://github.com/OWNER/NAME --ref v0.2.0
     python .ci/distributions.py check dist/* --versions lowest newest
 
-`build` makes the links and pictures of the README absolute, as a package index needs them, and adds the repository to the
-metadata; without --repository both stay as they are. `check` installs each file into a fresh environment, with the
+`build` makes the links and pictures of the README absolute, as a package index needs them, and adds the repository to
+the metadata; without --repository both stay as they are. `check` installs each file into a fresh environment, with the
 lowest or the newest versions that pyproject.toml allows, and runs the quickstart in an empty folder. Other arguments of
 pip come from its own environment variables, such as PIP_EXTRA_INDEX_URL for torch's build for the CPU.
 """
@@ -30,10 +30,10 @@ def build(out: Path, repository: str | None, ref: str) -> None:
         subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
         if repository is not None:
             point_to(repository, ref, Path(folder))
-        hooks = "import sys, setuptools.build_meta as b; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
-        subprocess.run(
-            [sys.executable, "-c", hooks, str(out.resolve())], cwd=folder, check=True, stdout=subprocess.DEVNULL
-        )
+        for kind in ("sdist", "wheel"):
+            hook = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+            command = [sys.executable, "-c", hook, str(out.resolve())]
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def point_to(repository: str, ref: str, folder: Path) -> None:
