@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from llp.atomic_files import keep_older, whole_file
 from llp.checkpoints.reading import class_path, import_class
@@ -72,12 +73,13 @@ def open_trackers(loggers: Iterable[Logger], folder: Path) -> None:
         SettingError: If one can't be opened.
     """
     known = identifiers(folder)
-    random.seed()  # Comet draws the name of an archive: with the run's seed two runs would share one
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             keep_older(Path(logger.log_dir) / "metrics.csv")  # Lightning would remove it
         try:
-            getattr(logger, "experiment", None)  # reading it is what starts the tracker
+            with isolate_rng(include_cuda=False):
+                random.seed()  # Comet draws the name of an archive: with the run's seed two runs would share one
+                getattr(logger, "experiment", None)  # reading it is what starts the tracker
         except Exception as error:  # each tracker raises its own types
             cause = " ".join(str(error).split()).rstrip(".")
             remedy = f"it can't be opened: {cause}; fix this, or train without it: --trainer.logger true"

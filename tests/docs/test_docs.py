@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import llp
 from helpers import reference
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +96,6 @@ def test_what_users_are_told_to_install_exists():
     assert (project["name"], "tokenizers") in named
     assert {name for name, _ in named} == {project["name"]}
     assert {extra for _, extras in named for extra in extras.split(",")} <= project["optional-dependencies"].keys()
-    assert f"version: {llp.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_the_guide_for_another_architecture_works(run, work, wikitext, monkeypatch):
