@@ -125,7 +125,10 @@ class ComparisonFolder:
     def timing(self) -> Timing | None:
         """The result of the timing pass; None if there was none."""
         path = self.path / "timing.json"
-        return Timing(**read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        content = read_json(path)  # those of older versions hold more
+        return Timing(content["seconds_per_step"], content["how"])
 
 
 def read_json(path: Path) -> dict[str, Any]:
