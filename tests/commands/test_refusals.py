@@ -32,7 +32,7 @@ from helpers.refusals import assert_one_message
         (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of 8"),
         (
             ("--data.init_args.tokenizer", "datamodules.SentencePiece"),
-            "data.init_args.tokenizer.init_args.vocab_size = 32000: the training text does not support it",
+            "data.init_args.tokenizer.init_args.vocab_size = 32000: the training text has pieces for",
         ),
         (("--data.init_args.cache_dir", "tiny.yaml/cache"), "data.init_args.cache_dir = tiny.yaml/cache: can't be"),
         (("--ckpt_path", "missing.ckpt"), "ckpt_path = missing.ckpt: there is no such file"),

@@ -324,6 +324,13 @@ def test_passes_that_are_refused() -> None:
         logits(model, ids, attention_mask=torch.tensor([[0, 0] + [1] * 10]))
     with pytest.raises(SettingError, match="dropout"):
         model.train()(ids)
+    for family in ("llama", "gpt2"):
+        other = make(family)
+        set_attention(other, SegmentAttention(5), keep_first=0)
+        with pytest.raises(SettingError, match="output_attentions"):
+            copy.deepcopy(other)(ids, output_attentions=True)
+        set_attention(other, None)
+        other(ids, output_attentions=True)
     sliding = make("gemma3")
     set_attention(sliding, SegmentAttention(5))
     with pytest.raises(SettingError, match="LocalCache"):
