@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)(?=[)#])")
 LANGUAGES = {".cff": "yaml", ".py": "python", ".sbatch": "sh", ".toml": "toml", ".yaml": "yaml"}
 PICTURES = {".png", ".svg"}
+LAST_IN_SEARCH = "---\nsearch:\n  boost: 0.1\n---\n\n"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -83,6 +84,8 @@ def generated(config: MkDocsConfig, path: str) -> File:
     text = (ROOT / path).read_text(encoding="utf-8")
     if suffix != ".md":
         text = f"# `{path}`\n\n````{LANGUAGES.get(suffix, 'text')}\n{text}\n````\n"
+    if path != "README.md":
+        text = LAST_IN_SEARCH + text
     return File.generated(config, site_path(path), content=text)
 
 

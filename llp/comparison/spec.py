@@ -39,6 +39,7 @@ class Specification:
         slices: Whether to compute the loss by position and on recall tokens for tested runs.
         primary: Contrasts named beforehand, as `[first arm, second arm, budget]`.
         assumed_rate: FLOP/s that `--plan` assumes before anything has been timed.
+        assumed_price: Price of a device hour, in dollars, by which `--plan` also says what the runs cost.
 
     Raises:
         SettingError: If a value can't be used.
@@ -63,6 +64,7 @@ class Specification:
     slices: bool = True
     primary: list[tuple[str, str, Budget]] = field(default_factory=list)
     assumed_rate: float | None = None
+    assumed_price: float | None = None
 
     def __post_init__(self) -> None:
         require_file_name(self.name)

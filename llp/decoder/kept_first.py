@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llp.decoder.kernels.merged import can_merge, segment_parts
-from llp.decoder.kernels.parts import PartsAttention, SeenPart, Triple
+from llp.decoder.kernels.merged import MergedAttention, Part, Triple, can_merge, segment_parts
 from llp.decoder.patterns import AttentionPattern, SegmentAttention
 
 
@@ -29,15 +28,15 @@ class BlocksPlan(NamedTuple):
         parts, outputs, start = [], [], 0
         for first_key, mask, kept_mask in self.blocks:
             queries = 2, start, mask.shape[1]
-            part = SeenPart(False, queries, (2, first_key, mask.shape[2]), mask=_added(mask, dtype))
-            kept_part = SeenPart(True, queries, None, mask=_added(kept_mask, dtype))
+            part = Part(queries, (2, first_key, mask.shape[2]), mask=_added(mask, dtype))
+            kept_part = Part(queries, None, mask=_added(kept_mask, dtype), is_second=True)
             if on_cpu:
                 parts += [part, kept_part] if kept_mask.any() else [part]
             else:
                 outputs.append(attend_block(part, kept_part, local, kept, scale))
             start += mask.shape[1]
         if on_cpu:
-            outputs.append(PartsAttention.apply(parts, scale, *local, *kept))  # type: ignore[no-untyped-call]
+            outputs.append(_merged(parts, scale, *local, *kept))
         sees_any = [mask.any(-1) | kept_mask.any(-1) for _, mask, kept_mask in self.blocks]
         return torch.cat(outputs, dim=2).masked_fill(~torch.cat(sees_any, dim=1).unsqueeze(-1), 0)
 
@@ -65,14 +64,14 @@ class SegmentsPlan(NamedTuple):
 
         query, turned = fold(local[0], self.n_before), fold(kept[0], self.n_before)
         n_segments = len(query) // batch
-        parts = [SeenPart(False, *part) for part in segment_parts(query, query, batch, look_back)]
+        parts = segment_parts(query, query, batch, look_back)
         n_near = min(n_segments, max(0, look_back + 1 - self.first_segment))  # they see the first tokens themselves
         for sample in range(batch if n_near < n_segments else 0):
             segments = 0, sample * n_segments + n_near, n_segments - n_near
-            parts.append(SeenPart(True, segments, segments))
+            parts.append(Part(segments, segments, is_second=True))
         kept_keys = (x.repeat_interleave(n_segments, dim=0) for x in kept[1:])  # (B S, H, K, D)
         inputs = query, fold(local[1], 0), fold(local[2], 0), turned, *kept_keys
-        output: Tensor = PartsAttention.apply(parts, scale, *inputs)  # type: ignore[no-untyped-call]
+        output = _merged(parts, scale, *inputs)
         return output.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)[:, :, self.n_before :][:, :, :n_queries]
 
 
@@ -105,16 +104,21 @@ def make_plan(
     return BlocksPlan(blocks, torch.cat(turns_of_blocks, dim=1))
 
 
-def attend_block(part: SeenPart, kept_part: SeenPart, local: Triple, kept: Triple, scale: float) -> Tensor:
+def attend_block(part: Part, kept_part: Part, local: Triple, kept: Triple, scale: float) -> Tensor:
     """A block where no kernel returns log-sum-exps under a mask: kept tokens' scores go into the mask of zero keys."""
-    query, key, value = part.take(local, kept)
-    turned, kept_key, kept_value = kept_part.take(local, kept)
+    query, key, value = part.take(local)
+    turned, kept_key, kept_value = kept_part.take((*local, *kept))
     assert part.mask is not None
     assert kept_part.mask is not None
     bias = turned @ kept_key.transpose(-1, -2) * scale + kept_part.mask  # (B, H, q, K)
     mask = torch.cat((bias, part.mask.expand(*bias.shape[:3], -1)), dim=-1)
     key, value = torch.cat((torch.zeros_like(kept_key), key), dim=2), torch.cat((kept_value, value), dim=2)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+def _merged(parts: list[Part], scale: float, *tensors: Tensor) -> Tensor:
+    output: Tensor = MergedAttention.apply(scale, lambda *_: parts, (), *tensors)  # type: ignore[no-untyped-call]
+    return output
 
 
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,6 +27,10 @@ from helpers.refusals import assert_one_message
         (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: wiki.train.tokens is missing"),
         (("--data.init_args.path", "caf\udce9"), r"argument = caf\xe9: it is not UTF-8; rename the file or folder"),
         (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of 8"),
+        (
+            ("--data.init_args.tokenizer", "datamodules.SentencePiece"),
+            "data.init_args.tokenizer.init_args.vocab_size = 32000: the training text has pieces for",
+        ),
         (("--ckpt_path", "missing.ckpt"), "ckpt_path = missing.ckpt: there is no such file"),
         (("--config", "{trainer: {max_stepz: 3}}"), "'trainer.max_stepz'\nDid you mean max_steps?"),
         (("--seed_everything", "-1"), "seed_everything = -1"),

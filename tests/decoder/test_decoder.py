@@ -65,34 +65,6 @@ def test_initial_weights_of_the_compression_and_of_torch():
         assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
-def test_a_model_on_the_meta_device_is_materialised_module_by_module():
-    with torch.device("meta"):
-        model = llp.LLP(**SIZES)
-        model.configure_model()
-    model.to_empty(device="cpu")
-    for module in model.decoder.modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            module.reset_parameters()
-    assert model.decoder.layers[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.15)
-    assert torch.isfinite(model(torch.zeros(1, 5, dtype=torch.long))).all()
-
-
-def test_each_block_is_compiled_as_one_graph(monkeypatch):
-    """A block that can't be is an error, not a slow run."""
-    compiled = []
-
-    def record(function, **settings):
-        compiled.append((function.__self__, function.__name__, settings))
-        return function
-
-    monkeypatch.setattr(torch, "compile", record)
-    decoder = build("LLP", compile=True).decoder
-    assert compiled == [(block, "forward", {"fullgraph": True}) for block in decoder.layers]
-    compiled.clear()
-    build("LLP", compile=False)
-    assert compiled == []
-
-
 @pytest.mark.parametrize("name", ["LLP", "CompressedAttention"])
 def test_activation_checkpointing_computes_each_block_twice_and_the_same(name):
     """Once forward and once backward in training; else once."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from llp.decoder.kept_first import BlocksPlan, SegmentsPlan, attend_block, make_plan
-from llp.decoder.kernels.parts import SeenPart
+from llp.decoder.kernels.merged import Part
 from llp.decoder.patterns import AttentionPattern, SegmentAttention, ShiftedSegmentAttention, SlidingWindowAttention
 
 
@@ -45,5 +45,5 @@ def test_scores_of_kept_tokens_in_the_mask_equal_the_merge(pattern: AttentionPat
     plan = make_plan(pattern, 3, 0, 40, 0, local[0])
     (_, mask, kept_mask), queries = plan.blocks[0], (2, 0, 40)
     hidden = [torch.zeros(one.shape, dtype=torch.float64).masked_fill(~one, -1e300)[None] for one in (mask, kept_mask)]
-    parts = SeenPart(False, queries, (2, 0, 40), mask=hidden[0]), SeenPart(True, queries, None, mask=hidden[1])
+    parts = Part(queries, (2, 0, 40), mask=hidden[0]), Part(queries, None, mask=hidden[1], is_second=True)
     torch.testing.assert_close(attend_block(*parts, local, kept, 0.3), plan.attend(local, kept, 0.3))

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llp.decoder.kernels import fused, local
 from llp.decoder.kernels.fused import FLASH, KERNELS, takes_flash
 from llp.decoder.kernels.local import causal_attention, segment_pair_attention
-from llp.decoder.kernels.merged import can_merge, merged_attention, segment_parts, tail_parts
+from llp.decoder.kernels.merged import can_merge, merged_attention, tail_parts
 
 SEED, OFFSET = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
 
@@ -188,15 +188,6 @@ def test_compiled_tails_with_dropout_are_the_flash_operators_lower_right_form(mo
     assert "aten._scaled_dot_product_flash_attention.default" in forward
     assert "aten._scaled_dot_product_flash_attention_backward.default" in backward
     assert not any("tril" in name or "ones" in name for name in forward + backward)
-
-
-def test_elsewhere_than_on_the_cpu_pairs_come_all_at_once():
-    segments = torch.empty(80, 1, 2, 4)
-    assert segment_parts(segments.to("meta"), segments.to("meta"), batch=2, look_back=1)[1:] == [
-        ((0, 1, 39), (0, 0, 39), False),
-        ((0, 41, 39), (0, 40, 39), False),
-    ]
-    assert len(segment_parts(segments, segments, batch=2, look_back=1)) == 1 + 2 * 3  # 16, 16 and 7
 
 
 def on_cuda(dtype, head_dim=64):

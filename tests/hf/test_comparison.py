@@ -1,6 +1,7 @@
 """`llp compare` of pretrained models: arms that differ by their attention."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,26 +10,44 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llp
 from helpers.in_process import in_this_process
-from helpers.small_llama import save_llama
+from helpers.small_llama import NINE_HEADS, save_llama
+from llp.comparison.spec import merged
 from llp.comparison.workers import Workers
 from llp.decoder.patterns import SegmentAttention
 from llp.hf import set_attention
 
 SEGMENTS = {"class_path": "llp.SegmentAttention", "init_args": {"segment_len": 8}}
 WINDOW = {"class_path": "llp.SlidingWindowAttention", "init_args": {"window": 12}}
+COMPARISONS = Path(__file__).parents[2] / "configs/compare"
 LORA = {"rank": 2, "targets": ["q_proj", "v_proj"]}
+
+
+def write_texts(work):
+    """Small documents in PG-19's layout."""
+    numbers = {"train": range(3), "validation": range(3, 4), "test": range(4, 7)}
+    for split, own in numbers.items():
+        (work / "texts" / split).mkdir(parents=True)
+        for number in own:
+            lines = [f"line {n} of {split} {number} has {n * n} and {n % (number + 2)}\n" for n in range(4)]
+            (work / f"texts/{split}/{number}.txt").write_text("".join(lines))
+
+
+def executed(run, work, monkeypatch, settings):
+    """The records by arm, and the report, of a comparison that is executed in this process."""
+    monkeypatch.setattr(Workers, "_start", in_this_process)
+    (work / "spec.yaml").write_text(yaml.safe_dump(settings))
+    status, _, err = run("compare", "spec.yaml")
+    assert status == 0, err
+    folder = work / "lightning_logs/comparisons" / settings["name"]
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("records/*.json"))]
+    return {record["arm"]: record for record in records}, (folder / "report.md").read_text()
 
 
 @pytest.fixture
 def compare(run, work, monkeypatch):
     """Write a specification, run it in this process, and return its records by arm and its report."""
-    monkeypatch.setattr(Workers, "_start", in_this_process)
     save_llama("llama")
-    for split, n_texts in (("train", 3), ("validation", 1), ("test", 3)):
-        (work / "texts" / split).mkdir(parents=True)
-        for number in range(n_texts):
-            lines = [f"line {n} of {split} {number} has {n * n} and {n % (number + 2)}\n" for n in range(4)]
-            (work / f"texts/{split}/{number}.txt").write_text("".join(lines))
+    write_texts(work)
 
     def compare(arms, **changes):
         data = {"path": "texts", "cache_dir": "cache", "window_len": 32, "batch_size": 2}
@@ -40,12 +59,7 @@ def compare(run, work, monkeypatch):
         arms = {name: {"class_path": "llp.PretrainedModel", **arm} for name, arm in arms.items()}
         settings = {"name": "tiny", "shared": shared, "arms": arms, "reference": "dense", "seeds": [0], "slices": False}
         windows = {"scoring_window_len": 32, "scoring_stride": 16}
-        (work / "spec.yaml").write_text(yaml.safe_dump({**settings, **windows, **changes}))
-        status, _, err = run("compare", "spec.yaml")
-        assert status == 0, err
-        folder = work / "lightning_logs/comparisons/tiny"
-        records = [json.loads(path.read_text()) for path in sorted(folder.glob("records/*.json"))]
-        return {record["arm"]: record for record in records}, (folder / "report.md").read_text()
+        return executed(run, work, monkeypatch, {**settings, **windows, **changes})
 
     return compare
 
@@ -105,3 +119,40 @@ def test_an_arm_that_is_trained_with_shifted_segments_and_tested_dense(compare, 
             assert (row["nats"] == pytest.approx(found, rel=1e-5)) is is_equal
     assert "--model.init_args.pattern=null" in records["shifted"]["commands"][1]
     assert "can't be compared" not in report
+
+
+def small(settings):
+    """Settings of a large comparison with windows and segments a thirty-second as long, and four narrow layers."""
+    if isinstance(settings, list):
+        return [small(one) for one in settings]
+    if not isinstance(settings, dict):
+        return settings
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+             "intermediate_size": 24}  # fmt: skip
+    made = {key: sizes.get(key, small(value)) for key, value in settings.items()}
+    made |= {key: settings[key] // 32 for key in ("segment_len", "window") if isinstance(settings.get(key), int)}
+    return made | {key: settings[key][:4] for key in ("no_rope_layers",) if key in settings}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ladder_60m", "ladder_190m", "ladder_370m", "lora"])
+def test_rehearsal_of_a_large_comparison(run, work, monkeypatch, name):
+    """Everything that its specification says but its size: all arms are trained, tested and compared."""
+    settings = small(yaml.safe_load((COMPARISONS / f"{name}.yaml").read_text()))
+    settings["base"] = [str(COMPARISONS / path) for path in settings["base"]]
+    save_llama("smollm2", **NINE_HEADS)
+    write_texts(work)
+    numbers = range(7)
+    (work / "texts/metadata.csv").write_text("".join(f"{number},Book,1900,url\n" for number in numbers))
+    window_len = 72 if name == "lora" else 64
+    tokenizer = {"class_path": "datamodules.SentencePiece", "init_args": {"vocab_size": 280}}
+    data = {"path": "texts", "cache_dir": "cache", "window_len": window_len, "batch_size": 1, "tokenizer": tokenizer}
+    trainer = {"accelerator": "cpu", "precision": "32-true", "accumulate_grad_batches": 1, "limit_val_batches": 2}
+    settings["shared"] = merged(settings["shared"], {"data": {"init_args": data}, "trainer": trainer})
+    windows = {"scoring_window_len": window_len, "scoring_stride": window_len // 2}
+    training = {"steps": 2, "learning_rates": [1e-3], "extensions": 0, "seeds": [0]}
+    records, report = executed(run, work, monkeypatch, {**settings, **windows, **training})
+    assert records.keys() == settings["arms"].keys()
+    assert "can't be compared" not in report
+    assert "✗" not in report
+    assert len({record["test"]["rows"][0]["nats"] for record in records.values()}) == len(records)

@@ -18,10 +18,11 @@ class FusedKernel(NamedTuple):
     """An operator and its gradient, without dropout; lengths and head widths are those of its arguments."""
 
     forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
-    """Maps query (B, H, Q, D), key and value (B, H, N, D), whether they form a causal square, and the scale of the
-    scores (1 / sqrt(D) if it is None) to output (B, H, Q, D), log-sum-exps (B, H, Q), and what else backward takes."""
+    """Maps query (B, H, Q, D), key and value (B, H, N, D), whether they form a causal square, the scale of the scores
+    and what is added to them to output (B, H, Q, D), log-sum-exps (B, H, Q), and what else backward takes."""
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """Maps the output's gradient, query, key, value, output, log-sum-exps, causality, scale and that to gradients."""
+    """Maps the output's gradient, query, key, value, output, log-sum-exps, causality, scale, mask and that to
+    gradients."""
     takes: Callable[[Tensor], bool]
     """Whether it can compute with this query."""
     head_dim_multiple: int = 1
@@ -29,9 +30,10 @@ class FusedKernel(NamedTuple):
 
 
 def _cpu_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, scale=scale)
+    arguments = query, key, value, 0.0, is_causal
+    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(*arguments, attn_mask=mask, scale=scale)
     return output, lse, ()
 
 
@@ -43,14 +45,15 @@ def _cpu_backward(
     output: Tensor,
     lse: Tensor,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = grad, query, key, value, output, lse, 0.0, is_causal
-    return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, scale=scale)
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, attn_mask=mask, scale=scale)
 
 
 def _flash_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: None
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     returned = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
     return returned[0], returned[1], tuple(returned[6:8])
@@ -64,7 +67,8 @@ def _flash_backward(
     output: Tensor,
     lse: Tensor,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
+    mask: None,
     seed: Tensor,
     offset: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:

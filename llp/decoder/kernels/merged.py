@@ -3,11 +3,14 @@
 A lower-right causal pattern is a causal square (the queries' own positions) and a rectangle without a mask (all earlier
 positions). The fused kernel computes both directly: no mask is built, no masked score is computed, and neighbouring
 segments need not be copied into pairs. Measurements: benchmarks/README.md.
+
+Shapes: B batch, H heads, Q queries, N keys, D head width.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +21,26 @@ from llp.decoder.kernels.fused import KERNELS, with_head_dim_multiple
 Range = tuple[int, int, int] | None
 """Dimension, first index and length, which are the arguments of `narrow`; None for everything."""
 
-Part = tuple[Range, Range, bool]
-"""Some of the queries, the keys that they see, and whether the two form a causal square."""
+Triple = tuple[Tensor, Tensor, Tensor]
+"""Query (B, H, Q, D), key and value (B, H, N, D)."""
+
+
+class Part(NamedTuple):
+    """Some of the queries, and keys that they see."""
+
+    queries: Range
+    keys: Range
+    is_causal: bool = False
+    """Whether the two form a causal square."""
+    mask: Tensor | None = None
+    """What is added to the scores, broadcast to (B, H, Q, N); on the CPU alone."""
+    is_second: bool = False
+    """Whether queries, keys and values are those of a second triple."""
+
+    def take(self, tensors: Sequence[Tensor]) -> Triple:
+        """Queries, keys and values of this part out of one or two triples."""
+        query, key, value = tensors[3:] if self.is_second else tensors[:3]
+        return _take(query, self.queries), _take(key, self.keys), _take(value, self.keys)
 
 
 def merged_attention(
@@ -28,72 +49,75 @@ def merged_attention(
     """Attention whose softmax runs over the keys of all parts that a query belongs to; without dropout.
 
     `query` is (B, H, Q, D), `key` and `value` are (B, H, N, D), and the output is (B, H, Q, D).
-    `make_parts(query, key, *sizes)` returns the parts; the first one covers all queries.
+    `make_parts(query, key, *sizes)` returns the parts.
     """
     multiple, head_dim = KERNELS[query.device.type].head_dim_multiple, query.shape[-1]
+    scale = 1 / math.sqrt(head_dim)
     if head_dim % multiple == 0:
-        return MergedAttention.apply(query, key, value, None, make_parts, *sizes)  # type: ignore[no-untyped-call]
+        return MergedAttention.apply(scale, make_parts, sizes, query, key, value)  # type: ignore[no-untyped-call]
     query, key, value = (with_head_dim_multiple(x, multiple) for x in (query, key, value))
-    return MergedAttention.apply(query, key, value, head_dim**-0.5, make_parts, *sizes)[..., :head_dim]  # type: ignore[no-untyped-call]
+    output: Tensor = MergedAttention.apply(scale, make_parts, sizes, query, key, value)  # type: ignore[no-untyped-call]
+    return output[..., :head_dim]
 
 
 class MergedAttention(Function):
-    """`merged_attention` by the kernel of the device, with scores scaled by `scale` (1 / sqrt(D) if it is None).
+    """Attention to parts of one triple of queries, keys and values, or of two, whose queries share their outputs.
 
     For parts A and B with outputs o and log-sum-exps z of their scores, the output over both is
     o_A + sigmoid(z_B - z_A) (o_B - o_A), with the log-sum-exp log(exp z_A + exp z_B). In the backward pass each part
     needs only the output and the log-sum-exp z over all parts: its probabilities are exp(scores - z).
+
+    Scores are multiplied by `scale`. `make_parts(query, key, *sizes)` returns the parts; a part of all queries comes
+    first, if there is one.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None,
-        make_parts: Callable[..., list[Part]],
-        *sizes: int,
+        ctx: Any, scale: float, make_parts: Callable[..., list[Part]], sizes: tuple[int, ...], *tensors: Tensor
     ) -> Tensor:
-        kernel = KERNELS[query.device.type]
-        (_, own, is_causal), *others = make_parts(query, key, *sizes)
-        # (B, H, Q, D), (B, H, Q)
-        output, lse, rest = kernel.forward(query, _take(key, own), _take(value, own), is_causal, scale)
-        for queries, keys, is_causal in others:
-            inputs = _take(query, queries), _take(key, keys), _take(value, keys)
-            part, part_lse, _ = kernel.forward(*inputs, is_causal, scale)
-            so_far, lse_so_far = _take(output, queries), _take(lse, queries)
-            so_far.lerp_(part, torch.sigmoid(part_lse - lse_so_far).unsqueeze(-1).to(part.dtype))
-            lse_so_far.copy_(torch.logaddexp(lse_so_far, part_lse))
-        # The rest is a random state, which serves all parts: without dropout no operator reads it.
-        ctx.save_for_backward(query, key, value, output, lse, *rest)
-        ctx.scale, ctx.make_parts, ctx.sizes = scale, make_parts, sizes
+        query, kernel = tensors[0], KERNELS[tensors[0].device.type]
+        parts = make_parts(*tensors[:2], *sizes)
+        rest: tuple[Tensor, ...] = ()  # a random state, which serves all parts: without dropout no operator reads it
+        if parts[0].queries is None:
+            output, lse, rest = kernel.forward(*parts[0].take(tensors), parts[0].is_causal, scale, parts[0].mask)
+        else:
+            output = torch.zeros_like(query)
+            lse = query.new_full(query.shape[:3], -math.inf, dtype=torch.promote_types(query.dtype, torch.float32))
+        for part in parts[1:] if parts[0].queries is None else parts:
+            more, more_lse, rest = kernel.forward(*part.take(tensors), part.is_causal, scale, part.mask)
+            so_far, lse_so_far = _take(output, part.queries), _take(lse, part.queries)  # (B, H, Q, D), (B, H, Q)
+            so_far.lerp_(more, torch.sigmoid(more_lse - lse_so_far).unsqueeze(-1).to(more.dtype))
+            lse_so_far.copy_(torch.logaddexp(lse_so_far, more_lse))
+        ctx.save_for_backward(output, lse, *tensors, *rest)
+        ctx.n_tensors, ctx.scale, ctx.make_parts, ctx.sizes = len(tensors), scale, make_parts, sizes
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, lse, *rest = ctx.saved_tensors
-        kernel = KERNELS[query.device.type]
-
-        def part_grads(queries: Range, keys: Range, is_causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-            grad, query_part, output_part, lse_part = (_take(x, queries) for x in (grad_output, query, output, lse))
-            inputs = query_part, _take(key, keys), _take(value, keys)
-            return kernel.backward(grad, *inputs, output_part, lse_part, is_causal, ctx.scale, *rest)
-
-        (_, own, is_causal), *others = ctx.make_parts(query, key, *ctx.sizes)
-        grad_query, grad_own_key, grad_own_value = part_grads(None, own, is_causal)
-        grads = grad_query, _put_back(grad_own_key, key, own), _put_back(grad_own_value, value, own)
-        for queries, keys, is_causal in others:
-            more = part_grads(queries, keys, is_causal)
-            for grad, where, added in zip(grads, (queries, keys, keys), more, strict=True):
-                _take(grad, where).add_(added)
-        return *grads, None, None, *(None for _ in ctx.sizes)
+        output, lse, *saved = ctx.saved_tensors
+        tensors, rest = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
+        kernel = KERNELS[output.device.type]
+        grads: list[Tensor | None] = [None] * len(tensors)
+        for part in ctx.make_parts(*tensors[:2], *ctx.sizes):
+            grad, out, z = (_take(x, part.queries) for x in (grad_output, output, lse))
+            inputs = part.take(tensors)
+            of_part = kernel.backward(grad, *inputs, out, z, part.is_causal, ctx.scale, part.mask, *rest)
+            for number, (added, where) in enumerate(zip(of_part, (part.queries, part.keys, part.keys), strict=True)):
+                place = number + 3 * part.is_second
+                total = grads[place]
+                if total is None and where is None:
+                    grads[place] = added  # adding it to zeros takes a tenth of the time
+                    continue
+                if total is None:
+                    total = grads[place] = torch.zeros_like(tensors[place])
+                _take(total, where).add_(added)
+        return None, None, None, *grads
 
 
 def tail_parts(query: Tensor, key: Tensor) -> list[Part]:
     """For queries at the last positions, which see their own positions causally, and all earlier ones."""
     n_queries, first = query.shape[2], key.shape[2] - query.shape[2]
-    return [(None, (2, first, n_queries), True), (None, (2, 0, first), False)]
+    return [Part(None, (2, first, n_queries), is_causal=True), Part(None, (2, 0, first))]
 
 
 def segment_parts(query: Tensor, key: Tensor, batch: int, look_back: int) -> list[Part]:
@@ -104,14 +128,14 @@ def segment_parts(query: Tensor, key: Tensor, batch: int, look_back: int) -> lis
     graph serves all lengths.
     """
     n_segments = query.shape[0] // batch
-    parts: list[Part] = [(None, None, True)]
+    parts = [Part(None, None, is_causal=True)]
     for sample, back in product(range(batch), range(1, look_back + 1)):
         first, n_pairs = sample * n_segments, n_segments - back
         if query.device.type != "cpu" or torch.compiler.is_compiling():
             cuts = [(first, n_pairs)]
         else:
             cuts = [(first + done, min(16, n_pairs - done)) for done in range(0, n_pairs, 16)]
-        parts += [((0, start + back, n), (0, start, n), False) for start, n in cuts]
+        parts += [Part((0, start + back, n), (0, start, n)) for start, n in cuts]
     return parts
 
 
@@ -123,12 +147,3 @@ def can_merge(query: Tensor, dropout_p: float) -> bool:
 
 def _take(x: Tensor, where: Range) -> Tensor:
     return x if where is None else x.narrow(*where)
-
-
-def _put_back(grad: Tensor, x: Tensor, where: Range) -> Tensor:
-    """The gradient of `x`, given that of the range taken from it."""
-    if where is None:
-        return grad
-    whole = torch.zeros_like(x)
-    _take(whole, where).copy_(grad)
-    return whole
