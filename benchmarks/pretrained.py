@@ -23,6 +23,7 @@ from llp.atomic_files import whole_file
 from llp.decoder.loss import linear_cross_entropy
 from llp.decoder.patterns import SegmentAttention
 from llp.hf import LocalCache, set_attention
+from llp.hf.decoder import cache_name
 from llp.hf.pretrained_model import Lora
 from measuring import in_own_process, in_turn, memory, seconds
 
@@ -60,7 +61,7 @@ def read(model: Any, arm: str, tokens: torch.Tensor) -> Any:
     """A cache that holds the tokens, and the position after them."""
     cache = LocalCache(model) if arm == "LLP" else DynamicCache(config=model.config)
     for piece in tokens.split(PIECE_LEN, dim=1):
-        model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(piece, use_cache=True, logits_to_keep=1, **{cache_name(model): cache})
     return cache
 
 
@@ -72,7 +73,7 @@ def generation(models: dict[str, Any], n: int, rounds: int) -> dict[str, float]:
     runs: dict[str, Callable[[], object]] = {}
     for arm, model in measured.items():
         cache = read(model, arm, tokens)
-        runs[arm] = partial(model, tokens[:, :1], past_key_values=cache, use_cache=True)
+        runs[arm] = partial(model, tokens[:, :1], use_cache=True, **{cache_name(model): cache})
     return {arm: statistics.median(times) for arm, times in in_turn(runs, rounds).items()}
 
 

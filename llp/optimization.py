@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from llp.errors import require
@@ -85,11 +85,6 @@ def cosine(step: int, warmup_steps: int, max_steps: int, floor: float) -> float:
 def halving(step: int, warmup_steps: int, halve_every: int) -> float:
     """Linear warm-up, and a halving every `halve_every` steps (the published schedule)."""
     return warmup(step, warmup_steps) * 0.5 ** (step // halve_every)
-
-
-def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of an optimizer's groups, without their parameters."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def apply_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:

@@ -217,7 +217,9 @@ class TrainingModule(CheckpointedModule, ABC):
         # Under automatic mixed precision Lightning refuses to clip the gradients of a fused step.
         optimizer = self.optimization.adamw(self.decoder, fused="mixed" not in str(self.trainer.precision))
         scheduler = LambdaLR(optimizer, self.learning_rate_factor)
-        self.optimizer_settings = optimization.group_settings(optimizer)
+        self.optimizer_settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Scoring

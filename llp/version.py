@@ -1,3 +1,3 @@
 """The version of the package, whether it is installed or run from its source."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

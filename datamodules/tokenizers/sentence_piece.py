@@ -114,8 +114,7 @@ class SentencePiece(Tokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            remedy = f"the training text does not support it. SentencePiece: {str(error).rpartition('] ')[2].strip()}"
-            raise SettingError(f"{_SETTINGS}.vocab_size", self.vocab_size, remedy) from error
+            raise SettingError(f"{_SETTINGS}.vocab_size", self.vocab_size, _size_remedy(str(error))) from error
         self.restore(model.getvalue())
 
     def restore(self, data: bytes) -> None:
@@ -137,6 +136,15 @@ class SentencePiece(Tokenizer):
     def decode(self, tokens: Iterable[int]) -> str:
         text: str = self._processor.decode([int(token) for token in tokens])
         return text
+
+
+def _size_remedy(message: str) -> str:
+    """What to do about a vocabulary of the wrong size; SentencePiece names the right one in its message alone."""
+    if most := re.search(r"value <= (\d+)", message):
+        return f"the training text has pieces for {most[1]} tokens; set it to {most[1]} or less"
+    if least := re.search(r"\d+ vs (\d+)", message):
+        return f"the characters of the training text need {least[1]} tokens; set it to {least[1]} or more"
+    return f"the training text does not support it. SentencePiece: {message.rpartition('] ')[2].strip()}"
 
 
 def _of_length(lines: Iterable[str]) -> Iterator[str]:

@@ -21,10 +21,6 @@ def weights_digest(weights: Iterable[tuple[str, Tensor]], skip: Iterable[str] = 
     for name, weight in sorted(weights, key=lambda one: one[0]):
         if not name.startswith(left_out):
             digest.update(name.encode())
-            digest.update(_bytes(weight.to_local() if isinstance(weight, DTensor) else weight))
+            own = (weight.to_local() if isinstance(weight, DTensor) else weight).detach().cpu().contiguous()
+            digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, which `hashlib` reads."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

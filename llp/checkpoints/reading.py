@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -150,24 +150,13 @@ def import_class(path: str, base: type = object) -> Any:
     return cls
 
 
-class StorableTokenizer(Protocol):
-    """What a checkpoint needs of a tokenizer."""
-
-    made_with: dict[str, Any]
-    fingerprint: str
-
-    def settings(self) -> dict[str, Any]: ...
-
-    def serialized(self) -> bytes: ...
-
-
 def stored_tokenizer(data: Any) -> dict[str, Any] | None:
     """What a checkpoint stores of the data's tokenizer, so that it needs no other file; None if there is no tokenizer.
 
     `start_token` is the token that a document begins with; `settings` are the arguments that the tokenizer was created
     with.
     """
-    tokenizer: StorableTokenizer | None = getattr(data, "tokenizer", None)
+    tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is None:
         return None
     return {

@@ -52,7 +52,9 @@ class Arguments:
         self.ckpt_path = None if self.asked in (None, "null") else self._checkpoint(self.asked)
         is_help = any(flag.startswith(("-h", "--help", "--print_config")) for flag in flags)
         remedy = f"`llp {command}` needs a trained model; name its checkpoint"
-        scores_pretrained = command in ("validate", "test") and self._value("model.class_path") == "llp.PretrainedModel"
+        scores_pretrained = (
+            command in ("validate", "test", "predict") and self._value("model.class_path") == "llp.PretrainedModel"
+        )
         needs_none = command in ("fit", "prepare") or scores_pretrained or is_help
         require(self.ckpt_path is not None or needs_none, "ckpt_path", None, remedy)
         self.given["ckpt_path"] = None if self.ckpt_path is None else str(self.ckpt_path)

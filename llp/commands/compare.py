@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric import Fabric
 
 from datamodules.base import LanguageDataModule
 from datamodules.text import TextDataModule
 from datamodules.token_files import read_about
+from datamodules.tokenizers import HuggingFaceTokenizer
 from llp.commands.configurations import find_configuration, read_configuration
 from llp.commands.parser import Parser
+from llp.commands.trained_model import own_tokenizer
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Arm, Plan
 from llp.comparison.report import Report
@@ -91,15 +94,16 @@ class Comparison:
     def __init__(self, source: Path, root: Path) -> None:
         self.source, self.spec = source, read_specification(source, Specification)
         self.folder = ComparisonFolder(root, self.spec.name)
-        self.data = _instantiate("data", LanguageDataModule, self.spec.shared.get("data", {}))
-        self.models = {arm: self._model(settings) for arm, settings in self.spec.arms.items()}
+        tokenizer = own_tokenizer(self.spec.model(self.spec.reference))
+        self.data = _instantiate("data", LanguageDataModule, self.spec.shared.get("data", {}), tokenizer)
+        self.models = {arm: self._model(arm) for arm in self.spec.arms}
         self.arms = {arm: self._arm(model) for arm, model in self.models.items()}
 
-    def _model(self, arm: Settings) -> TrainingModule:
+    def _model(self, arm: str) -> TrainingModule:
         """The model of an arm, on the meta device: nothing is allocated."""
         spec, data = self.spec, self.data
         size = {"init_args": {"vocab_size": data.vocab_size}}
-        model = _instantiate("model", TrainingModule, merged(spec.shared.get("model", {}), arm, size))
+        model = _instantiate("model", TrainingModule, merged(spec.model(arm), size))
         scoring = {"scoring_window_len": spec.scoring_window_len, "scoring_stride": spec.scoring_stride}
         is_text = isinstance(data, TextDataModule)
         remedy = (
@@ -147,14 +151,16 @@ class Comparison:
         path = self.folder.path / "timing.json"
         require(not path.exists(), "time", path, "runs at equal seconds follow this file; remove it to time anew")
         torch.set_num_threads(threads(workers))
-        accelerator, precision = self._trainer.get("accelerator", "auto"), self._trainer.get("precision", "32-true")
-        n_batches, data = self._trainer.get("accumulate_grad_batches", 1), self.data
+        trainer, data = self._trainer, self.data
+        accelerator, precision = trainer.get("accelerator", "auto"), trainer.get("precision", "32-true")
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         steps = {}
         for arm, model in self.models.items():
-            size = data.batch_size, model.geometry.burn_in_len(data.burn_in), data.window_len, n_batches
-            steps[arm] = training_step(model, *size, accelerator, precision)
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
-        self.folder.write_timing(timed(steps, 10, device))
+            size = data.batch_size, model.geometry.burn_in_len(data.burn_in) + data.window_len + 1
+            n_batches = trainer.get("accumulate_grad_batches", 1)
+            steps[arm] = training_step(model, size, data.window_len, n_batches, fabric)
+        name = torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu"
+        self.folder.write_timing(timed(steps, 10, name))
 
     def execute(self, workers: int, only: str | None) -> None:
         """Execute all runs, or one of them, on this machine."""
@@ -206,8 +212,11 @@ def read_specification(source: Path, kind: type[T]) -> T:
     return kind(**parser.parse_object({"spec": settings}).spec.as_dict(), shared=merged(*base, shared))
 
 
-def _instantiate(section: str, base: type, settings: Settings) -> Any:
-    """The model or the data of a configuration."""
+def _instantiate(section: str, base: type, settings: Settings, tokenizer: str | None = None) -> Any:
+    """The model or the data of a configuration; the data with the tokenizer in a folder, if one is given."""
     parser = Parser(prog="llp compare")
     parser.add_lightning_class_args(base, section, subclass_mode=True)
-    return parser.instantiate(parser.parse_object({section: settings}))[section]
+    parsed = parser.parse_object({section: settings})
+    if tokenizer is not None and "tokenizer" in parsed[section].init_args:
+        parsed[section].init_args.tokenizer = HuggingFaceTokenizer(tokenizer)
+    return parser.instantiate(parsed)[section]

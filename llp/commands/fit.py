@@ -21,7 +21,7 @@ from llp.training.console import RunSummary, StartReport
 from llp.training.run_control import InitialWeights
 from llp.training.run_lock import locked
 from llp.training.run_record import RunRecord
-from llp.training.whole_steps import check_accumulation_on_resume, check_trainer
+from llp.training.whole_steps import check_trainer
 
 
 class FitCommand(TrainerCommand):
@@ -100,8 +100,6 @@ class FitCommand(TrainerCommand):
         require(max_steps < 0 or max_steps >= done, "trainer.max_steps", max_steps, remedy)
         check_trainer(self.trainer)
         if self.checkpoint is not None:
-            done = self.checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-            check_accumulation_on_resume(done, self.trainer.accumulate_grad_batches)
             self.model.history = self.checkpoint["settings_history"]
             self.model.check_resume(self.trainer, self.datamodule)
         if self.initial_weights is not None:

@@ -1,6 +1,5 @@
 """`llp sweep`: a grid or a random search over settings of `llp fit`."""
 
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -11,7 +10,8 @@ from llp.commands.compare import SCRIPT, read_specification
 from llp.commands.configurations import find_configuration
 from llp.commands.fit import FitCommand
 from llp.comparison.folder import ComparisonFolder
-from llp.comparison.sweep import Sweep, SweepRun, SweepState
+from llp.comparison.spec import Settings
+from llp.comparison.sweep import Sweep, SweepState
 from llp.comparison.workers import Workers, submit
 from llp.errors import require
 from llp.evaluation.run_list import find_runs, format_runs
@@ -49,7 +49,7 @@ def sweep(
     if retry:
         folder.forget_failures()
     if run is None:
-        check(asked)
+        check(asked.configuration(asked.runs[0]))
     folder.keep_specification(asked.as_settings())
     if slurm is not None:
         print(submit("sweep", folder, SweepState(asked, folder), source, find_configuration(SCRIPT), slurm))
@@ -63,22 +63,11 @@ def sweep(
     require(not failed, "runs", ", ".join(failed), remedy)  # so that the exit status shows it
 
 
-def check(asked: Sweep) -> None:
-    """Let `llp fit` read the configurations of runs that together have all values of all lists."""
-    for run in _covering(asked):
-        with redirect_stdout(StringIO()):
-            try:
-                FitCommand(["--config", yaml.safe_dump(asked.configuration(run)), "--print_config"])
-            except SystemExit as ended:  # it has said what is wrong
-                if ended.code:
-                    raise
-
-
-def _covering(asked: Sweep) -> Iterator[SweepRun]:
-    """The first run, and those that have a value of a list that none before them has."""
-    seen: set[tuple[str, str]] = set()
-    for run in asked.runs:
-        own = {(name, str(value)) for name, value in run.values.items() if isinstance(asked.settings[name], list)}
-        if run is asked.runs[0] or own - seen:
-            yield run
-        seen |= own
+def check(settings: Settings) -> None:
+    """Let `llp fit` read the configuration of a run, which names what is misspelt before anything starts."""
+    with redirect_stdout(StringIO()):
+        try:
+            FitCommand(["--config", yaml.safe_dump(settings), "--print_config"])
+        except SystemExit as ended:  # it has said what is wrong
+            if ended.code:
+                raise

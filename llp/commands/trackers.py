@@ -5,7 +5,6 @@ import random
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -15,27 +14,20 @@ from llp.atomic_files import keep_older, whole_file
 from llp.checkpoints.reading import class_path, import_class
 from llp.errors import SettingError, require
 
-
-class _Known(NamedTuple):
-    """What a logger calls the name of a run and the identifier of an earlier one that goes on, and its package."""
-
-    name: str | None = None
-    identifier: str | None = None
-    package: str | None = None
-
-
+_Known = tuple[str | None, str | None, str | None]
 _KNOWN: dict[type[Logger], _Known] = {
-    WandbLogger: _Known("name", "id", "wandb"),
-    MLFlowLogger: _Known("run_name", "run_id", "mlflow"),
-    CometLogger: _Known("name", "experiment_key", "comet_ml"),
-    CSVLogger: _Known("version"),
-    TensorBoardLogger: _Known("version"),
+    WandbLogger: ("name", "id", "wandb"),
+    MLFlowLogger: ("run_name", "run_id", "mlflow"),
+    CometLogger: ("name", "experiment_key", "comet_ml"),
+    CSVLogger: ("version", None, None),
+    TensorBoardLogger: ("version", None, None),
 }
+"""What a logger calls the name of a run, and the identifier of an earlier one that goes on; and its package."""
 _FILE = "trackers.json"
 
 
 def _known(cls: type[Logger]) -> _Known:
-    return next((known for base, known in _KNOWN.items() if issubclass(cls, base)), _Known())
+    return next((known for base, known in _KNOWN.items() if issubclass(cls, base)), (None, None, None))
 
 
 def identifiers(folder: Path) -> dict[str, str]:
@@ -45,12 +37,12 @@ def identifiers(folder: Path) -> dict[str, str]:
     return {record["class"]: record["run"] for record in records}
 
 
-def for_run(logger: Namespace, name: str | None, earlier: dict[str, str]) -> Namespace:
+def for_run(logger: Namespace, name: str, earlier: dict[str, str]) -> Namespace:
     """A configured logger with the run's name and, on a resume, the id of the tracker run to continue.
 
     Args:
         logger: The class and its arguments; arguments that the user set are kept.
-        name: The run's name, if it has one yet.
+        name: The run's name.
         earlier: Those that `identifiers` returned.
 
     Raises:
@@ -58,10 +50,10 @@ def for_run(logger: Namespace, name: str | None, earlier: dict[str, str]) -> Nam
     """
     logger = logger.clone()
     cls = import_class(logger.class_path, Logger)
-    known = _known(cls)
-    remedy = f"the package {known.package} is not installed; install it with pip"
-    require(known.package is None or find_spec(known.package) is not None, "trainer.logger", cls.__name__, remedy)
-    values: dict[str | None, Any] = {known.name: name, known.identifier: earlier.get(class_path(cls))}
+    name_of, identifier_of, package = _known(cls)
+    remedy = f"the package {package} is not installed; install it with pip"
+    require(package is None or find_spec(package) is not None, "trainer.logger", cls.__name__, remedy)
+    values = {name_of: name, identifier_of: earlier.get(class_path(cls))}
     if issubclass(cls, WandbLogger):
         values["resume"] = "allow"  # otherwise W&B rejects an existing id
     for argument, value in values.items():
@@ -80,9 +72,8 @@ def open_trackers(loggers: Iterable[Logger], folder: Path) -> None:
     Raises:
         SettingError: If one can't be opened.
     """
-    records = [{"class": cls, "run": run} for cls, run in identifiers(folder).items()]
+    known = identifiers(folder)
     for logger in loggers:
-        cls = class_path(type(logger))
         if isinstance(logger, CSVLogger):
             keep_older(Path(logger.log_dir) / "metrics.csv")  # Lightning would remove it
         try:
@@ -93,8 +84,9 @@ def open_trackers(loggers: Iterable[Logger], folder: Path) -> None:
             cause = " ".join(str(error).split()).rstrip(".")
             remedy = f"it can't be opened: {cause}; fix this, or train without it: --trainer.logger true"
             raise SettingError("trainer.logger", type(logger).__name__, remedy) from error
-        if _known(type(logger)).identifier is not None:
-            records = [one for one in records if one["class"] != cls] + [{"class": cls, "run": str(logger.version)}]
-    if records:
+        if _known(type(logger))[1] is not None:
+            known[class_path(type(logger))] = str(logger.version)
+    if known:
         with whole_file(folder / _FILE, keeps_older=False) as temporary:
+            records = [{"class": cls, "run": run} for cls, run in known.items()]
             temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """What the subcommands share that use a trained model and no Trainer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -30,17 +31,23 @@ class TrainedModel:
         self.loaded = load(ckpt_path).to(fabric.device)
 
 
-def with_own_tokenizer(config: Namespace) -> Namespace:
-    """A configuration whose data takes the tokenizer of a pretrained model, if one is trained further and has one."""
-    own = config.model.init_args
-    if not config.model.class_path.endswith(".PretrainedModel") or own.path is None or own.from_scratch:
-        return config
+def own_tokenizer(model: Mapping[str, Any]) -> str | None:
+    """The folder of the tokenizer that the data take from a model: that of a pretrained one, if it has one."""
+    own = model.get("init_args", {})
+    if not model["class_path"].endswith(".PretrainedModel") or own.get("path") is None or own.get("from_scratch"):
+        return None
     from llp.hf.pretrained_model import model_folder
 
-    folder = model_folder(own.path, own.revision)
-    if (folder / HuggingFaceTokenizer.file_name).exists() and "tokenizer" in config.data.init_args:
+    folder = model_folder(own["path"], own.get("revision"))
+    return str(folder) if (folder / HuggingFaceTokenizer.file_name).exists() else None
+
+
+def with_own_tokenizer(config: Namespace) -> Namespace:
+    """A configuration whose data takes the tokenizer of a pretrained model, if one is trained further and has one."""
+    folder = own_tokenizer(config.model.as_dict())
+    if folder is not None and "tokenizer" in config.data.init_args:
         config = config.clone()
-        config.data.init_args.tokenizer = HuggingFaceTokenizer(str(folder))
+        config.data.init_args.tokenizer = HuggingFaceTokenizer(folder)
     return config
 
 

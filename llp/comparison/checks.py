@@ -1,7 +1,7 @@
 """Whether runs may be compared: what a comparison holds equal is read off its records instead of being trusted."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -35,20 +35,16 @@ def check(plan: Plan) -> list[Check]:
     """All conditions of a comparison. Where values differ, the rarer one is taken to be wrong."""
     runs = plan.recorded
     tested = runs[runs["test"].notna()]
-    first_batches = {
-        column.replace("_", " ").removeprefix("hashes."): column
-        for column in runs.columns
-        if column.startswith("hashes.first_")
-    }
+    first_batches = [column for column in runs.columns if column.startswith("hashes.first_")]
 
     def equal(
-        title: str, runs: pd.DataFrame, columns: Mapping[str, str], within: Sequence[str] = (), unchecked: str = ""
+        title: str, runs: pd.DataFrame, columns: Sequence[str], within: Sequence[str] = (), unchecked: str = ""
     ) -> Check:
-        """Runs of a group must have equal values; `columns` by their names in the findings."""
+        """Runs that have the same values in `within` must have equal values in each of the columns."""
         groups = _groups(runs, within)
         findings = [
-            _finding(run, f"{name} {_short(own)}, others {_short(usual)}")
-            for name, column in columns.items()
+            _finding(run, f"{_name(column)} {_short(own)}, others {_short(usual)}")
+            for column in columns
             for group in groups
             for run, own, usual in _odd(group.dropna(subset=[column]), column, plan.spec.reference)
         ]
@@ -60,54 +56,39 @@ def check(plan: Plan) -> list[Check]:
         wrong = [_finding(run, problem) for _, run in tested.iterrows() if run[column] is not True]
         return Check(title, wrong, None if len(tested) else "nothing to check")
 
-    lacking = len(runs) if not first_batches else int(runs[list(first_batches.values())].isna().all(axis=1).sum())
+    lacking = len(runs) if not first_batches else int(runs[first_batches].isna().all(axis=1).sum())
+    lack = f"{lacking} of {len(runs)} runs have no digest of their first windows in their records" if lacking else ""
+    scored = [f"protocol.{name}" for name in ("window_len", "stride", "data_fingerprint", "tokenizer_fingerprint")]
+    same_windows, same_first = (
+        "Runs of one seed and length took the same training windows",
+        "Runs of one seed took the same first training windows, as far as both went",
+    )
+    not_probed = "it was not probed for reading the tokens that it predicts"
     return [
-        equal(
-            "All were scored with one window, one stride, one tokenizer, on one data set",
-            tested,
-            {
-                "window length": "protocol.window_len",
-                "stride": "protocol.stride",
-                "data": "protocol.data_fingerprint",
-                "tokenizer": "protocol.tokenizer_fingerprint",
-            },
-        ),
-        equal("All were scored on the same documents", tested, {"documents": "document_sizes"}),
+        equal("All were scored with one window, one stride, one tokenizer, on one data set", tested, scored),
+        equal("All were scored on the same documents", tested, ["document_sizes"]),
         holds("All were scored completely", "is_complete", "not all of the test was scored"),
         holds("No test loss is infinite", "is_finite", "it diverged: its test loss is infinite"),
-        holds(
-            "The certificate of causality was passed by all",
-            "is_causal",
-            "it was not probed for reading the tokens that it predicts",
-        ),
-        equal(
-            "Runs of one seed and length took the same training windows",
-            runs,
-            {"training windows": "hashes.training_windows"},
-            ["seed", "windows", "data.window_len"],
-        ),
-        equal(
-            "Runs of one seed took the same first training windows, as far as both went",
-            runs,
-            first_batches,
-            ["seed", "data.window_len"],
-            f"{lacking} of {len(runs)} runs have no digest of their first windows in their records" if lacking else "",
-        ),
+        holds("The certificate of causality was passed by all", "is_causal", not_probed),
+        equal(same_windows, runs, ["hashes.training_windows"], ["seed", "windows", "data.window_len"]),
+        equal(same_first, runs, first_batches, ["seed", "data.window_len"], lack),
         Check("Runs of different seeds took different training windows", _shared_windows(runs), _few(runs, "seed")),
+        equal("All read the same text with the same tokenizer", runs, ["hashes.data", "hashes.tokenizer"]),
         equal(
-            "All read the same text with the same tokenizer",
-            runs,
-            {"text": "hashes.data", "tokenizer": "hashes.tokenizer"},
+            "Runs of one seed and size began with the same weights", runs, ["hashes.initial_weights"], ["seed", "size"]
         ),
-        equal(
-            "Runs of one seed and size began with the same weights",
-            runs,
-            {"initial weights": "hashes.initial_weights"},
-            ["seed", "size"],
-        ),
-        equal("All have the same number of parameters (V3's map apart)", tested, {"parameters": "size"}),
+        equal("All have the same number of parameters (V3's map apart)", tested, ["size"]),
         Check("Each budget was kept within 1 %", _budgets(plan), _few(tested, "arm")),
     ]
+
+
+_NAMES = {"window_len": "window length", "document_sizes": "documents", "data": "text", "size": "parameters"}
+
+
+def _name(column: str) -> str:
+    """A column as a finding names it: `hashes.first_64_batches` as `first 64 batches`."""
+    name = column.rpartition(".")[2]
+    return _NAMES.get(name, name.removesuffix("_fingerprint").replace("_", " "))
 
 
 def reasons(checks: Sequence[Check], contrast: Contrast) -> list[str]:

@@ -1,7 +1,7 @@
 """The files of a comparison. They are its whole state."""
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -56,11 +56,11 @@ class ComparisonFolder:
         if kept is not None:
             require_same_runs(kept, asked)
         if kept != asked:
-            _write(path, _yaml(asked), keeps_older=True)
+            _write_yaml(path, asked, keeps_older=True)
 
     def write_config(self, name: str, settings: Settings) -> None:
         """Write the configuration of a run."""
-        _write(self.config(name), _yaml(settings))
+        _write_yaml(self.config(name), settings)
 
     @contextmanager
     def locked_log(self, name: str) -> Iterator[IO[bytes] | None]:
@@ -89,7 +89,7 @@ class ComparisonFolder:
 
     def fail(self, name: str, status: int, failure: Failure) -> None:
         """Note that a run failed, so that it isn't started again."""
-        _write(self.run(name) / "failed.json", _json({"exit_status": status, **failure._asdict()}))
+        _write_json(self.run(name) / "failed.json", {"exit_status": status, **failure._asdict()})
 
     def failed(self) -> dict[str, Failure]:
         """The failed runs by name."""
@@ -104,7 +104,7 @@ class ComparisonFolder:
 
     def write_record(self, record: Record) -> None:
         """Write the record of a finished run."""
-        _write(self.path / "records" / f"{record.run}.json", _json(asdict(record)))
+        _write_json(self.path / "records" / f"{record.run}.json", asdict(record))
 
     def records(self) -> dict[str, Record]:
         """All records by the names of their runs.
@@ -120,14 +120,14 @@ class ComparisonFolder:
         return {path.stem: Record(**content) for path, content in contents.items()}
 
     def write_timing(self, timing: Timing) -> None:
-        _write(self.path / "timing.json", _json(asdict(timing)))
+        _write_json(self.path / "timing.json", asdict(timing))
 
     def timing(self) -> Timing | None:
         """The result of the timing pass; None if there was none."""
         path = self.path / "timing.json"
         if not path.exists():
             return None
-        content = read_json(path)
+        content = read_json(path)  # those of older versions hold more
         return Timing(content["seconds_per_step"], content["how"])
 
 
@@ -144,12 +144,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SettingError("file", path, f"it is missing or damaged ({error}); {remedy}") from error
 
 
-def _json(content: Mapping[str, Any]) -> str:
-    return json_with_digest(dict(content), sort_keys=True)
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, json_with_digest(content, sort_keys=True))
 
 
-def _yaml(content: Settings) -> str:
-    return yaml.safe_dump(content, sort_keys=False, width=100)
+def _write_yaml(path: Path, content: Settings, keeps_older: bool = False) -> None:
+    _write(path, yaml.safe_dump(content, sort_keys=False, width=100), keeps_older)
 
 
 def _write(path: Path, text: str, keeps_older: bool = False) -> None:

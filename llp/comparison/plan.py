@@ -125,7 +125,7 @@ class Plan:
             yield from (PlannedRun(arm, seed, rate, self.steps(arm, budget), (use,)) for seed in seeds)
 
     def steps(self, arm: str, budget: Budget) -> int:
-        """Optimizer steps of an arm under a budget."""
+        """Optimizer steps of an arm under a budget; 0 if nothing is trained."""
         spec, timing = self.spec, self.timing
         reference, own, ratio = self.arms[spec.reference], self.arms[arm], 1.0
         if budget == "positions":
@@ -134,21 +134,23 @@ class Plan:
             ratio = timing.seconds_per_step[spec.reference] / timing.seconds_per_step[arm]
         elif budget in ("flops", "seconds"):  # seconds of a preview
             ratio = reference.flops / own.flops
-        return max(1, round(spec.steps * ratio))
+        return max(1, round(spec.steps * ratio)) if spec.steps else 0
 
     def settings(self, run: PlannedRun) -> Settings:
         """The configuration of `llp fit` for a run."""
         spec = self.spec
         n_batches = run.steps * spec.shared.get("trainer", {}).get("accumulate_grad_batches", 1)
         schedule = {"learning_rate": run.learning_rate, "warmup_steps": round(spec.warmup * run.steps)}
+        interval = max(1, math.ceil(n_batches / spec.validations))
         scoring = {"scoring_window_len": spec.scoring_window_len, "scoring_stride": spec.scoring_stride}
         own: Settings = {
             "seed_everything": run.seed,
-            "model": {"init_args": schedule},
             "data": {"init_args": {name: value for name, value in scoring.items() if value is not None}},
-            "trainer": {"max_steps": run.steps, "val_check_interval": max(1, math.ceil(n_batches / spec.validations))},
         }
-        return merged(spec.shared, {"model": spec.arms[run.arm]}, own)
+        if run.steps > 0:
+            own["model"] = {"init_args": schedule}
+            own["trainer"] = {"max_steps": run.steps, "val_check_interval": interval}
+        return merged(spec.shared, {"model": spec.model(run.arm)}, own)
 
     # Learning rates
 
@@ -157,6 +159,8 @@ class Plan:
         trials = [self._trial(arm, rate) for rate in self.spec.learning_rates]
         for _ in range(self.spec.extensions):
             best, rates = _best_rate(trials), [trial.learning_rate for trial in trials]
+            if best is None:
+                break
             if best == rates[0]:
                 trials.insert(0, self._trial(arm, _rounded(rates[0] * rates[0] / rates[1])))
             elif best == rates[-1]:
@@ -175,7 +179,12 @@ class Plan:
         return math.inf if name in self.failed and self.failed[name].is_diverged else None
 
     def chosen_rate(self, arm: str) -> float | None:
-        """The learning rate with the lowest mean validation loss; None if some are missing, or all have diverged."""
+        """The learning rate with the lowest mean validation loss; None if some are missing, or all have diverged.
+
+        It is 0 if nothing is trained.
+        """
+        if self.spec.steps == 0:
+            return 0.0
         trials = self.trials(arm)
         if self.choose_all and any(trial.loss is None for trial in trials):
             return trials[len(trials) // 2].learning_rate
@@ -256,10 +265,12 @@ class Plan:
         left = table[table["state"] != "done"][["FLOPs", "seconds"]].sum()
         formats = {"steps": "{:,}".format, "FLOPs": "{:.2e}".format, "seconds": "{:,.0f}".format}
         source = "as timed" if self._is_timed else f"assuming {rate:.2e} FLOP/s"
+        price, hours = self.spec.assumed_price, left["seconds"] / 3600
+        cost = "" if price is None else f", {hours * price:,.0f} dollars at {price:,.2f} an hour"
         return (
             f"{table.to_string(index=False, formatters=formats)}\n"
             f"{len(to_do)} of {len(rows)} runs to do: {left['FLOPs']:.2e} FLOPs of training, "
-            f"{left['seconds'] / 3600:,.2f} device hours ({source}); validation and test are not included.\n"
+            f"{hours:,.2f} device hours ({source}){cost}; validation and test are not included.\n"
             "The middle learning rate stands for one that is still to be chosen."
         )
 

@@ -57,8 +57,8 @@ class Record:
 
     @property
     def validation_loss(self) -> float:
-        """The validation loss of the finished run, in nats per token; infinite if it is not a finite number."""
-        loss = self.curve[-1]["loss"]
+        """The validation loss of the finished run, in nats per token; infinite if not finite, or if there is none."""
+        loss = self.curve[-1]["loss"] if self.curve else None
         return math.inf if loss is None or math.isnan(loss) else loss
 
     def columns(self) -> dict[str, Any]:

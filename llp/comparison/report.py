@@ -126,6 +126,8 @@ def sentence(plan: Plan, one: Judged, unit: str) -> str:
 def _noise_floor(plan: Plan, unit: str) -> str:
     """The noise floor, and the arms that vary so much that it is too low for them."""
     floor, n = usable_floor(plan), len(plan.spec.seeds)
+    if plan.spec.steps == 0:
+        return "Nothing was trained, so there is no noise floor, and the intervals are over documents alone."
     if floor is None:
         return f"Noise floor: not known yet; it takes two or more tested runs of {plan.spec.reference}, none diverged."
     text = (

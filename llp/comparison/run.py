@@ -1,5 +1,6 @@
 """How a run of a comparison is executed and recorded: training, test, losses of the tokens."""
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,12 +29,16 @@ class ComparisonWorkers(Workers[PlannedRun]):
     work: Plan
 
     def stages(self, run: PlannedRun) -> dict[str, list[str]]:
-        last = str(self.folder.run(run.name) / "checkpoints/last.ckpt")
-        found = super().stages(run)
+        place, config = self.folder.run(run.name), str(self.folder.config(run.name))
+        found = super().stages(run) if run.steps else {}
+        untrained = ["--config", config, "--trainer.default_root_dir", str(place)]
+        model = ["--ckpt_path", str(place / "checkpoints/last.ckpt")] if run.steps else untrained
+        changed = self.work.spec.arms[run.arm].get("test_init_args", {})
+        model += [f"--model.init_args.{name}={json.dumps(value)}" for name, value in changed.items()]
         if run.is_tested:
-            found["test.json"] = ["test", "--ckpt_path", last]
+            found["test.json"] = ["test", *model]
         if run.is_tested and self.work.spec.slices:
-            found["slices.json"] = ["predict", "--ckpt_path", last]
+            found["slices.json"] = ["predict", *model]
         return found
 
     def is_stage_done(self, run: PlannedRun, file: str) -> bool:
@@ -59,38 +64,61 @@ def make_record(
     Raises:
         SettingError: If a file is damaged, or the test is of another checkpoint.
     """
+    found = _training(place) if run.steps else _as_it_was(read_json(place / "test.json")["protocol"], settings)
+    threads = found.pop("threads")
+    return Record(
+        run=run.name,
+        arm=run.arm,
+        seed=run.seed,
+        learning_rate=run.learning_rate,
+        steps=run.steps,
+        settings=portable(settings),
+        commands=[f"{threads}llp {shlex.join(command)}" for command in commands.values()],
+        parameters=arm.parameters,
+        pairs_per_window=arm.pairs,
+        flops_per_window=arm.flops,
+        positions_per_window=arm.positions,
+        windows=run.steps * arm.windows_per_step,
+        test=_test(place / "test.json", run.steps) if "test.json" in commands else None,
+        slices=read_json(place / "slices.json") if "slices.json" in commands else None,
+        **found,
+    )
+
+
+def _training(place: Path) -> dict[str, Any]:
+    """What a training left in a run's folder."""
     content, checkpoint = read_json(place / "run.json"), reading.read(str(place / "checkpoints/last.ckpt"))
     data_settings, tokenizer = checkpoint["settings_history"][0]["settings"], checkpoint["tokenizer"]
     text = {
         "data": data_settings.get("data.data_fingerprint"),
         "tokenizer": None if tokenizer is None else tokenizer["fingerprint"],
     }
-    return Record(
-        run=run.name,
-        arm=run.arm,
-        class_path=checkpoint["architecture"],
-        seed=run.seed,
-        learning_rate=run.learning_rate,
-        steps=run.steps,
-        settings=portable(settings),
-        commands=[f"OMP_NUM_THREADS={content['threads']} llp {shlex.join(command)}" for command in commands.values()],
-        parameters=arm.parameters,
-        pairs_per_window=arm.pairs,
-        flops_per_window=arm.flops,
-        positions_per_window=arm.positions,
-        windows=run.steps * arm.windows_per_step,
-        curve=content["validations"],
-        test=_test(place / "test.json", run.steps) if "test.json" in commands else None,
-        slices=read_json(place / "slices.json") if "slices.json" in commands else None,
-        hashes={
+    return {
+        "class_path": checkpoint["architecture"],
+        "curve": content["validations"],
+        "hashes": {
             **checkpoint["fingerprints"],
             "final_weights": weights_digest(checkpoint["state_dict"].items()),
             **{name: digest for name, digest in text.items() if digest is not None},
         },
-        commit=content["commit"],  # of the process that trained
-        versions=content["versions"],
-        device=content["device"],
-    )
+        "commit": content["commit"],  # of the process that trained
+        "versions": content["versions"],
+        "device": content["device"],
+        "threads": f"OMP_NUM_THREADS={content['threads']} ",
+    }
+
+
+def _as_it_was(protocol: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The same of a pretrained model that was tested without training."""
+    return {
+        "class_path": protocol["architecture"],
+        "curve": [],
+        "hashes": {name: protocol[f"{name}_fingerprint"] for name in ("data", "tokenizer")},
+        "commit": protocol["git_commit"],
+        "versions": protocol["versions"],
+        "device": settings["trainer"].get("accelerator", "auto"),
+        "threads": "",
+    }
 
 
 def _test(path: Path, step: int) -> dict[str, Any]:
@@ -98,7 +126,7 @@ def _test(path: Path, step: int) -> dict[str, Any]:
     report = read_json(path)
     protocol = report["protocol"]
     remedy = f"it isn't the checkpoint of step {step}; remove the file to repeat the test"
-    require(protocol["step"] == step, "test", f"step {protocol['step']} in {path}", remedy)
+    require((protocol["step"] or 0) == step, "test", f"step {protocol['step']} in {path}", remedy)
     whole, *documents = report["rows"]
     rows = [whole, *({name: row[name] for name in _DOCUMENT if name in row} for row in documents)]
     return {**report, "protocol": {name: protocol.get(name) for name in _PROTOCOL}, "rows": rows}

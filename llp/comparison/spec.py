@@ -18,10 +18,13 @@ class Specification:
 
     Args:
         name: The name of the comparison's folder.
-        arms: By name, the `class_path` and `init_args` of a model, merged into what is shared.
+        arms: By name, the `class_path` and `init_args` of a model, merged into what is shared. `test_init_args` are
+            changed for the test.
         reference: The arm that the others are compared with, and whose budget they get.
-        steps: Optimizer steps of the reference. With equal `windows`, those of all arms.
-        learning_rates: Learning rates in rising order, each tried for every arm under the first budget.
+        steps: Optimizer steps of the reference. With equal `windows`, those of all arms. With 0, pretrained models are
+            tested as they are.
+        learning_rates: Learning rates in rising order, each tried for every arm under the first budget. Empty with 0
+            steps.
         scoring_window_len: Length of the scoring windows of all arms. Required for a text; a task has its own.
         scoring_stride: Positions scored per scoring window. Required for a text; a task has its own.
         description: The question that is asked, in a sentence or two.
@@ -36,6 +39,7 @@ class Specification:
         slices: Whether to compute the loss by position and on recall tokens for tested runs.
         primary: Contrasts named beforehand, as `[first arm, second arm, budget]`.
         assumed_rate: FLOP/s that `--plan` assumes before anything has been timed.
+        assumed_price: Price of a device hour, in dollars, by which `--plan` also says what the runs cost.
 
     Raises:
         SettingError: If a value can't be used.
@@ -45,7 +49,7 @@ class Specification:
     arms: dict[str, Settings]
     reference: str
     steps: int
-    learning_rates: list[float]
+    learning_rates: list[float] = field(default_factory=list)
     scoring_window_len: int | None = None
     scoring_stride: int | None = None
     description: str = ""
@@ -60,6 +64,7 @@ class Specification:
     slices: bool = True
     primary: list[tuple[str, str, Budget]] = field(default_factory=list)
     assumed_rate: float | None = None
+    assumed_price: float | None = None
 
     def __post_init__(self) -> None:
         require_file_name(self.name)
@@ -67,18 +72,23 @@ class Specification:
             is_plain = arm.replace("_", "").isalnum()
             require(is_plain, "arms", repr(arm), "runs are named after it; use letters, digits and underscores")
             remedy = "an arm has class_path and init_args; what all arms have in common belongs in `shared`"
-            require({"class_path"} <= set(settings) <= {"class_path", "init_args"}, f"arms.{arm}", settings, remedy)
+            known = {"class_path", "init_args", "test_init_args"}
+            require({"class_path"} <= set(settings) <= known, f"arms.{arm}", settings, remedy)
         self._require_arm("reference", self.reference)
         rates = self.learning_rates
-        is_rising = len(rates) > 0 and rates[0] > 0 and rates == sorted(set(rates))
-        require(is_rising, "learning_rates", rates, "give positive rates, each once, in rising order")
+        is_rising = len(rates) > 0 and rates[0] > 0 and rates == sorted(set(rates)) if self.steps else not rates
+        remedy = "give positive rates, each once, in rising order; none if steps is 0"
+        require(is_rising, "learning_rates", rates, remedy)
         remedy = "an extension continues the steps between rates; give two or more, or set extensions to 0"
-        require(len(rates) > 1 or self.extensions == 0, "learning_rates", rates, remedy)
+        require(len(rates) != 1 or self.extensions == 0, "learning_rates", rates, remedy)
         for setting in ("seeds", "budgets", "noise_seeds", "learning_rate_seeds"):
             values = getattr(self, setting)
             require(len(set(values)) == len(values), setting, values, "name each once")
             require(len(values) > 0 or "_" in setting, setting, values, "name at least one")
-        for setting, least in (("steps", 2), ("validations", 1), ("extensions", 0)):
+        if self.steps == 0:
+            remedy = "without training nothing is drawn, and only windows can be equal; name one seed, no other budget"
+            require(len({*self.seeds, *self.noise_seeds}) == 1 and self.budgets == ["windows"], "steps", 0, remedy)
+        for setting, least in (("steps", 2 if self.steps else 0), ("validations", 1), ("extensions", 0)):
             require(getattr(self, setting) >= least, setting, getattr(self, setting), f"set it to {least} or more")
         require(0 <= self.warmup < 1, "warmup", self.warmup, "it is a fraction of the steps: at least 0 and below 1")
         for first, second, budget in self.primary:
@@ -91,6 +101,11 @@ class Specification:
 
     def _require_arm(self, setting: str, arm: str) -> None:
         require(arm in self.arms, setting, arm, f"there is no such arm; the arms are {', '.join(self.arms)}")
+
+    def model(self, arm: str) -> Settings:
+        """The model of an arm, with what is shared, as `llp fit` takes it."""
+        own = {key: value for key, value in self.arms[arm].items() if key != "test_init_args"}
+        return merged(self.shared.get("model", {}), own)
 
     def as_settings(self) -> Settings:
         """The specification as it would be written in YAML."""

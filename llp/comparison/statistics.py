@@ -53,7 +53,7 @@ class Difference(NamedTuple):
 
     estimate: float
     intervals: dict[str, Interval]
-    """By method; empty for a single seed, which says nothing about others."""
+    """By method; empty for a single seed of a training, which says nothing about others."""
     seeds: list[int]
     """The seeds that both arms have; others are left out."""
     documents: int
@@ -96,7 +96,12 @@ def scores(runs: pd.DataFrame) -> Scores:
 
 
 def noise_floor(runs: pd.DataFrame) -> NoiseFloor | None:
-    """The noise floor from tested runs of one arm that differ by their seed alone; None for fewer than two."""
+    """The noise floor from tested runs of one arm that differ by their seed alone; None for fewer than two.
+
+    A model that was not trained has none: two runs of it would be equal.
+    """
+    if not runs["steps"].any():
+        return NoiseFloor(0.0, 2)
     return NoiseFloor(float(np.std(scores(runs).metrics, ddof=1)), len(runs)) if len(runs) > 1 else None
 
 
@@ -114,6 +119,8 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
     - `paired t`: over the differences of each seed. It knows nothing of other documents.
     - `Welch's t`: the same without the pairing, and with a variance of its own for each arm.
 
+    Models that were not trained have the first one, over documents alone.
+
     Args:
         first: Tested runs of one arm, each with a seed of its own.
         second: Those of the other arm, on the same documents.
@@ -126,7 +133,9 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
         return None
     a, b = (scores(side[side["seed"].isin(seeds)].sort_values("seed")) for side in (first, second))
     intervals = {}
-    if len(seeds) > 1:
+    if not first["steps"].any() and len(a.sizes) > 1:
+        intervals = {METHODS[0]: multi_bootstrap(a.nats - b.nats, a.sizes)}
+    elif len(seeds) > 1:
         bootstrap = multi_bootstrap(a.nats - b.nats, a.sizes)
         found = (bootstrap, paired_t(a.metrics, b.metrics), welch_t(a.metrics, b.metrics))
         intervals = dict(zip(METHODS, found, strict=True))

@@ -6,22 +6,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 from lightning.fabric import Fabric
-from tqdm import tqdm
 
 from llp.comparison.records import Timing
 from llp.training_module import TrainingModule
 
 
 def timed(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -> Timing:
-    """Median seconds of a step by arm, over rounds in which each arm takes one step.
-
-    Args:
-        steps: By arm, what takes one training step of it.
-        rounds: How many rounds, after one that doesn't count.
-        device: Its name, for the record.
-    """
+    """Median seconds of a step by arm, over rounds in which each arm takes one step; one before them doesn't count."""
     seconds: dict[str, list[float]] = {arm: [] for arm in steps}
-    for _ in tqdm(range(1 + rounds), desc="timing all arms in turns", disable=None, leave=False):
+    for _ in range(1 + rounds):
         for arm, step in steps.items():
             started = time.perf_counter()
             step()
@@ -31,37 +24,26 @@ def timed(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -
 
 
 def training_step(
-    model: TrainingModule,
-    batch_size: int,
-    burn_in: int,
-    window_len: int,
-    n_batches: int,
-    accelerator: str,
-    precision: str,
+    model: TrainingModule, size: tuple[int, int], n_scored: int, n_batches: int, fabric: Fabric
 ) -> Callable[[], None]:
-    """What takes one training step of a new model, on random tokens.
+    """What takes one training step of a new model of the same settings, on random tokens.
 
     Args:
-        model: A model of the same settings; it isn't used otherwise.
-        batch_size: Windows in a batch.
-        burn_in: Tokens before a window that are read without a loss.
-        window_len: A window's length.
+        model: The model of an arm; it isn't used otherwise.
+        size: Windows in a batch, and tokens of each, the last target included.
+        n_scored: How many of the last tokens have a loss.
         n_batches: Batches whose gradients are accumulated in the step.
-        accelerator: Lightning's name of what it runs on.
-        precision: Lightning's name of the precision.
+        fabric: The device and the precision.
     """
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = type(model)(**model.hparams)
     model.configure_model()
-    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=1e-4)
-    decoder, optimizer = fabric.setup(model.decoder.train(), optimizer)
-    size = batch_size, burn_in + window_len + 1
+    decoder, optimizer = fabric.setup(model.decoder.train(), torch.optim.AdamW(model.decoder.parameters(), lr=1e-4))
     tokens = torch.randint(model.hparams["vocab_size"], size, device=fabric.device)
 
     def step() -> None:
         for _ in range(n_batches):
-            fabric.backward(decoder.loss(tokens[:, :-1], tokens[:, burn_in + 1 :]).mean / n_batches)
+            fabric.backward(decoder.loss(tokens[:, :-1], tokens[:, -n_scored:]).mean / n_batches)
         fabric.clip_gradients(decoder, optimizer, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()

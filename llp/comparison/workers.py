@@ -1,5 +1,6 @@
 """Executes the runs of a comparison or a sweep: on this machine, several at a time, or as an array job of SLURM."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,12 +17,12 @@ from tqdm import tqdm
 
 from llp.atomic_files import whole_file
 from llp.comparison.folder import ComparisonFolder
-from llp.comparison.progress import Progress, training_left
 from llp.comparison.records import Failure
 from llp.comparison.spec import Settings, merged
 from llp.errors import SettingError, require
 
 _POLL_S = 0.5
+_SHOWN_EVERY_S = 60.0
 _MOST_STARTS = 3  # of a stage that signals end, before the run counts as failed
 _LAST_LINES = 12
 _MOST_TASKS = 1000  # SLURM's MaxArraySize is 1,001 by default
@@ -82,7 +83,8 @@ class Workers(Generic[R]):
         require(only is None or only in names, "run", only, f"there is no such run now; there are {', '.join(names)}")
         self._active: dict[str, _Process[R]] = {}
         self._starts: dict[tuple[str, str], int] = {}
-        self._progress = Progress()
+        self._shown: Sequence[tuple[str, str]] | None = None
+        self._shown_at = 0.0
 
     def stages(self, run: R) -> dict[str, list[str]]:
         """The subcommands of `llp` that execute a run, by the file that each of them leaves behind, in order."""
@@ -106,7 +108,6 @@ class Workers(Generic[R]):
                 self._wait()
                 self._fill()
         finally:
-            self._progress.clear()
             for active in self._active.values():
                 active.process.send_signal(signal.SIGTERM)
             for active in self._active.values():
@@ -175,13 +176,18 @@ class Workers(Generic[R]):
         words = self._last_words(run.name)
         self.folder.fail(run.name, status, Failure(words, has_diverged))
         last = words.splitlines()[-1] if words else "it said nothing"
-        self._progress.say(f"{run.name} failed (status {status}): {last}")
+        print(f"{run.name} failed (status {status}): {last}", file=sys.stderr, flush=True)
 
     def _last_words(self, name: str) -> str:
         text = self.folder.log(name).read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.rsplit("\n$ llp", 1)[-1].splitlines()[1:][-_LAST_LINES:])
 
     def _show(self) -> None:
+        """Say what is under way and what is left, whenever a stage begins or ends and once a minute."""
+        under_way = [(name, active.stage) for name, active in self._active.items()]
+        if under_way == self._shown and time.monotonic() - self._shown_at < _SHOWN_EVERY_S:
+            return
+        self._shown, self._shown_at = under_way, time.monotonic()
         runs = [run.name for run in self.work.runs if self.only in (None, run.name)]
         n_left = len({run.name for run in self._to_do()} | self._active.keys())
         n_failed = len(self.folder.failed().keys() & set(runs))
@@ -191,7 +197,20 @@ class Workers(Generic[R]):
             lasted = tqdm.format_interval(time.monotonic() - active.started_at)
             left = training_left(self.folder.run(name)) if active.stage == "run.json" else ""
             lines.append(f"  {name}: {_DOING[active.stage]} for {lasted}{left}")
-        self._progress.show(lines, (done, *((name, one.stage) for name, one in self._active.items())))
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def training_left(run: Path) -> str:
+    """How far the training in a run's folder is, and an estimate of the rest; empty if unknown."""
+    try:
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""  # it hasn't begun
+    step, total = record["step"], record["total_steps"]
+    if not step or record["state"] != "running":
+        return ""
+    left_s = record["training_seconds"] / step * (total - step)
+    return f", step {step:,} of {total:,}, about {tqdm.format_interval(left_s)} left"
 
 
 def threads(workers: int) -> int:

@@ -60,6 +60,8 @@ class TextDecoder(nn.Module, ABC):
     """What is trained, scored and continued: tokens to logits or losses, in one pass or piece by piece."""
 
     geometry: Geometry
+    has_float64 = True
+    """Whether all of it computes in float64 if its weights are."""
 
     @abstractmethod
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:

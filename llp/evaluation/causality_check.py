@@ -125,7 +125,8 @@ def check_causality(
     for n in {*lengths, *n_scored}:
         probes.check_masks(geometry, n)
         attention |= probes.attention_shapes(geometry, n, n_scored.get(n, 1))
-    is_exact = model.device.type != "mps" and model.device_mesh is None  # float64, and parameters of one piece
+    has_float64 = model.decoder.has_float64 and model.device.type != "mps"
+    is_exact = has_float64 and model.device_mesh is None  # and parameters of one piece
     device = str(model.device) if is_exact else "cpu"
     probes.check_attentions(attention, geometry.n_heads, device)
 

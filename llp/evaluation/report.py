@@ -82,6 +82,7 @@ class TestReport(Callback):
         else:
             report = text_report(model.score, model.geometry, loader, protocol)
         folder = run_folder(checkpoint) if checkpoint else Path(log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         path = write_json(folder / f"{loader.split}.json", {"protocol": protocol, **report.content})
         table = write_csv(folder / f"{loader.split}.csv", report.rows)
         print(report.text)

@@ -90,6 +90,7 @@ class TokenLosses(Callback):
         data: TextData = trainer.datamodule  # type: ignore[attr-defined]
         texts = [data.tokenizer.decode([token]) for token in range(data.tokenizer.vocab_size)]
         folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "token_losses.parquet"
         with whole_file(path) as temporary:
             _write_table(temporary, nats, scored, loader, texts)

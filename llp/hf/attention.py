@@ -74,6 +74,7 @@ def set_attention(
         attention = LayerAttention(pattern, keep_first, rotation, one.n_heads)
         one.module.__dict__["llp_attention"] = shared.setdefault((rotation, one.n_heads), attention)
     model.__dict__["_llp_previous"] = previous
+    model.__dict__["_llp_hook"] = model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
     model.__dict__["_prepare_cache_for_generation"] = MethodType(_prepare_cache, model)
 
 
@@ -82,6 +83,7 @@ def _restore(model: PreTrainedModel) -> None:
     if previous is not None:
         model.set_attn_implementation(previous)
         model.__dict__.pop("_prepare_cache_for_generation")
+        model.__dict__.pop("_llp_hook").remove()
         for module in model.modules():
             module.__dict__.pop("llp_attention", None)
 
@@ -114,6 +116,11 @@ def _run(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> list[Call
         for module in training:
             module.training = True
     return calls
+
+
+def _refuse_weights(model: nn.Module, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    remedy = "a pattern is computed without the weights of all pairs; call set_attention(model, None) to see them"
+    require(not arguments.get("output_attentions"), "output_attentions", True, remedy)
 
 
 def _attention(

@@ -46,12 +46,12 @@ class PretrainedDecoder(TextDecoder):
         logit_scale: What the head's output is multiplied with; see `logit_scale`.
     """
 
+    has_float64 = False  # transformers computes cosines and sines of positions in float32
+
     def __init__(self, model: Any, geometry: Geometry, logit_scale: float) -> None:
         super().__init__()
         self.model, self.geometry, self.logit_scale = model, geometry, logit_scale
         self.head_dim = head_dim(model.config)
-        names = inspect.signature(model.base_model.forward).parameters
-        self._cache_name = "cache" if "cache" in names else "past_key_values"  # by the version of transformers
 
     @property
     def head(self) -> nn.Linear:
@@ -85,7 +85,7 @@ class PretrainedDecoder(TextDecoder):
         found = []
         for cache, own in zip(caches, tokens.split([cache.batch_size for cache in caches]), strict=True):
             assert isinstance(cache, PretrainedCache)
-            states = self._states(own, use_cache=True, **{self._cache_name: cache.hidden})
+            states = self._states(own, use_cache=True, **{cache_name(self.model): cache.hidden})
             found.append(self._logits(last_positions(states, own.shape[1] if n_logits is None else n_logits)))
         return torch.cat(found)
 
@@ -98,6 +98,11 @@ class PretrainedDecoder(TextDecoder):
     def head_flops(self, n: int) -> int:
         """FLOPs of the head on `n` positions."""
         return 2 * n * self.head.weight.numel()
+
+
+def cache_name(model: Any) -> str:
+    """The name by which a model takes a cache, which depends on the version of transformers."""
+    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
 
 
 def head_dim(config: Any) -> int:

@@ -1,5 +1,6 @@
 """A causal model of transformers as a LightningModule: trained, scored and continued like every architecture."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -11,6 +12,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from llp.atomic_files import file_sha256
 from llp.checkpoints.reading import class_path, import_class
@@ -166,7 +168,9 @@ class PretrainedModel(TrainingModule):
         if self.lora is not None:
             self.lora.add_to(model)
         if self.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            name = "activation_checkpointing_enable"  # transformers 4.57 has the older name alone
+            enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+            enable({"use_reentrant": False})
         self.decoder = PretrainedDecoder(model.train(), self.geometry, scale)
         if self.lora is not None:
             store_trained_weights_alone(self.decoder)
@@ -184,6 +188,8 @@ class PretrainedModel(TrainingModule):
         dtype = torch.get_default_dtype()
         if self.has_own_weights or torch.get_default_device().type == "meta":
             return AutoModelForCausalLM.from_config(self.transformers_config, dtype=dtype)
+        if not sys.stderr.isatty():
+            disable_progress_bar()
         try:
             return AutoModelForCausalLM.from_pretrained(str(self.path), revision=self.revision, dtype=dtype)
         except (OSError, ValueError) as error:

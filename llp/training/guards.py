@@ -151,13 +151,13 @@ class StallGuard(Callback):
                 self._end(trainer, "rank 0 did not respond")
             try:
                 store.set(str(trainer.global_rank), f"{self._moves} {time.monotonic_ns()}")
-                states = store.multi_get(ranks.names) if trainer.is_global_zero else None
+                stored = store.multi_get(list(map(str, range(trainer.world_size)))) if trainer.is_global_zero else None
             except RuntimeError:
                 if not self._finished.wait(10):  # otherwise rank 0 has only ended just before this one
                     self._end(trainer, "rank 0 did not respond")
                 return
-            if states is not None:
-                ranks.update(states)
+            if stored is not None:
+                ranks.update([(int(moves), int(clock)) for moves, clock in map(bytes.split, stored)])
                 if reason := ranks.stalled(self.timeout_s):
                     self._end(trainer, reason)
 
@@ -173,36 +173,32 @@ class StallGuard(Callback):
 
 
 class Ranks:
-    """What rank 0 knows of all ranks: how often each has moved, and for how long it has been silent.
+    """What rank 0 knows of all ranks: whether they move, and for how long each has been silent.
 
     Time is counted in periods between messages instead of by a clock, so that it stops while a whole job is suspended.
     """
 
     def __init__(self, world_size: int, period_s: float) -> None:
-        self.names = [str(rank) for rank in range(world_size)]
-        self._period_s = period_s
-        self._states = [(0, 0) for _ in self.names]  # number of moves, and a clock reading that is new in each message
-        self._still_s = 0.0
-        self._silent_s = [0.0] * world_size
+        self._period_s, self._still_s, self._silent_s = period_s, 0.0, [0.0] * world_size
+        self._messages = [(0, 0)] * world_size  # how often each has moved, and a clock reading that is always new
 
-    def update(self, messages: list[bytes]) -> None:
-        """Read the newest message of each rank, once in a period."""
-        states = [(int(moves), int(clock)) for moves, clock in (message.split() for message in messages)]
-        self._still_s += self._period_s
-        for rank, (before, after) in enumerate(zip(self._states, states, strict=True)):
-            if before[0] != after[0]:
-                self._still_s = 0.0
-            self._silent_s[rank] = 0.0 if before[1] != after[1] else self._silent_s[rank] + self._period_s
-        self._states = states
+    def update(self, messages: list[tuple[int, int]]) -> None:
+        """Take the newest message of each rank, once in a period."""
+        pairs = [*zip(self._messages, messages, strict=True)]
+        has_moved = any(before[0] != after[0] for before, after in pairs)
+        self._still_s = 0.0 if has_moved else self._still_s + self._period_s
+        silent = zip(self._silent_s, pairs, strict=True)
+        self._silent_s = [0.0 if before != after else for_s + self._period_s for for_s, (before, after) in silent]
+        self._messages = messages
 
     def stalled(self, timeout_s: float) -> str | None:
         """Which ranks the others wait for, if nothing has moved for that long; None while the run makes progress."""
         if self._still_s < timeout_s:
             return None
         silent = [rank for rank, seconds in enumerate(self._silent_s) if seconds > timeout_s / 2]
-        fewest = min(moves for moves, _ in self._states)
-        behind = silent or [rank for rank, (moves, _) in enumerate(self._states) if moves == fewest]
-        if len(behind) == len(self._states):
+        fewest = min(moves for moves, _ in self._messages)
+        behind = silent or [rank for rank, (moves, _) in enumerate(self._messages) if moves == fewest]
+        if len(behind) == len(self._messages):
             return f"no rank made progress for {timeout_s:g} s"
         names = ", ".join(f"rank {rank}" for rank in behind)
         what = "did not respond" if silent else "made no progress"

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from llp.checkpoints import reading
-from llp.errors import SettingError
+from llp.errors import require
 from llp.lightning_internals import validate_after_this_batch
 from llp.training.metrics import StepOutput
 from llp.training_module import TrainingModule
@@ -49,15 +49,6 @@ class StepValidation(Callback):
             validate_after_this_batch(trainer)
 
 
-class Origin(TypedDict):
-    """The checkpoint whose weights a run started from."""
-
-    checkpoint: str
-    checkpoint_sha256: str
-    architecture: str
-    step: int
-
-
 class InitialWeights(Callback):
     """Starts a run from a checkpoint's weights, with an optimizer and a schedule of its own.
 
@@ -76,28 +67,25 @@ class InitialWeights(Callback):
         checkpoint = reading.read(self.path)
         reading.require_one_file(self.path)
         self.weights = checkpoint["state_dict"]
-        self.origin = Origin(
-            checkpoint=str(self.path),
-            checkpoint_sha256=reading.sha256(self.path),
-            architecture=checkpoint["architecture"],
-            step=checkpoint["global_step"],
-        )
+        self.origin = {
+            "checkpoint": str(self.path),
+            "checkpoint_sha256": reading.sha256(self.path),
+            "architecture": checkpoint["architecture"],
+            "step": checkpoint["global_step"],
+        }
 
     def check_fits(self, model: TrainingModule) -> None:
         """Raise a `SettingError` unless the weights have the names and shapes of the model's."""
         ours = reading.shapes(dict(model.hparams), model)
         theirs = {name: weight.shape for name, weight in self.weights.items()}
         for name in [*ours, *theirs]:
-            if ours.get(name) != theirs.get(name):
-                there, here = (
-                    shapes[name] and tuple(shapes[name]) if name in shapes else None for shapes in (theirs, ours)
-                )
-                remedy = f"its weights are not those of this model: {name} is {there} there and {here} here"
-                raise SettingError("init_from", self.path, remedy)
+            there, here = (tuple(shapes[name]) if name in shapes else None for shapes in (theirs, ours))
+            remedy = f"its weights are not those of this model: {name} is {there} there and {here} here"
+            require(there == here, "init_from", self.path, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
             with torch.no_grad():
                 set_model_state_dict(pl_module, self.weights, options=StateDictOptions(full_state_dict=True))
-            cast(TrainingModule, pl_module).initialized_from = dict(self.origin)
+            cast(TrainingModule, pl_module).initialized_from = self.origin
         self.weights = {}

@@ -42,20 +42,6 @@ def _require_whole_steps(n_batches: float, every: int) -> None:
         raise SettingError("trainer.limit_train_batches", int(n_batches), remedy)
 
 
-def check_accumulation_on_resume(done: int, every: int) -> None:
-    """Raise a `SettingError` unless a resumed run's first optimizer step takes as many batches as all others.
-
-    Args:
-        done: Batches of this epoch so far. Lightning takes a step whenever their number is a multiple of `every`.
-        every: The run's `accumulate_grad_batches` now.
-    """
-    remedy = (
-        f"the run is resumed after {done:,} batches, and the first step would take only a part of its own; set it to a "
-        f"divisor of {done:,}, or start a new run from the weights of this one with --init_from"
-    )
-    require(done % every == 0, "trainer.accumulate_grad_batches", every, remedy)
-
-
 class WholeSteps(Callback):
     """Refuses an epoch that ends within an optimizer step, and lets nothing stop the run there.
 
@@ -71,9 +57,14 @@ class WholeSteps(Callback):
             check_trainer(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        check_accumulation_on_resume(done, trainer.accumulate_grad_batches)
-        _require_whole_steps(trainer.num_training_batches, trainer.accumulate_grad_batches)
+        # Batches of this epoch so far: Lightning takes a step whenever their number is a multiple of `every`.
+        done, every = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.accumulate_grad_batches
+        remedy = (
+            f"the run is resumed after {done:,} batches, and the first step would take only a part of its own; set it "
+            f"to a divisor of {done:,}, or start a new run from the weights of this one with --init_from"
+        )
+        require(done % every == 0, "trainer.accumulate_grad_batches", every, remedy)
+        _require_whole_steps(trainer.num_training_batches, every)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: StepOutput, batch: Any, batch_idx: int

@@ -36,7 +36,9 @@ def import_all() -> None:
     for name in ("torch.utils.tensorboard", "torch.distributed.fsdp", "torch.distributed.checkpoint", "datamodules"):
         import_module(name)
     for module in pkgutil.walk_packages(llp.__path__, "llp."):
-        if not module.name.startswith("llp.harness"):  # it takes long and no campaign needs it
+        if not module.name.startswith(
+            ("llp.harness", "llp.hf", "llp.export")
+        ):  # they take long, and no campaign needs them
             import_module(module.name)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.runs import EPOCHS, curves
+from helpers.runs import curves
 from llp import atomic_files
 from llp.checkpoints import callback, reading
 from llp.checkpoints.sharded import write_digests
@@ -163,26 +163,19 @@ def test_the_last_checkpoint_comes_with_validations_and_every_so_many_steps(run,
 
 
 def test_the_last_checkpoint_comes_where_nothing_is_validated(run, work, monkeypatch):
-    """At the end, and where an epoch's last step is due."""
     names = published(monkeypatch)
     assert run("fit", "--config", "tiny.yaml", "--name", "end", "--trainer.limit_val_batches", 0)[0] == 0
     assert names == [("last.ckpt", 6)]
-    names.clear()
-    epochs = (*EPOCHS, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 3)  # of four steps each
-    flags = ("--checkpoint.every_n_train_steps", 4)
-    assert run("fit", "--config", "tiny.yaml", "--name", "epochs", *epochs, *flags)[0] == 0
-    assert [*dict.fromkeys(step for name, step in names if name == "last.ckpt")] == [3, 4, 6, 8]
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_the_best_is_the_best_by_validation(run, work, mode):
-    flags = ("--trainer.val_check_interval", 1, "--checkpoint.mode", mode)
-    if mode == "min":  # so fast that the loss rises too
-        flags += ("--model.init_args.warmup_steps", 0, "--model.init_args.learning_rate", 0.3)
+def test_the_best_is_the_best_by_validation(run, work):
+    """With steps so large that the loss rises, too."""
+    flags = ("--trainer.val_check_interval", 1, "--model.init_args.warmup_steps", 0)
+    flags += ("--model.init_args.learning_rate", 0.3)
     status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *flags)
     assert status == 0, err
     losses = dict(curves(work / "lightning_logs/run")["val/loss"])
-    best = {"min": min, "max": max}[mode](losses, key=lambda step: losses[step])
+    best = min(losses, key=lambda step: losses[step])
     assert sorted(losses) == [0, 1, 2, 3, 4, 5]
     saved = torch.load(work / "lightning_logs/run/checkpoints/best.ckpt", weights_only=True)
     assert saved["global_step"] == best + 1
@@ -231,7 +224,7 @@ def test_for_a_checkpoint_that_can_not_be_used_another_is_named(tmp_path):
             reading.read(path)
 
 
-@pytest.mark.parametrize("state", ["older", "damaged", "missing", "there"])
+@pytest.mark.parametrize("state", ["older", "missing"])
 def test_a_run_killed_before_its_last_checkpoint_took_its_place_gets_it(run, trained, state):
     """A comparison waits for `last.ckpt` of the last step, and there is no step left that would write it."""
     last, best = trained / "checkpoints/last.ckpt", trained / "checkpoints/best.ckpt"
@@ -239,14 +232,11 @@ def test_a_run_killed_before_its_last_checkpoint_took_its_place_gets_it(run, tra
     torch.save(content, best)
     if state == "older":
         torch.save({**content, "global_step": content["global_step"] - 1}, last)
-    elif state == "damaged":
-        last.write_bytes(last.read_bytes()[:-100])
-    elif state == "missing":
+    else:
         last.unlink()
-    before = last.read_bytes() if state == "there" else best.read_bytes()
     status, _, err = run("fit", "--name", "run", "--ckpt_path", "auto")
     assert status == 0, err
-    assert last.read_bytes() == before
+    assert last.read_bytes() == best.read_bytes()
     assert {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
@@ -256,9 +246,8 @@ def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else
     for leftover in leftovers:
         leftover.write_bytes(b"half of it")
     monkeypatch.chdir(trained)
-    for subcommand in ("test", "validate", "predict"):
-        assert run(subcommand, "--ckpt_path", "checkpoints/best.ckpt")[0] == 0
-        assert all(leftover.exists() for leftover in leftovers)
+    assert run("predict", "--ckpt_path", "checkpoints/best.ckpt")[0] == 0
+    assert all(leftover.exists() for leftover in leftovers)
     status, _, err = run("fit", "--ckpt_path", "checkpoints/last.ckpt", "--trainer.max_steps", 7)
     assert status == 0, err
     assert not any(leftover.exists() for leftover in leftovers)

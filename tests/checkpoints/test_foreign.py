@@ -1,6 +1,5 @@
 """A checkpoint from somebody else: nothing that it holds is executed, whichever command opens it."""
 
-import ast
 import pickle
 import re
 from pathlib import Path
@@ -152,37 +151,8 @@ def test_a_file_does_not_choose_what_builds_the_tokenizer():
         reading.restored_tokenizer(stored)
 
 
-NEVER = {
-    "eval",
-    "exec",
-    "pickle.load",
-    "pickle.loads",
-    "pickle.Unpickler",
-    "yaml.load",
-    "yaml.unsafe_load",
-    "marshal.loads",
-}
-
-
-def unsafe(source: str) -> list[str]:
-    """The calls in a source that could execute what a file holds."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    found = []
-    for call in calls:
-        name, given = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
-        loads_weights = name == "torch.load" or name.endswith(".load_from_checkpoint")
-        is_trusting = any(given.get(word, "False") != "False" for word in ("allow_pickle", "trust_remote_code"))
-        if name in NEVER or is_trusting or (loads_weights and given.get("weights_only") != "True"):
-            found.append(name)
-    return found
-
-
-def test_no_source_opens_a_file_in_a_way_that_could_execute_it():
-    assert unsafe("torch.load(path)\nyaml.load(text)\nnp.load(path, allow_pickle=True)") == [
-        "torch.load", "yaml.load", "np.load"
-    ]  # fmt: skip
+def test_no_source_trusts_a_file():
+    """Pickle, `eval` and unsafe YAML are ruff's to find; torch loads nothing but weights unless it is told to."""
+    trusting = re.compile("weights_only=False|allow_pickle=True")
     paths = [path for package in ("llp", "datamodules", "benchmarks") for path in (ROOT / package).rglob("*.py")]
-    sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
-    suspects = {name: text for name, text in sources.items() if re.search(r"load|eval\(|exec\(|allow_|trust_", text)}
-    assert {"llp/loading.py", "llp/checkpoints/reading.py", "llp/checkpoints/consolidation.py"} <= suspects.keys()
-    assert {name: found for name, text in suspects.items() if (found := unsafe(text))} == {}
+    assert [path for path in paths if trusting.search(path.read_text(encoding="utf-8"))] == []

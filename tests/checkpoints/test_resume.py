@@ -65,13 +65,11 @@ ACCUMULATED = ("--trainer.accumulate_grad_batches", 3)
 @pytest.mark.parametrize(
     ("method", "number", "act", "flags"),
     [
-        ("training_step", 2, kill(signal.SIGINT), DROPOUT),
-        ("training_step", 0, kill(signal.SIGTERM), ()),
+        ("training_step", 0, kill(signal.SIGINT), ()),
         ("training_step", 3, kill(signal.SIGUSR1), ()),  # a validation is due after this batch
         ("validation_step", 4, kill(signal.SIGTERM), ()),
         ("training_step", 7, kill(signal.SIGTERM), (*ACCUMULATED, *DROPOUT)),  # amid an optimizer step
-        ("training_step", 4, crash, (*EVERY, *DROPOUT)),
-        ("training_step", 10, crash, (*EVERY, *ACCUMULATED)),
+        ("training_step", 4, crash, (*EVERY, *DROPOUT, "--trainer.precision", "bf16-mixed")),
         ("validation_step", 3, crash, EVERY),
         ("training_step", 3, kill(signal.SIGTERM), EPOCHS),  # an epoch's last batch, where a validation is due too
         ("training_step", 3, kill(signal.SIGTERM), (*EPOCHS, "--trainer.val_check_interval", 3)),  # and where not
@@ -103,19 +101,6 @@ def test_a_signal_in_the_last_step_changes_nothing(run, work, whole):
         at_call(patch, "training_step", 5, kill(signal.SIGTERM))
         assert run("fit", "--config", whole.config, "--name", "stopped")[0] == 0
     assert_same_run(whole(), work / "lightning_logs/stopped")
-
-
-def test_a_longer_run_is_the_shorter_one_resumed(run, work):
-    """Also where the shorter one ended on a validation that the longer one does not have at that step."""
-    assert run("fit", "--config", "tiny.yaml", "--name", "whole", "--trainer.max_steps", 9)[0] == 0
-    assert run("fit", "--config", "tiny.yaml", "--name", "run", "--trainer.max_steps", 5)[0] == 0
-    last = work / "lightning_logs/run/checkpoints/last.ckpt"
-    assert run("fit", "--ckpt_path", last, "--trainer.max_steps", 9)[0] == 0
-    whole, resumed = (curves(work / "lightning_logs" / name) for name in ("whole", "run"))
-    assert resumed["train/loss"] == whole["train/loss"]
-    assert [step for step, _ in whole["val/loss"]] == [3, 7, 8]
-    assert [step for step, _ in resumed["val/loss"]] == [3, 4, 7, 8]
-    assert [value for value in resumed["val/loss"] if value[0] != 4] == whole["val/loss"]
 
 
 def test_auto_starts_and_resumes(run, work, whole):
@@ -209,42 +194,30 @@ def test_a_job_has_a_folder_of_its_own(run, work, monkeypatch):
     assert steps == [0, 1, 2, 3, 4, 5]
 
 
-HALF = {
-    "bf16-mixed": "trainer: {precision: bf16-mixed}",
-    "bf16-true": "trainer: {precision: bf16-true}",
-    # Lightning has no `16-mixed` for the CPU: its plugin does, with the CPU's own scaler of the loss.
-    "16-mixed": """
+# Lightning has no `16-mixed` for the CPU: its plugin does, with the CPU's own scaler of the loss.
+HALF = """
 trainer:
   plugins:
     - class_path: lightning.pytorch.plugins.MixedPrecision
       init_args: {precision: 16-mixed, device: cpu, scaler: {class_path: torch.amp.GradScaler, init_args: SCALER}}
-""".replace("SCALER", "{device: cpu, init_scale: 1.0e+9, backoff_factor: 0.01}"),
-}
+""".replace("SCALER", "{device: cpu, init_scale: 1.0e+9, backoff_factor: 0.01}")
 
 
-@pytest.mark.parametrize("precision", HALF)
-def test_half_precision_trains_as_float32_does_and_resumes(run, work, whole, precision):
-    half_yaml = whole.folder / f"{precision}.yaml"
-    half_yaml.write_text(HALF[precision])
-    half = ("--config", half_yaml)
-    flags = ("--trainer.max_steps", 12, "--model.init_args.warmup_steps", 0, "--model.init_args.learning_rate", 3e-3)
-    float32, uninterrupted = whole(*flags), whole(*half, *flags)
+def test_half_precision_trains_and_resumes(run, work, whole):
+    """The first steps overflow, and the scale falls until they don't."""
+    (whole.folder / "half.yaml").write_text(HALF)
+    flags = ("--config", whole.folder / "half.yaml", "--trainer.max_steps", 12)
+    flags += ("--model.init_args.warmup_steps", 0, "--model.init_args.learning_rate", 3e-3)
+    uninterrupted = whole(*flags)
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, "training_step", 6, kill(signal.SIGTERM))
-        assert run("fit", "--config", whole.config, *half, *flags, "--name", "stopped")[0] == 143
+        assert run("fit", "--config", whole.config, *flags, "--name", "stopped")[0] == 143
     assert run("fit", "--ckpt_path", "last", "--name", "stopped")[0] == 0
     assert_same_run(uninterrupted, work / "lightning_logs/stopped")
-    expected, got = (dict(curves(folder)["train/loss"]) for folder in (float32, uninterrupted))
-    assert got[0] == pytest.approx(expected[0], rel=1e-2)
-    assert got != expected  # it is another precision
     checkpoint = torch.load(uninterrupted / "checkpoints/last.ckpt", weights_only=True)
-    dtype = checkpoint["state_dict"]["decoder.head.weight"].dtype
-    assert dtype is (torch.bfloat16 if precision == "bf16-true" else torch.float32)
-    if precision == "16-mixed":  # the first steps overflow, and the scale falls until they don't
-        assert checkpoint["MixedPrecision"]["scale"] < 1e9
-        norms = [value for _, value in curves(uninterrupted)["train/grad_norm"]]
-        assert not np.isfinite(norms[0])
-        assert np.isfinite(norms[-1])
-    else:
-        assert list(got.values()) == pytest.approx(list(expected.values()), rel=2e-2)
-    assert got[11] < got[0]
+    assert checkpoint["MixedPrecision"]["scale"] < 1e9
+    scalars = curves(uninterrupted)
+    norms, losses = ([value for _, value in scalars[f"train/{tag}"]] for tag in ("grad_norm", "loss"))
+    assert not np.isfinite(norms[0])
+    assert np.isfinite(norms[-1])
+    assert losses[-1] < losses[0]

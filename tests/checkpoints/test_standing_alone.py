@@ -37,13 +37,6 @@ def moved(run, run_with_sentence_piece, work):
     return checkpoint, before
 
 
-def test_a_test_with_the_text_elsewhere_is_the_same(run, moved, work):
-    checkpoint, before = moved
-    status, out, err = run("test", "--ckpt_path", checkpoint, "--data.init_args.path", work / "elsewhere")
-    assert status == 0, err
-    assert perplexities(out) == perplexities(before)
-
-
 def test_a_text_that_has_changed_keeps_the_tokenizer(run, moved, work, monkeypatch):
     """Its training split is another now; nothing is trained on it."""
     monkeypatch.setattr("sentencepiece.SentencePieceTrainer.train", lambda **settings: 1 / 0)
@@ -90,24 +83,6 @@ def test_python_in_three_lines(run_with_sentence_piece, moved):
     assert "".join(loss.text for loss in losses if "\N{REPLACEMENT CHARACTER}" not in loss.text).startswith("the cat")
     assert generated == "".join(model.generate("the cat", max_tokens=20, seed=1))
     assert generated
-
-
-def test_a_long_text_is_scored_in_the_protocol_s_windows(run, work):
-    """Each token once, for an architecture whose windows matter."""
-    flags = ("--model", "llp.Transformer", "--name", "dense")
-    assert run("fit", "--config", "tiny.yaml", *flags)[0] == 0
-    model = llp.load(work / "lightning_logs/dense")
-    assert model.text.window == (32, 16)
-    text = "the cat sat on the mat, and then it went on to sit on another one until it was evening and dark."
-    losses = model.token_losses(text)
-    tokens = model.tokens(text)
-    assert len(losses) == len(text)
-    for position in (0, 15, 16, 40, 90):  # it predicts token `position + 1`, in a window that ends at 16 k
-        start = max(0, (position // 16 + 1) * 16 - 32)
-        with torch.no_grad():
-            logits = model.module(tokens[:, start : position + 1])[0, -1]
-        nats = -logits.log_softmax(-1)[tokens[0, position + 1]].item()
-        assert losses[position].nats == pytest.approx(nats, rel=1e-5)
 
 
 def test_what_can_not_be_loaded_is_one_error(trained, tmp_path):

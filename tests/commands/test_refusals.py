@@ -1,6 +1,5 @@
 """Bad input: one clear message that names the setting, the value and the remedy, and nothing on disk lost."""
 
-import errno
 import json
 import warnings
 
@@ -18,9 +17,8 @@ from helpers.refusals import assert_one_message
             ("--model.init_args.segment_len", "64"),
             "segment_len = 64: window_len = 32 is shorter; set segment_len to 32 or less, or data.init_args.window_len",
         ),
-        (("--model.init_args.dim", "15"), "dim = 15: n_heads = 2 must divide it"),
         (("--model.init_args.segment_length", "8"), "'segment_length' is not accepted\nDid you mean segment_len?"),
-        (("--data.init_args.windowlen", "8"), "Did you mean window_len?"),
+        ((), "arguments are required: fit.data, fit.model\nName files that hold them: --config"),
         (("--trainer.max_step", "8"), "unrecognized arguments: --trainer.max_step 8\nDid you mean max_steps?"),
         (
             ("--model", "own_models.Mine"),
@@ -28,22 +26,18 @@ from helpers.refusals import assert_one_message
         ),
         (("--data.init_args.path", "nowhere"), "data.init_args.path = nowhere: wiki.train.tokens is missing"),
         (("--data.init_args.path", "caf\udce9"), r"argument = caf\xe9: it is not UTF-8; rename the file or folder"),
-        (("--data.init_args.window_len", "100000"), "window_len = 100000: the training split has"),
         (("--data.init_args.scoring_stride", "12"), "scoring_stride = 12: set it to a multiple of 8"),
         (
             ("--data.init_args.tokenizer", "datamodules.SentencePiece"),
-            "data.init_args.tokenizer.init_args.vocab_size = 32000: the training text does not support it",
+            "data.init_args.tokenizer.init_args.vocab_size = 32000: the training text has pieces for",
         ),
-        (("--data.init_args.cache_dir", "tiny.yaml/cache"), "data.init_args.cache_dir = tiny.yaml/cache: can't be"),
         (("--ckpt_path", "missing.ckpt"), "ckpt_path = missing.ckpt: there is no such file"),
         (("--config", "{trainer: {max_stepz: 3}}"), "'trainer.max_stepz'\nDid you mean max_steps?"),
         (("--seed_everything", "-1"), "seed_everything = -1"),
         (("--name", "a/b"), "name = 'a/b': it is the name of a folder in lightning_logs"),
-        (("--trainer.logger", "false"), "trainer.logger = False: a run needs its folder; leave it out"),
         (("--trainer.enable_checkpointing", "false"), "enable_checkpointing"),
         (("--trainer.default_root_dir", "tiny.yaml"), "tiny.yaml/lightning_logs/run: Not a directory; a file is where"),
         (("--trainer.max_steps", "0"), "trainer.max_steps = 0: nothing would be trained; leave it out"),
-        (("--trainer.val_check_interval", "0"), "trainer.val_check_interval = 0: set it to 1 or more"),
         (("--model.init_args.schedule", "cosine", "--trainer.max_steps", "-1"), "trainer.max_steps = -1: the cosine"),
         # Lightning's own words
         (("--trainer.strategy", "deepspeed"), "you must have DeepSpeed installed"),
@@ -59,7 +53,7 @@ from helpers.refusals import assert_one_message
     ids=str,
 )
 def test_bad_settings_are_one_message(run, work, arguments, message):
-    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", *arguments)
+    status, _, err = run("fit", *("--config", "tiny.yaml", "--name", "run") * bool(arguments), *arguments)
     assert status not in (0, None)
     assert message in err
     assert "Traceback" not in err
@@ -67,23 +61,11 @@ def test_bad_settings_are_one_message(run, work, arguments, message):
     assert not list(work.glob("lightning_logs/*/checkpoints/*"))
 
 
-def test_what_is_missing_is_said_with_what_to_type(run, work):
-    assert_one_message(
-        run("fit"), "arguments are required: fit.data, fit.model\nName files that hold them: --config", 2
-    )
-    assert_one_message(run("prepare"), "arguments are required: data\nName files that hold them: --config configs", 2)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_file_to_take_is_named(run, work):
     outcome = run("fit", "--config", "tiny.yaml", "--config", "configs/trainer/gpu.yaml")
-    assert_one_message(
-        outcome, "trainer.accelerator = gpu: torch finds no GPU on this machine; take configs/trainer/cpu"
-    )
-
-
-def test_a_warning_is_one_line_without_a_path(run, work):
-    run("fit")
+    message = "trainer.accelerator = gpu: torch finds no GPU on this machine; take configs/trainer/cpu"
+    assert_one_message(outcome, message)
     assert warnings.formatwarning(UserWarning("one\n  two"), UserWarning, "a.py", 3) == "llp: warning: one two\n"
 
 
@@ -113,28 +95,17 @@ def test_a_run_is_never_overwritten(run, trained):
 
 def test_checkpoints_that_do_not_fit(run, trained, work):
     good = trained / "checkpoints/best.ckpt"
-    truncated, cut, foreign = work / "truncated.ckpt", trained / "checkpoints/cut.ckpt", work / "foreign.ckpt"
-    for path in (truncated, cut):
-        path.write_bytes(good.read_bytes()[:-500])
-    torch.save({"state_dict": {}}, foreign)
+    cut = trained / "checkpoints/cut.ckpt"
+    cut.write_bytes(good.read_bytes()[:-500])
     own = torch.load(good, weights_only=True) | {"architecture": "own_models.Mine"}
     torch.save(own, work / "own.ckpt")
-    named = ("--ckpt_path", good)
-    other = ("--data.init_args.tokenizer", "datamodules.SentencePiece")
     cases = [
         ((), "ckpt_path = None: `llp test` needs a trained model"),
-        (("--config", work / "tiny.yaml"), "ckpt_path = None: `llp test` needs a trained model"),
         (("--ckpt_path", "last"), "ckpt_path = last: give the run's --name, too"),
         (("--ckpt_path", "auto", "--name", "x"), "ckpt_path = auto: there is no intact checkpoint in lightning_logs/x"),
-        ((*named, "--model", "llp.Transformer"), "model.class_path = llp.Transformer: the"),
-        ((*named, "--model.init_args.dim", "32"), "dim = 32: the checkpoint has 16, so its weights"),
-        ((*named, *other, f"{other[0]}.init_args.vocab_size", "320"), "vocab_size = 320: the checkpoint has 257"),
-        ((*named, "--model.init_args.tie_embeddings", "true"), "tie_embeddings = True: the checkpoint has"),
-        ((*named, "--model.init_args.n_heads", "4"), "n_heads = 4: the checkpoint has 2"),
+        (("--ckpt_path", good, "--model.init_args.dim", "32"), "dim = 32: the checkpoint has 16, so its weights"),
         (("--ckpt_path", work), f"ckpt_path = {work}: there is no checkpoint in this folder"),
-        (("--ckpt_path", truncated), f"ckpt_path = {truncated}: it is damaged or is not a checkpoint"),
         (("--ckpt_path", cut), f"the newest whole one beside it is {trained / 'checkpoints/last.ckpt'}"),
-        (("--ckpt_path", foreign), f"ckpt_path = {foreign}: the file was not written by `llp fit`"),
         (("--ckpt_path", work / "own.ckpt"), "class_path = own_models.Mine: it can't be imported"),
     ]
     for arguments, message in cases:
@@ -168,23 +139,9 @@ def files(folder):
 
 
 def test_a_warm_up_that_takes_the_whole_run_is_said(run, work):
-    for warmup_steps, n_said in ((3, 1), (2, 0)):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            flags = ("--model.init_args.warmup_steps", warmup_steps, "--trainer.max_steps", 3)
-            assert run("fit", "--config", "tiny.yaml", *flags)[0] == 0
-        message = "model.init_args.warmup_steps = 3: the warm-up takes all of the run's 3 steps"
-        assert len([one for one in caught if message in str(one.message)]) == n_said
-
-
-def test_metrics_are_on_disk_before_they_are_shown(run, trained, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("llp.evaluation.report.print", full, raising=False)
-    assert_one_message(run("test", "--ckpt_path", trained), "No space left on device; make room")
-    assert (trained / "test.json").is_file()
-    assert (trained / "test.csv").is_file()
+    flags = ("--model.init_args.warmup_steps", 3, "--trainer.max_steps", 3)
+    with pytest.warns(UserWarning, match="warmup_steps = 3: the warm-up takes all of the run's 3 steps"):
+        assert run("fit", "--config", "tiny.yaml", *flags)[0] == 0
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), ModuleNotFoundError("No module", name="no_such")])

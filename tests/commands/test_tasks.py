@@ -68,8 +68,6 @@ def test_from_training_to_the_list_of_runs(run, task):
     bins = content["distances"]
     assert [(one["first"], one["last"]) for one in bins] == [(1, 8), (9, 16), (17, 24), (25, 32)]
     assert sum(one["labels"] for one in bins) == 90
-    assert sum(one["correct"] for one in bins) == row["correct"]
-    assert sum(one["nats"] for one in bins) == pytest.approx(row["nats"])
     protocol = content["protocol"]
     assert protocol["complete"] is True
     assert protocol["beyond_reach"]["labels"] > 20  # a reach of 9 to 12
@@ -77,15 +75,6 @@ def test_from_training_to_the_list_of_runs(run, task):
     table = [line.split() for line in out.splitlines()]
     assert ["test", "(all)", "LLP", "90", f"{row['accuracy']:.4f}", f"{row['loss']:.4f}"] in table
     assert ["chance", "0.0625", f"{math.log(16):.4f}"] in table
-    for one in bins:
-        figures = [one["correct"] / one["labels"], one["nats"] / one["labels"]]
-        line = [f"{one['first']}-{one['last']}", str(one["labels"]), *(f"{figure:.4f}" for figure in figures)]
-        assert line in table
-
-    status, out, err = run("validate", "--ckpt_path", folder, "--trainer.limit_val_batches", 1)
-    assert status == 0, err
-    assert "PARTIAL: 12 of 30 labels were scored." in out
-    assert json.loads((folder / "validation.json").read_text())["protocol"]["complete"] is False
     status, out, err = run("runs")
     assert status == 0, err
     head, _, line = out.splitlines()
@@ -94,9 +83,8 @@ def test_from_training_to_the_list_of_runs(run, task):
     assert "bits/byte" not in head
 
 
-@pytest.mark.parametrize("data", [(), COPY], ids=["AssociativeRecall", "MirroredCopy"])
-def test_a_task_that_was_stopped_goes_on_as_if_nothing_had_been(run, task, data):
-    fit(run, *data, name="whole")
+def test_a_task_that_was_stopped_goes_on_as_if_nothing_had_been(run, task):
+    fit(run, name="whole")
     step, calls = LanguageModel.training_step, []
 
     def stopping(self, *arguments):
@@ -107,25 +95,12 @@ def test_a_task_that_was_stopped_goes_on_as_if_nothing_had_been(run, task, data)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModel, "training_step", stopping)
-        assert run("fit", "--config", "task.yaml", *data, "--name", "stopped")[0] == 143
+        assert run("fit", "--config", "task.yaml", "--name", "stopped")[0] == 143
     status, _, err = run("fit", "--ckpt_path", "last", "--name", "stopped")
     assert status == 0, err
     assert_same_run(task / "lightning_logs/whole", task / "lightning_logs/stopped")
     checkpoint = torch.load(task / "lightning_logs/stopped/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["tokenizer"] is None
-
-
-def test_latents_need_their_labels_at_the_end(run, task):
-    latents = ("--model", "llp.PerceiverAR", "--model.init_args.latent_len", 8)
-    outcome = run("fit", "--config", "task.yaml", *latents, "--name", "refused")
-    message = "data.init_args.label_len = None: the model has a loss at the last 8 of 32 positions only"
-    assert_one_message(outcome, message)
-    assert not (task / "lightning_logs/refused/hparams.yaml").exists()
-    out = fit(run, *latents, "--data.init_args.label_len", 8)
-    assert "32 tokens, 3 of them with a loss" in out
-    status, out, err = run("test", "--ckpt_path", "lightning_logs/run")
-    assert status == 0, err
-    assert "Beyond the reach" not in out
 
 
 def test_a_model_that_reads_beyond_its_word_is_refused(run, task, monkeypatch):

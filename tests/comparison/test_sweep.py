@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from llp.comparison.workers import Workers
 from llp.errors import SettingError
 
 RATE, DIM = "model.init_args.learning_rate", "model.init_args.dim"
-PAGE = Path(__file__).parents[2] / "docs/sweeps.md"
 
 
 def test_a_grid_by_hand():
@@ -28,11 +26,6 @@ def test_a_grid_by_hand():
     ]
     init_args = {"dim": 16, "n_layers": 2, "learning_rate": 0.001}
     assert sweep.configuration(sweep.runs[1]) == {"model": {"class_path": "llp.Transformer", "init_args": init_args}}
-
-
-def test_settings_with_one_last_name_keep_their_whole_names():
-    sweep = Sweep("x", {"a.dim": [1], "b.dim": [2], "c.path": ["some/where.txt"]})
-    assert [run.name for run in sweep.runs] == ["a.dim=1,b.dim=2,path=some_where.txt"]
 
 
 def test_a_random_search_draws_from_its_ranges_and_more_samples_begin_alike():
@@ -52,16 +45,11 @@ def test_a_random_search_draws_from_its_ranges_and_more_samples_begin_alike():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "a/b"}, "name = 'a/b'"),
-        ({"settings": {}}, "settings = {}: name at least one"),
         ({"settings": {RATE: 0.1}}, "give a list of values"),
-        ({"settings": {RATE: []}}, "give a list of values"),
         ({"settings": {RATE: {"low": 1, "high": 2}}}, "set samples"),
         ({"settings": {RATE: {"low": 2, "high": 1}}, "samples": 3}, "low below high"),
-        ({"settings": {RATE: {"low": 1, "hihg": 2}}, "samples": 3}, "a range is"),
         ({"settings": {RATE: {"low": 0, "high": 1, "log": True}}, "samples": 3}, "above 0"),
         ({"settings": {"name": ["a"]}}, "llp sweep sets it"),
-        ({"samples": 0}, "samples = 0"),
         ({"settings": {RATE: [0.1, 0.1]}}, "two of their values are the same"),
     ],
 )
@@ -100,14 +88,11 @@ def test_a_sweep_from_end_to_end(run, work, monkeypatch):
     assert "shared.trainer = " in run("sweep", "sweep.yaml")[2]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"), [({"model.init_args.learning_rat": [0.1]}, "learning_rat"), ({DIM: [8, "wide"]}, "wide")]
-)
-def test_what_llp_fit_would_refuse_is_refused_before_anything_starts(run, work, settings, message):
-    specification(settings)
+def test_what_llp_fit_would_refuse_is_refused_before_anything_starts(run, work):
+    specification({"model.init_args.learning_rat": [0.1]})
     status, _, err = run("sweep", "sweep.yaml")
     assert status == 2
-    assert message in err
+    assert "learning_rat" in err
     assert not (work / "lightning_logs").exists()
 
 
@@ -123,25 +108,3 @@ def test_an_array_job_has_a_task_for_each_run(run, work, monkeypatch):
     assert out.startswith("--array=1-2%4 ")
     assert out.endswith("compare.sbatch sweep.yaml lightning_logs/sweeps/tiny/runs-1.txt sweep\n")
     assert (work / "lightning_logs/sweeps/tiny/runs-1.txt").read_text() == "dim=8\ndim=16\n"
-
-
-def test_the_page_s_sweep_has_six_runs(run, work):
-    """With the configurations that come with the package."""
-    (source,) = re.findall(r"```yaml\n# width.yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    Path("width.yaml").write_text(source)
-    status, out, _ = run("sweep", "width.yaml", "--plan")
-    assert status == 0
-    assert out.endswith("6 runs\n")
-
-
-def test_the_page_s_search_with_optuna_finds_a_rate(work):
-    pytest.importorskip("optuna")
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    for long, short in (("my_texts", "wikitext/wiki.train.tokens"), ("=200", "=4"), ("n_trials=20", "n_trials=2")):
-        assert long in source
-        source = source.replace(long, short)
-    names = {}
-    exec(compile(source, "sweeps.md", "exec"), names)
-    study = names["study"]
-    assert len(study.trials) == 2
-    assert study.best_value == min(trial.value for trial in study.trials) < 10

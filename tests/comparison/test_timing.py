@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from lightning.fabric import Fabric
 
 from llp import LLP
 from llp.comparison import timing
@@ -24,15 +25,16 @@ def test_medians_of_turns(monkeypatch):
 
 
 def test_a_step_trains_on_all_of_its_batches():
-    built, backward = [], []
+    built = []
 
     class Noted(LLP):
         def configure_model(self):
             super().configure_model()
-            built.append(self)
+            built.append(self.decoder)
 
-    step = training_step(Noted(19, dim=16, n_layers=2, n_heads=2, segment_len=4), 2, 0, 8, 3, "cpu", "32-true")
-    weights = built[0].decoder.head.weight
+    model = Noted(19, dim=16, n_layers=2, n_heads=2, segment_len=4)
+    step = training_step(model, (2, 9), 8, 3, Fabric(accelerator="cpu", devices=1))
+    weights, backward = built[0].head.weight, []
     before = weights.detach().clone()
     weights.register_hook(lambda grad: backward.append(grad.shape))
     step()

@@ -142,8 +142,10 @@ def test_training_gives_the_same_bytes(settings):
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_a_vocabulary_that_the_text_does_not_support(model_type):
-    with pytest.raises(SettingError, match=r"tokenizer\.init_args\.vocab_size = 50000: .*too high.*<= \d+"):
+    with pytest.raises(SettingError, match=r"tokenizer\.init_args\.vocab_size = 50000: .* set it to \d+ or less$"):
         SentencePiece(50_000, model_type=model_type).train(LINES)
+    with pytest.raises(SettingError, match=r"vocab_size = 261: .* set it to \d+ or more$"):
+        SentencePiece(261, model_type=model_type).train(LINES)
 
 
 # What a SentencePiece model is trained on

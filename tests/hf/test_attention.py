@@ -258,6 +258,37 @@ def test_the_cache_stays_as_long_as_what_the_pattern_sees() -> None:
         cache.crop(-1)
 
 
+TINY = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize("pattern", [SegmentAttention(16), SlidingWindowAttention(24)], ids=str)
+def test_generating_beyond_100_000_tokens_takes_no_more_memory(pattern: AttentionPattern) -> None:
+    model, sizes, texts = make("llama", **TINY), [], []
+    set_attention(model, pattern, keep_first=4)
+    ids = tokens(100_000)
+    for n in (1600, 100_000):  # both end a segment
+        cache = LocalCache(model)
+        texts.append(generate(model, ids[:, :n], **{CACHE: cache})[:, n:])
+        assert cache.get_seq_length() == n + 13
+        layer = cache.layers[0]
+        sizes.append([one.untyped_storage().nbytes() for one in (layer.keys, layer.values)])
+    assert sizes[0] == sizes[1]
+    # One layer sees the first four tokens and the last few: the text goes on as that of those alone.
+    short = torch.cat((ids[:, :4], ids[:, 100_000 - 192 + 4 :]), dim=1)
+    assert torch.equal(generate(model, short, use_cache=False)[:, 192:], texts[1])
+
+
+@pytest.mark.slow
+def test_greedy_text_of_some_thousand_tokens_is_that_of_a_growing_cache() -> None:
+    model, ids = make("llama", **TINY), tokens(10)
+    set_attention(model, SegmentAttention(16), keep_first=4)
+    text = generate(model, ids, max_new_tokens=3000, repetition_penalty=1.3)
+    assert torch.equal(
+        generate(model, ids, max_new_tokens=3000, repetition_penalty=1.3, **{CACHE: DynamicCache()}), text
+    )
+    assert len(text.unique()) > 20
+
+
 REFUSED = {
     "Falcon": ("AttentionInterface", {}),
     "Bloom": ("AttentionInterface", {}),
@@ -324,6 +355,13 @@ def test_passes_that_are_refused() -> None:
         logits(model, ids, attention_mask=torch.tensor([[0, 0] + [1] * 10]))
     with pytest.raises(SettingError, match="dropout"):
         model.train()(ids)
+    for family in ("llama", "gpt2"):
+        other = make(family)
+        set_attention(other, SegmentAttention(5), keep_first=0)
+        with pytest.raises(SettingError, match="output_attentions"):
+            copy.deepcopy(other)(ids, output_attentions=True)
+        set_attention(other, None)
+        other(ids, output_attentions=True)
     sliding = make("gemma3")
     set_attention(sliding, SegmentAttention(5))
     with pytest.raises(SettingError, match="LocalCache"):

@@ -100,26 +100,12 @@ def test_burn_in_that_is_not_aligned_is_wrong_and_refused(tmp_path):
     ("name", "settings", "burn_in", "expected"),
     [
         ("LLP", {}, -4, "multiple of 4"),
-        ("SlidingWindow", {}, -1, "0 or more"),
-        ("Transformer", {}, "reach", "depends on all tokens before its own; set it to a number"),
         ("LLP", {"dense_every": 2}, "reach", "depends on all tokens before its own; set it to a number"),
         ("LLP", {"share_key_value": True}, "reach", "rotated by their positions in the window; set it to a number"),
         ("PerceiverAR", {}, 4, "raise window_len"),
-        ("CompressedAttention", {"history_len": 30}, "reach", "raise window_len"),
         ("SlidingWindow", {}, 4 * N, "window_len = 24 a window reads 120 tokens, and the training split has 72"),
     ],
 )
 def test_refusals(tmp_path, name, settings, burn_in, expected):
     with pytest.raises(SettingError, match=rf"^data\.init_args\.burn_in = {burn_in}: .*{expected}"):
         prepared(tmp_path, build(name, **SIZE, **settings), [3 * N], burn_in=burn_in).train_dataloader()
-
-
-def test_an_epoch_goes_from_beginning_to_end_and_leaves_out_less_than_a_window(tmp_path):
-    """Now at the beginning and now at the end; no window goes on from the end to the beginning."""
-    data = prepared(tmp_path, build("LLP", **SIZE), [5 * N + 7])
-    order, offsets = data._training_order(), set()
-    for epoch in range(200):
-        starts = sorted(order.start(epoch * 5 + number) for number in range(5))
-        offsets.add(starts[0])
-        assert starts == [starts[0] + N * number for number in range(5)]
-    assert offsets == set(range(8))

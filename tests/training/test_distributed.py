@@ -20,10 +20,10 @@ model:
 data:
   class_path: datamodules.WikiText103
   init_args: {path: WIKITEXT, cache_dir: CACHE, tokenizer: datamodules.Bytes, window_len: 64}
-trainer: {accelerator: cpu, max_steps: 20, val_check_interval: 8, log_every_n_steps: 1, gradient_clip_val: 0.1,
+trainer: {accelerator: cpu, max_steps: 8, val_check_interval: 4, log_every_n_steps: 1, gradient_clip_val: 0.1,
   enable_progress_bar: false, enable_model_summary: false}
 checkpoint: {every_n_train_steps: 3}
-sample: {sample_tokens: 10}
+sample: {sample_tokens: 4}
 """
 FSDP2 = """
 trainer:
@@ -109,39 +109,32 @@ def llp(folder):
 
 @pytest.fixture(scope="module")
 def runs(llp, folder):
-    """The same run under each strategy: its events, and the report of one checkpoint tested under it."""
+    """The same run under each strategy: its curves and samples, and the report of one checkpoint tested under it."""
     results = {}
     for name, flags in STRATEGIES.items():
         llp("fit", "--config", "config.yaml", "--name", name, *flags)
         events = EventAccumulator(str(folder / "lightning_logs" / name))
         events.Reload()
+        samples = [event.tensor_proto.string_val for event in events.Tensors("sample/text_summary")]
         # One checkpoint under all three: the figures are the same to the last digit printed.
         llp("test", "--ckpt_path", str(folder / "lightning_logs/single/checkpoints/last.ckpt"), *flags)
-        results[name] = events, json.loads((folder / "lightning_logs/single/test.json").read_text())
+        report = json.loads((folder / "lightning_logs/single/test.json").read_text())
+        results[name] = curves(folder / "lightning_logs" / name), samples, report
     return results
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one(runs, strategy):
-    one, two = runs["single"][0], runs[strategy][0]
+    (one, sample, _), (two, other_sample, _) = runs["single"], runs[strategy]
+    assert sample == other_sample
     for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "val/word_perplexity"):
-        expected = [(event.step, event.value) for event in one.Scalars(tag)]
-        got = [(event.step, event.value) for event in two.Scalars(tag)]
-        assert len(expected) in (3, 20)
-        assert [step for step, _ in got] == [step for step, _ in expected]
-        assert [value for _, value in got] == pytest.approx([value for _, value in expected], rel=1e-5), tag
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_sample_as_one(runs, strategy):
-    texts = [runs[name][0].Tensors("sample/text_summary")[0].tensor_proto.string_val for name in ("single", strategy)]
-    assert texts[0] == texts[1]
+        assert len(one[tag]) in (2, 8)
+        assert dict(two[tag]) == pytest.approx(dict(one[tag]), rel=1e-5), tag
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_score_as_one(runs, strategy):
-    _, expected = runs["single"]
-    _, report = runs[strategy]
+    expected, report = runs["single"][-1], runs[strategy][-1]
     assert report["protocol"]["certificate"]["causal"] is True
     assert report["protocol"]["complete"] is True
     assert len(report["rows"]) == len(expected["rows"])
@@ -160,19 +153,16 @@ def test_a_checkpoint_goes_from_strategy_to_strategy(llp, folder, runs):
     sharded = ["--config", "sharded.yaml", *TWO]
     llp("fit", "--config", "config.yaml", "--name", "wanderer", *sharded, "--trainer.max_steps", "3")
     llp("consolidate", last)
-    llp("fit", "--ckpt_path", consolidated, *ONE, "--trainer.max_steps", "10")
-    llp("fit", "--ckpt_path", last, *DDP, "--trainer.max_steps", "14")
-    llp("fit", "--ckpt_path", last, *sharded, "--trainer.max_steps", "20")
-    wandered, expected = curves(folder / "lightning_logs/wanderer"), curves(folder / "lightning_logs/single")
+    llp("fit", "--ckpt_path", consolidated, *ONE, "--trainer.max_steps", "5")
+    llp("fit", "--ckpt_path", last, *DDP, "--trainer.max_steps", "6")
+    llp("fit", "--ckpt_path", last, *sharded, "--trainer.max_steps", "8")
+    wandered, (expected, _, expected_report) = curves(folder / "lightning_logs/wanderer"), runs["single"]
     for tag in ("train/loss", "train/grad_norm", "train/tokens"):
-        assert [step for step, _ in wandered[tag]] == list(range(20))
-        values = [value for _, value in expected[tag]]
-        assert [value for _, value in wandered[tag]] == pytest.approx(values, rel=1e-5), tag
+        assert dict(wandered[tag]) == pytest.approx(dict(expected[tag]), rel=1e-5), tag
     llp("consolidate", last)
     llp("test", "--ckpt_path", consolidated, *ONE)
     llp("test", "--ckpt_path", last, *sharded)
     reports = [json.loads((checkpoints.parent / name).read_text()) for name in ("test-1.json", "test.json")]
-    _, expected_report = runs["single"]
     for report in reports:
         losses = [row["loss"] for row in report["rows"]]
         assert losses == pytest.approx([row["loss"] for row in expected_report["rows"]], rel=1e-5)
@@ -188,12 +178,12 @@ def test_two_processes_stopped_go_on_as_if_nothing_had_been(llp, folder, runs, s
     """One of the two is struck; both stop at the same step, and go on as the run that was left alone."""
     name, flags = f"{strategy}-{signum.name}", STRATEGIES[strategy]
     (folder / f"{name}.yaml").write_text(
-        f"trainer: {{callbacks: [{{class_path: strike.At, init_args: {{step: 10, rank: {rank}, signum: {signum}}}}}]}}"
+        f"trainer: {{callbacks: [{{class_path: strike.At, init_args: {{step: 5, rank: {rank}, signum: {signum}}}}}]}}"
     )
     arguments = ["fit", "--config", "config.yaml", *flags, "--name", name, "--ckpt_path", "auto"]
     status, err = llp(*arguments, "--config", f"{name}.yaml", fails=True)
     assert status == 128 + signum
-    assert "Resume from step 11 with: llp fit --ckpt_path" in err
+    assert "Resume from step 6 with: llp fit --ckpt_path" in err
     assert "Traceback" not in err
     llp(*arguments, "--trainer.callbacks", "null")
     assert_same_run(folder / "lightning_logs" / strategy, folder / "lightning_logs" / name)
@@ -209,7 +199,7 @@ def test_a_frozen_rank_ends_the_run(llp, folder):
     assert status == 1
     (message,) = (line for line in err.splitlines() if line.startswith("llp: error"))
     assert "stall.timeout_s = 4: in optimizer step 5 rank 1 did not respond for 4 s" in message
-    assert "Resume from step 3 with: llp fit --ckpt_path" in err
+    assert "Resume from step 4 with: llp fit --ckpt_path" in err
 
 
 def test_an_error_of_one_rank_is_one_message(llp):
@@ -218,11 +208,3 @@ def test_an_error_of_one_rank_is_one_message(llp):
     assert status == 1
     assert "llp fit: error: No space left on device" in err
     assert "Traceback" not in err
-
-
-def test_fsdp2_in_half_precision(llp, folder, runs):
-    flags = ["--config", "fsdp2.yaml", *TWO, "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "3"]
-    llp("fit", "--config", "config.yaml", "--name", "bf16", *flags)
-    losses, expected = (dict(curves(folder / "lightning_logs" / name)["train/loss"]) for name in ("bf16", "single"))
-    assert [losses[step] for step in range(3)] == pytest.approx([expected[step] for step in range(3)], rel=1e-2)
-    assert losses[2] != expected[2]

@@ -44,14 +44,8 @@ def test_a_step_that_is_not_finite_ends_the_run(run, work, poisoned):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("allowed", [1, 2])
-def test_steps_that_are_not_finite_can_be_skipped(run, work, poisoned, allowed):
-    flags = ("--name", "run", "--guard.max_skipped_steps", allowed)
-    status, _, err = run("fit", "--config", "tiny.yaml", *flags)
-    if allowed == 1:
-        assert status == 1
-        assert "guard.max_skipped_steps = 1: in optimizer step 5" in err
-        return
+def test_steps_that_are_not_finite_can_be_skipped(run, work, poisoned):
+    status, _, err = run("fit", "--config", "tiny.yaml", "--name", "run", "--guard.max_skipped_steps", 2)
     assert status == 0, err
     run_curves = curves(work / "lightning_logs/run")
     assert [value for _, value in run_curves["train/skipped_steps"]] == [0, 0, 1, 1, 2, 2]
@@ -77,24 +71,6 @@ def test_the_norm_is_that_of_all_gradients():
 # Ranks that stand still: what rank 0 concludes
 
 
-class Job:
-    """Ranks that each report once a period how often they have moved, with a new clock reading unless silent."""
-
-    def __init__(self, world_size):
-        self.ranks = Ranks(world_size, period_s=10.0)
-        self.moves, self.clocks = [0] * world_size, [0] * world_size
-
-    def period(self, moved=(), silent=()):
-        for rank in range(len(self.moves)):
-            if rank not in silent:
-                self.moves[rank] += rank in moved
-                self.clocks[rank] += 1
-        self.ranks.update([f"{m} {c}".encode() for m, c in zip(self.moves, self.clocks, strict=True)])
-
-    def stalled(self, timeout_s=30.0):
-        return self.ranks.stalled(timeout_s)
-
-
 @pytest.mark.parametrize(
     ("world_size", "periods", "expected"),
     [
@@ -109,13 +85,15 @@ class Job:
     ],
 )
 def test_who_is_waited_for(world_size, periods, expected):
-    job = Job(world_size)
+    """Ranks that each report once a period how often they have moved, with a new clock reading unless silent."""
+    ranks, messages = Ranks(world_size, period_s=10.0), [(0, 0)] * world_size
     for period in periods:
-        job.period(**period)
-    assert job.stalled().startswith(expected)
-
-
-# The thread that watches
+        moved, silent = period.get("moved", []), period.get("silent", [])
+        messages = [
+            (moves + (rank in moved), clock + (rank not in silent)) for rank, (moves, clock) in enumerate(messages)
+        ]
+        ranks.update(messages)
+    assert ranks.stalled(timeout_s=30.0).startswith(expected)
 
 
 # Memory

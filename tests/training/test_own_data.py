@@ -60,16 +60,6 @@ def test_a_loader_trains_validates_tests_and_predicts(form, tmp_path):
         loaded.tokens("text")
 
 
-def test_a_model_that_leaks_is_not_tested(tmp_path):
-    model, loader = small(), DataLoader(Rows(), batch_size=4)
-    model.configure_model()
-    model.decoder.layers[0].mlp.register_forward_hook(
-        lambda module, args, output: output + output.mean(1, keepdim=True)
-    )
-    with pytest.raises(SettingError, match=r"model = position 0: .*it reads what it predicts"):
-        Trainer(default_root_dir=tmp_path, **QUIET).test(model, loader, verbose=False)
-
-
 def test_the_cosine_ends_with_the_last_epoch(tmp_path):
     model, loader = small(final_learning_rate=0.0), DataLoader(Rows(), batch_size=5)
     trainer = Trainer(max_epochs=2, accumulate_grad_batches=2, default_root_dir=tmp_path, **QUIET)
@@ -87,9 +77,7 @@ def test_the_cosine_ends_with_the_last_epoch(tmp_path):
     ("batch", "message"),
     [
         (torch.zeros(2, 3), r"batch = torch.float32 \(2, 3\): give token ids"),
-        (torch.zeros(3, dtype=torch.int64), r"batch = torch.int64 \(3,\): give token ids"),
         ({"input_ids": TOKENS}, "batch = dict: give token ids"),
-        (["some", "text"], "batch = str: give token ids"),
         (TOKENS[:, :1], r"batch = \(20, 1\): give two tokens or more"),
     ],
 )

@@ -133,21 +133,3 @@ def test_a_run_is_what_a_plain_loop_computes(run, work, watched):
     for name, value in expected.items():
         step, got = logged[f"val/{name}"][-1]
         assert (step, got) == (MAX_STEPS - 1, pytest.approx(value, rel=1e-5)), name
-
-
-def test_the_seed_draws_weights_and_windows(run, work, watched):
-    """`--seed_everything` reaches both: another seed begins elsewhere and reads in another order."""
-    started = {}
-    for name, seed in (("one", 1), ("two", 2), ("again", 1)):
-        watched["inputs"].clear()
-        watched.pop("weights", None)
-        flags = ("--seed_everything", seed, "--trainer.max_steps", 3, "--trainer.limit_val_batches", 1)
-        status, _, err = run("fit", "--config", "tiny.yaml", "--name", name, *flags)
-        assert status == 0, err
-        started[name] = watched["weights"]
-        expected = windows(stream(work, "train"), seed, range(3 * B))
-        assert torch.equal(torch.cat(watched["inputs"]), expected[:, :-1])
-    for name, weight in started["one"].items():
-        assert torch.equal(weight, started["again"][name])
-        if name.endswith(DECAYING) or name == "embed.weight":  # the others begin as zeros and ones
-            assert (weight != started["two"][name]).float().mean() > 0.99, name
