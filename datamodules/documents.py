@@ -160,7 +160,7 @@ def require_all_parts(files: Iterable[Path]) -> None:
             require(number in numbers, "data.init_args.path", name, "this part of the text is missing; add it")
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, object]:
     """What identifies a file of text without reading it.
 
     Raises:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.token_files import Document, TokenFile
-from llp.scoring.metric import Score, ScoringBatch, TextProtocol
+from datamodules.token_files import TokenFile
+from llp.scoring.metric import Document, Score, ScoringBatch, TextProtocol
 from llp.scoring.windows import ScoringWindow, WindowShape, scoring_windows
 
 Batch = tuple[Tensor, ...]

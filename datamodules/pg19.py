@@ -52,7 +52,7 @@ class PG19(TextDataModule):
         self.hub_id, self.hub_revision = hub_id, hub_revision
         self.title_column, self.text_column = title_column, text_column
 
-    def source(self) -> dict[str, Any]:
+    def source(self) -> dict[str, object]:
         if self.path is None:
             return {"hub": self.hub_id, "revision": self.hub_revision, "columns": [self.title_column, self.text_column]}
         return {split: [describe_file(book) for book in self._books(split)] for split in self.splits}

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from datamodules.documents import Text, lines_of
 from datamodules.encoding import Block, Encoded, encoded
-from datamodules.token_files import Document, token_dtype, write_about
+from datamodules.token_files import token_dtype, write_about
 from datamodules.tokenizers import Tokenizer
 from llp.atomic_files import move_into_place
 from llp.errors import SettingError
+from llp.scoring.metric import Document
 
 
 class Corpus(ABC):
@@ -36,7 +37,7 @@ class Corpus(ABC):
     """How many processes encode; None: one for each core."""
 
     @abstractmethod
-    def source(self) -> dict[str, Any]:
+    def source(self) -> dict[str, object]:
         """What identifies the text without reading it: names, sizes and dates of files, or a revision on the Hub.
 
         Raises:
@@ -111,7 +112,7 @@ def _make(corpus: Corpus, folder: Path) -> None:
     for split in corpus.splits:
         for document in _encode(corpus, folder, split):
             digest.update(f"{split}\0{document.name}\0{document.sha256}\0".encode())
-    about = {
+    about: dict[str, object] = {
         "data_fingerprint": digest.hexdigest(),
         "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
         "tokenizer": corpus.tokenizer.made_with or corpus.tokenizer.settings(),
@@ -151,7 +152,7 @@ def _encode(corpus: Corpus, folder: Path, split: str) -> Iterator[Document]:
 
 
 def _write_document(
-    corpus: Corpus, parts: Iterator[tuple[Block, Encoded]], start: int, stream: BinaryIO, progress: "tqdm[Any]"
+    corpus: Corpus, parts: Iterator[tuple[Block, Encoded]], start: int, stream: BinaryIO, progress: "tqdm[NoReturn]"
 ) -> Document:
     """Append a document's tokens to a file, in which it begins at token `start`."""
     first = np.array([corpus.start_token()], dtype=token_dtype(corpus.tokenizer.vocab_size)).tobytes()
@@ -172,7 +173,7 @@ def _write_document(
     return Document(name, start, n_tokens, words, plain_words, n_bytes, *digests)
 
 
-def _progress(corpus: Corpus, split: str, what: str) -> "tqdm[Any]":
+def _progress(corpus: Corpus, split: str, what: str) -> "tqdm[NoReturn]":
     n_bytes = corpus.n_bytes(split)
     name = f"{corpus.name}: {what}"
     return tqdm(desc=name, total=n_bytes, unit="B", unit_scale=True, mininterval=1, disable=None)  # no bar in a log

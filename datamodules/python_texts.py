@@ -32,7 +32,7 @@ class PythonReference(TextDataModule):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(path=None, **kwargs)
 
-    def source(self) -> dict[str, Any]:
+    def source(self) -> dict[str, object]:
         return {"python": platform.python_version()}
 
     def texts(self, split: str) -> Iterator[Text]:
@@ -72,7 +72,7 @@ class PythonSource(TextDataModule):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(path=None, **kwargs)
 
-    def source(self) -> dict[str, Any]:
+    def source(self) -> dict[str, object]:
         files = [file for split in self.splits for file in _files(split)]
         n_bytes = sum(file.stat().st_size for file in files)
         return {"python": platform.python_version(), "files": len(files), "bytes": n_bytes}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class TextDataModule(LanguageDataModule, Corpus):
             return folder
         return self._folder({"fingerprint": self.tokenizer.fingerprint})
 
-    def _folder(self, tokenizer: dict[str, Any]) -> Path:
+    def _folder(self, tokenizer: dict[str, object]) -> Path:
         key = {"format": _FORMAT, "source": self.source(), "tokenizer": tokenizer}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.cache_dir / f"{self.name}-{digest[:16]}"

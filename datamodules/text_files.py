@@ -83,7 +83,7 @@ class TextFiles(TextDataModule):
         remedy = f"with test_share = {test_share} nothing is left for training; lower one of them"
         require(validation_share + test_share < 1, "data.init_args.validation_share", validation_share, remedy)
 
-    def source(self) -> dict[str, Any]:
+    def source(self) -> dict[str, object]:
         named = self._named()
         if named is not None:
             described = {split: [describe_file(file) for file in files] for split, (_, files) in named.items()}

@@ -5,15 +5,15 @@ Its `about.json` says where it came from and holds the digests of the files besi
 
 import json
 from bisect import bisect_right
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 
 from llp.atomic_files import KEY, file_sha256, file_sha256_once, json_with_digest, own_sha256
 from llp.errors import SettingError
+from llp.scoring.metric import Document
 
 
 class About(TypedDict):
@@ -32,7 +32,7 @@ def unusable(path: Path, reason: str = "is missing or damaged") -> SettingError:
     return SettingError("data.init_args.cache_dir", folder.parent, remedy)
 
 
-def write_about(folder: Path, about: dict[str, Any]) -> None:
+def write_about(folder: Path, about: dict[str, object]) -> None:
     """Write `about.json`: the given entries and the digests of the folder's files."""
     digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "about.json"}
     (folder / "about.json").write_text(json_with_digest({**about, "sha256": digests}), encoding="utf-8")
@@ -71,24 +71,6 @@ def check_file(path: Path, about: About) -> None:
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest type that holds every token."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-
-
-@dataclass(frozen=True)
-class Document:
-    """A document in a token file: its start token is at `start`, followed by its `tokens`.
-
-    `words` are counted as the benchmark does, `plain_words` are separated by whitespace, `bytes` are those of UTF-8.
-    `sha256` is that of the text, `tokens_sha256` that of the tokens in the file, including the start token.
-    """
-
-    name: str
-    start: int
-    tokens: int
-    words: int
-    plain_words: int
-    bytes: int
-    sha256: str
-    tokens_sha256: str
 
 
 class TokenFile:

@@ -54,7 +54,7 @@ class WikiText103(TextDataModule):
     def start_token(self) -> int:
         return super().start_token() if self.articles else int(self.tokenizer.encode(["\n"])[-1])
 
-    def source(self) -> dict[str, Any]:
+    def source(self) -> dict[str, object]:
         if self.path is None:
             name = {"hub": self.hub_id, "configuration": self.hub_configuration, "revision": self.hub_revision}
             return {**name, "articles": self.articles}

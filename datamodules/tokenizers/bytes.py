@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ class Bytes(Tokenizer):
     vocab_size = 257
     start_token = 256
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"tokenizer": "bytes"}
 
     def save(self, folder: Path) -> None:

@@ -73,7 +73,7 @@ class HuggingFaceTokenizer(Tokenizer):
         lost = lost_line(self.tokens_of, self.decode, [*HARD_LINES, *(f"a{special} b\n" for special in specials)])
         require(lost is None, f"{_SETTINGS}.file", path, f"{LOSES.format(lost)}; {REMEDY}")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"tokenizer": "hugging_face", "sha256": self.fingerprint}
 
     def restore(self, data: bytes) -> None:

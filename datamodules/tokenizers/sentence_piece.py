@@ -84,7 +84,7 @@ class SentencePiece(Tokenizer):
         require(self.start_token >= 0, setting, path, f"it has no start token; {advice}")
         require(lost is None, setting, path, f"{LOSES.format(lost)}; {advice}")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         if self._training is None:
             return {"tokenizer": "sentencepiece", "model_sha256": self.fingerprint}
         return {"tokenizer": "sentencepiece", **self._training}

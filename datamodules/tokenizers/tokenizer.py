@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -21,11 +21,11 @@ class Tokenizer(ABC):
     vocab_size: int
     start_token: int
     """The token that a document begins with; it has no text."""
-    made_with: dict[str, Any] | None = None
+    made_with: dict[str, object] | None = None
     """The `settings` that a restored tokenizer was made with."""
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What determines the tokenizer, apart from the text it is trained on."""
 
     def train(self, lines: Iterable[str]) -> None:  # noqa: B027
@@ -47,7 +47,7 @@ class Tokenizer(ABC):
         """The whole tokenizer as bytes."""
 
     @classmethod
-    def restored(cls, data: bytes, made_with: dict[str, Any]) -> Self:
+    def restored(cls, data: bytes, made_with: dict[str, object]) -> Self:
         """A tokenizer from what `serialized` returned, without the file that it was made from.
 
         Args:

@@ -11,7 +11,8 @@ import torch
 
 from llp.atomic_files import whole_file
 from llp.errors import require
-from llp.evaluation.loaders import Document, TextData
+from llp.evaluation.loaders import TextData
+from llp.scoring.metric import Document
 from llp.training_module import TrainingModule
 
 if TYPE_CHECKING:

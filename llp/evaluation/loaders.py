@@ -5,17 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llp.scoring.metric import ScoredDocument
+from llp.scoring.metric import Document
 from llp.scoring.windows import ScoringWindow, WindowShape
 from llp.text_model import Tokenizer
-
-
-class Document(ScoredDocument, Protocol):
-    """A document of a token stream."""
-
-    @property
-    def start(self) -> int:
-        """Position of its start token in the stream; its own tokens follow."""
 
 
 class TokenStream(Protocol):

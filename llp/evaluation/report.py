@@ -34,7 +34,7 @@ _UNLIKELY = 1e-6  # a less likely outcome is not taken for chance
 class Report(NamedTuple):
     """What is reported of a score, beside its protocol."""
 
-    content: dict[str, Any]
+    content: Row
     """For the JSON file."""
     rows: list[Row]
     """For the CSV file."""
@@ -91,7 +91,7 @@ class TestReport(Callback):
         print(f"Written to {path} and {table}")
 
 
-def model_protocol(model: TrainingModule, ckpt_path: str | Path | None, precision: str) -> dict[str, Any]:
+def model_protocol(model: TrainingModule, ckpt_path: str | Path | None, precision: str) -> Row:
     """Which model was scored and how it was trained, and which software computed its metrics in which precision."""
     return {
         "architecture": reading.class_path(type(model)),
@@ -112,7 +112,7 @@ def model_protocol(model: TrainingModule, ckpt_path: str | Path | None, precisio
 # Text
 
 
-def text_report(score: Score, geometry: Geometry, loader: TextLoader, protocol: dict[str, Any]) -> Report:
+def text_report(score: Score, geometry: Geometry, loader: TextLoader, protocol: Row) -> Report:
     """The report of a text. If the whole split was scored, the protocol takes in how much context its tokens had."""
     rows = score.rows()
     if protocol["complete"]:
@@ -154,7 +154,7 @@ def scored_context(geometry: Geometry, window_shapes: Mapping[WindowShape, int])
     return {"context_least": least, "context_mean": total / n_tokens, "context_greatest": greatest}
 
 
-def format_table(rows: Sequence[Row], protocol: dict[str, Any]) -> str:
+def format_table(rows: Sequence[Row], protocol: Row) -> str:
     """A table of the model's metrics and, below each row, the unigram model's.
 
     Args:
@@ -189,14 +189,14 @@ def format_table(rows: Sequence[Row], protocol: dict[str, Any]) -> str:
     return "\n".join([*lines, *_causality(protocol)])
 
 
-def _causality(protocol: dict[str, Any]) -> list[str]:
+def _causality(protocol: Row) -> list[str]:
     return [describe(protocol["certificate"])] if "certificate" in protocol else []
 
 
 # Tasks
 
 
-def label_report(score: LabelScore, loader: ScoringLoader, protocol: dict[str, Any]) -> Report:
+def label_report(score: LabelScore, loader: ScoringLoader, protocol: Row) -> Report:
     """The report of a task; the protocol takes in what came of the labels beyond the model's reach.
 
     Raises:
@@ -237,7 +237,7 @@ def label_rows(row: Row, distances: Sequence[Row]) -> list[Row]:
     return [{"split": row["split"], **{name: one[name] for name in ("first", "last", *_LABEL_COLUMNS)}} for one in rows]
 
 
-def format_labels(row: Row, distances: Sequence[Row], protocol: dict[str, Any]) -> str:
+def format_labels(row: Row, distances: Sequence[Row], protocol: Row) -> str:
     """A table of the metrics of the whole split, of a guess, and by distance."""
     table = [["split", "distance", "model", "labels", "accuracy", "loss"]]
     for one in label_rows(row, distances):

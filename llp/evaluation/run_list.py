@@ -174,7 +174,7 @@ def _metric(run: Row, name: str) -> str:
     return ("" if run[f"{name.partition('_')[0]}_complete"] else "*") + readable(float(run[name]))
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """A setting's value; of a class only its name."""
     if value is None:
         return "-"

@@ -3,9 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning_utilities.core.apply_func import apply_to_collection
 
@@ -40,7 +39,7 @@ def readable(value: float) -> str:
     return f"{value:,.4f}"
 
 
-def write_json(path: Path, content: dict[str, Any]) -> Path:
+def write_json(path: Path, content: Mapping[str, object]) -> Path:
     """Write a report; an older file is kept under a numbered name. Numbers that are not finite become `null`."""
     finite = apply_to_collection(content, float, lambda value: value if math.isfinite(value) else None)
     with whole_file(path) as temporary:
@@ -48,7 +47,7 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     """Write rows as CSV with a header; an older file is kept under a numbered name."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")

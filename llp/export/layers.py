@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +30,7 @@ PATTERNS = {
 """The attention patterns whose source an exported folder holds, by name."""
 
 
-def described(layer: Layer) -> dict[str, Any]:
+def described(layer: Layer) -> dict[str, object]:
     """What a layer's logits depend on, as JSON can hold it.
 
     Raises:
@@ -49,6 +50,6 @@ def geometry_of(
     return Geometry(built, n_heads, None if compression is None else Compression(**compression), rotates_values)
 
 
-def digest(parts: dict[str, Any]) -> str:
+def digest(parts: Mapping[str, object]) -> str:
     """SHA-256 over plain values, whatever the order of their names."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

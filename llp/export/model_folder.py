@@ -1,6 +1,7 @@
 """Writes an exported folder: weights, configuration, code, tokenizer and model card."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from llp.export.modeling_file import modeling_source
 from llp.language_model import LanguageModel
 
 DTYPES = ("float32", "bfloat16", "float16")
-_UNKNOWN = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_UNKNOWN: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
 def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32", plain: bool = False) -> str:
@@ -89,7 +90,7 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool)
     return message if tokenizer is None else f"{message}\n{tokenizer.note}"
 
 
-def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, object]:
     """What makes the model what it is, as plain values."""
     settings = replace(model.settings, dropout=0.0, activation_checkpointing=False, compile=False)
     compression = model.compression()
@@ -114,7 +115,9 @@ def _cast(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
     return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
 
 
-def _config(model: LanguageModel, parts: dict[str, Any], dtype: str, tokens: dict[str, Any]) -> dict[str, Any]:
+def _config(
+    model: LanguageModel, parts: Mapping[str, object], dtype: str, tokens: Mapping[str, int | None]
+) -> dict[str, object]:
     """The content of `config.json`."""
     return {
         "model_type": "llp",
@@ -152,5 +155,5 @@ def _save(weights: dict[str, Tensor], path: Path) -> None:
     path.chmod(0o644)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

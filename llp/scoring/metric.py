@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -33,22 +34,22 @@ class TextProtocol(TypedDict):
     official_words: int | None
 
 
-class ScoredDocument(Protocol):
-    """The size of a document: scored `tokens` (all but its start token), and `words` and `bytes` of its text.
+@dataclass(frozen=True)
+class Document:
+    """A document in a token file: its start token is at `start`, followed by its `tokens`.
 
-    `words` are counted as in the benchmark; `plain_words` are separated by whitespace.
+    `words` are counted as the benchmark does, `plain_words` are separated by whitespace, `bytes` are those of UTF-8.
+    `sha256` is that of the text, `tokens_sha256` that of the tokens in the file, including the start token.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def words(self) -> int: ...
-    @property
-    def plain_words(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
+    name: str
+    start: int
+    tokens: int
+    words: int
+    plain_words: int
+    bytes: int
+    sha256: str
+    tokens_sha256: str
 
 
 def metrics(nats: float, tokens: float, words: float, n_bytes: float) -> dict[str, float]:
@@ -86,7 +87,7 @@ class Score(Metric):
     nats: Tensor
     tokens: Tensor
 
-    def __init__(self, documents: Sequence[ScoredDocument], official_words: int | None = None) -> None:
+    def __init__(self, documents: Sequence[Document], official_words: int | None = None) -> None:
         super().__init__()
         self.documents, self.official_words = documents, official_words
         self.add_state("nats", torch.zeros(len(documents), dtype=torch.float64), dist_reduce_fx="sum")
@@ -136,7 +137,7 @@ class Score(Metric):
         ]
 
 
-def _scored_size(document: ScoredDocument, tokens: int, nats: float) -> dict[str, float]:
+def _scored_size(document: Document, tokens: int, nats: float) -> dict[str, float]:
     sizes = {"words": document.words, "plain_words": document.plain_words, "bytes": document.bytes}
     if tokens != document.tokens:
         sizes = {name: round(size * tokens / document.tokens) for name, size in sizes.items()}

@@ -87,22 +87,6 @@ def test_what_is_written_of_a_document(tmp_path):
         assert data.files["test"].text_of(document).tolist() == list(text)
 
 
-def test_start_tokens_are_no_text(tmp_path):
-    """They are left out of the counts, also where the text itself has that token, and in whatever blocks it is read."""
-
-    class Newline(Given):
-        def start_token(self):
-            return 10
-
-    data = Newline(DOCUMENTS, cache_dir=str(tmp_path))
-    data.prepare_data()
-    data.setup("fit")
-    text = b"one two\n" * 9 + b"three\n"
-    expected = np.bincount(np.frombuffer(text, np.uint8), minlength=257)
-    assert expected[10] == 10
-    np.testing.assert_array_equal(data.files["train"].counts(257), expected)
-
-
 def test_a_split_without_text_is_refused(tmp_path):
     with pytest.raises(SettingError, match="data = given: its test split holds no text"):
         prepared({**DOCUMENTS, "test": {"e": "", "f": ""}}, tmp_path)

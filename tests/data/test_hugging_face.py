@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from datamodules import HuggingFaceTokenizer, TextFiles
+from datamodules import HuggingFaceTokenizer
 from llp.errors import SettingError
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
@@ -183,21 +183,3 @@ def test_a_file_that_is_none(tmp_path, content):
         file.write_text(content)
     with pytest.raises(SettingError, match=r"init_args\.file = .*tokenizer\.json: can't be read as a tokenizer\.json"):
         HuggingFaceTokenizer(str(file))
-
-
-def test_text_is_prepared_and_trained_on(run, work):
-    byte_level().save("tokenizer.json")
-    (work / "text.txt").write_text("".join(LINES) * 20)
-    status, _, err = run(
-        "fit", "--config", "tiny.yaml", "--name", "own", "--data", "TextFiles", "--data.init_args.path", "text.txt",
-        "--data.init_args.tokenizer", "HuggingFaceTokenizer", "--data.init_args.tokenizer.init_args.file", ".",
-    )  # fmt: skip
-    assert status == 0, err
-    (work / "tokenizer.json").rename("elsewhere.json")
-    tokenizer = HuggingFaceTokenizer("elsewhere.json")
-    settings = {"window_len": 32, "cache_dir": str(work / "cache")}
-    data = TextFiles("text.txt", tokenizer=tokenizer, **settings)
-    data.setup("test")  # what was prepared: the key is the tokenizer, not its path
-    assert data.vocab_size == 330
-    text = "".join(tokenizer.decode(file.text_of(*file.documents)) for file in data.files.values())
-    assert text == "".join(LINES) * 20

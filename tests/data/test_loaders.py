@@ -161,24 +161,6 @@ def data(tmp_path):
     return make
 
 
-def test_how_many_batches_a_run_has(data):
-    """Of a run whose length is known all of them; else those of an epoch, one at least: the stream has 61 tokens."""
-    assert len(data(max_steps=7, accumulated=3).train_dataloader()) == 21
-    assert len(data(max_steps=-1, window_len=6, batch_size=4).train_dataloader()) == 2  # 10 windows
-    assert len(data(max_steps=-1, window_len=6, batch_size=2, world_size=2).train_dataloader()) == 2
-    assert len(data(max_steps=-1, window_len=6, train_stride=3, batch_size=4).train_dataloader()) == 5  # 20 windows
-    assert len(data(max_steps=-1, window_len=30, batch_size=4).train_dataloader()) == 1  # 2 windows
-
-
-@pytest.mark.parametrize(("window_len", "most"), [(2, 4), (3, 2), (5, 1), (9, 1)])
-def test_scoring_takes_as_many_positions_at_a_time_as_training(data, window_len, most):
-    module = data(window_len=4, batch_size=2, scoring_window_len=window_len, scoring_stride=1)
-    loader = module.val_dataloader()
-    assert max(len(batch) for batch in loader.batches) == most
-    assert (loader.split, loader.protocol["window_len"], loader.protocol["stride"]) == ("validation", window_len, 1)
-    assert module.test_dataloader().split == module.predict_dataloader().split == "test"
-
-
 def test_places_of_samples_are_named(data):
     """Sample by sample, the document that a window begins in and where in it: its start token is token 0."""
     module = data(window_len=6, train_stride=1, batch_size=61, seed=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import Bytes, SentencePiece, TextFiles
-from datamodules.documents import Text, read_text
+from datamodules.documents import read_text
 from datamodules.tokenizers.sentence_piece import _of_length
 from llp.errors import SettingError
 
@@ -45,13 +45,6 @@ def test_a_byte_order_mark_is_no_text(tmp_path, suffix, content):
     marked = prepared(write(tmp_path / "marked", MARK + content, suffix), tmp_path)
     assert marked.about["data_fingerprint"] == plain.about["data_fingerprint"]
     assert marked.files["test"].tokens.tolist() == plain.files["test"].tokens.tolist()
-
-
-def test_the_mark_of_a_text_that_is_cut_is_no_text_either(tmp_path):
-    (tmp_path / "a.txt").write_bytes(MARK + "".join(LINES).encode())
-    data = prepared(tmp_path / "a.txt", tmp_path)
-    tokens = [data.files[split].text_of(*data.files[split].documents) for split in SPLITS]
-    assert b"".join(bytes(part.astype("uint8")) for part in tokens).decode() == "".join(LINES)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -184,28 +177,3 @@ def test_a_compressed_file_is_named(tmp_path, name):
     for path in (folder, folder / name):
         with pytest.raises(SettingError, match=f"path = {folder / name}: it is compressed, .*; decompress it"):
             prepared(path, tmp_path)
-
-
-# A tokenizer that is given
-
-
-def test_a_model_that_changes_rare_words_is_refused_by_the_text(tmp_path):
-    """Whatever its rules: none of the strings that are tried at first tells of this one."""
-    import sentencepiece
-
-    rules, model = tmp_path / "rules.tsv", tmp_path / "m"
-    rules.write_text("\t".join(" ".join(f"{ord(letter):x}" for letter in word) for word in ("wombat", "koala")) + "\n")
-    settings = {"byte_fallback": True, "bos_id": 1, "add_dummy_prefix": False, "remove_extra_whitespaces": False}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES), model_prefix=str(model), vocab_size=280, minloglevel=2,
-        normalization_rule_tsv=str(rules), user_defined_symbols=["\n"], **settings,
-    )  # fmt: skip
-    folder = write(tmp_path / "text", "".join(LINES).encode() + b"a wombat\n")
-    with pytest.raises(SettingError, match=r"tokenizer = SentencePiece: it does not return every string, .*wombat"):
-        prepared(folder, tmp_path, tokenizer=SentencePiece(model_file=f"{model}.model"))
-    assert [*(tmp_path / "c").iterdir()] == []
-
-
-def test_a_text_of_its_own_is_checked_alike():
-    with pytest.raises(SettingError, match="data = mine: it is not UTF-8 at byte 5"):
-        [*Text("mine", [b"fine\n\xff"]).lines()]

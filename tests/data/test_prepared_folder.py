@@ -2,16 +2,13 @@
 
 import json
 import os
-import platform
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datamodules import SentencePiece
 from datamodules.token_files import TokenFile
-from helpers.corpus import DOCUMENTS, Given
 from helpers.prepared import attach, prepare
 from llp.errors import SettingError
 
@@ -116,19 +113,3 @@ def test_llp_test_and_context_report_nothing_of_changed_tokens(run, trained, wor
 
 
 # A kill, and a power cut
-
-
-def test_files_are_on_the_disk_before_the_folder_has_its_name_and_its_name_before_it_is_used(tmp_path, monkeypatch):
-    calls = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name) or fsync(fd)
-    )
-    monkeypatch.setattr(Path, "replace", lambda self, to: calls.append(f"-> {to.name}") or replace(self, to))
-    data = Given(DOCUMENTS, cache_dir=str(tmp_path / "cache"))
-    data.prepare_data()
-    folder = data.prepared_folder()
-    unfinished = f".{folder.name}.{platform.node()}.unfinished"
-    moved = calls.index(f"-> {folder.name}")
-    assert {path.name for path in folder.iterdir()} | {unfinished} <= set(calls[:moved])
-    assert calls[moved + 1 :] == ["cache"]  # the folder that holds it

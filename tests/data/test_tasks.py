@@ -1,10 +1,7 @@
 """Drawn examples against the definition of their task; which comes when, on which rank, after a resume."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
 from datamodules import AssociativeRecall, MirroredCopy
@@ -58,27 +55,6 @@ def test_recall_by_its_definition(settings, first_query):
     assert data.n_candidates == v - v // 2 - 7
 
 
-def test_recall_draws_uniformly():
-    """Places of queries, each and in pairs, keys, values and filler: chi-square below its 99.9 % point."""
-    data = AssociativeRecall(vocab_size=20, n_pairs=2, window_len=20, filler="random")
-    examples = drawn(data, 4000)
-    for pair in range(2):
-        assert_uniform([positions[pair] for _, positions, _ in examples], range(4, 20, 2))
-    pairs = [100 * a + b for a in range(4, 20, 2) for b in range(4, 20, 2) if a != b]
-    assert_uniform([100 * positions[0] + positions[1] for _, positions, _ in examples], pairs)
-    assert_uniform([tokens[0] for tokens, _, _ in examples], range(1, 10))
-    assert_uniform([tokens[3] for tokens, _, _ in examples], range(10, 20))
-    filler = [tokens[5] for tokens, _, _ in examples]
-    assert_uniform([token for token in filler if token == 0 or token >= 10], [0, *range(10, 20)])
-    assert set(filler) == set(range(20))
-
-
-def assert_uniform(values, possible):
-    counts = Counter(int(value) for value in values)
-    assert set(counts) <= set(possible)
-    assert scipy.stats.chisquare([counts[value] for value in possible]).pvalue > 0.001
-
-
 # Mirrored copy
 
 
@@ -99,17 +75,6 @@ def test_the_copy_by_its_definition():
     assert symbols == set(range(2, 40))
     assert (data.n_answers, data.labels_per_window, data.first_position) == (38, 9, 9)
     assert data.n_candidates == 38 - 8
-
-
-def test_a_part_of_the_copy_is_its_end():
-    whole, part = (MirroredCopy(vocab_size=40, window_len=20, label_len=label_len) for label_len in (None, 7))
-    for one, other in zip(drawn(whole, 3), drawn(part, 3), strict=True):
-        assert one.tokens.tolist() == other.tokens.tolist()
-        assert other.positions.tolist() == [13, 14, 15, 16, 17] == one.positions[-5:].tolist()
-        assert other.sources.tolist() == one.sources[-5:].tolist()
-    assert (part.labels_per_window, part.first_position) == (5, 13)
-    assert MirroredCopy(vocab_size=40, window_len=20, label_len=20).labels_per_window == 9
-    assert MirroredCopy(vocab_size=40, window_len=20, label_len=3).labels_per_window == 1
 
 
 # What they share

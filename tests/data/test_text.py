@@ -1,7 +1,6 @@
 """From text to token files and windows: WikiText-103's counts, both sources, broken files, interruptions."""
 
 import os
-import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -10,7 +9,7 @@ import pytest
 
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
 from datamodules.loaders import TrainingOrder
-from helpers.prepared import attach, files, prepare
+from helpers.prepared import attach, prepare
 from helpers.small_models import build
 from llp.errors import SettingError
 
@@ -118,27 +117,6 @@ def test_a_stopped_preparation_leaves_nothing(wikitext, tmp_path, monkeypatch, s
     with pytest.raises(expected, match="cache_dir = .*No space left" if isinstance(stop, OSError) else None):
         data.prepare_data()
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_what_a_killed_preparation_left_is_made_anew(wikitext, tmp_path):
-    whole = prepare(wikitext, tmp_path / "whole").prepared_folder()
-    folder = tmp_path / "cache" / whole.name
-    unfinished = folder.with_name(f".{folder.name}.{platform.node()}.unfinished")
-    unfinished.mkdir(parents=True)
-    (unfinished / "train.bin").write_bytes(b"cut")
-    (unfinished / "left behind").touch()
-    assert files(prepare(wikitext, tmp_path / "cache").prepared_folder()) == files(whole)
-    assert [*folder.parent.iterdir()] == [folder]
-
-
-def test_the_size_of_blocks_makes_no_difference(wikitext, tmp_path, monkeypatch):
-    usual = prepare(wikitext, tmp_path / "usual", tokenizer=SentencePiece(320)).prepared_folder()
-    monkeypatch.setattr("datamodules.documents._BLOCK", 33)
-    small = prepare(wikitext, tmp_path / "small", tokenizer=SentencePiece(320)).prepared_folder()
-    assert files(small) == files(usual)
-    (wikitext / "wiki.test.tokens").write_bytes("é é \n".encode() * 30 + b"\xff\n")
-    with pytest.raises(SettingError, match=r"wiki\.test\.tokens: it is not UTF-8 at byte 210"):
-        prepare(wikitext, tmp_path / "small")
 
 
 def test_two_at_once_prepare_once(tmp_path, monkeypatch):

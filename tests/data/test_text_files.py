@@ -216,11 +216,3 @@ def test_shares_are_those_of_exact_fractions(tmp_path, shares):
     assert dealt["validation"] == [f"a.jsonl:{n + 1}" for n in held_out if n not in tested]
     assert len(dealt["validation"]) == 1000 * validation
     assert len(dealt["test"]) == 1000 * test
-
-
-def test_what_is_prepared_is_keyed_by_all_that_changes_the_text(tmp_path):
-    folder = tmp_path / "text"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text('{"text": "x", "body": "y"}\n' * 20)
-    settings = [{}, {"text_key": "body"}, {"validation_share": 0.1}, {"test_share": 0.1}]
-    assert len({text_files(folder, tmp_path, **changed).prepared_folder() for changed in settings}) == len(settings)

@@ -8,8 +8,7 @@ import pytest
 import sentencepiece as spm
 
 from datamodules.tokenizers import Bytes, SentencePiece
-from datamodules.tokenizers.roundtrip import HARD_LINES, lost_line
-from helpers.corpus import DOCUMENTS, Given
+from helpers.corpus import Given
 from llp.errors import SettingError
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
@@ -56,16 +55,6 @@ def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
         for name in ("vocab_size", "start_token", "fingerprint"):
             assert getattr(restored, name) == getattr(tokenizer, name)
         assert restored.serialized() == tokenizer.serialized()
-
-
-def test_lost_text_is_found():
-    """Whether it is lost at the beginning of a text, or only behind another line."""
-    tokenizer = Bytes()
-    assert lost_line(tokenizer.encode, tokenizer.decode, HARD_LINES) is None
-    lost = lost_line(tokenizer.encode, lambda tokens: tokenizer.decode(tokens).replace("\0", ""), HARD_LINES)
-    assert "\0" in lost
-    lost = lost_line(tokenizer.encode, lambda tokens: tokenizer.decode(tokens).replace("\na", "\n a"), ["a\n", "a\n"])
-    assert lost == "a\n"
 
 
 def test_unk_and_newline_are_one_token_each():
@@ -173,14 +162,6 @@ def test_indentation_is_learnt(model_type):
     assert len(tokenizer.encode([lines[0]])) < 8
 
 
-def test_long_lines_are_learnt_from():
-    """A paragraph is a line: SentencePiece would leave out those of more than 4,192 bytes without a word."""
-    lines = [" ".join(WORDS[i % 8 :] + WORDS[: i % 8]) * 200 + "\n" for i in range(8)]
-    assert min(map(len, lines)) > 8000
-    tokenizer = trained(lines)
-    assert len(tokenizer.encode(["singing"])) <= 2
-
-
 def test_training_reads_the_training_split_alone(tmp_path):
     texts = {
         "train": {"a": "cat sat on the mat\n" * 99},
@@ -193,11 +174,3 @@ def test_training_reads_the_training_split_alone(tmp_path):
     assert len(data.tokenizer.encode(["sat"])) < 3
     for unseen in ("zyx", "wvu"):
         assert len(data.tokenizer.encode([unseen])) >= 3
-
-
-def test_each_setting_makes_a_tokenizer_of_its_own(tmp_path):
-    """None takes what another has prepared."""
-    settings = [{}, {"vocab_size": 301}, {"model_type": "unigram"}, {"sample_lines": 5}, {"seed": 1}]
-    tokenizers = [SentencePiece(**{"vocab_size": 300, **changed}) for changed in settings]
-    folders = {Given(DOCUMENTS, cache_dir=str(tmp_path), tokenizer=t).prepared_folder() for t in tokenizers}
-    assert len(folders) == len(settings)

@@ -15,7 +15,7 @@ from helpers import reference
 def books(work):
     """A folder in PG-19's layout, with books of several and of less than one scoring window."""
     rng, folder = random.Random(0), work / "books"
-    lengths = {"train": {1: 400, 2: 300}, "validation": {3: 40}, "test": {10: 25, 9: 3, 11: 15}}
+    lengths = {"train": {1: 400, 2: 300}, "validation": {3: 40}, "test": {10: 12, 9: 3, 11: 7}}
     for split, of_split in lengths.items():
         (folder / split).mkdir(parents=True)
         for number, n_words in of_split.items():

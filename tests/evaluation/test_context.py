@@ -13,23 +13,13 @@ from llp.errors import SettingError
 from llp.evaluation.context import (
     ContextLoss,
     _block_starts,
-    context_lengths,
     loss_by_context,
-    plot,
     write,
 )
 
 # Documents of 10, 3 and 8 tokens, each behind its start token.
 DOCUMENTS = [SimpleNamespace(start=start, tokens=tokens) for start, tokens in ((0, 10), (11, 3), (15, 8))]
 TOKENS = np.arange(100, 124, dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("longest", "expected"),
-    [(1, [0, 1]), (2, [0, 1, 2]), (8, [0, 1, 2, 4, 8]), (9, [0, 1, 2, 4, 8, 9]), (20, [0, 1, 2, 4, 8, 16, 20])],
-)
-def test_contexts_are_the_powers_of_two_below_the_longest(longest, expected):
-    assert context_lengths(longest) == expected
 
 
 @pytest.mark.parametrize(
@@ -118,13 +108,6 @@ CURVE = [
     ContextLoss(1, 2.5, 0.25, 12.0, 6, 3),
     ContextLoss(4, 2.0, 0.125, 7.5, 6, 3),
 ]
-
-
-def test_the_plot_shows_the_curve_and_its_uncertainty():
-    (axes,) = plot(CURVE, "A model").axes
-    (line, _, (bars,)) = axes.containers[0].lines
-    assert line.get_xydata().tolist() == [[0, 3.0], [1, 2.5], [4, 2.0]]
-    assert [bar[:, 1].tolist() for bar in bars.get_segments()] == [[2.5, 3.5], [2.25, 2.75], [1.875, 2.125]]
 
 
 def test_the_curve_is_written_as_table_plot_and_tensorboard_tag(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.slices_by_definition import slices_by_definition
-from llp.evaluation.recall import distance_bins, last_occurrences, loss_slices, recall_distances
+from llp.evaluation.recall import last_occurrences, loss_slices
 
 
 @pytest.mark.parametrize(
@@ -26,31 +26,6 @@ from llp.evaluation.recall import distance_bins, last_occurrences, loss_slices, 
 )
 def test_a_bigram_is_found_where_it_last_occurred(text, expected):
     assert last_occurrences(np.array([*text], np.uint32)).tolist() == expected
-
-
-def test_distances_by_definition():
-    rng = random.Random(0)
-    for _ in range(200):
-        text = [rng.randrange(4) for _ in range(rng.randrange(2, 30))]
-        starts = [rng.randrange(i + 1) for i in range(len(text) - 1)]
-        expected = []
-        for i, start in enumerate(starts):
-            found = [j for j in range(start, i) if text[j] == text[i] and text[j + 1] == text[i + 1]]
-            expected.append(i - max(found) if found else 0)
-        assert recall_distances(np.array(text, np.uint16), np.array(starts)).tolist() == expected
-
-
-@pytest.mark.parametrize(
-    ("longest", "expected"),
-    [
-        (1, [(1, 1)]),
-        (3, [(1, 1), (2, 2), (3, 4)]),
-        (4, [(1, 1), (2, 2), (3, 4)]),
-        (9, [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16)]),
-    ],
-)
-def test_bins_end_at_powers_of_two(longest, expected):
-    assert distance_bins(longest) == expected
 
 
 # Slices

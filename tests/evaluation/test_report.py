@@ -210,32 +210,6 @@ def nats_of(checkpoint, tokens):
         return F.cross_entropy(logits, row[1:], reduction="none")
 
 
-def test_a_partial_report_by_hand(run, trained):
-    """Windows of one length make a batch: the first is alone, then come four. They score the first 80 tokens."""
-    checkpoint = trained / "checkpoints/best.ckpt"
-    status, out, err = run("test", "--ckpt_path", checkpoint, "--trainer.limit_test_batches", 2)
-    assert status == 0, err
-    text = (trained.parents[1] / "wikitext/wiki.test.tokens").read_bytes()
-    n = len(text)
-    words, plain_words = (len(text.decode().split()) + n_ends for n_ends in (text.count(b"\n"), 0))
-    nats = nats_of(checkpoint, [10, *text])[:80].sum().item()
-    content = checked_json((trained / "test.json").read_text())
-    (row,), protocol = content["rows"], content["protocol"]
-    assert (row["split"], row["document"]) == ("test", None)
-    assert (row["tokens"], row["bytes"], row["words"]) == (80, 80, round(words * 80 / n))  # a token is a byte
-    assert row["plain_words"] == round(plain_words * 80 / n)
-    assert n > 800
-    assert row["nats"] == pytest.approx(nats, rel=1e-6)
-    assert {name: row[name] for name in METRICS} == pytest.approx(metrics(nats, 80, row["words"], 80), rel=1e-5)
-    assert row["plain_word_perplexity"] == pytest.approx(math.exp(nats / row["plain_words"]), rel=1e-5)
-    assert not [key for key in row if "unigram" in key]
-    assert not [key for key in protocol if "context" in key]
-    assert protocol["complete"] is False
-    assert protocol["certificate"]["causal"] is True
-    assert f"PARTIAL: 80 of {n:,} tokens were scored; words and bytes are scaled in proportion." in out
-    assert f"{row['bits_per_byte']:,.4f}" in out
-
-
 @pytest.fixture
 def library(work):
     """Text of several documents, and a run on it."""

@@ -74,14 +74,6 @@ def test_runs_are_sorted_by_test_then_validation(tmp_path):
     assert [*find_runs(tmp_path).run] == names(tmp_path)  # the folder above is understood too
 
 
-def test_runs_that_validate_a_part_of_the_split_come_after_others_the_best_first(tmp_path):
-    for name, validation in (("a", 1.0), ("b", 0.5), ("c", 2.0)):
-        record = make_run(tmp_path, name, validation=validation) / "run.json"
-        if name != "c":
-            record.write_text(record.read_text().replace('"complete": true', '"complete": false'))
-    assert names(tmp_path) == ["c", "b", "a"]
-
-
 def test_only_settings_that_differ_are_shown_under_short_names(tmp_path):
     make_run(tmp_path, "a", learning_rate=0.02)
     make_run(tmp_path, "b")

@@ -1,20 +1,12 @@
 """`llp predict`: the loss of every token as a table, against one pass of the model, on any number of ranks."""
 
-import resource
-from types import SimpleNamespace
-
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import llp
-from datamodules import Bytes, PythonReference
-from helpers.prepared import attach
 from helpers.slices_by_definition import slices_by_definition
-from helpers.small_models import build
 from llp.atomic_files import checked_json
-from llp.evaluation.token_losses import TokenLosses
 
 SCHEMA = {"document": "int32", "name": "string", "place": "int64", "token": "int32", "text": "string", "loss": "float"}
 
@@ -62,53 +54,3 @@ def test_what_was_not_scored_has_no_row(run, trained):
     status, _, err = run(*arguments, 0)
     assert status == 1
     assert "trainer.limit_predict_batches = 0: set it above 0" in err
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing(run, trained):
-    before = {path.name for path in trained.iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, hard))
-    try:
-        status, out, err = run("predict", "--ckpt_path", trained / "checkpoints/last.ckpt")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert status == 1
-    assert "File too large" in err
-    assert "Traceback" not in err
-    assert "Written" not in out
-    assert {path.name for path in trained.iterdir()} == before
-
-
-def test_several_ranks_write_one_table_in_the_order_of_the_text(tmp_path):
-    """Each rank has a part of the batches; a loss here is a number of its token's place."""
-    world_size, writers = 3, []
-    for rank in range(world_size):
-        data = PythonReference(cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16, batch_size=64)
-        data.prepare_data()
-        data.setup("predict")
-        model = build("LLP", vocab_size=257)
-        attach(data, model, global_rank=rank, world_size=world_size)
-        reduced = SimpleNamespace(reduce=lambda own, reduce_op: sum(writer._losses for writer, _, _ in writers))
-        trainer = SimpleNamespace(
-            predict_dataloaders=data.predict_dataloader(), datamodule=data, ckpt_path=None, default_root_dir=tmp_path,
-            is_global_zero=rank == 0, strategy=reduced,
-        )  # fmt: skip
-        writers.append((TokenLosses(), trainer, model))
-    for writer, trainer, model in writers:
-        writer.on_predict_start(trainer, model)
-        for number, windows in enumerate(trainer.predict_dataloaders.batches):
-            rows = [range(w.stop - w.n_scored, w.stop) for w in windows]
-            losses = [[w.document + place / 100_000 for place in row] for w, row in zip(windows, rows, strict=True)]
-            writer.on_predict_batch_end(trainer, model, torch.tensor(losses), None, number)
-    for writer, trainer, model in reversed(writers):
-        writer.on_predict_end(trainer, model)
-
-    columns = pq.read_table(tmp_path / "token_losses.parquet").to_pydict()
-    texts = [b"".join(text.blocks) for text in data.texts("test")]
-    assert bytes(columns["token"]) == b"".join(texts)
-    assert columns["document"] == [number for number, text in enumerate(texts) for _ in text]
-    assert columns["place"] == [place for text in texts for place in range(len(text))]
-    names = [document.name for document in data.files["test"].documents]
-    assert columns["name"] == [names[number] for number in columns["document"]]
-    expected = np.array(columns["document"]) + np.array(columns["place"]) / 100_000
-    np.testing.assert_array_equal(np.array(columns["loss"], np.float32), expected.astype(np.float32))

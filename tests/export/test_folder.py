@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as distributed_checkpoint
 
-from helpers import exported
+from helpers import exported, small_models
 from helpers.refusals import assert_one_message
 from llp import loading
 from llp.decoder.patterns import CausalAttention, Layer
 from llp.errors import SettingError
 from llp.export import model_folder, modeling_file
+from llp.export.layers import described, geometry_of
 from llp.export.model_folder import write_folder
 from llp.language_model import LanguageModel
 
@@ -106,6 +108,14 @@ def test_loads_as_its_checkpoint_does(tmp_path, form):
     assert dict(theirs.hparams) == dict(ours.hparams)
     assert theirs.exported == {**theirs.exported, "weights_changed": False}
     assert ("decoder.head.weight" in load_file(tmp_path / "export/model.safetensors")) == (form[0] != "LLP")
+
+
+@pytest.mark.parametrize(("name", "settings"), small_models.FORMS, ids=str)
+def test_the_layers_come_back_from_the_configuration(name, settings):
+    geometry = exported.small(name, **settings).geometry
+    layers = json.loads(json.dumps([described(layer) for layer in geometry.layers]))
+    compression = None if geometry.compression is None else asdict(geometry.compression)
+    assert geometry_of(layers, geometry.n_heads, compression, False) == geometry
 
 
 def test_numbers_of_another_type(saved):
