@@ -63,9 +63,12 @@ class PretrainedDecoder(TextDecoder):
         states: Tensor = self.model.base_model(input_ids=tokens, **options).last_hidden_state
         return states if self.logit_scale == 1 else states * self.logit_scale
 
+    @property
+    def _bias(self) -> Tensor | None:
+        return None if self.head.bias is None else self.head.bias * self.logit_scale
+
     def _logits(self, states: Tensor) -> Tensor:
-        bias = None if self.head.bias is None else self.head.bias * self.logit_scale
-        return nn.functional.linear(states, self.head.weight, bias)
+        return nn.functional.linear(states, self.head.weight, self._bias)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         states = self._states(tokens, use_cache=False)
@@ -75,8 +78,7 @@ class PretrainedDecoder(TextDecoder):
         states = self._states(tokens, use_cache=False)  # (B, N, dim)
         if positions is not None:
             states = at_positions(states, positions, tokens.shape[1])
-        bias = None if self.head.bias is None else self.head.bias * self.logit_scale
-        return linear_cross_entropy(last_positions(states, targets.shape[1]), self.head.weight, bias, targets)
+        return linear_cross_entropy(last_positions(states, targets.shape[1]), self.head.weight, self._bias, targets)
 
     def new_cache(self, batch_size: int, window: tuple[int, int] | None) -> PretrainedCache:
         return PretrainedCache(self.model, self.geometry, batch_size, window)
