@@ -83,8 +83,15 @@ def test_readme_commands():
     assert "llp fit --config configs/quickstart.yaml" in setup[0]
     assert "llp test --ckpt_path" in setup[0]
     assert setup[1].endswith("pytest")
-    for path in re.findall(r"(?<![/\w])(?:configs|docs|benchmarks)/[\w./]+\w", readme):
-        assert (ROOT / path).exists(), path
+
+
+def test_each_configuration_is_listed_and_each_that_is_named_exists():
+    listed = (ROOT / "docs/configurations.md").read_text(encoding="utf-8")
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*") if path.is_file()}
+    assert set(re.findall(r"\(\.\./(configs/[^)]+)\)", listed)) == there
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for path in re.findall(r"(?<![/\w])configs/[\w./]+\w", page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
 def test_what_users_are_told_to_install_exists():
