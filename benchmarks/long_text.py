@@ -4,6 +4,7 @@ python benchmarks/long_text.py --output benchmarks/results/long_text
 """
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -13,9 +14,11 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, Trainer
+from matplotlib.figure import Figure
 
 import llp
 from datamodules import Bytes, PythonSource, TextFiles
+from llp.evaluation.colours import COLOURS
 from llp.training_module import TrainingModule
 from measuring import in_own_process, memory
 
@@ -116,6 +119,24 @@ def table(rows: pd.DataFrame) -> str:
     return shown.to_string(index=False)
 
 
+def plot(rows: pd.DataFrame) -> Figure:
+    """Peak memory against the length of the text, both axes logarithmic."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, of_arm in rows.groupby("way", sort=False):
+        arm = ARMS[str(name)]
+        style = "o-" if arm.piece_len else "s--"
+        color = COLOURS[arm.architecture]
+        axes.plot(of_arm["tokens"], of_arm["peak_bytes"] / 2**20, style, color=color, label=arm.title)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set(xlabel="tokens of the text", ylabel="peak memory of the process, MiB")
+    axes.set_title("One optimizer step on the mean loss of one text")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def main() -> None:
     """Measure each arm at each length in a process of its own, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,7 +150,9 @@ def main() -> None:
         for n_tokens in arm.lengths:
             rows.append({"way": name, "tokens": n_tokens, **in_own_process(measure, arm, n_tokens)})
             frame = pd.DataFrame(rows)
+            (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
             (folder / "results.txt").write_text(table(frame) + "\n", encoding="utf-8")
+            plot(frame).savefig(folder / "memory.svg", metadata={"Date": None})
             print(table(frame), flush=True)
 
 
