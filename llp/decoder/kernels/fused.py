@@ -78,7 +78,7 @@ def _flash_backward(
 
 
 def _cudnn_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: None
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     returned = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, is_causal, scale=scale)
     return returned[0], returned[1].view(query.shape[:3]), tuple(returned[6:8])  # its log-sum-exps are (B, H, Q, 1)
@@ -92,7 +92,8 @@ def _cudnn_backward(
     output: Tensor,
     lse: Tensor,
     is_causal: bool,
-    scale: float | None,
+    scale: float,
+    mask: None,
     seed: Tensor,
     offset: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
