@@ -28,6 +28,7 @@ def write(spec: Row, folder: Path) -> None:
     main, long = (records[records["part"] == part] for part in ("main", "long"))
     arms = [arm for arm in spec["arms"] if arm in set(main["arm"])]
     losses = table_of(main, arms)
+    complete = [arm for arm in arms if losses[arm].notna().all()]  # the curves are over the same documents
     parts = [
         "# What a pretrained model loses when its attention is cut",
         spec["question"].strip(),
@@ -36,9 +37,9 @@ def write(spec: Row, folder: Path) -> None:
         "over documents. A difference is over the documents that both arms have read.",
         "## Arms\n\n" + arms_table(losses),
         "## Contrasts that were named before the runs\n\n" + contrasts_table(contrasts(spec, losses, long)),
-        offsets(main, arms, folder),
-        distances(main, arms, folder),
-        positions(main, long, arms, folder),
+        offsets(main, complete, folder),
+        distances(main, complete, folder),
+        positions(main, long, folder),
     ]
     write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
 
@@ -126,9 +127,10 @@ def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
 
 def mean_over(records: pd.DataFrame, arm: str, column: str, key: str) -> np.ndarray:
     """The mean over documents of a curve, minus dense attention's."""
-    pairs = records[records["arm"] == arm].merge(records[records["arm"] == "dense"], on="document")
-    curves = zip(pairs[f"{column}_x"], pairs[f"{column}_y"], strict=True)
-    return np.mean([np.subtract(one[key], dense[key]) for one, dense in curves], axis=0)
+    own, dense = (
+        np.mean([row[key] for row in records.loc[records["arm"] == one, column]], axis=0) for one in (arm, "dense")
+    )
+    return own - dense
 
 
 def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
@@ -138,8 +140,7 @@ def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     rows = [f"| arm | {' | '.join(bounds)} |", "| --- |" + " --- |" * len(bounds)]
     for arm in arms:
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "window_384", "blocks_768", "shifted_768"):
-            shared = main[main["document"].isin(main.loc[main["arm"] == arm, "document"])]
-            gap = by_word(shared, arm) - by_word(shared, "dense")
+            gap = by_word(main, arm) - by_word(main, "dense")
             axes.plot(bounds, gap, marker="o", label=arm)
             rows.append(f"| {arm} | {' | '.join('' if np.isnan(one) else f'{one:+.2f}' for one in gap)} |")
     axes.tick_params(axis="x", rotation=45)
@@ -157,8 +158,10 @@ def by_word(main: pd.DataFrame, arm: str) -> np.ndarray:
     return np.where(words > 0, nats / np.maximum(words, 1), np.nan)
 
 
-def positions(main: pd.DataFrame, long: pd.DataFrame, arms: list[str], folder: Path) -> str:
-    """The loss by position, up to four times the trained length."""
+def positions(main: pd.DataFrame, long: pd.DataFrame, folder: Path) -> str:
+    """The loss by position, up to four times the trained length, on the documents that all arms have read."""
+    readers = long.groupby("document")["arm"].nunique()
+    long = long[long["document"].map(readers) == long["arm"].nunique()]
     figure, axes = plot("position, tokens", "nats a token, mean over documents")
     rows = ["| arm, on " + str(long["document"].nunique()) + " documents | 0-8k | 8-16k | 16-24k | 24-32k |"]
     rows.append("| --- |" + " --- |" * 4)
