@@ -1,8 +1,7 @@
-"""Every architecture against its peers, side by side in one run: time, share of the matrix rate, peak memory.
+"""Every architecture against its peers on a CPU, side by side in one run: time, share of the matrix rate, peak memory.
 
     pip install -e ".[benchmarks]"
     python benchmarks/compare.py          # two hours on two cores; writes benchmarks/results/cpu/
-    python benchmarks/compare.py --device cuda --dtype bfloat16    # on a GPU; writes benchmarks/results/cuda/
 
 All arms of a group take turns within each round, so that a busy machine slows them equally. The times are medians.
 """
@@ -67,7 +66,7 @@ def decoder(name: str, options: Namespace, n: int, n_layers: int) -> Decoder:
 def attention(options: Namespace, n: int) -> Iterator[Case]:
     """Attention alone."""
     shape = 1, options.n_heads, n, options.dim // options.n_heads
-    *inputs, upstream = (projections(shape, options.device, dtype_of(options)) for _ in range(4))
+    *inputs, upstream = (projections(shape, "cpu", torch.float32) for _ in range(4))
     for name, pattern in attentions(options.segment_len).items():
         if name in options.names:
             yield Case(
@@ -91,7 +90,7 @@ def stack_case(name: str, options: Namespace, n: int, n_layers: int) -> Case:
     n_trained = module.geometry.positions_out(n)
     flops = 3 * (module.flops(n) - module.head_flops(n_trained))
     module.head = nn.Identity()  # type: ignore[assignment]
-    return Case(name, differentiated(module, options, n), flops, n_trained)
+    return Case(name, differentiated(module, n), flops, n_trained)
 
 
 def perceiver(options: Namespace, n: int) -> Iterator[Case]:
@@ -100,27 +99,14 @@ def perceiver(options: Namespace, n: int) -> Iterator[Case]:
     yield ours
     peer = perceiver_ar_pytorch(VOCAB_SIZE, options.dim, options.layers, options.n_heads, n, n // 4)
     peer.to_logits = nn.Identity()
-    yield Case("perceiver-ar-pytorch", differentiated(peer, options, n), ours.flops, ours.trained_tokens)
+    yield Case("perceiver-ar-pytorch", differentiated(peer, n), ours.flops, ours.trained_tokens)
 
 
-def differentiated(module: nn.Module, options: Namespace, n: int) -> Run:
-    """Forward and backward through a module on random tokens, under autocast to another type than float32."""
-    tokens = torch.randint(VOCAB_SIZE, (1, n), device=options.device)
-    module, dtype = module.to(options.device), dtype_of(options)
+def differentiated(module: nn.Module, n: int) -> Run:
+    """Forward and backward through a module on random tokens."""
+    tokens = torch.randint(VOCAB_SIZE, (1, n))
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-    def run() -> object:
-        with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-            output = module(tokens)
-        return torch.autograd.grad(output.mean(), parameters, allow_unused=True)
-
-    return run
-
-
-def dtype_of(options: Namespace) -> torch.dtype:
-    """The type in which is computed."""
-    dtype: torch.dtype = getattr(torch, options.dtype)
-    return dtype
+    return lambda: torch.autograd.grad(module(tokens).mean(), parameters, allow_unused=True)
 
 
 def step(options: Namespace, n: int) -> Iterator[Case]:
@@ -132,9 +118,8 @@ def step(options: Namespace, n: int) -> Iterator[Case]:
 
 def step_case(name: str, options: Namespace, n: int) -> Case:
     """The step of one architecture or peer."""
-    module = decoder(name, options, n, options.layers).to(options.device)
-    tokens = torch.randint(VOCAB_SIZE, (1, n + 1), device=options.device)
-    run = training_step(module, tokens, dtype_of(options))
+    module = decoder(name, options, n, options.layers)
+    run = training_step(module, torch.randint(VOCAB_SIZE, (1, n + 1)))
     return Case(name, run, 3 * module.flops(n), module.geometry.positions_out(n))
 
 
@@ -151,8 +136,7 @@ def timed_rows(group: str, n: int, options: Namespace) -> pd.DataFrame:
     limit = options.patience * MAX_FLOPS[group]
     cases = [case for case in TIMED[group](options, n) if case.flops <= limit]
     product = "matrix product"
-    runs = {product: matrix_product(MATRIX_SIZE, options.device, dtype_of(options))}
-    runs |= {case.name: case.run for case in cases}
+    runs = {product: matrix_product(MATRIX_SIZE)} | {case.name: case.run for case in cases}
     times = in_turn(runs, options.rounds, options.budget_s)
     rate = 2 * MATRIX_SIZE**3 / statistics.median(times[product])
     rows = []
@@ -174,12 +158,11 @@ def memory_rows(n: int, options: Namespace) -> pd.DataFrame:
 
 def peak_memory(name: str, options: Namespace, n: int) -> int:
     """Bytes that a step needs at its peak, including weights and optimizer; of `head` the head with its loss alone."""
-    matrix_product(256, options.device)()  # the libraries' own buffers
+    matrix_product(256)()  # the libraries' own buffers
     before = memory()
     if name == "head":
-        with torch.device(options.device):
-            x, weight = (torch.randn(*shape, options.dim, requires_grad=True) for shape in ((1, n), (VOCAB_SIZE,)))
-            bias, targets = torch.zeros(VOCAB_SIZE, requires_grad=True), torch.randint(VOCAB_SIZE, (1, n))
+        x, weight = (torch.randn(*shape, options.dim, requires_grad=True) for shape in ((1, n), (VOCAB_SIZE,)))
+        bias, targets = torch.zeros(VOCAB_SIZE, requires_grad=True), torch.randint(VOCAB_SIZE, (1, n))
         before = memory()
         linear_cross_entropy(x, weight, bias, targets).mean.backward()
     else:
@@ -202,11 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budget_s", type=float, default=60, help="begin no new round of a length after this")
     parser.add_argument("--patience", type=float, default=1.0, help="above 1: measure longer runs, too")
     parser.add_argument("--add", action="store_true", help="add to the results, replacing what is measured again")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--out", type=Path, help="by default benchmarks/results/DEVICE")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/cpu")
     options = parser.parse_args(arguments)
-    options.out = options.out or Path(__file__).parent / "results" / options.device
     found = pd.read_csv(options.out / "results.csv") if options.add else pd.DataFrame()
     for group in options.groups:
         for n in options.lengths:

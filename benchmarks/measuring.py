@@ -24,6 +24,7 @@ def in_turn(
     runs: Mapping[Arm, Run],
     rounds: int,
     budget_s: float = math.inf,
+    block_s: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Arm, list[float]]:
     """Seconds that a run of each arm takes, one entry a round.
@@ -35,28 +36,31 @@ def in_turn(
         runs: What is timed, by arm.
         rounds: How many rounds there are.
         budget_s: No round begins later than this, except for the first two.
+        block_s: Repeat a short run within a round until this many seconds are timed.
         clock: What is read before and after, in seconds.
     """
-    for run in runs.values():
-        run()
-        run()
+    repeats: dict[Arm, int] = {}
+    for arm, run in runs.items():
+        seconds(run)
+        repeats[arm] = math.ceil(max(1.0, block_s / seconds(run)))
     times: dict[Arm, list[float]] = {arm: [] for arm in runs}
     started = time.perf_counter()
     for number in range(rounds):
         if number >= 2 and time.perf_counter() - started > budget_s:
             break
         for arm in random.sample(list(runs), len(runs)):
-            times[arm].append(seconds(runs[arm], clock))
+            times[arm].append(seconds(runs[arm], repeats[arm], clock))
     return times
 
 
-def seconds(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds that a run takes."""
+def seconds(run: Run, repeats: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that a run takes, as the mean of consecutive runs."""
     synchronize()
     started = clock()
-    run()
+    for _ in range(repeats):
+        run()
     synchronize()
-    return clock() - started
+    return (clock() - started) / repeats
 
 
 def synchronize() -> None:

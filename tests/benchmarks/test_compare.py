@@ -47,8 +47,6 @@ def test_a_process_of_its_own():
 
 def test_it_writes_tables_and_plots(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "in_own_process", lambda function, *args: function(*args))
-    monkeypatch.setattr(compare, "VOCAB_SIZE", 50)
-    monkeypatch.setattr(compare, "MATRIX_SIZE", 64)
 
     def run(*arguments):
         sizes = ["--dim", "64", "--n_heads", "2", "--segment_len", "8", "--layers", "2", "--rounds", "2"]

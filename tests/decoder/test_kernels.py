@@ -14,7 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llp.decoder.kernels import fused, local
-from llp.decoder.kernels.fused import FLASH, KERNELS, takes_flash
+from llp.decoder.kernels.fused import CUDNN, FLASH, KERNELS, takes_flash
 from llp.decoder.kernels.local import causal_attention, segment_pair_attention
 from llp.decoder.kernels.merged import can_merge, merged_attention, tail_parts
 
@@ -25,20 +25,20 @@ def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def probabilities(query, key, is_causal, scale):
+def probabilities(query, key, is_causal, lower_right, scale):
     """Scores (B, H, Q, N), those that are masked at minus infinity, and their log-sum-exps (B, H, Q)."""
     assert query.shape[-1] % 8 == 0, "the CUDA operators refuse other widths"
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         n_queries, n_keys = scores.shape[-2:]
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(1 + n_keys - n_queries)
+        mask = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(1 + (n_keys - n_queries if lower_right else 0))
         scores = scores.masked_fill(mask, -torch.inf)
     return scores, scores.logsumexp(-1)
 
 
-def gradients(grad, query, key, value, output, lse, is_causal, scale):
+def gradients(grad, query, key, value, output, lse, is_causal, lower_right, scale):
     """By the formula that the operators use: output and log-sum-exps may be those of more keys."""
-    scores, _ = probabilities(query, key, is_causal, scale)
+    scores, _ = probabilities(query, key, is_causal, lower_right, scale)
     weights = (scores - lse.unsqueeze(-1)).exp()
     grad_scores = weights * (grad @ value.mT - (grad * output).sum(-1, keepdim=True))
     grad_scores = grad_scores * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -63,7 +63,7 @@ def checked(name, stand_in):
 
 
 def flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
-    scores, lse = probabilities(query, key, is_causal, scale)
+    scores, lse = probabilities(query, key, is_causal, True, scale)
     output = scores.softmax(-1) @ value
     return output, lse, None, None, query.shape[2], key.shape[2], SEED, OFFSET, query.new_empty(0)
 
@@ -73,7 +73,23 @@ def flash_backward(grad, query, key, value, output, lse, *more, scale=None):
     assert (cum_q, cum_k, max_q, max_k, dropout_p) == (None, None, query.shape[2], key.shape[2], 0.0)
     assert seed is SEED
     assert offset is OFFSET
-    return gradients(grad, query, key, value, output, lse, is_causal, scale)
+    return gradients(grad, query, key, value, output, lse, is_causal, True, scale)
+
+
+def cudnn(query, key, value, bias, wants_lse, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
+    assert bias is None
+    assert wants_lse
+    scores, lse = probabilities(query, key, is_causal, False, scale)
+    output = scores.softmax(-1) @ value
+    return output, lse.unsqueeze(-1), None, None, query.shape[2], key.shape[2], SEED[0], OFFSET, None
+
+
+def cudnn_backward(grad, query, key, value, output, lse, seed, offset, bias, *more, scale=None):
+    cum_q, cum_k, max_q, max_k, dropout_p, is_causal = more
+    assert (bias, cum_q, cum_k, max_q, max_k, dropout_p) == (None, None, None, query.shape[2], key.shape[2], 0.0)
+    assert seed.shape == offset.shape == ()
+    assert lse.shape == (*query.shape[:3], 1)
+    return gradients(grad, query, key, value, output, lse.squeeze(-1), is_causal, False, scale)
 
 
 @pytest.fixture
@@ -87,14 +103,16 @@ def stand_ins(monkeypatch):
     made = {
         "_scaled_dot_product_flash_attention": flash,
         "_scaled_dot_product_flash_attention_backward": flash_backward,
+        "_scaled_dot_product_cudnn_attention": cudnn,
+        "_scaled_dot_product_cudnn_attention_backward": cudnn_backward,
     }
     operators = {name: counted(name.split("_attention")[0][20:], checked(name, call)) for name, call in made.items()}
     monkeypatch.setattr(fused, "aten", SimpleNamespace(**operators))
     return calls
 
 
-def use_flash(monkeypatch, device="cpu"):
-    monkeypatch.setitem(KERNELS, device, FLASH._replace(takes=lambda query: True))
+def use(monkeypatch, kernel, device="cpu"):
+    monkeypatch.setitem(KERNELS, device, kernel._replace(takes=lambda query: True))
 
 
 def differentiated(attend, *inputs):
@@ -122,8 +140,11 @@ SEES = {
 @pytest.mark.parametrize("head_dim", [8, 6], ids=["whole", "padded"])
 @pytest.mark.parametrize(("n_queries", "n"), [(13, 13), (16, 16), (6, 13), (2, 21)])
 @pytest.mark.parametrize("case", SEES)
-def test_parts_merged_on_the_cuda_operators_are_their_mask(monkeypatch, stand_ins, case, n_queries, n, head_dim):
-    use_flash(monkeypatch)
+@pytest.mark.parametrize("kernel", [FLASH, CUDNN], ids=["flash", "cudnn"])
+def test_parts_merged_on_the_cuda_operators_are_their_mask(
+    monkeypatch, stand_ins, kernel, case, n_queries, n, head_dim
+):
+    use(monkeypatch, kernel)
     attend, see = SEES[case]
     inputs = draw(2, 3, n_queries, head_dim), draw(2, 3, n, head_dim) + 1, draw(2, 3, n, head_dim) - 1
     got, expected = differentiated(attend, *inputs), differentiated(partial(masked_attention, see=see), *inputs)
@@ -132,8 +153,9 @@ def test_parts_merged_on_the_cuda_operators_are_their_mask(monkeypatch, stand_in
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-def test_the_tail_merged_on_the_cuda_operators_is_its_mask(monkeypatch, stand_ins):
-    use_flash(monkeypatch)
+@pytest.mark.parametrize("kernel", [FLASH, CUDNN], ids=["flash", "cudnn"])
+def test_the_tail_merged_on_the_cuda_operators_is_its_mask(monkeypatch, stand_ins, kernel):
+    use(monkeypatch, kernel)
     inputs = draw(2, 3, 5, 8), draw(2, 3, 13, 8), draw(2, 3, 13, 8)
     got = differentiated(lambda *inputs: merged_attention(*inputs, tail_parts), *inputs)
     expected = differentiated(partial(masked_attention, see=lambda i, j: True), *inputs)
@@ -171,13 +193,15 @@ def traced(attend, *inputs):
     return forward, backward
 
 
-def test_compiled_segments_are_one_graph_of_parts_without_a_mask(monkeypatch):
-    use_flash(monkeypatch, device="meta")
+@pytest.mark.parametrize("kernel", [FLASH, CUDNN], ids=["flash", "cudnn"])
+def test_compiled_segments_are_one_graph_of_parts_without_a_mask(monkeypatch, kernel):
+    use(monkeypatch, kernel, device="meta")
+    name = "flash" if kernel is FLASH else "cudnn"
     inputs = [torch.empty(2, 3, 18, 6, device="meta", dtype=torch.bfloat16) for _ in range(3)]
     forward, backward = traced(partial(segment_pair_attention, segment_len=4), *inputs)
     # The segments themselves, and the pairs of each sample.
-    assert forward.count("aten._scaled_dot_product_flash_attention.default") == 3
-    assert backward.count("aten._scaled_dot_product_flash_attention_backward.default") == 3
+    assert forward.count(f"aten._scaled_dot_product_{name}_attention.default") == 3
+    assert backward.count(f"aten._scaled_dot_product_{name}_attention_backward.default") == 3
     assert not any("tril" in name or "ones" in name or "bool" in name for name in forward + backward)
 
 
@@ -209,3 +233,13 @@ def test_what_the_flash_operator_takes(monkeypatch):
     monkeypatch.setattr(fused, "_flash_is_available", lambda: False)
     assert not takes_flash(on_cuda(torch.bfloat16))
     assert not can_merge(on_cuda(torch.bfloat16), 0.0)
+
+
+@pytest.mark.parametrize("missing", ["hip", "built", "enabled", "capability", None])
+def test_when_the_flash_operator_is_available(monkeypatch, missing):
+    monkeypatch.setattr(torch.version, "hip", "6.0" if missing == "hip" else None)
+    backends = torch.backends.cuda
+    monkeypatch.setattr(backends, "is_flash_attention_available", lambda: missing != "built")
+    monkeypatch.setattr(backends, "flash_sdp_enabled", lambda: missing != "enabled")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5) if missing == "capability" else (9, 0))
+    assert fused._flash_is_available() == (missing is None)

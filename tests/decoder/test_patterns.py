@@ -72,7 +72,7 @@ def differentiated(attend, *tensors):
     """Output and gradients, under an upstream gradient that tells positions apart."""
     tensors = [x.clone().requires_grad_() for x in tensors]
     output = attend(*tensors)
-    return [output, *torch.autograd.grad(output, tensors, draw(*output.shape).to(output))]
+    return [output, *torch.autograd.grad(output, tensors, draw(*output.shape))]
 
 
 def assert_attends(attend, mask, *tensors):
@@ -95,20 +95,6 @@ def test_fast_paths_are_the_definition(monkeypatch, pattern, n, merges):
     monkeypatch.setattr(local, "can_merge", lambda query, dropout_p: merges)
     for n_queries in {n, n // 2 + 1, max(1, n - 3), 1}:
         assert_attends(pattern.attend, pattern.mask(H, n_queries, n), *inputs(n_queries, n))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float32, 2e-4)])
-@pytest.mark.parametrize("pattern", FAST, ids=repr)
-def test_fast_paths_on_a_gpu_are_the_definition(pattern, dtype, tolerance):
-    """Errors are relative to the largest number of the exact result."""
-    for n_queries, n in [(113, 113), (40, 113)]:
-        tensors = [x.to("cuda", dtype) for x in inputs(n_queries, n, width=64)]
-        exact = [x.cpu().double() for x in tensors]
-        mask = pattern.mask(H, n_queries, n)
-        expected = differentiated(lambda *x, mask=mask: masked_attention(*x, mask), *exact)
-        for one, other in zip(differentiated(pattern.attend, *tensors), expected, strict=True):
-            assert (one.cpu().double() - other).abs().max() <= tolerance * other.abs().max()
 
 
 @pytest.mark.parametrize("pattern", RULES, ids=repr)

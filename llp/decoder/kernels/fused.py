@@ -1,7 +1,7 @@
 """torch's fused attention operators that return the log-sum-exps of the scores, so that outputs can be merged.
 
 `scaled_dot_product_attention` calls the same ones, but keeps the log-sum-exps to itself. Where there are fewer queries
-than keys, the causal form is upper-left on the CPU and lower-right in CUDA's flash operator.
+than keys, the causal form is upper-left on the CPU and in cuDNN, and lower-right in CUDA's flash operator.
 """
 
 from collections.abc import Callable
@@ -77,6 +77,30 @@ def _flash_backward(
     return aten._scaled_dot_product_flash_attention_backward(*arguments, scale=scale)
 
 
+def _cudnn_forward(
+    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    returned = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, is_causal, scale=scale)
+    return returned[0], returned[1].view(query.shape[:3]), tuple(returned[6:8])  # its log-sum-exps are (B, H, Q, 1)
+
+
+def _cudnn_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float | None,
+    seed: Tensor,
+    offset: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = None, None, query.shape[2], key.shape[2]
+    arguments = grad, query, key, value, output, lse.unsqueeze(-1), seed, offset, None, *lengths, 0.0, is_causal
+    return aten._scaled_dot_product_cudnn_attention_backward(*arguments, scale=scale)
+
+
 def takes_flash(query: Tensor) -> bool:
     """Whether CUDA's flash operator can compute with this query."""
     return (
@@ -98,8 +122,16 @@ def _flash_is_available() -> bool:
     )
 
 
+def _takes_cudnn(query: Tensor) -> bool:
+    """What else cuDNN can't compute, it refuses with an error."""
+    return query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16)
+
+
 CPU = FusedKernel(_cpu_forward, _cpu_backward, takes=lambda query: True)
 FLASH = FusedKernel(_flash_forward, _flash_backward, takes_flash, head_dim_multiple=8)
+CUDNN = FusedKernel(_cudnn_forward, _cudnn_backward, _takes_cudnn, head_dim_multiple=8)
+"""Not chosen by itself: whether it is the faster one, `benchmarks/gpu.py` measures."""
+
 KERNELS = {"cpu": CPU, "cuda": FLASH}
 """The one that is used, by device type."""
 
