@@ -1,4 +1,4 @@
-"""The LightningModule that every architecture inherits: it builds the decoder from the layers' attention patterns."""
+"""The base class of all architectures: a LightningModule that builds its decoder from attention patterns."""
 
 from abc import abstractmethod
 from functools import cached_property, partial
@@ -15,30 +15,31 @@ from llp.training_module import TrainingModule
 
 
 class LanguageModel(TrainingModule):
-    """A decoder-only language model with its training and scoring; an architecture adds each layer's attention pattern.
+    """A decoder-only language model, with training and scoring. A subclass defines the attention pattern of each layer.
 
-    Nothing is allocated until `configure_model` builds `decoder`. A Trainer calls it; without one, the model builds
-    itself where its weights are first needed: in `forward`, `parameters` and `load_state_dict`.
+    No weights are allocated until `configure_model` builds `decoder`. A Trainer calls it; without a Trainer, the model
+    builds itself when its weights are first needed: in `forward`, `parameters` or `load_state_dict`.
 
     Args:
-        vocab_size: Number of tokens. On the command line it comes from the data.
+        vocab_size: Number of tokens in the vocabulary. On the command line it comes from the data.
         dim: Width of the residual stream.
         n_layers: Number of layers.
-        n_heads: Attention heads; `dim / n_heads` must be an even number.
+        n_heads: Number of attention heads; `dim / n_heads` must be an even number.
         mlp_ratio: Width of the MLP, as a multiple of `dim`.
         dropout: Probability of dropping attention weights and hidden units of the MLP in training.
         rotary_base: Base of the rotary frequencies.
         tie_embeddings: Whether the head shares its weight with the token embedding.
-        share_key_value: Whether one projection serves as both keys and values (as in the published code).
-        key_value_norm: Whether that projection is normalized within each head (as in the published code, except LLP's).
+        share_key_value: Whether keys and values share one projection (as in the published code).
+        key_value_norm: Whether that projection is normalized within each head (as in the published code, except that of
+            LLP).
         rotary_first_layer_only: Whether only the first layer uses rotary embedding (as in the published code, except
-            V1's).
-        initialization: `normal` draws weights with a standard deviation of 0.02, and less where they write into the
-            residual stream; `torch` keeps torch's defaults, as the published code does.
-        activation_checkpointing: Whether training stores only each layer's input and recomputes the rest in the
+            that of V1).
+        initialization: `normal` draws weights with a standard deviation of 0.02, and a smaller one for weights that
+            write into the residual stream; `torch` keeps torch's defaults, as the published code does.
+        activation_checkpointing: Whether training stores only the input of each layer and recomputes the rest in the
             backward pass: less memory, about a third more time, the same results.
         compile: Whether to compile the layers with `torch.compile`, which takes a minute or more at the start.
-        kwargs: The arguments of `TrainingModule`.
+        kwargs: Arguments of `TrainingModule`.
 
     Raises:
         SettingError: If a value can't be used.
@@ -71,27 +72,27 @@ class LanguageModel(TrainingModule):
 
     @abstractmethod
     def layers(self) -> list[Layer]:
-        """The layers, first to last: who attends to whom in each."""
+        """The layers from first to last, each with its attention pattern."""
 
     def compression(self) -> Compression | None:
-        """How the history is shortened between the first layer's attention and its MLP; None if it is not."""
+        """How the history is shortened between the first layer's attention and its MLP; None if it is not shortened."""
         return None
 
     @cached_property
     def geometry(self) -> Geometry:
-        """What follows from the layers: reach, context, windows. It needs no weights."""
+        """Reach, context lengths and windows, computed from the layers' patterns without any weights."""
         settings = self.settings
         return Geometry(tuple(self.layers()), settings.n_heads, self.compression(), settings.share_key_value)
 
     def configure_model(self) -> None:
-        """Build the decoder, once; under `ModelParallelStrategy` shard it over the ranks, block by block."""
+        """Build the decoder once; under `ModelParallelStrategy`, shard it over the ranks, block by block."""
         if "decoder" in self._modules:
             return
         if self.device_mesh is None:
             self.decoder = Decoder(self.settings, self.geometry)
             return
         size = self.device_mesh["tensor_parallel"].size()
-        remedy = "set it to 1, and data_parallel_size to the number of processes: each reads text of its own"
+        remedy = "set it to 1, and data_parallel_size to the number of processes: only data parallelism is supported"
         require(size == 1, "trainer.strategy.init_args.tensor_parallel_size", size, remedy)
         self.decoder = Decoder(
             self.settings, self.geometry, partial(fully_shard, mesh=self.device_mesh["data_parallel"])

@@ -1,4 +1,4 @@
-"""Checks an architecture of one's own: what is computed with it is what its layers say, in all its uses."""
+"""Checks an architecture: training, scoring and generation must all compute what its layers define."""
 
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -20,29 +20,29 @@ _SMALL = {"vocab_size": 19, "dim": 16, "n_layers": 3, "n_heads": 2}
 
 
 class Case(NamedTuple):
-    """What is checked."""
+    """The model that is checked, and the lengths of the windows."""
 
     model: LanguageModel
     n: int
-    """Length of windows that show the reach, some units and all latents, for what is slow."""
+    """Length of windows for slow checks: they contain the reach, some units and all latents."""
     longest: int
-    """Length of the longest windows, for what depends on what."""
+    """Length of the longest windows, for the checks of dependence, scores and FLOPs."""
 
 
 def check_architecture(cls: type[LanguageModel], max_len: int = 512, **init_args: Any) -> None:
-    """Check that an architecture computes what its layers say, in training, scoring and generation.
+    """Check that an architecture computes what its layers define, in training, scoring and generation.
 
-    A model with large random weights is built and computes in float64 on the CPU, so that what should be equal is equal
-    to the last digits.
+    The model has large random weights and computes in float64 on the CPU, so that quantities that should be equal agree
+    up to the last digits.
 
     Args:
-        cls: The class.
-        max_len: The longest windows that are looked at; a longer input of the architecture is not checked.
-        init_args: Arguments of the class; by default a model is small (three layers of width 16). Give segments,
-            windows and latents a length of a few tokens, so that a window holds several of them.
+        cls: The class of the architecture.
+        max_len: Length of the longest windows that are checked.
+        init_args: Arguments of the class; by default the model is small (three layers of width 16). Make segments,
+            windows and latents a few tokens long, so that a window contains several of them.
 
     Raises:
-        AssertionError: Names the property that does not hold, and the position.
+        AssertionError: If a property does not hold. The message names the property and the position.
         SettingError: If the arguments can't be used.
     """
     for _ in checked_properties(cls, max_len, init_args):
@@ -50,7 +50,7 @@ def check_architecture(cls: type[LanguageModel], max_len: int = 512, **init_args
 
 
 def checked_properties(cls: type[LanguageModel], max_len: int, init_args: dict[str, Any]) -> Iterator[str]:
-    """Check one property after the other, as `check_architecture` does; yields what each says."""
+    """Check one property after another, as `check_architecture` does, and yield a statement of each that holds."""
     model = build(cls, init_args)
     case = Case(model, *_lengths(model.geometry, max_len))
     for holds in _PROPERTIES:
@@ -63,7 +63,7 @@ def checked_properties(cls: type[LanguageModel], max_len: int, init_args: dict[s
 
 
 def build(cls: type[LanguageModel], init_args: dict[str, Any]) -> LanguageModel:
-    """A small model in float64 with weights so large that no influence vanishes."""
+    """A small model in float64, with weights so large that no token's influence vanishes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = cls(**{**_SMALL, **init_args})
@@ -86,17 +86,17 @@ def _lengths(geometry: Geometry, max_len: int) -> tuple[int, int]:
     return min(max_len, max(n, 2 * first_edge + 1)), max_len
 
 
-# The properties. Each has what must hold as its docstring.
+# The properties. The docstring of each states what must hold.
 
 
 def _masks(case: Case) -> None:
-    """`visible` is `sees`, causal; the reach hides nothing, and the pattern repeats after its unit."""
+    """`visible` is `sees` made causal; the reach hides nothing that `sees` shows; patterns repeat after their unit."""
     for length in {1, case.n // 2 + 1, case.n, case.longest}:
         probes.check_masks(case.model.geometry, length)
 
 
 def _attention(case: Case) -> None:
-    """`attend` is attention under the mask, for all queries, the last ones and those of a cache."""
+    """`attend` equals masked attention, for all queries, for the last queries, and with a cache."""
     geometry, n = case.model.geometry, case.n
     shapes: set[AttentionShape] = set()
     for length in (n, case.longest):
@@ -112,7 +112,7 @@ def _attention(case: Case) -> None:
 
 
 def _dependence(case: Case) -> None:
-    """Each position with a loss depends on all tokens that the layers let it read, and on no other."""
+    """Each position with a loss depends on all tokens that the layers let it read, and on no others."""
     model = case.model
     for length in {1, case.n // 2 + 1, case.n, case.longest}:
         depends = probes.dependence(model, model.settings.vocab_size, length)
@@ -125,7 +125,7 @@ def _dependence(case: Case) -> None:
 
 
 def _contexts(case: Case) -> None:
-    """Context lengths and the reach leave out no token that a position depends on."""
+    """Context lengths and the reach include every token that a position depends on."""
     geometry, n = case.model.geometry, case.longest
     reads = geometry.reads(n)
     first = reads.to(torch.uint8).argmax(dim=1)
@@ -138,7 +138,7 @@ def _contexts(case: Case) -> None:
 
 
 def _scores(case: Case) -> None:
-    """The loss of the last positions, and of any positions, is that of the full forward pass."""
+    """The loss at the last positions, or at chosen positions, equals that of the full forward pass."""
     model = case.model
     for length in {case.n // 2 + 1, case.n, case.longest}:
         n_out = model.geometry.positions_out(length)
@@ -148,7 +148,7 @@ def _scores(case: Case) -> None:
 
 
 def _reading(case: Case) -> None:
-    """A text read token by token, and in pieces, has the logits of the windows that score it."""
+    """A text read token by token, or in pieces, has the same logits as in the windows that score it."""
     windows = _windows(case.model.geometry, case.n)
     for window in {*windows, case.model.geometry.scoring_window(case.longest)}:
         n = min(-(-window[0] // window[1]) + 2, 16) * window[1]
@@ -156,7 +156,7 @@ def _reading(case: Case) -> None:
 
 
 def _windows(geometry: Geometry, n: int) -> list[tuple[int, int]]:
-    """Scoring windows: the default, and shorter ones that move on at once and hold less than the reach."""
+    """Scoring windows: the default, and shorter ones with a small stride that hold less than the reach."""
     unit = geometry.unit
     short = max(unit, n // 2 // unit * unit)
     stride = max(unit, min(geometry.latent_len or n, short) // 3 // unit * unit)
@@ -164,7 +164,7 @@ def _windows(geometry: Geometry, n: int) -> list[tuple[int, int]]:
 
 
 def _side_by_side(case: Case) -> None:
-    """Texts at different positions, read side by side, have the logits that each has alone."""
+    """Texts at different positions, read side by side, have the same logits as each text alone."""
     model = case.model
     window = _windows(model.geometry, case.n)[1]
     n_steps = min(2 * window[1] + 2, 40)
@@ -188,7 +188,7 @@ def _side_by_side(case: Case) -> None:
 
 
 def _burn_in(case: Case) -> None:
-    """Pieces with a burn-in of the reach have the losses and the gradient of one pass over the text."""
+    """Pieces with a burn-in of the reach have the same losses and gradient as one pass over the text."""
     model = case.model
     geometry = model.geometry
     if geometry.reach is None or geometry.rotates_values:
@@ -208,12 +208,12 @@ def _burn_in(case: Case) -> None:
 
 
 def _gradient(case: Case) -> None:
-    """In training no position reads a later token, and every weight gets the gradient of the full forward pass."""
+    """In training no position reads a later token, and the gradient of each weight is that of the full forward pass."""
     model, n = case.model, case.n
     vocab_size = model.settings.vocab_size
 
     def logits(tokens: Tensor) -> Tensor:
-        torch.manual_seed(0)  # of dropout
+        torch.manual_seed(0)  # for dropout
         return cast(Tensor, model(tokens))
 
     with torch.random.fork_rng(devices=[]):
@@ -222,7 +222,7 @@ def _gradient(case: Case) -> None:
             cuts = probes.probed_positions(model.geometry, n, 12)
             probes.check_cuts(logits, vocab_size, n, cuts, [])
         tokens, targets = draw_tokens(vocab_size, 2, 2, n)
-        for n_last in (n,) if model.settings.dropout else (n, 4):  # dropout is drawn for what is computed
+        for n_last in (n,) if model.settings.dropout else (n, 4):  # with fewer positions, dropout is drawn differently
             expected = logits(tokens)[:, -n_last:]
             torch.manual_seed(0)
             losses = model.decoder.loss(tokens, targets[:, -n_last:])
@@ -232,7 +232,7 @@ def _gradient(case: Case) -> None:
 
 
 def _same_gradients(model: LanguageModel, loss: Tensor, expected: Tensor) -> None:
-    """Compare the gradients of two losses."""
+    """Raise a `SettingError` if two losses have different gradients."""
     names, weights = zip(*model.named_parameters(), strict=True)
     pairs = (torch.autograd.grad(one, weights, allow_unused=True) for one in (loss, expected))
     for name, got, wanted in zip(names, *pairs, strict=True):
@@ -243,7 +243,7 @@ def _same_gradients(model: LanguageModel, loss: Tensor, expected: Tensor) -> Non
 
 
 def _checkpoint(case: Case) -> None:
-    """A model from the hyperparameters and weights of a checkpoint has the same logits."""
+    """A model restored from the hyperparameters and weights of a checkpoint has the same logits."""
     model, n = case.model, case.n
     file = BytesIO()
     torch.save({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, file)
@@ -258,12 +258,12 @@ def _checkpoint(case: Case) -> None:
     wrong = first_difference(got, expected) if got.shape == expected.shape else 0
     if wrong is not None:
         raise failure(
-            n - len(expected) + wrong, "a model from its checkpoint has other logits; see save_hyperparameters"
+            n - len(expected) + wrong, "a model restored from its checkpoint has other logits; see save_hyperparameters"
         )
 
 
 def _flops(case: Case) -> None:
-    """FLOPs count the query-key pairs that the masks have."""
+    """FLOPs count exactly the query-key pairs that the masks allow."""
     geometry, n = case.model.geometry, case.longest
     for n_last in (None, 1, min(5, geometry.positions_out(n))):
         counts = geometry.layer_pairs(n, n_last)
@@ -272,7 +272,7 @@ def _flops(case: Case) -> None:
             n_pairs = float(mask.sum()) / len(mask)
             if counts[number] != n_pairs:
                 reason = (
-                    f"{type(layer.pattern).__name__}.pair_count is {counts[number]:g}, and its mask has {n_pairs:g}"
+                    f"{type(layer.pattern).__name__}.pair_count is {counts[number]:g}, but its mask has {n_pairs:g}"
                 )
                 raise SettingError("model", f"layer {number}", reason)
 

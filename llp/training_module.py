@@ -28,20 +28,20 @@ from llp.scoring.metric import MeanLoss, Score, ScoringBatch
 S = TypeVar("S", DecoderSettings, OptimizationSettings)
 
 Batch = Tensor | Sequence[Tensor]
-"""Token ids (B, N), also in a list of their own; or inputs and targets; see `inputs_and_targets`."""
+"""Token ids (B, N), as a tensor or in a list, or inputs and targets; see `inputs_and_targets`."""
 
 
 class TrainingModule(CheckpointedModule, ABC):
     """Trains and scores a decoder-only language model.
 
-    A subclass says what the decoder is: `LanguageModel` builds it from the attention patterns of its layers,
-    `PretrainedModel` takes a model of transformers. Nothing is allocated until `configure_model` builds `decoder`. A
-    Trainer calls it; without one, the model builds itself where its weights are first needed: in `forward`,
-    `parameters` and `load_state_dict`.
+    A subclass defines the decoder: `LanguageModel` builds it from the attention patterns of its layers,
+    `PretrainedModel` uses a model of transformers. No weights are allocated until `configure_model` builds `decoder`. A
+    Trainer calls it; without a Trainer, the model builds itself when its weights are first needed: in `forward`,
+    `parameters` or `load_state_dict`.
 
-    Batches for training, validation, test and prediction may come from any loader: token ids (B, N), of which each
-    predicts the next, or `(inputs, targets)`, (B, N) and (B, S), where the targets are the tokens after the last S
-    inputs. The data modules of `datamodules` score texts and tasks in a way of their own.
+    Batches for training, validation, test and prediction may come from any loader. A batch is either token ids (B, N),
+    each of which predicts the next, or `(inputs, targets)` of shapes (B, N) and (B, S), where the targets are the
+    tokens after the last S inputs. With the data modules of `datamodules`, whole texts and tasks are scored.
 
     Args:
         learning_rate: Peak learning rate of AdamW.
@@ -50,8 +50,8 @@ class TrainingModule(CheckpointedModule, ABC):
         schedule: `cosine` decays to `final_learning_rate` at `trainer.max_steps`, or at the end of the last epoch;
             `halving` halves the learning rate every `halve_every` steps.
         warmup_steps: Optimizer steps of linear warm-up, under either schedule.
-        final_learning_rate: Where the cosine ends, as a fraction of `learning_rate`.
-        halve_every: Optimizer steps from one halving to the next.
+        final_learning_rate: Learning rate at the end of the cosine schedule, as a fraction of `learning_rate`.
+        halve_every: Number of optimizer steps between two halvings.
 
     Raises:
         SettingError: If a value can't be used.
@@ -73,40 +73,40 @@ class TrainingModule(CheckpointedModule, ABC):
         self.save_hyperparameters()
         self.optimization = self._chosen(OptimizationSettings)
         self.window_losses: list[Tensor] = []
-        """Mean loss of each window (B,) of this rank, for the batches of the optimizer step so far."""
+        """Mean loss of each window (B,) on this rank, for the batches of the current optimizer step so far."""
         self.step_loss: Tensor
-        """Mean loss of the optimizer step, over its batches and all ranks: ()."""
+        """Mean loss of the optimizer step over its batches and all ranks: ()."""
         self.score: Score | LabelScore | MeanLoss
-        """Sums up the losses of a validation or a test."""
+        """Sums the losses of a validation or a test."""
         self.n_steps = 0
-        """Optimizer steps of the whole run, which the cosine needs."""
+        """Number of optimizer steps of the whole run, the length of the cosine."""
 
     def _chosen(self, settings: type[S]) -> S:
-        """Those of the hyperparameters that a class of settings has."""
+        """The hyperparameters that are fields of a class of settings."""
         return settings(**{field.name: self.hparams[field.name] for field in fields(settings)})
 
-    # What a subclass says
+    # Defined by a subclass
 
     @property
     @abstractmethod
     def geometry(self) -> Geometry:
-        """What follows from the layers: reach, context, windows. It needs no weights."""
+        """Reach, context lengths and windows, computed from the layers' patterns without any weights."""
 
     @abstractmethod
     def configure_model(self) -> None:
-        """Build `decoder`, once; under `ModelParallelStrategy` shard it over the ranks, block by block."""
+        """Build `decoder` once; under `ModelParallelStrategy`, shard it over the ranks, block by block."""
 
     def _build_without_trainer(self) -> None:
-        """Build the decoder in plain torch; a Trainer does so itself, where the strategy wants it."""
+        """Build the decoder in plain torch. With a Trainer, the Trainer does this at the time its strategy requires."""
         if "decoder" in self._modules:
             return
         remedy = "call configure_model() first: its weights are not built yet"
         require(self._trainer is None, "model", type(self).__name__, remedy)
         self.configure_model()
-        self.to(self.device, self.dtype)  # where the module was moved before it had weights
+        self.to(self.device, self.dtype)  # to which the module may have been moved before it had weights
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next token: (B, N) int64 -> (B, T, vocab_size), at the last T positions."""
+        """Logits of the next token at the last T positions: (B, N) int64 -> (B, T, vocab_size)."""
         self._build_without_trainer()
         logits: Tensor = self.decoder(tokens)
         return logits
@@ -126,10 +126,10 @@ class TrainingModule(CheckpointedModule, ABC):
         """An empty cache, with which `extend` reads a text piece by piece.
 
         Args:
-            batch_size: B, sequences that are read side by side.
-            window: Length and stride of scoring windows: each position is predicted from the window that would score
-                it. By default the text is one window without end (for an architecture with latents: its first
-                `latent_len` positions).
+            batch_size: B, the number of sequences that are read side by side.
+            window: Length and stride of scoring windows; each position is predicted from the window that would score
+                it. By default the whole text is one window. For an architecture with latents, this window can only hold
+                `latent_len` positions.
         """
         if window is not None and self.geometry.scores_as_one_pass(*window):
             window = None
@@ -137,18 +137,19 @@ class TrainingModule(CheckpointedModule, ABC):
         return self.decoder.new_cache(batch_size, window)
 
     def extend(self, tokens: Tensor, cache: KVCache, n_logits: int | None = None) -> tuple[Tensor, KVCache]:
-        """Read the next tokens of a text; a text in pieces of any lengths gives the logits of the whole.
+        """Read the next tokens of a text. Pieces of any lengths give the same logits as the whole text.
 
         Args:
             tokens: (B, n) int64, n >= 1.
-            cache: Of what was read before; it takes the tokens in, and is returned.
-            n_logits: Compute only those after this many last tokens; by default after all of them.
+            cache: The cache of the tokens read before. It is updated in place.
+            n_logits: Number of last tokens for which logits are computed. Default: all.
 
         Returns:
-            Logits of the token after each of them, (B, n, vocab_size), or the last `n_logits`, and the cache.
+            Logits of the token after each of `tokens`, (B, n, vocab_size), or after the last `n_logits` of them, and
+            the cache.
 
         Raises:
-            SettingError: If a text without a window is longer than the architecture's latents.
+            SettingError: If the cache has no `window` and the text is longer than the architecture's latents.
         """
         self._build_without_trainer()
         return extend(self.decoder, tokens, cache, n_logits), cache
@@ -156,7 +157,7 @@ class TrainingModule(CheckpointedModule, ABC):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Hand the geometry to the data, which cut their windows by it."""
+        """Pass the geometry to the data module, which needs it to cut windows."""
         if self.data is not None:
             self.data.geometry = self.geometry
 
@@ -180,12 +181,12 @@ class TrainingModule(CheckpointedModule, ABC):
         }
 
     def _unpacked(self, batch: Batch, batch_idx: int) -> tuple[Tensor, ...]:
-        """What the decoder's loss takes of a batch; the ids of an epoch's first batch are checked."""
+        """The arguments of the decoder's loss for a batch. Token ids are checked in the first batch of an epoch."""
         tensors, vocab_size = inputs_and_targets(batch), self.hparams["vocab_size"]
-        if batch_idx == 0:  # on a GPU this waits for the batch
+        if batch_idx == 0:  # only here, since it makes a GPU wait for the batch
             for ids in (int(extreme) for tokens in tensors[:2] if tokens.numel() for extreme in tokens.aminmax()):
                 remedy = (
-                    f"the model has the tokens 0 .. {vocab_size - 1}, by its vocab_size; every id must be one of them"
+                    f"the model has the tokens 0 .. {vocab_size - 1} (vocab_size {vocab_size}); give only these ids"
                 )
                 require(0 <= ids < vocab_size, "batch", f"token {ids}", remedy)
         return tensors
@@ -195,7 +196,7 @@ class TrainingModule(CheckpointedModule, ABC):
             self.window_losses.clear()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Metrics, dropout that a resumed run draws identically, and a test report behind a check of causality."""
+        """The default callbacks: metrics, reproducible dropout in resumed runs, and the test report with its checks."""
         from llp.default_callbacks import default_callbacks  # they name this class
 
         there = {type(callback) for callback in untyped(self.trainer).callbacks}
@@ -209,8 +210,8 @@ class TrainingModule(CheckpointedModule, ABC):
         """AdamW with weight decay on linear weights only, and the learning rate as a function of the step."""
         self.n_steps = self.trainer.max_steps
         if self.optimization.schedule == "cosine" and self.n_steps < 1:
-            estimated = self.trainer.estimated_stepping_batches  # only here: it builds the loaders
-            remedy = "the cosine needs its length, and the epochs have none; set it to the number of optimizer steps"
+            estimated = self.trainer.estimated_stepping_batches  # only here, because it builds the loaders
+            remedy = "the cosine needs its length, but epochs are unlimited; set it to the number of optimizer steps"
             require(0 < estimated < math.inf, "trainer.max_steps", self.n_steps, remedy)
             self.n_steps = int(estimated)
         optimization.warn_of_warmup(self.optimization.warmup_steps, self.n_steps)
@@ -260,10 +261,10 @@ class TrainingModule(CheckpointedModule, ABC):
         self._log_score("test")
 
     def _log_score(self, split: str) -> None:
-        # The metric has summed over the ranks already; every rank logs the same metrics.
+        # The score is already summed over the ranks, so every rank logs the same metrics.
         metrics = {f"{split}/{name}": value for name, value in self.score.total().items()}
         is_fitting = self.trainer.state.fn == TrainerFn.FITTING
-        # With None they go to a logger if there is one, and otherwise only into what `Trainer.test` returns.
+        # With None they go to a logger if there is one, and otherwise only into the return value of `Trainer.test`.
         self.log_dict(metrics, sync_dist=True, logger=False if is_fitting else None)
         # At the step's own number: Lightning's count can be one behind in a resumed run.
         if is_fitting and not self.trainer.sanity_checking:
@@ -272,11 +273,12 @@ class TrainingModule(CheckpointedModule, ABC):
 
 
 def inputs_and_targets(batch: Batch) -> tuple[Tensor, ...]:
-    """What the decoder's loss takes, of a batch in one of these forms.
+    """The arguments of the decoder's loss, from a batch in one of several forms.
 
-    - token ids (B, N + 1), or a list of this one tensor, as a `TensorDataset` yields it: each predicts the next;
+    A batch can be
+    - token ids (B, N + 1), each of which predicts the next; also as a list of one tensor, as from a `TensorDataset`;
     - inputs (B, N) and targets (B, S), the tokens after the last S inputs;
-    - inputs, targets (B, S) and their positions (B, S), where others have a loss.
+    - inputs (B, N), targets (B, S) and their positions (B, S), if other positions have a loss.
 
     Raises:
         SettingError: If the batch has another form.
@@ -292,5 +294,6 @@ def inputs_and_targets(batch: Batch) -> tuple[Tensor, ...]:
     if len(tensors) > 1:
         return tuple(tensor.long() for tensor in tensors)
     tokens = tensors[0].long()
-    require(tokens.shape[1] > 1, "batch", tuple(tokens.shape), "give two tokens or more a row: each predicts the next")
+    remedy = "give two tokens or more per row: each predicts the next"
+    require(tokens.shape[1] > 1, "batch", tuple(tokens.shape), remedy)
     return tokens[:, :-1], tokens[:, 1:]

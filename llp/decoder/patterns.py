@@ -1,9 +1,9 @@
-"""Who attends to whom: attention patterns as values.
+"""Attention patterns: which positions attend to which in a layer.
 
-A pattern is its definition, `sees`: which positions see which, counted from the start of the window. Everything else
-follows from it: causality and the declared reach are added by `visible`, and attention, the number of query-key pairs,
-what a cache must keep, the masks in plots and the brute force of the tests are computed from `visible`. A pattern may
-override `attend` with a faster path, and a count with a formula; the tests hold both equal to `visible`.
+A pattern is defined by `sees`, which says which positions see which, counted from the start of the window. Everything
+else is derived from it. `visible` adds causality and the declared reach. Attention, the number of query-key pairs, what
+a cache must keep, the masks in plots and the brute force of the tests are computed from `visible`. A pattern may
+override `attend` with a faster implementation, and a count with a formula; tests check both against `visible`.
 
 Shapes: B batch, H heads, Q queries, N keys, D head width. The queries are the last Q of the N positions, Q <= N.
 """
@@ -32,13 +32,13 @@ _BLOCK_LEN = 256  # queries whose mask is held at a time
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Who sees whom in one layer. A subclass defines `sees`, and `unit` and `reach` if it is local."""
+    """Which positions see which in one layer. A subclass defines `sees`, and `unit` and `reach` if it is local."""
 
     def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query sees a key, before causality: positions in, booleans out.
+        """Whether a query sees a key, apart from causality, which is added later.
 
         Args:
-            head: Numbers of heads, (H, 1, 1).
+            head: Indices of heads, (H, 1, 1).
             query: Positions of queries, (Q, 1), counted from the start of the window.
             key: Positions of keys, (N,). Keys after the query need not be excluded.
 
@@ -49,34 +49,34 @@ class AttentionPattern:
 
     @property
     def unit(self) -> int | None:
-        """The pattern repeats after this many positions: sees(q + unit, k + unit) equals sees(q, k).
+        """The number of positions after which the pattern repeats: sees(q + unit, k + unit) equals sees(q, k).
 
-        None if it does not repeat: a pattern that keeps the first tokens in sight depends on where the window begins.
+        None if it does not repeat, as with a pattern that keeps the first tokens of the window in sight.
         """
         return None
 
     @property
     def reach(self) -> int | None:
-        """How many positions before the start of its unit a query can see, at most; None if there is no bound.
+        """The largest number of positions before the start of its unit that a query can see; None if there is no bound.
 
-        It needs a `unit`. The mask enforces it, because no finite number of probes could prove it.
+        A reach requires a `unit`. The mask enforces the reach, because no finite number of probes could prove it.
         """
         return None
 
     @property
     def history_len(self) -> int:
-        """How many of the first positions see each other without a mask. They never have a loss."""
+        """The number of first positions that see each other without a mask. They never have a loss."""
         return 0
 
     def in_window(self, n: int) -> Self:
-        """The pattern for a window of `n` positions in total, even while the window is still being filled."""
+        """The pattern for a window that will have `n` positions in total, even if not all of them are there yet."""
         return self
 
     def check_window(self, n: int) -> None:
         """Raise a `SettingError` if training windows of `n` positions are too short for the pattern."""
 
     def visible(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """`sees`, made causal and limited to the declared reach; same arguments. FlexAttention's `mask_mod`."""
+        """`sees`, made causal and limited to the declared reach. Can serve as FlexAttention's `mask_mod`."""
         seen = self.sees(head, query, key) & (key <= query.clamp(min=self.history_len - 1))
         if self.unit is not None and self.reach is not None:
             seen = seen & (key >= query // self.unit * self.unit - self.reach)
@@ -98,7 +98,7 @@ class AttentionPattern:
         return self.attend_by_definition(query, key, value, dropout_p)
 
     def attend_by_definition(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-        """What `attend` computes, straight from `visible`."""
+        """The result of `attend`, computed directly from `visible`."""
         n_heads, n_queries, n_keys = query.shape[1], query.shape[2], key.shape[2]
         if takes_flex(query, dropout_p):
             return flex_masked_attention(self.visible, query, key, value)
@@ -112,22 +112,22 @@ class AttentionPattern:
         return torch.cat(outputs, dim=2)
 
     def mask(self, n_heads: int, n_queries: int, n_keys: int) -> Tensor:
-        """Which of N keys the last Q of N positions see: (1, Q, N) booleans, or (H, Q, N) if heads differ."""
+        """Which of N keys are seen by the last Q of N positions: (1, Q, N) booleans, or (H, Q, N) if heads differ."""
         return self._mask(n_heads, n_keys - n_queries, n_keys, 0, n_keys, torch.device("cpu"))
 
     def pair_count(self, n_heads: int, n_queries: int, n_keys: int) -> float:
-        """The number of query-key pairs in a head, or the mean over the heads if they differ; for FLOPs."""
+        """The number of query-key pairs per head, averaged over the heads if they differ. Used to count FLOPs."""
         return _pair_count(self, n_heads, n_queries, n_keys)
 
     def first_visible(self, n_heads: int, n: int) -> Tensor:
-        """The first of `n` positions that each of them sees: (1, n) int64, or (H, n) if heads differ.
+        """The first position that each of `n` positions sees: (1, n) int64, or (H, n) if heads differ.
 
-        A position that sees nothing counts as seeing itself, since the residual stream keeps it.
+        A position that sees nothing counts as seeing itself, because the residual stream carries its own token.
         """
         return _first_visible(self, n_heads, n)
 
     def first_kept(self, n_heads: int, n: int) -> int:
-        """The first position that queries from position `n` on can see, rounded down to the unit."""
+        """The first position that queries at position `n` or later can see, rounded down to a multiple of the unit."""
         if self.unit is None or self.reach is None:
             return 0
         start, offset = n // self.unit * self.unit, n % self.unit
@@ -138,7 +138,7 @@ class AttentionPattern:
     def mask_blocks(
         self, n_heads: int, n_queries: int, n_keys: int, device: torch.device
     ) -> Iterator[tuple[int, Tensor]]:
-        """The first key that is needed, and the mask from it on, for each block of queries."""
+        """For each block of queries, the first key that it needs, and the mask from that key on."""
         for start in range(n_keys - n_queries, n_keys, _BLOCK_LEN):
             stop = min(start + _BLOCK_LEN, n_keys)
             first = 0
@@ -148,7 +148,7 @@ class AttentionPattern:
             yield first, self._mask(n_heads, start, stop, first, last, device)
 
     def _mask(self, n_heads: int, start: int, stop: int, first: int, last: int, device: torch.device) -> Tensor:
-        """Which of the keys first .. last - 1 the queries start .. stop - 1 see: (1 or H, Q, N)."""
+        """Which of the keys first .. last - 1 are seen by the queries start .. stop - 1: (1 or H, Q, N)."""
         head = torch.arange(n_heads, device=device).view(-1, 1, 1)
         query = torch.arange(start, stop, device=device).unsqueeze(1)
         seen = self.visible(head, query, torch.arange(first, last, device=device))
@@ -156,19 +156,19 @@ class AttentionPattern:
 
 
 class Layer(NamedTuple):
-    """What an architecture specifies for one layer."""
+    """The specification of one layer of an architecture."""
 
     pattern: AttentionPattern
-    """Who attends to whom."""
+    """Which positions attend to which."""
     n_out: int | None = None
-    """How many positions, counted from the end, query in the layer and leave it; None if all that enter do."""
+    """Number of last positions that are queries and form the layer's output; None for all positions."""
     history_dropout: float = 0.0
-    """The share of the positions before the queries that is dropped from the keys in training."""
+    """Fraction of the positions before the queries that is dropped from the keys in training."""
 
 
 @dataclass(frozen=True)
 class CausalAttention(AttentionPattern):
-    """Every position sees itself and all before it: a Transformer; Perceiver AR, where fewer positions query."""
+    """Every position sees itself and all earlier ones, as in a Transformer, and in Perceiver AR with fewer queries."""
 
     def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return key <= query
@@ -184,14 +184,14 @@ class CausalAttention(AttentionPattern):
         return n_queries * n_keys - n_queries * (n_queries - 1) // 2
 
     def first_visible(self, n_heads: int, n: int) -> Tensor:
-        return torch.zeros(1, n, dtype=torch.int64)  # n x n masks of a long window take seconds
+        return torch.zeros(1, n, dtype=torch.int64)  # without n x n masks, which take seconds for a long window
 
 
 @dataclass(frozen=True)
 class SegmentAttention(AttentionPattern):
     """Long LoRA Perceiver: each segment sees itself, causally, and the `look_back` whole segments before it.
 
-    Segments are cut from the first position on, and the last one may be shorter. O(N segment_len).
+    Segments are counted from the first position on; the last one may be shorter. The cost is O(N segment_len).
 
     Source: arXiv 2412.06106, section on the Long LoRA Perceiver; the segments are those of LongLoRA, arXiv 2309.12307.
     """
@@ -220,9 +220,9 @@ class SegmentAttention(AttentionPattern):
 
 @dataclass(frozen=True)
 class ShiftedSegmentAttention(AttentionPattern):
-    """Half of the heads see their segment, causally, and half see segments that are shifted by half a length.
+    """Every query sees its segment, causally; in half of the heads, segments are shifted by half their length.
 
-    The first of the shifted segments is half as long; none wraps around the end of the sequence.
+    The first of the shifted segments is half as long. No segment wraps around the end of the sequence.
 
     Source: S2-Attn of LongLoRA, arXiv 2309.12307, without the leak of its published form.
     """
@@ -254,9 +254,9 @@ class ShiftedSegmentAttention(AttentionPattern):
 
 @dataclass(frozen=True)
 class SlidingWindowAttention(AttentionPattern):
-    """Every position sees the last `window` positions up to itself: O(N window).
+    """Every position sees the last `window` positions up to and including itself. The cost is O(N window).
 
-    Source: the sliding window of Longformer, arXiv 2004.05150, causal.
+    Source: the sliding window of Longformer, arXiv 2004.05150, made causal.
     """
 
     window: int
@@ -284,8 +284,8 @@ class SlidingWindowAttention(AttentionPattern):
 class HistoryAttention(AttentionPattern):
     """The latents (the last `latent_len` positions) see everything, causally; the history before them sees itself.
 
-    The history's own attention has no mask. With `segment_len` the history is cut into segments from its first position
-    on, and each sees only itself.
+    The history attends to itself without a mask. With `segment_len`, it is cut into segments from its first position
+    on, and each segment sees only itself.
 
     Source: arXiv 2412.06106, enhancements V1 (double attention) and V2 (split attention).
     """
@@ -293,7 +293,7 @@ class HistoryAttention(AttentionPattern):
     latent_len: int
     segment_len: int | None = None
     window_len: int | None = None
-    """Positions of the whole window, set by `in_window`: they tell latents from history."""
+    """Length of the whole window, set by `in_window`. It determines which positions are latents."""
 
     def in_window(self, n: int) -> Self:
         return replace(self, window_len=n)
@@ -322,11 +322,11 @@ class HistoryAttention(AttentionPattern):
 
 
 def drop_history(key: Tensor, value: Tensor, n_history: int, share: float) -> tuple[Tensor, Tensor]:
-    """Drop a share of the first `n_history` of N positions: equally many in each sample, drawn independently.
+    """Drop a fraction `share` of the first `n_history` of N positions, drawn independently for each sample.
 
-    Perceiver AR's cross-attend (prefix) dropout, arXiv 2202.07765. The keys are already rotated, so those that remain
-    keep their positions; their indices change, so only `CausalAttention` can be used with it. `key` and `value` are
-    (B, H, N, D); the results are (B, H, N - round(share * n_history), D).
+    This is Perceiver AR's cross-attend (prefix) dropout, arXiv 2202.07765. Keys are already rotated, so the remaining
+    ones keep their positions. Their indices change, so only `CausalAttention` can be used with it. `key` and `value`
+    are (B, H, N, D); the results are (B, H, N - round(share * n_history), D).
     """
     batch, n = key.shape[0], key.shape[2]
     n_kept = n_history - round(share * n_history)
@@ -351,9 +351,10 @@ def _first_visible(pattern: AttentionPattern, n_heads: int, n: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def lag_table(pattern: AttentionPattern, n_heads: int) -> tuple[int, ...]:
-    """The first position that each position of a unit sees in any head, far from the start of the window.
+    """For each position of a unit far from the start of the window, the first position that it sees in any head.
 
-    Both are counted from the start of the unit, so that the table holds for every unit. The pattern must have a reach.
+    Both positions are relative to the start of the unit, so the table is valid for every such unit. The pattern must
+    have a reach.
     """
     assert pattern.unit is not None
     assert pattern.reach is not None
@@ -364,5 +365,5 @@ def lag_table(pattern: AttentionPattern, n_heads: int) -> tuple[int, ...]:
 
 
 def _first_true(mask: Tensor) -> Tensor:
-    """The first key that is seen, (..., Q, N) -> (..., Q); N if none is."""
+    """The first key that each query sees, (..., Q, N) -> (..., Q); N if it sees no key."""
     return torch.where(mask.any(dim=-1), mask.to(torch.uint8).argmax(dim=-1), mask.shape[-1])

@@ -1,10 +1,10 @@
-"""The family's attention in causal language models of transformers: `set_attention(model, pattern)`."""
+"""Attention patterns in causal language models of transformers: `set_attention(model, pattern)`."""
 
 try:
     from llp.hf.attention import set_attention
     from llp.hf.cache import LocalCache
 except ModuleNotFoundError as error:
     remedy = 'pip install "long-lora-perceiver[pretrained]"'
-    raise ModuleNotFoundError(f"llp.hf needs the package {error.name}: {remedy}", name=error.name) from error
+    raise ModuleNotFoundError(f"llp.hf needs the package {error.name}; run: {remedy}", name=error.name) from error
 
 __all__ = ["LocalCache", "set_attention"]

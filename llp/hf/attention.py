@@ -1,4 +1,4 @@
-"""`set_attention`: a causal language model of transformers reads with another attention pattern."""
+"""`set_attention`: replace the attention of a causal language model of transformers by a pattern."""
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -19,10 +19,10 @@ from llp.hf.layer import LayerAttention, attend
 from llp.hf.rotation import Call, Probed, probe, refused
 from llp.hf.rows import Rows, make_rows
 
-_NAME = __name__.replace(".", "_")  # the copy of this code in an exported folder has a name of its own
+_NAME = __name__.replace(".", "_")  # differs from that of the copy of this code in an exported folder
 _DENSE, _DENSE_MASK = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
-_PIECE_LEN = 4096  # of a prompt, at a time
-_GOES_BACK = ("assisted_generation", "contrastive_search")  # ways to generate that take tokens back
+_PIECE_LEN = 4096  # tokens of a prompt that are read at a time
+_GOES_BACK = ("assisted_generation", "contrastive_search")  # modes of generation that discard tokens again
 _calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 
 
@@ -33,42 +33,43 @@ def set_attention(
     layers: Sequence[int] | None = None,
     move_first: bool = True,
 ) -> None:
-    """Let a causal language model attend by `pattern`: in `model(...)`, in `model.generate(...)` and in training.
+    """Make a causal language model attend by `pattern` in `model(...)`, in `model.generate(...)` and in training.
 
-    A query also sees the first `keep_first` tokens of its text, which trained models use as an attention sink
-    (StreamingLLM, arXiv 2309.17453). Unless the pattern shows them at their own positions, they seem to stand right
-    before the first position that it shows, so that no distance is longer than those inside of the pattern. Weights
-    are not changed. `generate` uses a `LocalCache`, and reads long prompts in pieces.
+    Weights are not changed. A query also sees the first `keep_first` tokens of its text, which trained models use as an
+    attention sink (StreamingLLM, arXiv 2309.17453). If the pattern no longer shows them, they are moved to right before
+    the first position that it shows, so that no distance exceeds those within the pattern. `generate` uses a
+    `LocalCache`, and reads long prompts in pieces.
 
     Args:
-        model: A model of transformers, or a PEFT model around one.
-        pattern: Who sees whom, such as `SegmentAttention(256)`, or a pattern of one's own. None puts everything back.
-        keep_first: How many of a text's first tokens stay in sight.
-        layers: Numbers of the layers that take it. By default all, or those with a sliding window in a model that has
-            both kinds. The others stay dense.
-        move_first: False leaves the first tokens at their own positions.
+        model: A model of transformers, or a PEFT model that wraps one.
+        pattern: An attention pattern, such as `SegmentAttention(256)`. None restores the model's own attention.
+        keep_first: Number of first tokens of a text that stay in sight.
+        layers: Indices of the layers that use the pattern; the others stay dense. Default: all layers, or only those
+            with a sliding window in a model that has both kinds.
+        move_first: Whether the first tokens are moved; if False, they stay at their own positions.
 
     Raises:
-        SettingError: If the model can't take the pattern; the message says why. It is then dense.
+        SettingError: If the model does not support the pattern; the message says why. The model's own attention is then
+            restored.
     """
-    model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
+    model = getattr(model, "get_base_model", lambda: model)()  # unwraps a PEFT model
     _restore(model)
     if pattern is None:
         return
     require(keep_first >= 0, "keep_first", keep_first, "set it to 0 or more")
     is_causal = pattern.in_window(1 << 40).history_len == 0
-    require(is_causal, "pattern", pattern, "its first positions see what follows; a language model needs a causal one")
+    require(is_causal, "pattern", pattern, "its first positions see later ones; give a causal pattern")
     previous = model.config._attn_implementation
     try:
         model.set_attn_implementation(_NAME)
         chosen = _chosen(model, probe(model, partial(_run, model)), layers)
         turns = all(one.turns is not None for one in chosen)
-        remedy = f"{type(model).__name__} has positions that don't turn (learnt ones, say); set it to False"
+        remedy = f"the positions of {type(model).__name__} are not rotary, so tokens can't be moved; set it to False"
         require(turns or not move_first or keep_first == 0, "move_first", move_first, remedy)
     except BaseException:
         model.set_attn_implementation(previous)
         raise
-    shared: dict[tuple[Rotation | None, int], LayerAttention] = {}  # what layers have in common is computed once
+    shared: dict[tuple[Rotation | None, int], LayerAttention] = {}  # layers with equal settings share their plans
     for one in chosen:
         rotation = one.rotation if move_first else None
         attention = LayerAttention(pattern, keep_first, rotation, one.n_heads)
@@ -89,19 +90,19 @@ def _restore(model: PreTrainedModel) -> None:
 
 
 def _chosen(model: PreTrainedModel, found: list[Probed], layers: Sequence[int] | None) -> list[Probed]:
-    """The layers that take the pattern."""
+    """The layers that use the pattern."""
     if layers is None:
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
         sliding = [one for one in found if one.layer < len(kinds) and kinds[one.layer] == "sliding_attention"]
         return sliding or found
     numbers = [one.layer for one in found]
     is_known = len(layers) > 0 and set(layers) <= set(numbers)
-    require(is_known, "layers", list(layers), f"name some of the attention layers: {numbers}")
+    require(is_known, "layers", list(layers), f"choose from the attention layers {numbers}")
     return [one for one in found if one.layer in layers]
 
 
 def _run(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> list[Call]:
-    """The calls of the attention function in a forward pass in which it returns zeros."""
+    """The calls of the attention function in a forward pass in which attention returns zeros."""
     training = [module for module in model.modules() if module.training]
     calls: list[Call] = []
     token = _calls.set(calls)
@@ -119,7 +120,7 @@ def _run(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> list[Call
 
 
 def _refuse_weights(model: nn.Module, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-    remedy = "a pattern is computed without the weights of all pairs; call set_attention(model, None) to see them"
+    remedy = "with a pattern, attention weights are never computed; call set_attention(model, None) to get them"
     require(not arguments.get("output_attentions"), "output_attentions", True, remedy)
 
 
@@ -133,7 +134,7 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: (B, H, Q, D) -> (B, Q, H, D)."""
+    """The attention function that transformers calls in each layer: (B, H, Q, D) -> (B, Q, H, D)."""
     calls = _calls.get()
     if calls is not None:
         calls.append(Call(module, query, key, value, isinstance(attention_mask, Rows), kwargs))
@@ -142,9 +143,9 @@ def _attention(
     if attention is None:
         mask = attention_mask.dense_mask() if isinstance(attention_mask, Rows) else attention_mask
         return _DENSE(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
-    require(dropout == 0.0, "attention dropout", dropout, "patterns are computed without; set it to 0 in the config")
+    require(dropout == 0.0, "attention dropout", dropout, "patterns don't support it; set it to 0 in the configuration")
     if not isinstance(attention_mask, Rows):
-        remedy = "the pattern makes its own masks; give none, or one of shape (batch, tokens)"
+        remedy = "the pattern has its own mask; give no mask, or one of shape (batch, tokens)"
         raise SettingError("attention_mask", "of four dimensions", remedy)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = attend(attention, (query, key, value), attention_mask, scale, kwargs.get("position_ids"))
@@ -158,9 +159,9 @@ def _prepare_cache(
     generation_mode: GenerationMode,
     *args: object,
 ) -> None:
-    """Where `generate` makes its cache: a private method of transformers, none of whose options takes a class.
+    """Override the private method in which `generate` creates its cache; no public option accepts a class of cache.
 
-    Rows with padding, and ways to generate that go back in the text, get a cache that grows.
+    Rows with padding, and modes of generation that discard tokens again, get a cache that grows.
     """
     given = {name for name, value in model_kwargs.items() if value is not None}
     prepare: Callable[..., None] = getattr(type(model), "_prepare_cache_for_generation")  # noqa: B009

@@ -1,4 +1,4 @@
-"""A causal model of transformers with the interface of a decoder of ours."""
+"""A causal model of transformers with the interface of a `Decoder`."""
 
 import inspect
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from llp.hf.cache import LocalCache
 
 
 class PretrainedCache(KVCache):
-    """What a model of transformers keeps of a text; `hidden` is the cache of its layers."""
+    """The cache of a model of transformers; `hidden` is the cache of its layers."""
 
     def __init__(self, model: Any, geometry: Geometry, batch_size: int, window: tuple[int, int] | None) -> None:
         super().__init__(geometry, batch_size, window)
@@ -38,12 +38,12 @@ class PretrainedCache(KVCache):
 
 
 class PretrainedDecoder(TextDecoder):
-    """A causal model of transformers, whose logits are a linear map of its last hidden states.
+    """A causal model of transformers whose logits are a linear map of its last hidden states.
 
     Args:
-        model: A `PreTrainedModel` for causal language modelling, with its attention in place.
-        geometry: Who attends to whom in its layers.
-        logit_scale: What the head's output is multiplied with; see `logit_scale`.
+        model: A `PreTrainedModel` for causal language modelling, after `set_attention`.
+        geometry: The attention patterns of its layers.
+        logit_scale: Factor of the head's output; see `logit_scale`.
     """
 
     has_float64 = False  # transformers computes cosines and sines of positions in float32
@@ -59,7 +59,7 @@ class PretrainedDecoder(TextDecoder):
         return head
 
     def _states(self, tokens: Tensor, **options: Any) -> Tensor:
-        """The last hidden states, scaled so that the head gives the logits: (B, N, dim)."""
+        """The last hidden states, scaled so that the head maps them to the logits: (B, N, dim)."""
         states: Tensor = self.model.base_model(input_ids=tokens, **options).last_hidden_state
         return states if self.logit_scale == 1 else states * self.logit_scale
 
@@ -103,7 +103,7 @@ class PretrainedDecoder(TextDecoder):
 
 
 def cache_name(model: Any) -> str:
-    """The name by which a model takes a cache, which depends on the version of transformers."""
+    """The name of the model's argument for the cache, which depends on the version of transformers."""
     return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
 
 
@@ -114,10 +114,10 @@ def head_dim(config: Any) -> int:
 
 @torch.no_grad()
 def logit_scale(model: Any) -> float:
-    """What the head's output is multiplied with to give the model's logits: 1 for most families.
+    """The factor between the head's output and the model's logits, 1 for most families.
 
     Raises:
-        SettingError: If the logits are not proportional to the head's output: a soft cap, for one.
+        SettingError: If the logits are not proportional to the head's output, for example because of a soft cap.
     """
     tokens = torch.arange(8, device=model.device).unsqueeze(0)
     was_training = model.training
@@ -128,6 +128,6 @@ def logit_scale(model: Any) -> float:
     model.train(was_training)
     scale = ((logits * plain).sum() / (plain * plain).sum()).item()
     error = ((logits - scale * plain).abs().max() / logits.abs().max()).item()
-    remedy = "its logits are not a linear map of its last hidden states (a soft cap?), which the loss needs"
+    remedy = "its logits are not a linear map of its last hidden states (a soft cap?), as the loss requires"
     require(error < 0.01, "model.init_args.path", type(model).__name__, remedy)
     return 1.0 if abs(scale - 1) < 1e-3 else scale

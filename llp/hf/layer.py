@@ -1,4 +1,4 @@
-"""The attention function that transformers calls in each layer, and what is set on the layers that take a pattern."""
+"""The attention of a layer that uses a pattern, and the settings that `set_attention` attaches to the layer."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ from llp.hf.rows import Prepared, Rows
 
 @dataclass(frozen=True, eq=False)
 class LayerAttention:
-    """What a layer attends to."""
+    """The attention settings of a layer."""
 
     pattern: AttentionPattern
     keep_first: int
-    """How many of a text's first tokens stay in sight."""
+    """Number of first tokens of a text that stay in sight."""
     rotation: Rotation | None
-    """How their keys are moved to right before what the query sees; None if they stay where they are."""
+    """The rotary embedding with which their keys are moved to right before what a query sees; None to leave them."""
     n_heads: int
 
     def first_local(self, n: int) -> int:
-        """The first key that queries from position `n` on see, apart from the kept ones; 0 if the two overlap."""
+        """The first key, apart from the kept ones, that queries at position `n` or later see; 0 if the two overlap."""
         first = self.pattern.first_kept(self.n_heads, n)
         return first if first >= self.keep_first else 0
 
     def n_kept(self, n: int) -> int:
-        """How many keys queries from position `n` on can see among `n` positions before them."""
+        """Number of keys among the first `n` positions that queries at position `n` or later can see."""
         first = self.first_local(n)
         return n - first + (self.keep_first if first else 0)
 
@@ -39,21 +39,23 @@ class LayerAttention:
 def attend(settings: LayerAttention, inputs: Triple, rows: Rows, scale: float, position_ids: Tensor | None) -> Tensor:
     """Attention of a layer: query (B, H, Q, D), key and value (B, H / groups, N, D) -> (B, H, Q, D).
 
-    Keys are those of all positions, or what a `LocalCache` keeps of them. A `SettingError` is raised if a cache has
-    dropped keys that are needed, or padding can't be told from text.
+    Keys are those of all positions, or those that a `LocalCache` keeps.
+
+    Raises:
+        SettingError: If a cache has dropped keys that are needed, or if padding can't be distinguished from text.
     """
     query, key, value = inputs
     n_given, n_queries = key.shape[2], query.shape[2]
     is_whole = n_given == rows.n
     is_local = n_given == settings.n_kept(rows.n_before) + n_queries
-    remedy = "the cache drops keys that the pattern sees, as a sliding or static one; use llp.hf.LocalCache(model)"
+    remedy = "the cache has dropped keys that the pattern sees (is it sliding or static?); use llp.hf.LocalCache(model)"
     require(not rows.is_cut and (is_whole or is_local), "cache", f"{n_given} keys of {rows.n} positions", remedy)
     if key.shape[1] < query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     documents = rows.documents(position_ids, len(query))
     if not documents:
         return _attend_text(settings, (query, key, value), rows.n_before, scale, rows.plans)
-    require(is_whole, "cache", "LocalCache", "rows of several texts, or with padding before one, need a DynamicCache")
+    require(is_whole, "cache", "LocalCache", "rows with several texts, or with left padding, need a DynamicCache")
     output = torch.empty_like(query)
     for row, queries, keys in documents:
         text = query[row, :, queries], key[row, :, keys], value[row, :, keys]
@@ -65,7 +67,7 @@ def attend(settings: LayerAttention, inputs: Triple, rows: Rows, scale: float, p
 def _attend_text(
     settings: LayerAttention, inputs: Triple, n_before: int, scale: float, plans: dict[Hashable, Prepared]
 ) -> Tensor:
-    """Queries at the positions from `n_before` on of one text, whose keys are all there, or what a cache keeps."""
+    """Attention within one text, with queries from position `n_before` on, over all keys or those that a cache keeps."""
     query, key, value = inputs
     n, first = n_before + query.shape[2], settings.first_local(n_before)
     n_dropped = key.shape[2] - (n - first)  # keys before the pattern's own
@@ -84,6 +86,6 @@ def _attend_text(
 
 
 def layer_attentions(model: nn.Module) -> dict[int, LayerAttention]:
-    """What was set on the layers of a model, by their number in a cache."""
+    """The settings of the layers of a model that use a pattern, by the layer's index in a cache."""
     attributes = [module.__dict__ for module in model.modules()]
     return {own["layer_idx"]: own["llp_attention"] for own in attributes if "llp_attention" in own}

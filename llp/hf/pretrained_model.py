@@ -1,4 +1,4 @@
-"""A causal model of transformers as a LightningModule: trained, scored and continued like every architecture."""
+"""A causal model of transformers as a LightningModule, which trains, scores and generates like every architecture."""
 
 import sys
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from llp.training_module import TrainingModule
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (arXiv 2106.09685), by peft.
+    """Low-rank adapters (arXiv 2106.09685), from the package peft.
 
     Attributes:
-        rank: Of the adapters.
-        alpha: Their outputs are multiplied with alpha / rank.
+        rank: Rank of the adapters.
+        alpha: The output of an adapter is multiplied by alpha / rank.
         targets: Names of the linear modules that get adapters.
-        also_train: Parameters whose names contain one of these are trained, too: LongLoRA (arXiv 2309.12307) trains
-            embeddings and norms.
+        also_train: Parameters whose names contain one of these strings are trained, too. LongLoRA (arXiv 2309.12307)
+            trains embeddings and norms.
     """
 
     rank: int = 8
@@ -45,25 +45,25 @@ class Lora:
         require(self.rank >= 1, "lora.rank", self.rank, "set it to 1 or more")
 
     def add_to(self, model: nn.Module) -> None:
-        """Put adapters into a model, in place; nothing else of it is trained, except for `also_train`."""
-        from peft import LoraConfig, inject_adapter_in_model  # seconds, and only adapters need it
+        """Add adapters to a model, in place, and freeze all other parameters except those of `also_train`."""
+        from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and only adapters need it
 
         linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         for target in self.targets:
-            remedy = f"no linear module has this name; there are {', '.join(sorted(linear))}"
+            remedy = f"no linear module has this name; choose from {', '.join(sorted(linear))}"
             require(target in linear, "model.init_args.lora.targets", target, remedy)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
         inject_adapter_in_model(config, model)
         for part in self.also_train:
             found = [parameter for name, parameter in model.named_parameters() if part in name and "lora_" not in name]
-            require(len(found) > 0, "model.init_args.lora.also_train", part, "no parameter's name contains it")
+            require(len(found) > 0, "model.init_args.lora.also_train", part, "no name of a parameter contains it")
             for parameter in found:
                 parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)
 class WithFirstTokens(AttentionPattern):
-    """A pattern by which every position also sees the first tokens of the window."""
+    """A pattern in which every position also sees the first tokens of the window."""
 
     pattern: AttentionPattern
     n_first: int
@@ -84,22 +84,23 @@ class WithFirstTokens(AttentionPattern):
 
 
 class PretrainedModel(TrainingModule):
-    """A causal language model of transformers whose layers take an attention pattern of ours.
+    """A causal language model of transformers whose layers use an attention pattern of this package.
 
     It needs the packages of the extra `pretrained`: `pip install "long-lora-perceiver[pretrained]"`.
 
     Args:
-        vocab_size: Number of tokens of the data's tokenizer. On the command line it comes from the data.
-        path: The folder of a model of transformers, or its name on the hub.
-        revision: The commit, branch or tag of a model from the hub.
+        vocab_size: Number of tokens in the vocabulary of the data's tokenizer. On the command line it comes from the
+            data.
+        path: Folder of a model of transformers, or its name on the Hub.
+        revision: Commit, branch or tag of a model on the Hub.
         from_scratch: Whether to start from random weights instead of the model's own.
-        config: With `from_scratch` and without a path: `model_type` and the settings of its configuration.
-        pattern: Who attends to whom; None leaves the attention dense.
-        keep_first: How many tokens at the beginning of a window every position sees besides.
-        dense_every: Every so many layers, the last of them stays dense; None if none does.
-        lora: Train low-rank adapters instead of all weights.
-        activation_checkpointing: Whether training stores only each layer's input and recomputes the rest.
-        kwargs: The arguments of `TrainingModule`.
+        config: With `from_scratch` and without `path`: `model_type` and the other settings of the configuration.
+        pattern: The attention pattern. None leaves the attention dense.
+        keep_first: Number of tokens at the beginning of a window that every position sees, in addition to the pattern.
+        dense_every: Leave every `dense_every`-th layer dense, counted from the first. None: all layers use the pattern.
+        lora: Settings of low-rank adapters. None trains all weights.
+        activation_checkpointing: Whether training stores only the input of each layer and recomputes the rest.
+        kwargs: Arguments of `TrainingModule`.
 
     Raises:
         SettingError: If a value can't be used, or there is no such model.
@@ -121,7 +122,7 @@ class PretrainedModel(TrainingModule):
         activation_checkpointing: bool = False,
         **kwargs: Any,
     ) -> None:
-        # A checkpoint has plain values, of which the settings are made again.
+        # A checkpoint holds plain values, from which the settings are rebuilt.
         self.pattern = pattern_of(pattern) if isinstance(pattern, dict) else pattern
         self.lora = Lora(**lora) if isinstance(lora, dict) else lora
         pattern = None if self.pattern is None else as_settings(self.pattern)  # type: ignore[assignment]
@@ -130,7 +131,7 @@ class PretrainedModel(TrainingModule):
         n_tokens = self.transformers_config.vocab_size
         vocab_size = n_tokens if vocab_size is None else vocab_size
         super().__init__(**kwargs)
-        remedy = f"the model has {n_tokens}; give the data the model's own tokenizer"
+        remedy = f"the model has {n_tokens} tokens; give the data the model's own tokenizer"
         require(from_scratch or vocab_size <= n_tokens, "vocab_size", vocab_size, remedy)
         if from_scratch:
             self.transformers_config.vocab_size = vocab_size
@@ -142,7 +143,7 @@ class PretrainedModel(TrainingModule):
 
     @cached_property
     def local_layers(self) -> list[int]:
-        """The numbers of the layers that take the pattern, counted from 0."""
+        """Indices of the layers that use the pattern, counted from 0."""
         numbers = range(self.transformers_config.num_hidden_layers)
         if self.pattern is None:
             return []
@@ -161,14 +162,14 @@ class PretrainedModel(TrainingModule):
         if hasattr(self, "decoder"):
             return
         model = self._read_model()
-        is_meta = model.device.type == "meta"  # its size is asked for, and nothing is computed
+        is_meta = model.device.type == "meta"  # only the model's size is needed, and nothing is computed
         if self.pattern is not None and not is_meta:
             set_attention(model, self.pattern, self.keep_first, layers=self.local_layers)
         scale = 1.0 if is_meta else logit_scale(model)
         if self.lora is not None:
             self.lora.add_to(model)
         if self.activation_checkpointing:
-            name = "activation_checkpointing_enable"  # transformers 4.57 has the older name alone
+            name = "activation_checkpointing_enable"  # transformers 4.57 only has the older name
             enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
             enable({"use_reentrant": False})
         self.decoder = PretrainedDecoder(model.train(), self.geometry, scale)
@@ -179,7 +180,7 @@ class PretrainedModel(TrainingModule):
             for layer in layers_of(model):
                 shard(layer)
             shard(self.decoder)
-            # Lightning's own reading of one file misses the frozen weights; `check_fits` compares the others.
+            # Lightning would report frozen weights as missing when it reads a file; `check_fits` compares the others.
             self.strict_loading = self.lora is None
             for name in ("loss", "extend"):
                 register_fsdp_forward_method(self.decoder, name)
@@ -216,7 +217,7 @@ def pattern_of(settings: dict[str, Any]) -> AttentionPattern:
 
 
 def model_folder(path: str, revision: str | None) -> Path:
-    """The folder of a model, which is downloaded if `path` is a name on the hub."""
+    """The folder of a model, which is downloaded if `path` is a name on the Hub."""
     try:
         return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
     except (OSError, ValueError) as error:
@@ -224,8 +225,8 @@ def model_folder(path: str, revision: str | None) -> Path:
 
 
 def no_such_model(path: str | None, error: Exception) -> SettingError:
-    """The error for a path at which transformers finds nothing that it can use."""
-    remedy = f"there is no model of transformers ({str(error).splitlines()[0]}); give its folder or its name on the hub"
+    """The error for a path at which transformers finds no model."""
+    remedy = f"there is no model of transformers ({str(error).splitlines()[0]}); give its folder or its name on the Hub"
     return SettingError("model.init_args.path", path, remedy)
 
 
@@ -233,14 +234,14 @@ def read_config(path: str | None, revision: str | None, from_scratch: bool, conf
     """The configuration of the model.
 
     Raises:
-        SettingError: If there is none.
+        SettingError: If there is no configuration, or if a folder has no weights.
     """
     if path is None:
-        remedy = "give the folder of a model or its name on the hub; or from_scratch: true and a config"
+        remedy = "give the folder of a model or its name on the Hub, or from_scratch: true and a config"
         require(from_scratch and config is not None and "model_type" in config, "model.init_args.path", path, remedy)
         assert config is not None
         return AutoConfig.for_model(**config)
-    require(config is None, "model.init_args.config", config, "the model at `path` has a configuration; leave it out")
+    require(config is None, "model.init_args.config", config, "the model at `path` has its own; remove this setting")
     try:
         found = AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -257,7 +258,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 
 def store_trained_weights_alone(decoder: nn.Module) -> None:
-    """Leave frozen weights out of a module's state, and don't miss them when it is loaded."""
+    """Omit frozen weights from a module's state dict, and don't report them as missing when it is loaded."""
 
     def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         for name, parameter in module.named_parameters(remove_duplicate=False):

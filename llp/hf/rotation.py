@@ -1,8 +1,8 @@
-"""How a model turns its keys with their position, found by running the model itself.
+"""How a model rotates its keys by their position, determined by running the model itself.
 
-An attention that returns zeros is put in, so that a layer's keys depend on the tokens and their positions alone. The
-same eight tokens are then read at several offsets. Keys at an offset must be those at offset 0, turned by one of the
-model's `inv_freq` buffers, or be equal to them. No list of model names is needed.
+The attention function is replaced by one that returns zeros, so that a layer's keys depend only on the tokens and their
+positions. The same eight tokens are then read at several offsets. The keys at an offset must equal those at offset 0,
+either as they are or rotated with one of the model's `inv_freq` buffers. No list of model names is needed.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from llp.errors import SettingError
 
 _N_TOKENS = 8
 _OFFSETS = (0, 1, 37)
-_TOLERANCE = 0.05  # of the largest key: what fits differs by 4e-6 (bfloat16: 4e-3), what does not by 0.3 or more
+_TOLERANCE = 0.05  # relative to the largest key; equal keys differ by 4e-6 (bfloat16: 4e-3), others by 0.3 or more
 _UNKNOWN_TERMS = {"softcap": "caps its scores", "s_aux": "has sinks of its own", "position_bias": "adds a bias"}
 
 
 class Call(NamedTuple):
-    """What a layer handed to the attention function, and whether its mask came from the registered mask function."""
+    """The arguments of the attention function in one layer, and whether the registered mask function made its mask."""
 
     module: nn.Module
     query: Tensor
@@ -33,20 +33,23 @@ class Call(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """An attention layer, as found; `layer` is its number in a cache."""
+    """What was found about an attention layer; `layer` is its index in a cache."""
 
     module: nn.Module
     layer: int
     n_heads: int
     turns: bool | None
-    """Whether its keys turn with their position; None if they change in another way."""
+    """Whether its keys are rotated by their position; None if they depend on it in another way."""
     rotation: Rotation | None
 
 
 def probe(model: PreTrainedModel, run: Callable[[Tensor, Tensor], list[Call]]) -> list[Probed]:
-    """How each attention layer turns its keys; a `SettingError` says why a pattern can't be computed in the model.
+    """How each attention layer rotates its keys.
 
-    `run` maps tokens and positions, (1, n) each, to the calls of a forward pass with an attention of zeros.
+    `run` maps tokens and positions, (1, n) each, to the calls of a forward pass whose attention returns zeros.
+
+    Raises:
+        SettingError: If a pattern can't be computed in the model; the message says why.
     """
     config = model.config.get_text_config()
     trained_len = getattr(config, "max_position_embeddings", None) or 2048
@@ -57,16 +60,16 @@ def probe(model: PreTrainedModel, run: Callable[[Tensor, Tensor], list[Call]]) -
 
     near = [calls_at(offset) for offset in _OFFSETS if offset + _N_TOKENS <= trained_len]
     if not near[0]:
-        raise refused(model, "its attention does not go through transformers' AttentionInterface")
+        raise refused(model, "it does not use transformers' AttentionInterface")
     for call in near[0]:
         _check_call(model, call)
     candidates = _rotations(model)
     found = [_find_rotation([call.key for call in calls], candidates) for calls in zip(*near, strict=True)]
-    if candidates:  # learnt positions end at the trained length
+    if candidates:  # a model with learnt positions can't read beyond its trained length
         far, again = calls_at(2 * trained_len), calls_at(0)  # the latter resets frequencies that depend on the length
         for (turns, rotation), start, moved in zip(found, again, far, strict=True):
             if turns is None or (rotation and not _equal(_turned(start.key, rotation, 2 * trained_len), moved.key)):
-                raise refused(model, "its keys' frequencies depend on the text's length (dynamic, longrope)")
+                raise refused(model, "its rotary frequencies depend on the text's length (dynamic, longrope)")
     return [
         Probed(call.module, call.module.__dict__.get("layer_idx", number), call.query.shape[1], *one)
         for number, (call, one) in enumerate(zip(near[0], found, strict=True))
@@ -76,7 +79,7 @@ def probe(model: PreTrainedModel, run: Callable[[Tensor, Tensor], list[Call]]) -
 def refused(model: PreTrainedModel, reason: str) -> SettingError:
     """The error for a model in which the pattern can't be computed."""
     name = f"{type(model).__name__} (model_type {model.config.model_type})"
-    return SettingError("model", name, f"its attention can't be exchanged: {reason}")
+    return SettingError("model", name, f"its attention can't be replaced: {reason}")
 
 
 def _check_call(model: PreTrainedModel, call: Call) -> None:
@@ -84,11 +87,11 @@ def _check_call(model: PreTrainedModel, call: Call) -> None:
         if call.arguments.get(name) is not None:
             raise refused(model, f"it {what} (`{name}`), which the kernels of patterns don't compute")
     if call.value.shape[-1] != call.key.shape[-1]:
-        raise refused(model, f"keys are {call.key.shape[-1]} and values {call.value.shape[-1]} wide")
+        raise refused(model, f"its keys have width {call.key.shape[-1]} and its values {call.value.shape[-1]}")
     if not getattr(call.module, "is_causal", True):
         raise refused(model, "it is not causal")
     if not call.has_rows:
-        raise refused(model, "its masks do not come from transformers' AttentionMaskInterface")
+        raise refused(model, "it does not use transformers' AttentionMaskInterface")
 
 
 def _rotations(model: nn.Module) -> list[Rotation]:
@@ -97,7 +100,7 @@ def _rotations(model: nn.Module) -> list[Rotation]:
 
 
 def _find_rotation(keys: list[Tensor], candidates: list[Rotation]) -> tuple[bool | None, Rotation | None]:
-    """Whether a layer's keys, at each of the near offsets, turn, and how."""
+    """Whether a layer's keys are rotated at each of the near offsets, and by which rotation."""
     others = list(zip(_OFFSETS[1:], keys[1:], strict=False))
     if all(_equal(keys[0], moved) for _, moved in others):
         return False, None

@@ -1,4 +1,4 @@
-"""What a forward pass is about: stands in the mask's place, made once and handed to every layer."""
+"""The rows of a forward pass: an object that transformers creates once in place of a mask and passes to every layer."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from llp.decoder.kept_first import BlocksPlan, SegmentsPlan
 from llp.errors import require
 
 Document = tuple[slice, slice, slice]
-"""A text, or what a pass has of it: its row, its queries among those of the pass, its keys in the row."""
+"""A text, or the part of it in this pass: its row, its queries among those of the pass, and its keys in the row."""
 
 Prepared = tuple[BlocksPlan | SegmentsPlan, tuple[Tensor, Tensor] | None]
-"""What to compute, and the cosines and sines by which queries turn for the kept tokens, if they do."""
+"""The plan of an attention, and the cosines and sines that rotate queries for the kept tokens, or None."""
 
 
 @dataclass(eq=False)
@@ -23,25 +23,25 @@ class Rows:
     """The rows of a forward pass."""
 
     n_before: int
-    """Positions before the first query, read in earlier passes."""
+    """Number of positions before the first query, which were read in earlier passes."""
     n: int
-    """Positions in all, with those that a cache has dropped."""
+    """Number of all positions, including those that a cache has dropped."""
     is_cut: bool
-    """Whether the cache says that it has dropped keys."""
+    """Whether the cache reports that it has dropped keys."""
     attention_mask: Tensor | None
     """(B, n) booleans, False for padding."""
     dense_mask: Callable[[], Tensor | None]
     """The mask of transformers' own `sdpa`, for layers that stay dense."""
     sees: Callable[..., Tensor]
-    """Transformers' own mask: whether, in a row and head, a query sees a key."""
+    """Transformers' own mask function: whether a query sees a key, given row and head."""
     plans: dict[Hashable, Prepared] = field(default_factory=dict)
-    """What the first layer computes for all of them."""
+    """Plans that the first layer computes and the others reuse."""
     _documents: list[Document] | None = None
 
     def documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
-        """The documents of all rows, or none if each row is one document, of which all is there.
+        """The documents of all rows, or an empty list if each row is one complete document.
 
-        Positions that go up by one are one document, so that padding before a text is none of it.
+        A document is a run of consecutive positions, so left padding is not a part of the text.
         """
         if self._documents is None:
             self._documents = self._find_documents(position_ids, batch_size)
@@ -49,7 +49,7 @@ class Rows:
 
     def _find_documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
         n_queries = self.n - self.n_before
-        if position_ids is None:  # a model that does not hand them on: transformers' own mask tells documents apart
+        if position_ids is None:  # the model does not pass them on; transformers' own mask separates the documents
             later, each = torch.arange(self.n_before + 1, self.n), torch.arange(batch_size).unsqueeze(1)
             joined = self.sees(each, 0, later, later - 1).cpu().expand(batch_size, -1)
             positions = torch.full((batch_size, n_queries), self.n_before)
@@ -72,16 +72,16 @@ class Rows:
         return documents
 
     def _check_padding(self, rows: slice, keys: slice) -> None:
-        """Padding after a text is seen by nothing; padding before it would be."""
+        """Raise a `SettingError` if padding comes before text; no query sees padding after its text."""
         if self.attention_mask is None:
             return
         real = self.attention_mask[rows, keys]
-        remedy = "padding before a text must not be numbered as a part of it; pad on the right, or give position_ids"
+        remedy = "left padding is numbered as a part of the text; pad on the right, or give position_ids"
         require(not (real[:, 1:] & ~real[:, :-1]).any(), "attention_mask", "0 before 1", remedy)
 
 
 def make_rows(dense_mask: Callable[..., Tensor | None], **arguments: Any) -> Rows:
-    """The mask function: transformers 5 gives the queries' number and offset, 4.57 their positions in the cache."""
+    """The mask function. Transformers 5 passes the number and offset of the queries, 4.57 their positions."""
     positions = arguments.get("cache_position")
     if positions is None:
         n_before, n_queries = int(arguments["q_offset"]), arguments["q_length"]

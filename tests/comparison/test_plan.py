@@ -194,15 +194,15 @@ def test_what_a_run_is_set_to():
     ("change", "message"),
     [
         ({"reference": "lpp"}, "reference = lpp: there is no such arm"),
-        ({"learning_rates": [0.003, 0.001]}, "rising"),
+        ({"learning_rates": [0.003, 0.001]}, "increasing"),
         ({"primary": [("dense", "latent", "flops")]}, "primary = flops"),
         ({"primary": [("dense", "latent", "windows"), ("latent", "dense", "windows")]}, "each pair once"),
         ({"arms": {"dense": {"init_args": {}}}}, "class_path"),
         ({"arms": {"dense": DENSE | {"n_layers": 3}}}, "n_layers"),
         ({"seeds": []}, "seeds"),
         ({"name": "a/b"}, "name"),
-        ({"steps": 0}, "none if steps is 0"),
-        ({"steps": 0, "learning_rates": [], "seeds": [0, 1]}, "name one seed"),
+        ({"steps": 0}, "no rates if steps is 0"),
+        ({"steps": 0, "learning_rates": [], "seeds": [0, 1]}, "give one seed"),
     ],
 )
 def test_what_a_specification_refuses(change, message):
