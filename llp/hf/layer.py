@@ -67,7 +67,7 @@ def attend(settings: LayerAttention, inputs: Triple, rows: Rows, scale: float, p
 def _attend_text(
     settings: LayerAttention, inputs: Triple, n_before: int, scale: float, plans: dict[Hashable, Prepared]
 ) -> Tensor:
-    """Attention within one text, with queries from position `n_before` on, over all keys or those that a cache keeps."""
+    """Attention within one text, with queries from position `n_before` on, over all keys or those kept in a cache."""
     query, key, value = inputs
     n, first = n_before + query.shape[2], settings.first_local(n_before)
     n_dropped = key.shape[2] - (n - first)  # keys before the pattern's own
