@@ -18,7 +18,7 @@ from llp.training_module import TrainingModule
 
 @dataclass
 class LoadedModel:
-    """A trained model in evaluation mode, and what it can do for a person.
+    """A trained model in evaluation mode, which scores and continues texts.
 
     Attributes:
         module: The language model.
@@ -51,23 +51,23 @@ class LoadedModel:
         return self.as_text_model().tokens(text)
 
     def token_losses(self, text: str) -> list[TokenLoss]:
-        """Text and loss in nats of each token of a text, scored like a benchmark's document; see `text_losses`."""
+        """Text and loss in nats of each token of a text, scored in the same way as by `llp test`; see `text_losses`."""
         return text_losses(self.as_text_model(), text)
 
     def generate(self, prompt: str = "", **settings: Any) -> Iterator[str]:
-        """A continuation of a prompt, piece by piece as it is drawn; `settings` are those of `continue_text`."""
+        """Yield a continuation of a prompt piece by piece; `settings` are arguments of `continue_text`."""
         return continue_text(self.as_text_model(), prompt, **settings)
 
 
 def load(path: str | Path) -> LoadedModel:
-    """Load a trained model in evaluation mode on the CPU; it needs nothing but the checkpoint.
+    """Load a trained model in evaluation mode on the CPU. Nothing but the checkpoint is needed.
 
     Args:
-        path: A run's folder, whose `best.ckpt` is taken, or else its newest whole checkpoint; or a checkpoint; or a
-            folder that `llp export` wrote.
+        path: A checkpoint, a folder written by `llp export`, or a run's folder. From a run's folder, `best.ckpt` is
+            loaded, or the newest intact checkpoint if there is no best one.
 
     Raises:
-        SettingError: If there is none, or it can't be read, or is sharded, or is of no architecture.
+        SettingError: If there is no checkpoint, or if it can't be read, is sharded, or has no architecture.
     """
     path = chosen_checkpoint(Path(path))
     reading.require_one_file(path)

@@ -12,13 +12,13 @@ def check(architecture: str, init_args: dict[str, Any] | None = None, max_len: i
     """Check an architecture, and print each property that holds; see `llp.testing.check_architecture`.
 
     Args:
-        architecture: The class, by its path: `my_module.MyArchitecture`.
-        init_args: Its arguments, such as `--init_args.segment_len 8`; by default a model is small. Give segments,
-            windows and latents a length of a few tokens.
-        max_len: The longest windows that are looked at.
+        architecture: The import path of the class, such as `my_module.MyArchitecture`.
+        init_args: Arguments of the class, such as `--init_args.segment_len 8`; by default the model is small. Make
+            segments, windows and latents a few tokens long.
+        max_len: Length of the longest windows that are checked.
 
     Raises:
-        SettingError: If a property does not hold; it names the property and the position.
+        SettingError: If a property does not hold; the message names the property and the position.
     """
     path = architecture if "." in architecture else f"llp.{architecture}"
     cls = import_class(path, LanguageModel)

@@ -46,13 +46,13 @@ def compare(
 
     Args:
         spec: A YAML file such as configs/compare/smoke.yaml.
-        root: The folder in which comparisons/ is.
+        root: The folder that contains comparisons/.
         plan: Only list the runs with their predicted cost.
         time: Only time a training step of each arm, for the budget of equal seconds.
-        workers: The number of runs at a time on this machine; they share its cores.
+        workers: The number of simultaneous runs on this machine; they share its cores.
         slurm: Submit the runs as one array job, this many at a time.
         run: Execute only the run with this name.
-        report: Only report what is there.
+        report: Only write the report of the finished runs.
         retry: Try failed runs again.
     """
     for setting, value in (("workers", workers), ("slurm", slurm)):

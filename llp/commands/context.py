@@ -13,12 +13,12 @@ from llp.evaluation.tables import aligned, readable
 
 
 def context(trained: TrainedModel, data: LanguageDataModule, **settings: Any) -> None:
-    """Print the loss of the same tokens with growing context, and write it into the run's folder, as a plot, too.
+    """Print the loss of the same tokens with more and more context; write it to the run's folder as a table and a plot.
 
     Args:
         trained: The model.
         data: The data of its run, or another text.
-        settings: Those of `loss_by_context`.
+        settings: Arguments of `loss_by_context`.
     """
     if not isinstance(data, TextDataModule):
         remedy = "it has no text whose tokens could be scored; `llp test` shows the accuracy by distance"

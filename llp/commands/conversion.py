@@ -16,14 +16,14 @@ def export(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     plain: bool = False,
 ) -> None:
-    """Write a trained model as a folder that transformers opens; say what is in it.
+    """Write a trained model as a folder that transformers can open, and print what was written.
 
     Args:
         ckpt_path: A checkpoint or a run's folder; or best, last or auto, with --name.
-        name: The run in lightning_logs/.
-        output: The new folder; export/ in the run's folder unless given.
-        dtype: The type of the numbers.
-        plain: Of a pretrained model, write the weights alone, to be used with dense attention.
+        name: The name of the run in lightning_logs/.
+        output: The new folder; by default export/ in the run's folder.
+        dtype: The data type of the weights.
+        plain: For a pretrained model: write a stock model with dense attention, without the attention pattern.
     """
     path = chosen_checkpoint(Path(ckpt_path))
     folder = run_folder(path) / "export" if output is None else output.expanduser()
@@ -31,9 +31,9 @@ def export(
 
 
 def consolidate(folder: Path) -> None:
-    """Make one file of a sharded checkpoint.
+    """Turn a sharded checkpoint into a single file.
 
     Args:
-        folder: The checkpoint.
+        folder: The folder of the checkpoint.
     """
     print(f"Written to {consolidation.consolidate(folder)}")

@@ -17,12 +17,12 @@ from llp.harness.evaluation import OWN_TASK, evaluate_tasks, format_results, har
 
 
 def evaluate(trained: TrainedModel, data: LanguageDataModule, **settings: Any) -> None:
-    """Run tasks, print their metrics and write them into the run's folder.
+    """Run tasks of the evaluation harness, print their metrics and write them to the run's folder.
 
     Args:
         trained: The model.
-        data: The data of its run, or another text, for `rolling_perplexity` on its test split.
-        settings: Those of `evaluate_tasks`.
+        data: The data of its run, or another text; `rolling_perplexity` scores its test split.
+        settings: Arguments of `evaluate_tasks`.
     """
     model = trained.loaded.as_text_model()
     with trained.autocast():
@@ -43,7 +43,7 @@ def test_documents(data: LanguageDataModule) -> list[str]:
     """The documents of the test split.
 
     Raises:
-        SettingError: If the data are no text.
+        SettingError: If the data is not a text.
     """
     if not isinstance(data, TextDataModule):
         remedy = "it has no documents that this task could score; name a text with --data"

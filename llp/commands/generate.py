@@ -20,15 +20,15 @@ def generate(
     output: Path | None = None,
     **settings: Any,
 ) -> None:
-    """Continue a prompt, as the text is drawn, or several texts side by side.
+    """Continue a prompt and print the text as it is generated, or continue several texts side by side.
 
     Args:
         trained: The model.
-        stop: A text ends before any of these.
+        stop: A text ends before any of these strings.
         prompt: The text to continue.
-        prompts: A file of prompts: .txt, one in each line, or .jsonl, objects with "prompt".
-        output: A .jsonl file for objects with "prompt" and "completions"; else they are printed.
-        settings: Those of `continue_texts`.
+        prompts: A file of prompts: .txt with one per line, or .jsonl with objects that have a "prompt".
+        output: A .jsonl file for the objects with "prompt" and "completions"; by default they are printed.
+        settings: Arguments of `continue_texts`.
     """
     model, entries = trained.loaded.as_text_model(), _entries(prompt, prompts)
     settings["stop"] = stop

@@ -6,10 +6,10 @@ from llp.evaluation.tables import aligned
 
 
 def prepare(data: LanguageDataModule) -> None:
-    """Train the tokenizer and encode the text, if there is any. Models and trainers that a file names are not built.
+    """Train the tokenizer and encode the text. Models and trainers in a configuration are ignored.
 
     Args:
-        data: A benchmark.
+        data: The data module of a text.
     """
     if not isinstance(data, TextDataModule):
         print(f"{type(data).__name__}: nothing to prepare, its windows are drawn when they are needed")

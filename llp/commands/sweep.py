@@ -26,13 +26,13 @@ def sweep(
     run: str | None = None,
     retry: bool = False,
 ) -> None:
-    """Train with each combination of some settings, or with random ones, and list the runs; see docs/sweeps.md.
+    """Train with each combination of some settings, or with random values, and list the runs; see docs/sweeps.md.
 
     Args:
         spec: A YAML file with the settings and their values.
-        root: The folder in which sweeps/ is.
+        root: The folder that contains sweeps/.
         plan: Only list the runs.
-        workers: The number of runs at a time on this machine; they share its cores.
+        workers: The number of simultaneous runs on this machine; they share its cores.
         slurm: Submit the runs as one array job, this many at a time.
         run: Execute only the run with this name.
         retry: Try failed runs again.
@@ -64,7 +64,7 @@ def sweep(
 
 
 def check(settings: Settings) -> None:
-    """Let `llp fit` read the configuration of a run, which names what is misspelt before anything starts."""
+    """Let `llp fit` read the configuration of a run, so that misspelt settings are found before anything starts."""
     with redirect_stdout(StringIO()):
         try:
             FitCommand(["--config", yaml.safe_dump(settings), "--print_config"])

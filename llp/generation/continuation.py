@@ -28,9 +28,10 @@ def continue_text(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Continue a prompt with a trained model, until the document ends; yields pieces of text as they are drawn.
+    """Continue a prompt with a trained model until the document ends, and yield pieces of text as they are generated.
 
-    There is one piece for each token, empty while a character or a stop string may be unfinished, and one at the end.
+    There is one piece for each token, which is empty while a character or a stop string may be incomplete, and one at
+    the end.
 
     The arguments are those of `continue_texts`.
 
@@ -56,22 +57,22 @@ def continue_texts(
     n_samples: int = 1,
     batch_size: int = 16,
 ) -> Iterator[list[str]]:
-    """Continue many prompts of any lengths side by side; yields the completions of each prompt, in their order.
+    """Continue many prompts of any lengths side by side, and yield the completions of each prompt in order.
 
-    A completion is what `continue_text` gives for its prompt and seed. Because rounding depends on the batch size, a
-    sample can occasionally differ.
+    A completion is the same as that of `continue_text` for its prompt and seed. Because rounding depends on the batch
+    size, a sample can occasionally differ.
 
     Args:
         model: The model with its tokenizer, in evaluation mode.
         prompts: The texts to continue.
-        max_tokens: How many tokens to draw at most, for each text.
+        max_tokens: The largest number of tokens to generate for each text.
         temperature: Divides the logits; 0 always picks the most likely token.
-        top_k: Draw only from this many most likely tokens; null: from all.
-        top_p: Draw only from the most likely tokens that together have at least this probability.
-        seed: Seed of the random draws; the n-th sample of each prompt, counted from 0, has this seed plus n.
-        stop: Strings that a text ends before.
-        n_samples: How many continuations to draw for each prompt.
-        batch_size: How many texts to continue side by side.
+        top_k: Sample only from the `top_k` most likely tokens; null: from all tokens.
+        top_p: Sample only from the most likely tokens that together have at least this probability.
+        seed: Random seed; sample n of each prompt, counted from 0, has the seed `seed` + n.
+        stop: A text ends before any of these strings.
+        n_samples: Number of continuations of each prompt.
+        batch_size: Number of texts that are continued side by side.
 
     Raises:
         SettingError: If a value can't be used.
