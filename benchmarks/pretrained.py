@@ -127,17 +127,24 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     """`results.csv`, and a plot of time and memory against the length."""
     with whole_file(folder / "results.csv", keeps_older=False) as path:
         path.write_text(rows.to_csv(index=False), encoding="utf-8")
-    figure = Figure(figsize=(11, 4), layout="constrained")
     panels = (
-        ("prefill", "seconds", "prefill (s)"),
-        ("prefill", "peak_bytes", "peak memory beyond the weights (bytes)"),
+        ("prefill", "seconds", "prefill (s)", 1.0),
+        ("prefill", "peak_bytes", "prefill, peak memory beyond the weights (MB)", 1e-6),
+        ("generation", "seconds", "a token (s)", 1.0),
     )
-    for axes, (part, column, label) in zip(
-        figure.subplots(1, 3), (*panels, ("generation", "seconds", "a token (s)")), strict=True
+    panels = tuple(panel for panel in panels if panel[0] in set(rows["part"]))
+    figure = Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
+    for axes, (part, column, label, unit) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
         for arm, found in rows[rows["part"] == part].groupby("arm"):
-            axes.plot(found["n"], found[column], marker="o", label=arm)
+            axes.plot(found["n"], unit * found[column], marker="o", label=arm)
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+        lengths = sorted(set(rows["n"]))
+        axes.set_xticks(lengths, [f"{n:,}" for n in lengths], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter("{x:,g}")
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(folder / "pretrained.png", dpi=110)
