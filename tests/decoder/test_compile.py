@@ -62,7 +62,7 @@ def test_layers_of_different_lengths_share_their_graphs(monkeypatch, name):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    compiled, eager = (build(name, n_layers=6, compile=compiles).train().decoder for compiles in (True, False))
+    compiled, eager = (build(name, n_layers=4, compile=compiles).train().decoder for compiles in (True, False))
     eager.load_state_dict(compiled.state_dict())
     tokens, targets = torch.randint(19, (2, 2, 60))
 
