@@ -10,7 +10,6 @@ The folder holds `spec.yaml`. `--model` is the model as a folder of transformers
 import argparse
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -25,6 +24,7 @@ from torch import Tensor
 from attention_cut_report import BIN, DISTANCES, SETTLED, write
 from llp.decoder import patterns
 from llp.decoder.loss import linear_cross_entropy
+from llp.training.run_record import git_commit
 
 Row = dict[str, Any]
 OFFSETS = (64, 128, 256, 384, 512, 768)
@@ -114,11 +114,10 @@ class Reader:
         row |= {"nats": float(nats.sum()), "by_position": sums(nats, np.arange(len(nats)) // BIN)}
         if part == "main":
             row |= {"by_offset": by_offset(nats), "by_distance": self.by_distance(tokens, nats)}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         return row | {
             "seconds": round(time.perf_counter() - started, 1),
             "threads": torch.get_num_threads(),
-            "commit": commit,
+            "commit": git_commit(),
         }
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from llp.atomic_files import whole_file
+from llp.atomic_files import whole_file, write_whole
 from llp.comparison.statistics import holm
 
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ def write(spec: Row, folder: Path) -> None:
         distances(main, complete, folder),
         positions(main, long, folder),
     ]
-    write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
+    write_whole(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
 
 
 def table_of(records: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     for arm in arms:
         length = next((part for part in arm.split("_")[1:2] if part.isdigit()), "")
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "blocks_384", "blocks_768"):
-            curves[arm] = mean_over(main, arm, "by_offset", length)
+            curves[arm] = gap_to_dense(main, arm, "by_offset", length)
     figure, axes = plot("offset in the segment, sixteenths", "nats a token minus dense")
     for arm, curve in curves.items():
         axes.plot(range(1, 17), curve, marker="o", label=arm)
@@ -125,7 +125,7 @@ def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     return f"{title}\n\n{text}\n\n" + "\n".join(rows) + "\n\n![Loss by the offset in a segment](offsets.png)"
 
 
-def mean_over(records: pd.DataFrame, arm: str, column: str, key: str) -> np.ndarray:
+def gap_to_dense(records: pd.DataFrame, arm: str, column: str, key: str) -> np.ndarray:
     """The mean over documents of a curve, minus dense attention's."""
     own, dense = (
         np.mean([row[key] for row in records.loc[records["arm"] == one, column]], axis=0) for one in (arm, "dense")
@@ -138,9 +138,10 @@ def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     bounds = ["new", *(f"< {bound:,}" for bound in DISTANCES), f"≥ {DISTANCES[-1]:,}"]
     figure, axes = plot("distance to the word's last occurrence, tokens", "nats a word minus dense")
     rows = [f"| arm | {' | '.join(bounds)} |", "| --- |" + " --- |" * len(bounds)]
+    dense = by_word(main, "dense")
     for arm in arms:
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "window_384", "blocks_768", "shifted_768"):
-            gap = by_word(main, arm) - by_word(main, "dense")
+            gap = by_word(main, arm) - dense
             axes.plot(bounds, gap, marker="o", label=arm)
             rows.append(f"| {arm} | {' | '.join('' if np.isnan(one) else f'{one:+.2f}' for one in gap)} |")
     axes.tick_params(axis="x", rotation=45)
@@ -193,9 +194,3 @@ def save(figure: Figure, path: Path) -> None:
     """Write a plot, whole or not at all."""
     with whole_file(path, keeps_older=False) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png", metadata={"Software": None})
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
-    with whole_file(path, keeps_older=False) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

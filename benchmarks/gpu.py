@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llp
-from llp.atomic_files import whole_file
+from llp.atomic_files import write_whole
 from llp.decoder.kernels.flex import flex_masked_attention
 from llp.decoder.kernels.fused import CUDNN, KERNELS, FusedKernel
 from llp.decoder.patterns import AttentionPattern
@@ -385,8 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [one for one in planned if options.parts is None or one.label["part"] in options.parts]
     measure_missing(chosen, log, deadline, options.retry)
     rows = rows_of(log)
-    with whole_file(options.out / "report.txt", keeps_older=False) as path:
-        path.write_text(report(rows), encoding="utf-8")
+    write_whole(options.out / "report.txt", report(rows))
     print(options.out / "report.txt")
     return int(any(row.get("holds") is False for row in rows))
 

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from llp.atomic_files import whole_file
+from llp.atomic_files import write_whole
 from llp.decoder.loss import linear_cross_entropy
 from llp.decoder.patterns import SegmentAttention
 from llp.hf import LocalCache, set_attention
@@ -125,8 +125,7 @@ def main() -> None:
 
 def write(rows: pd.DataFrame, folder: Path) -> None:
     """`results.csv`, and a plot of time and memory against the length."""
-    with whole_file(folder / "results.csv", keeps_older=False) as path:
-        path.write_text(rows.to_csv(index=False), encoding="utf-8")
+    write_whole(folder / "results.csv", rows.to_csv(index=False))
     panels = (
         ("prefill", "seconds", "prefill (s)", 1.0),
         ("prefill", "peak_bytes", "prefill, peak memory beyond the weights (MB)", 1e-6),

@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from llp.atomic_files import whole_file
+from llp.atomic_files import write_whole
 from llp.comparison.spec import merged
 from llp.comparison.statistics import holm
 
@@ -40,8 +40,8 @@ def main() -> None:
         for chain in spec["chains"]:
             if (chain, seed) not in done:
                 records.append(run_chain(spec, chain, seed, options.text, options.runs.resolve()))
-                write(path, "".join(json.dumps(record) + "\n" for record in records))
-    write(options.folder / "report.md", report(spec, pd.DataFrame(records)))
+                write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(options.folder / "report.md", report(spec, pd.DataFrame(records)))
 
 
 def run_chain(spec: Settings, chain: str, seed: int, text: Path, runs: Path) -> Settings:
@@ -56,9 +56,9 @@ def run_chain(spec: Settings, chain: str, seed: int, text: Path, runs: Path) -> 
             {"data": {"init_args": {"path": str(text), "seed": seed + 100 * (stage - 1)}}},
             {"trainer": {"default_root_dir": str(runs)}},
         )
-        write(runs / f"{run}.yaml", yaml.safe_dump(settings))
-        start = ["--ckpt_path", "auto"] if (place / "run.json").exists() or before is None else ["--init_from", before]
-        llp("fit", "--config", str(runs / f"{run}.yaml"), "--name", run, *start)
+        write_whole(runs / f"{run}.yaml", yaml.safe_dump(settings))
+        start = [] if before is None else ["--init_from", before]  # a checkpoint of its own goes before
+        llp("fit", "--config", str(runs / f"{run}.yaml"), "--name", run, "--ckpt_path", "auto", *start)
         before = str(place / "checkpoints/last.ckpt")
     llp("test", "--ckpt_path", before)
     content, tested = (json.loads((place / file).read_text(encoding="utf-8")) for file in ("run.json", "test.json"))
@@ -92,13 +92,6 @@ def report(spec: Settings, records: pd.DataFrame) -> str:
         mean = (scores[first] - scores[second]).mean()
         lines.append(f"| {first} | {second} | {mean:+.4f} | {interval.low:+.4f} .. {interval.high:+.4f} | {p:.2g} |")
     return "\n".join(lines) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, keeps_older=False) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

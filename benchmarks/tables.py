@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from llp.atomic_files import whole_file
+from llp.atomic_files import write_whole
 from llp.evaluation.colours import COLOURS, lighter
 
 OURS = {"attention": "LLP", "stack": "LLP", "perceiver": "PerceiverAR", "step": "LLP"}
@@ -42,8 +42,7 @@ def write(rows: pd.DataFrame, folder: Path, group: str) -> None:
     parts = [times(rows[timed]), ratios(rows[timed]), growth(rows[timed])] if timed.any() else []
     text = "\n\n".join([*parts, *([] if timed.all() else [peak_memory(rows[~timed])])]) + "\n"
     for name, content in (("results.csv", rows.convert_dtypes().to_csv(index=False)), ("results.txt", text)):
-        with whole_file(folder / name, keeps_older=False) as path:
-            path.write_text(content, encoding="utf-8")
+        write_whole(folder / name, content)
     plot(group, rows[rows["group"] == group]).savefig(folder / f"{group}.png", dpi=110)
 
 

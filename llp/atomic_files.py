@@ -62,6 +62,13 @@ def whole_file(path: Path, keeps_older: bool = True) -> Iterator[Path]:
             raise
 
 
+def write_whole(path: Path, text: str, keeps_older: bool = False) -> None:
+    """Write a text as a `whole_file`, and its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, keeps_older) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Name `path` in what the system refuses inside the block, because a failed write names no file."""

@@ -6,17 +6,20 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from tqdm import tqdm
 
-from llp.atomic_files import is_exported, run_folder, whole_file
+from llp.atomic_files import is_exported, run_folder, write_whole
 from llp.checkpoints.callback import complete_last
 from llp.commands.arguments import slurm_job
 from llp.commands.messages import users_error
 from llp.commands.trackers import for_run, identifiers, open_trackers
 from llp.commands.trainer_command import TrainerCommand
 from llp.errors import SettingError, require
+from llp.lightning_internals import find_callback
 from llp.training.console import RunSummary, StartReport
 from llp.training.run_control import InitialWeights
 from llp.training.run_lock import locked
@@ -100,10 +103,20 @@ class FitCommand(TrainerCommand):
         require(max_steps < 0 or max_steps >= done, "trainer.max_steps", max_steps, remedy)
         check_trainer(self.trainer)
         if self.checkpoint is not None:
+            self._check_time(self.checkpoint)
             self.model.history = self.checkpoint["settings_history"]
             self.model.check_resume(self.trainer, self.datamodule)
         if self.initial_weights is not None:
             self.initial_weights.check_fits(self.model)
+
+    def _check_time(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run whose time is up."""
+        timer, state = find_callback(self.trainer, Timer), checkpoint.get("callbacks", {}).get("Timer")
+        if timer is not None and state is not None and (limit_s := timer.time_remaining()) is not None:
+            trained_s = state["time_elapsed"]["train"]
+            trained, limit = (tqdm.format_interval(seconds) for seconds in (trained_s, limit_s))
+            remedy = f"the run has trained for {trained}, and this counts all of it; set it higher"
+            require(trained_s < limit_s, "trainer.max_time", limit, remedy)
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder that holds another run."""
@@ -154,6 +167,5 @@ class SaveRunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / self.config_filename) as temporary:
-            temporary.write_text(self.parser.dump(self.config, skip_unset=False), encoding="utf-8")
+        text = self.parser.dump(self.config, skip_unset=False)
+        write_whole(self.folder / self.config_filename, text, keeps_older=True)

@@ -5,29 +5,37 @@ import random
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from llp.atomic_files import keep_older, whole_file
+from llp.atomic_files import keep_older, write_whole
 from llp.checkpoints.reading import class_path, import_class
 from llp.errors import SettingError, require
 
-_Known = tuple[str | None, str | None, str | None]
+
+class _Known(NamedTuple):
+    """What a logger calls the name of a run and the identifier of an earlier one that goes on, and its package."""
+
+    name: str | None = None
+    identifier: str | None = None
+    package: str | None = None
+
+
 _KNOWN: dict[type[Logger], _Known] = {
-    WandbLogger: ("name", "id", "wandb"),
-    MLFlowLogger: ("run_name", "run_id", "mlflow"),
-    CometLogger: ("name", "experiment_key", "comet_ml"),
-    CSVLogger: ("version", None, None),
-    TensorBoardLogger: ("version", None, None),
+    WandbLogger: _Known("name", "id", "wandb"),
+    MLFlowLogger: _Known("run_name", "run_id", "mlflow"),
+    CometLogger: _Known("name", "experiment_key", "comet_ml"),
+    CSVLogger: _Known("version"),
+    TensorBoardLogger: _Known("version"),
 }
-"""What a logger calls the name of a run, and the identifier of an earlier one that goes on; and its package."""
 _FILE = "trackers.json"
 
 
 def _known(cls: type[Logger]) -> _Known:
-    return next((known for base, known in _KNOWN.items() if issubclass(cls, base)), (None, None, None))
+    return next((known for base, known in _KNOWN.items() if issubclass(cls, base)), _Known())
 
 
 def identifiers(folder: Path) -> dict[str, str]:
@@ -50,10 +58,10 @@ def for_run(logger: Namespace, name: str, earlier: dict[str, str]) -> Namespace:
     """
     logger = logger.clone()
     cls = import_class(logger.class_path, Logger)
-    name_of, identifier_of, package = _known(cls)
-    remedy = f"the package {package} is not installed; install it with pip"
-    require(package is None or find_spec(package) is not None, "trainer.logger", cls.__name__, remedy)
-    values = {name_of: name, identifier_of: earlier.get(class_path(cls))}
+    known = _known(cls)
+    remedy = f"the package {known.package} is not installed; install it with pip"
+    require(known.package is None or find_spec(known.package) is not None, "trainer.logger", cls.__name__, remedy)
+    values = {known.name: name, known.identifier: earlier.get(class_path(cls))}
     if issubclass(cls, WandbLogger):
         values["resume"] = "allow"  # otherwise W&B rejects an existing id
     for argument, value in values.items():
@@ -72,7 +80,7 @@ def open_trackers(loggers: Iterable[Logger], folder: Path) -> None:
     Raises:
         SettingError: If one can't be opened.
     """
-    known = identifiers(folder)
+    runs = identifiers(folder)
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             keep_older(Path(logger.log_dir) / "metrics.csv")  # Lightning would remove it
@@ -84,9 +92,8 @@ def open_trackers(loggers: Iterable[Logger], folder: Path) -> None:
             cause = " ".join(str(error).split()).rstrip(".")
             remedy = f"it can't be opened: {cause}; fix this, or train without it: --trainer.logger true"
             raise SettingError("trainer.logger", type(logger).__name__, remedy) from error
-        if _known(type(logger))[1] is not None:
-            known[class_path(type(logger))] = str(logger.version)
-    if known:
-        with whole_file(folder / _FILE, keeps_older=False) as temporary:
-            records = [{"class": cls, "run": run} for cls, run in known.items()]
-            temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        if _known(type(logger)).identifier is not None:
+            runs[class_path(type(logger))] = str(logger.version)
+    if runs:
+        records = [{"class": cls, "run": run} for cls, run in runs.items()]
+        write_whole(folder / _FILE, json.dumps(records, indent=1) + "\n")

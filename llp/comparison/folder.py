@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import yaml
 
-from llp.atomic_files import checked_json, json_with_digest, whole_file
+from llp.atomic_files import checked_json, json_with_digest, write_whole
 from llp.comparison.records import Failure, Record, Timing
 from llp.comparison.spec import Settings, require_same_runs
 from llp.errors import SettingError, require
@@ -145,14 +145,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write(path, json_with_digest(content, sort_keys=True))
+    write_whole(path, json_with_digest(content, sort_keys=True))
 
 
 def _write_yaml(path: Path, content: Settings, keeps_older: bool = False) -> None:
-    _write(path, yaml.safe_dump(content, sort_keys=False, width=100), keeps_older)
-
-
-def _write(path: Path, text: str, keeps_older: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, keeps_older=keeps_older) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_whole(path, yaml.safe_dump(content, sort_keys=False, width=100), keeps_older)

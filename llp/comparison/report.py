@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from llp.atomic_files import whole_file
+from llp.atomic_files import write_whole
 from llp.comparison import contrasts, plots, tables
 from llp.comparison.checks import Check, check
 from llp.comparison.contrasts import Judged, usable_floor
@@ -70,8 +70,7 @@ class Report:
             "runs.csv": tables.to_csv(self.runs),
         }
         for name, text in texts.items():
-            with whole_file(folder / name, keeps_older=False) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_whole(folder / name, text)
         for name, figure in self.plots.items():
             plots.save(figure, folder / name)
         return [folder / name for name in [*texts, *self.plots]]

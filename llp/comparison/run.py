@@ -64,7 +64,7 @@ def make_record(
     Raises:
         SettingError: If a file is damaged, or the test is of another checkpoint.
     """
-    found = _training(place) if run.steps else _as_it_was(read_json(place / "test.json")["protocol"], settings)
+    found = _of_training(place) if run.steps else _of_test(read_json(place / "test.json")["protocol"], settings)
     threads = found.pop("threads")
     return Record(
         run=run.name,
@@ -85,7 +85,7 @@ def make_record(
     )
 
 
-def _training(place: Path) -> dict[str, Any]:
+def _of_training(place: Path) -> dict[str, Any]:
     """What a training left in a run's folder."""
     content, checkpoint = read_json(place / "run.json"), reading.read(str(place / "checkpoints/last.ckpt"))
     data_settings, tokenizer = checkpoint["settings_history"][0]["settings"], checkpoint["tokenizer"]
@@ -108,7 +108,7 @@ def _training(place: Path) -> dict[str, Any]:
     }
 
 
-def _as_it_was(protocol: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def _of_test(protocol: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The same of a pretrained model that was tested without training."""
     return {
         "class_path": protocol["architecture"],

@@ -15,7 +15,7 @@ from typing import IO, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from llp.atomic_files import whole_file
+from llp.atomic_files import write_whole
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.records import Failure
 from llp.comparison.spec import Settings, merged
@@ -242,8 +242,7 @@ def submit(
     require(len(names) > 0, "slurm", number, "nothing is left to do")
     # A new list: tasks of an earlier call may still be waiting, or return to the queue.
     lines = next(path for n in count(1) if not (path := folder.path / f"runs-{n}.txt").exists())
-    with whole_file(lines) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    write_whole(lines, "".join(f"{name}\n" for name in names))
     log = folder.path / "logs/slurm-%A_%a.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     words = ["sbatch", f"--array=1-{len(names)}%{number}", f"--output={log}", script, specification, lines, command]

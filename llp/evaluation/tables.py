@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from llp.atomic_files import json_with_digest, whole_file
+from llp.atomic_files import json_with_digest, write_whole
 
 
 def aligned(table: Sequence[Sequence[str]], n_left: int) -> list[str]:
@@ -42,8 +42,7 @@ def readable(value: float) -> str:
 def write_json(path: Path, content: Mapping[str, object]) -> Path:
     """Write a report; an older file is kept under a numbered name. Numbers that are not finite become `null`."""
     finite = apply_to_collection(content, float, lambda value: value if math.isfinite(value) else None)
-    with whole_file(path) as temporary:
-        temporary.write_text(json_with_digest(finite), encoding="utf-8")
+    write_whole(path, json_with_digest(finite), keeps_older=True)
     return path
 
 
@@ -53,6 +52,5 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with whole_file(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_whole(path, text.getvalue(), keeps_older=True)
     return path

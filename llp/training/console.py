@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
@@ -201,6 +202,10 @@ def _commands(trainer: Trainer, best: Path, last: Path) -> list[str]:
         commands.append(f'llp generate --ckpt_path {best_path} --prompt "…"')
     is_complete = 0 < trainer.max_steps <= trainer.global_step
     longer = f" --trainer.max_steps {2 * trainer.max_steps}" if is_complete else ""
+    timer = find_callback(trainer, Timer)
+    if timer is not None and (left_s := timer.time_remaining()) is not None and left_s <= 0:
+        minutes = int(timer.time_elapsed() / 30) + 1  # twice as long
+        longer += f" --trainer.max_time {minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:00"
     return [*commands, f"llp fit --ckpt_path {last_path}{longer}"]
 
 

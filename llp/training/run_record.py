@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from llp.atomic_files import json_with_digest, whole_file
+from llp.atomic_files import json_with_digest, write_whole
 from llp.checkpoints import reading, settings_history
 from llp.lightning_internals import find_callback, untyped
 from llp.signals import Stopped
@@ -96,9 +96,7 @@ class RunRecord(Callback):
             "fingerprints": model.fingerprints,
             **self._software,
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self._path, keeps_older=False) as temporary:
-            temporary.write_text(json_with_digest(record), encoding="utf-8")
+        write_whole(self._path, json_with_digest(record))
 
 
 def _finite(validation: Validation) -> dict[str, float | None] | None:

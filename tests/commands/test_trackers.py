@@ -19,7 +19,7 @@ FIT = ("fit", "--config", "tiny.yaml", "--trainer.max_steps", 3, "--trainer.val_
 @pytest.fixture(autouse=True)
 def _known(monkeypatch):
     """The recorder takes the run's name and goes on with a run, as Weights & Biases does."""
-    monkeypatch.setitem(trackers._KNOWN, Recorder, ("title", "run", None))
+    monkeypatch.setitem(trackers._KNOWN, Recorder, trackers._Known("title", "run"))
     monkeypatch.setattr(Recorder, "all", [])
 
 

@@ -4,13 +4,19 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch.utils.data import DataLoader, TensorDataset
 
+import llp
 from helpers.refusals import assert_one_message
 from helpers.runs import curves
+from llp.errors import SettingError
 from llp.language_model import LanguageModel
 
 FIT = ("fit", "--config", "tiny.yaml", "--name", "run")
 CALLBACK = "lightning.pytorch.callbacks."
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,28 @@ def test_another_accumulation_on_a_resume_gives_whole_steps_or_is_refused(run, t
     assert [tokens[step] / (4 * 32) for step in range(4, 8)] == [5, 6, 9, 12]
 
 
+def fit(n_windows, **settings):
+    """From Python, with anybody's loader of windows, two in a batch."""
+    model = llp.LLP(19, dim=16, n_layers=1, n_heads=2, segment_len=4, schedule="halving", warmup_steps=2)
+    windows = torch.randint(19, (n_windows, 9))
+    loader = DataLoader(TensorDataset(windows[:, :-1], windows[:, 1:]), batch_size=2)
+    trainer = Trainer(accelerator="cpu", **{"log_every_n_steps": 1, **QUIET, **settings})
+    trainer.fit(model, loader)
+    return trainer
+
+
+def test_python_refuses_what_the_command_line_does():
+    with pytest.raises(SettingError, match=r"limit_train_batches = 5: .* set it to 6 or 3"):
+        fit(10, max_steps=4, accumulate_grad_batches=3)
+    with pytest.raises(SettingError, match="overfit_batches"):
+        fit(8, max_steps=4, overfit_batches=1)
+    with pytest.raises(SettingError, match="GradientAccumulationScheduler"):
+        fit(8, max_steps=4, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
+    assert fit(12, max_epochs=2, accumulate_grad_batches=3).global_step == 4
+    with pytest.warns(UserWarning, match="the warm-up takes all of the run's 2 steps"):
+        fit(12, max_steps=2)
+
+
 def test_what_ends_a_run_waits_for_the_step(run, work, monkeypatch):
     """Here in the second batch of the second step, as `max_time` may."""
     step, calls = LanguageModel.training_step, []
@@ -82,6 +110,28 @@ def test_what_ends_a_run_waits_for_the_step(run, work, monkeypatch):
     saved = torch.load(work / "lightning_logs/run/checkpoints/last.ckpt", weights_only=True)
     assert saved["WikiText103"]["batches_taken"] == len(calls) == 6
     assert run("fit", "--name", "run", "--ckpt_path", "last")[0] == 0
+
+
+def test_a_run_that_max_time_has_ended_says_what_to_set(run, work, monkeypatch):
+    elapsed, step = [0.0], LanguageModel.training_step
+
+    def slow(self, *arguments):
+        elapsed[0] += 1850
+        return step(self, *arguments)
+
+    monkeypatch.setattr(LanguageModel, "training_step", slow)
+    monkeypatch.setattr("lightning.pytorch.callbacks.Timer.time_elapsed", lambda self, stage=None: elapsed[0])
+    status, out, err = run(*FIT, "--trainer.max_time", "00:01:00:00", "--trainer.limit_val_batches", 0)
+    assert status == 0, err
+    assert "llp fit --ckpt_path lightning_logs/run/checkpoints/last.ckpt --trainer.max_time 00:02:04:00" in out
+    monkeypatch.undo()
+    monkeypatch.chdir(work)
+    resume = ("fit", "--name", "run", "--ckpt_path", "last")
+    message = "trainer.max_time = 1:00:00: the run has trained for 1:01:40, and this counts all of it; set it higher"
+    assert_one_message(run(*resume), message)
+    status, out, err = run(*resume, "--trainer.max_time", "00:02:00:00")
+    assert status == 0, err
+    assert "Finished: step 6 of 6" in out
 
 
 def test_a_checkpoint_of_weights_alone_is_tested_and_starts_runs_but_resumes_none(run, work):
