@@ -97,7 +97,8 @@ class PretrainedModel(TrainingModule):
         config: With `from_scratch` and without `path`: `model_type` and the other settings of the configuration.
         pattern: The attention pattern. None leaves the attention dense.
         keep_first: Number of tokens at the beginning of a window that every position sees, in addition to the pattern.
-        dense_every: Leave every `dense_every`-th layer dense, counted from the first. None: all layers use the pattern.
+        dense_every: Leave every `dense_every`-th layer dense, counted back from the last, as in `LLP`. None: all layers
+            use the pattern.
         lora: Settings of low-rank adapters. None trains all weights.
         activation_checkpointing: Whether training stores only the input of each layer and recomputes the rest.
         kwargs: Arguments of `TrainingModule`.
@@ -147,7 +148,8 @@ class PretrainedModel(TrainingModule):
         numbers = range(self.transformers_config.num_hidden_layers)
         if self.pattern is None:
             return []
-        return [number for number in numbers if self.dense_every is None or (number + 1) % self.dense_every]
+        dense = () if self.dense_every is None else numbers[:: -self.dense_every]
+        return [number for number in numbers if number not in dense]
 
     @cached_property
     def geometry(self) -> Geometry:

@@ -69,6 +69,15 @@ def test_losses_are_those_of_the_model_itself(folder):
     torch.testing.assert_close(decoder(tokens[:, :-1], positions), logits.take_along_dim(positions[..., None], 1))
 
 
+@pytest.mark.parametrize("n_layers", [5, 6])
+def test_the_same_layers_are_dense_as_in_an_architecture_of_ours(n_layers):
+    own = llp.LLP(257, dim=16, n_heads=4, n_layers=n_layers, segment_len=8, dense_every=3)
+    config = {"model_type": "llama", **CONFIG, "num_hidden_layers": n_layers}
+    model = llp.PretrainedModel(config=config, from_scratch=True, pattern=SEGMENTS, keep_first=0, dense_every=3)
+    expected = [number for number, layer in enumerate(own.layers()) if isinstance(layer.pattern, SegmentAttention)]
+    assert model.local_layers == expected
+
+
 @pytest.mark.parametrize("pattern", [SEGMENTS, None])
 @pytest.mark.parametrize("window", [None, (16, 8)])
 def test_pieces_and_rows_give_what_the_windows_give(folder, pattern, window):
