@@ -3,6 +3,7 @@
 The process that forks must start no thread, train nothing and keep no file of a run open.
 """
 
+import faulthandler
 import itertools
 import logging
 import os
@@ -84,6 +85,7 @@ def become(folder: Path, arguments: Sequence[str], streams: Sequence[int], prepa
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        faulthandler.disable()  # it would report a crash that a test has made as one of the tests
         torch.set_num_threads(1)
         sys.argv = ["llp", *arguments]
         prepare()
