@@ -292,7 +292,7 @@ def test_greedy_text_of_some_thousand_tokens_is_that_of_a_growing_cache() -> Non
 REFUSED = {
     "Falcon": ("AttentionInterface", {}),
     "Bloom": ("AttentionInterface", {}),
-    "Mpt": ("", {"d_model": 32, "n_heads": 4, "n_layers": 2}),
+    "Mpt": ("MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2}),
     "GPTNeo": ("AttentionInterface", {"attention_types": [[["global"], 3]], "num_layers": 3, "num_heads": 4}),
     "Gemma2": ("softcap", {"head_dim": 8}),
     "GptOss": ("s_aux", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
