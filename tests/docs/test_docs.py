@@ -94,6 +94,14 @@ def test_each_configuration_is_listed_and_each_that_is_named_exists():
             assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
+def test_links_lead_to_files():
+    """On the site a link to a folder leads nowhere."""
+    patterns = ("*.md", "docs/*.md", "benchmarks/**/*.md", "results/**/*.md")
+    for page in (path for pattern in patterns for path in ROOT.glob(pattern)):
+        for link in re.findall(r"\]\((?!\w+:)([^)\s#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), f"{page.relative_to(ROOT)}: {link}"
+
+
 def test_what_users_are_told_to_install_exists():
     """By the distribution's name: the package index's `llp` is somebody else's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
