@@ -258,7 +258,8 @@ def _checkpoint(case: Case) -> None:
     wrong = first_difference(got, expected) if got.shape == expected.shape else 0
     if wrong is not None:
         raise failure(
-            n - len(expected) + wrong, "a model restored from its checkpoint has other logits; see save_hyperparameters"
+            n - len(expected) + wrong,
+            "a model restored from its checkpoint has different logits; see save_hyperparameters",
         )
 
 
