@@ -17,7 +17,7 @@ _LONGEST = 1 << 20
 """Lines with more bytes are cut, at a space if possible, so that memory is bounded."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
 SHARD = re.compile(r"-(\d+)-of-(\d+)$")
-"""Matches the end of the name, without its suffix, of a file that is one of several parts."""
+"""Matches the end of the name of one of several parts, without its suffix."""
 _SPACES = (b" ", b"\t", b"\r", "\u3000".encode())
 """The spaces at which a long line is cut."""
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
@@ -163,7 +163,7 @@ def require_all_parts(files: Iterable[Path]) -> None:
 
 
 def describe_file(path: Path) -> dict[str, object]:
-    """Path, size and time of change of a text file, which identify it without reading it.
+    """Path, size and modification time of a text file, which identify it without reading it.
 
     Raises:
         SettingError: If the file is missing or empty.

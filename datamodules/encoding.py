@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The tokens of a block, (N,), and its numbers of words: as the benchmark counts them, and between whitespace."""
+    """The tokens of a block, (N,), and its number of words, counted as the benchmark does and by whitespace."""
 
     tokens: np.ndarray
     words: int

@@ -243,7 +243,7 @@ class ScoringLoader:
 
     @cached_property
     def _tokens_before(self) -> np.ndarray:
-        """Number of scored tokens before each document, and at the end the number of all."""
+        """Number of scored tokens before each document, and at the end the total."""
         return np.cumsum([0, *(document.tokens for document in self.documents)])
 
     def _tokens(self, window: ScoringWindow) -> np.ndarray:

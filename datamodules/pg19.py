@@ -82,7 +82,7 @@ class PG19(TextDataModule):
         if len(documents) != books:
             return f"whitespace-separated words of the {len(documents)} books here; the official split has {books}"
         same = "as in the text" if counted == words else f"the text has {counted:,}"
-        return f"the official number of the split, {words:,} ({same}); for single books, whitespace-separated words"
+        return f"the official number for the split, {words:,} ({same}); for single books, whitespace-separated words"
 
     def _books(self, split: str) -> list[Path]:
         assert self.path is not None

@@ -236,6 +236,7 @@ class TrainingModule(CheckpointedModule, ABC):
         return self.decoder.loss(*self._unpacked(batch, batch_idx)).each
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to `score`: the predictions of its labels, or the losses of its targets."""
         if isinstance(self.score, LabelScore):
             self.score.update(self.decoder(batch.inputs, batch.positions), batch)
         elif isinstance(self.score, MeanLoss):
@@ -246,6 +247,7 @@ class TrainingModule(CheckpointedModule, ABC):
     test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Loss in nats of every target of a batch: (B, S)."""
         return self._nats(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:

@@ -178,7 +178,7 @@ class Geometry:
 
     @cached_property
     def reach(self) -> int | None:
-        """Number of positions before its unit that a position can depend on, in whole units; None if unbounded."""
+        """Number of positions before its unit on which a position can depend, in whole units; None if unbounded."""
         if self.latent_len is not None or self.compression is not None:
             return None
         first = torch.arange(self.unit)

@@ -1,7 +1,7 @@
 """Attention with a pattern that also sees the first tokens of a text, which trained models need (attention sinks).
 
-The scores of these kept tokens come from separate queries. They are rotated so that the tokens appear to stand right
-before the first position that a query sees. Shapes: B batch, H heads, Q queries, N keys, K kept tokens, D head width.
+The scores of these kept tokens come from separate queries, rotated so that the tokens appear to stand right before the
+first position that a query sees. Shapes: B batch, H heads, Q queries, N keys, K kept tokens, D head width.
 """
 
 from typing import NamedTuple

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**23)
-"""Number of logits held at a time, by device type: as few as possible for matrix products to run at full speed.
+"""Number of logits held at a time, by device type: small, but enough for matrix products to run at full speed.
 
 Measured on a CPU (benchmarks/README.md). A GPU needs larger products.
 """

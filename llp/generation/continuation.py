@@ -67,7 +67,7 @@ def continue_texts(
         prompts: The texts to continue.
         max_tokens: The largest number of tokens to generate for each text.
         temperature: Divides the logits; 0 always picks the most likely token.
-        top_k: Sample only from the `top_k` most likely tokens; null: from all tokens.
+        top_k: Sample only from the `top_k` most likely tokens. By default, from all tokens.
         top_p: Sample only from the most likely tokens that together have at least this probability.
         seed: Random seed; sample n of each prompt, counted from 0, has the seed `seed` + n.
         stop: A text ends before any of these strings.

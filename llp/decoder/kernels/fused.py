@@ -129,7 +129,7 @@ def _flash_is_available() -> bool:
 
 
 def _takes_cudnn(query: Tensor) -> bool:
-    """Whether cuDNN may support this query. Otherwise it raises an error."""
+    """Whether to try cuDNN with this query. It raises an error for anything else that it doesn't support."""
     return query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16)
 
 

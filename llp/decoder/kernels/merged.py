@@ -123,7 +123,7 @@ def tail_parts(query: Tensor, key: Tensor) -> list[Part]:
 
 
 def segment_parts(query: Tensor, key: Tensor, batch: int, look_back: int) -> list[Part]:
-    """The parts of segments (B S, H, M, D), each of which sees itself causally, and `look_back` segments before it.
+    """The parts of segments (B S, H, M, D), each of which sees itself causally, and up to `look_back` before it.
 
     On the CPU, a part has 16 pairs of segments, so that outputs and gradients reuse the same small buffers. On other
     devices there is one part per sample and distance, to launch few kernels; when compiled, too, so that one graph
