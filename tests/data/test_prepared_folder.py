@@ -38,7 +38,7 @@ def test_a_token_file_of_another_length_is_refused(wikitext, tmp_path, damage):
         index.unlink()
     else:
         index.write_text(index.read_text()[:-20])
-    with pytest.raises(SettingError, match=r"cache_dir = .*test\.(bin|jsonl) is missing.*damaged.*; remove .*anew"):
+    with pytest.raises(SettingError, match=r"cache_dir = .*test\.(bin|jsonl) is missing.*damaged.*; remove .*again"):
         TokenFile(folder, "test", TOKENS)
 
 

@@ -84,8 +84,8 @@ def test_documents_are_named_after_file_and_line(tmp_path):
     [
         (["train/a.txt", "test/a.txt"], r"has the splits train/, test/; it needs exactly one name for each split"),
         (["train/a.txt", "val/a.txt", "dev/a.txt", "test/a.txt"], r"splits train/, dev/, val/, test/; it needs"),
-        (["train/a.txt", "train.txt", "val/a.txt", "test.txt"], r"splits train/, train\.txt, val/, test\.txt; it needs"),
-        (["train/a.txt", "val/a.txt", "test/a.txt", "b.txt"], r"train/, val/, test/, and other text in b\.txt; .* no other"),
+        (["train/a.txt", "train.txt", "val/a.txt", "test.txt"], r"splits train/, train\.txt, val/, test\.txt;"),
+        (["train/a.txt", "val/a.txt", "test/a.txt", "b.txt"], r"val/, test/, and other text in b\.txt; .* no other"),
         ([".hidden/a.txt", ".b.txt"], r"it contains no \.txt or \.jsonl file"),
     ],
 )
