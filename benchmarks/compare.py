@@ -103,9 +103,8 @@ def step(options: Namespace, n: int) -> dict[str, Case]:
 
 def step_case(name: str, options: Namespace, n: int) -> Case:
     """The step of one architecture or peer."""
-    module = decoder(name, options, n, options.layers)
-    run = measuring.training_step(module, torch.randint(VOCAB_SIZE, (1, n + 1)))
-    return Case(run, 3 * module.flops(n), module.geometry.positions_out(n))
+    tokens = torch.randint(VOCAB_SIZE, (1, n + 1))
+    return measuring.training_step(decoder(name, options, n, options.layers), tokens)
 
 
 class Group(NamedTuple):

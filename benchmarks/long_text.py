@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch.optim import Optimizer
 
 import llp
 from datamodules import Bytes, PythonSource, TextFiles
+from llp.training.guards import gradient_norm
 from llp.training_module import TrainingModule
 from measuring import Panel, Row, in_own_process, memory, save
 
@@ -44,11 +46,8 @@ PLOTS = {"memory.svg": [Panel("memory", "peak_mib", "peak memory of the process 
 class StepMetrics(Callback):
     """The loss of the step, and the norm of its gradient."""
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: TrainingModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        grads = [parameter.grad for parameter in pl_module.decoder.parameters() if parameter.grad is not None]
-        self.loss, self.grad_norm = pl_module.step_loss.item(), torch.nn.utils.get_total_norm(grads).item()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: TrainingModule, optimizer: Optimizer) -> None:
+        self.loss, self.grad_norm = pl_module.step_loss.item(), gradient_norm(pl_module).item()
 
 
 def write_text(folder: Path, n_tokens: int) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from llp.evaluation.colours import COLOURS, lighter
 Run = Callable[[], object]
 Row = dict[str, Any]
 Arm = TypeVar("Arm", bound=Hashable)
-P = ParamSpec("P")
 T = TypeVar("T")
 
 LABEL = ("part", "arm", "model", "dtype", "head_dim", "n", "queries", "batch")
@@ -47,6 +46,15 @@ ARM_COLOURS = {
 
 
 # Timing
+
+
+class Case(NamedTuple):
+    """A run whose work is known."""
+
+    run: Run
+    flops: float
+    """Useful FLOPs of a run, forward and backward, without pairs that a mask hides."""
+    trained_tokens: int
 
 
 def in_turn(
@@ -83,15 +91,6 @@ def in_turn(
         arm: {"seconds": statistics.median(found), "least": min(found), "most": max(found), "rounds": len(found)}
         for arm, found in times.items()
     }
-
-
-class Case(NamedTuple):
-    """A run whose work is known."""
-
-    run: Run
-    flops: float
-    """Useful FLOPs of a run, forward and backward, without pairs that a mask hides."""
-    trained_tokens: int
 
 
 def rates(
@@ -155,8 +154,9 @@ def projections(shape: tuple[int, int, int, int], device: torch.device | str, dt
     return torch.randn(batch, n, n_heads, head_dim, device=device, dtype=dtype).transpose(1, 2).requires_grad_()
 
 
-def training_step(decoder: Decoder, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Run:
+def training_step(decoder: Decoder, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Case:
     """A whole training step on `tokens` (B, N + 1): forward, loss, backward and AdamW, under autocast to `dtype`."""
+    batch, n = tokens.shape[0], tokens.shape[1] - 1
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-4, fused=True)
 
     def run() -> None:
@@ -166,7 +166,7 @@ def training_step(decoder: Decoder, tokens: Tensor, dtype: torch.dtype = torch.f
         losses.mean.backward()
         optimizer.step()
 
-    return run
+    return Case(run, 3 * batch * decoder.flops(n), batch * decoder.geometry.positions_out(n))
 
 
 def memory(peak: bool = False) -> int:
@@ -178,10 +178,10 @@ def memory(peak: bool = False) -> int:
     return 1024 * int(line.split()[1])
 
 
-def in_own_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def in_own_process(function: Callable[..., T], *args: object) -> T:
     """Call a function in a new process, whose peak memory is that of the call."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+        return pool.submit(function, *args).result()
 
 
 # Results
@@ -220,27 +220,29 @@ def save(folder: Path, new: list[Row], plots: Mapping[str, Sequence[Panel]]) -> 
     write_whole(folder / "results.txt", report(rows))
     for name, panels in plots.items():
         if measured := [panel for panel in panels if any(row["part"] == panel.part for row in rows)]:
-            plot(rows, measured).savefig(folder / name, dpi=110, metadata={"Date": None} if "svg" in name else None)
+            plot(rows, measured).savefig(folder / name, dpi=110)
     print(report(new), flush=True)
 
 
 def report(rows: Sequence[Row]) -> str:
     """A table for each part; where an arm has one time for each length, also relative times and their growth."""
-    text = []
-    for part, found in pd.DataFrame(rows, columns=None if rows else ["part"]).groupby("part", sort=False):
+    text, frame = [], pd.DataFrame(rows)
+    frame = frame.reindex(columns=list(dict.fromkeys([*LABEL, *frame.columns])))
+    for part, found in frame.groupby("part", sort=False):
         table = found.drop(columns="part").dropna(axis="columns", how="all").sort_values("n", kind="stable")
         text.append(f"{part}\n{as_text(table)}")
         if "seconds" in table and not table.duplicated(["arm", "n"]).any():
-            text.append(f"{part}, relative to the first arm\n{as_text(relative(found))}")
+            text.append(as_text(relative(found)))
     return "\n\n".join(text) + "\n"
 
 
 def relative(rows: pd.DataFrame) -> pd.DataFrame:
-    """The time of each arm divided by that of the first, length by length, and the exponent of its growth."""
+    """The time of each arm divided by LLP's or the first one's, length by length, and the exponent of its growth."""
     seconds = rows.pivot_table("seconds", "arm", "n", sort=False).sort_index(axis=1)
-    table = (seconds / seconds.iloc[0]).rename(columns="{:,}".format)
+    ours = "LLP" if "LLP" in seconds.index else seconds.index[0]
+    table = (seconds / seconds.loc[ours]).rename(columns="{:,}".format)
     table["growth"] = [power_law(times.dropna()) for _, times in seconds.iterrows()]
-    return table.reset_index()
+    return table.rename_axis(f"time / {ours}").reset_index()
 
 
 def power_law(measured: pd.Series) -> float:
@@ -251,7 +253,8 @@ def power_law(measured: pd.Series) -> float:
 
 def as_text(table: pd.DataFrame) -> str:
     """A table as text: arms on the left, six digits, nothing where nothing was measured."""
-    formats = {"arm": f"{{:<{table['arm'].str.len().max()}}}".format, "n": "{:,}".format}
+    arm = table.columns[0]
+    formats = {arm: f"{{:<{table[arm].str.len().max()}}}".format, "n": "{:,}".format}
     return table.to_string(index=False, formatters=formats, float_format=number, na_rep="")
 
 

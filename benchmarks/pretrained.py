@@ -31,7 +31,7 @@ PLOTS = {
     "pretrained.png": [
         Panel("prefill", "seconds", "seconds", "Prefill"),
         Panel("prefill", "peak_mb", "peak memory beyond the weights (MB)", "Memory of prefill"),
-        Panel("generation", "seconds", "seconds", "A token after so many"),
+        Panel("generation", "seconds", "seconds", "One more token after n"),
     ]
 }
 
