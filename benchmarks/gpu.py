@@ -80,7 +80,7 @@ class Sizes(NamedTuple):
     segment_len: int = 256
     head_dims: tuple[int, ...] = (64, 128)
     attention_lens: tuple[int, ...] = (2048, 8192, 131_072)
-    lengths: tuple[int, ...] = tuple(2**k for k in range(11, 22, 2))
+    lengths: tuple[int, ...] = (2048, 8192, 32_768, 131_072, 524_288, 2_097_152)
     context_lens: tuple[int, ...] = (4096, 65_536)
     batches: tuple[int, ...] = (1, 16)
     """How many texts are generated side by side."""
