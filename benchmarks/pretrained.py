@@ -4,7 +4,8 @@
     python benchmarks/pretrained.py FOLDER            # writes benchmarks/results/pretrained/
 
 Prefill is a forward pass over a text, in a process of its own for each length, with its peak memory beyond the weights.
-Generation is the time of a token after a text of a length. A step is one of LoRA, with the loss.
+Generation is the time of a token after a text of a length. A step is one of LoRA, with the loss. `from_scratch` is a
+training step of all weights with LLP's attention: a Llama of transformers against LLP's own decoder of the same size.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from llp import LLP, PretrainedModel
 from llp.decoder.loss import linear_cross_entropy
 from llp.decoder.patterns import SegmentAttention
 from llp.hf import LocalCache, set_attention
@@ -23,8 +25,14 @@ from llp.hf.pretrained_model import Lora
 from measuring import Panel, Row, in_own_process, in_turn, memory, save, seconds
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
-LONGEST = {"prefill": {"dense": 16384}, "generation": {"dense": 16384}, "step": {"dense": 4096, "LLP": 8192}}
+LONGEST = {
+    "prefill": {"dense": 16384},
+    "generation": {"dense": 16384},
+    "step": {"dense": 4096, "LLP": 8192},
+    "from_scratch": {"dense": 0, "LLP": 8192},
+}
 """Longer ones are not measured: their time grows with the square of the length, or memory ends."""
+LLAMA_60M = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 PIECE_LEN = 4096
 ARMS = ("LLP", "dense")
 PLOTS = {
@@ -94,11 +102,36 @@ def lora_step(folder: Path, arm: str, n: int, threads: int) -> Row:
     return row | {"peak_mb": (memory(peak=True) - before) / 1e6}
 
 
+def from_scratch(n: int) -> dict[str, Row]:
+    """A training step of 58 million weights on one window of `n` tokens, by the blocks around LLP's attention."""
+    config = {"model_type": "llama", **LLAMA_60M}
+    models = {
+        "LLP, Llama's blocks": PretrainedModel(
+            32000, pattern=SegmentAttention(256), keep_first=0, from_scratch=True, config=config
+        ),
+        "LLP": LLP(32000, dim=512, n_layers=8, n_heads=8, segment_len=256),
+    }
+    tokens, steps = torch.randint(32000, (1, n + 1)), {}
+    for arm, model in models.items():
+        model.configure_model()
+        decoder, optimizer = model.decoder, torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+        def step(decoder: Any = decoder, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            decoder.loss(tokens[:, :-1], tokens[:, 1:]).mean.backward()
+            optimizer.step()
+
+        steps[arm] = step
+    return in_turn(steps, 7)
+
+
 def rows_of(part: str, n: int, options: argparse.Namespace) -> list[Row]:
     """What is measured of a part at one length."""
     arms = [arm for arm in ARMS if n <= LONGEST[part].get(arm, n)]
     if part == "generation":
         found = generation(options.folder, arms, n)
+    elif part == "from_scratch":
+        found = from_scratch(n) if arms else {}
     else:
         measure = prefill if part == "prefill" else lora_step
         found = {arm: in_own_process(measure, options.folder, arm, n, options.threads) for arm in arms}
