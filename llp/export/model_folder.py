@@ -22,6 +22,7 @@ from llp.export.modeling_file import modeling_source
 from llp.language_model import LanguageModel
 
 DTYPES = ("float32", "bfloat16", "float16")
+_SHARDS = "weights.pt"  # while the weights of a sharded checkpoint are read
 _UNKNOWN: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
@@ -49,6 +50,7 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32", plain: b
     folder.mkdir(parents=True)
     try:
         message = _write(ckpt_path, folder, output, dtype, plain)
+        (folder / _SHARDS).unlink(missing_ok=True)
         publish(output)
     except BaseException:
         discard(output)
@@ -57,8 +59,7 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32", plain: b
 
 
 def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool) -> str:
-    shards = folder / "weights.pt"
-    checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else reading.read(ckpt_path)
+    checkpoint = merged(ckpt_path, folder / _SHARDS) if ckpt_path.is_dir() else reading.read(ckpt_path)
     if checkpoint["architecture"] == "llp.PretrainedModel":
         from llp.export.pretrained_folder import write_pretrained  # it imports transformers
 
@@ -68,7 +69,8 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool)
         **checkpoint["hyper_parameters"]
     )
     parts = _parts(model, checkpoint)
-    weights = _cast(checkpoint["state_dict"], dtype)
+    own_weights = checkpoint["state_dict"].items()
+    weights = {name: weight.to(getattr(torch, dtype)).contiguous() for name, weight in own_weights}
     origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": reading.sha256(ckpt_path), "dtype": dtype}
     record = exported_folder.record_of(checkpoint, origin, parts)
     record["weights_sha256"] = weights_digest(weights.items())
@@ -76,7 +78,6 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool)
     record["tensors"] = {name: list(weight.shape) for name, weight in stored.items()}
     tokenizer = _write_tokenizer(folder, checkpoint, record)
     _save(stored, folder / exported_folder.WEIGHTS)
-    shards.unlink(missing_ok=True)
     tokens = _UNKNOWN if tokenizer is None else tokenizer.token_ids
     _write_json(folder / exported_folder.CONFIG, _config(model, parts, dtype, tokens))
     generation = {"do_sample": False, "use_cache": True, **tokens}
@@ -105,14 +106,6 @@ def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, object
         "window_len": window_len,
         "stride": stride,
     }
-
-
-def _cast(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Weights by name, in the given type."""
-    cast: dict[int, Tensor] = {}  # a tied weight stays one
-    for weight in weights.values():
-        cast.setdefault(weight.data_ptr(), weight.to(getattr(torch, dtype)).contiguous())
-    return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
 
 
 def _config(
