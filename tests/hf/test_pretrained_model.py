@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from torch.distributed import checkpoint as distributed_checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llp
@@ -212,6 +213,20 @@ def test_an_exported_folder_is_the_model(run, work, config, plain):
         mask = torch.ones_like(tokens)
         generated = opened.generate(tokens, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0)
         assert torch.equal(generated[:, 40:], opened(generated).logits[:, 39:-1].argmax(-1))
+
+
+def test_a_sharded_checkpoint_is_exported_like_a_whole_one(run, work, config):
+    assert run("fit", "--config", "pretrained.yaml", "--name", "run", "--trainer.max_steps", 2)[0] == 0
+    whole, sharded = work / "lightning_logs/run/checkpoints/last.ckpt", work / "sharded.ckpt"
+    checkpoint = torch.load(whole, weights_only=True)
+    weights = checkpoint.pop("state_dict")
+    distributed_checkpoint.save({"state_dict": weights}, checkpoint_id=sharded)
+    torch.save(checkpoint, sharded / "meta.pt")
+    for path, output in ((whole, "a"), (sharded, "b")):
+        status, _, err = run("export", "--ckpt_path", path, "--output", output)
+        assert status == 0, err
+    written = [{path.name: path.read_bytes() for path in (work / output).iterdir()} for output in "ab"]
+    assert written[0] == written[1]
 
 
 def assert_names_have_one_meaning(source):
