@@ -70,6 +70,22 @@ def test_losses_are_those_of_the_model_itself(folder):
     torch.testing.assert_close(decoder(tokens[:, :-1], positions), logits.take_along_dim(positions[..., None], 1))
 
 
+@pytest.mark.parametrize(("family", "settings"), [("granite", {"logits_scaling": 4.0}), ("phi", {})])
+def test_a_scale_of_the_logits_and_a_bias_of_the_head_count(family, settings):
+    config = {"model_type": family, **CONFIG, **settings}
+    model = llp.PretrainedModel(config=config, from_scratch=True, pattern=SEGMENTS)
+    model.configure_model()
+    model.eval()
+    tokens = torch.randint(256, (2, 33), generator=torch.Generator().manual_seed(1))
+    if family == "phi":
+        torch.nn.init.normal_(model.decoder.model.lm_head.bias)
+    with torch.no_grad():
+        logits = model.decoder.model(tokens[:, :-1], use_cache=False).logits
+        losses = model.decoder.loss(tokens[:, :-1], tokens[:, 1:]).each
+        torch.testing.assert_close(model(tokens[:, :-1]), logits)
+    torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none"))
+
+
 @pytest.mark.parametrize("n_layers", [5, 6])
 def test_the_same_layers_are_dense_as_in_an_architecture_of_ours(n_layers):
     own = llp.LLP(257, dim=16, n_heads=4, n_layers=n_layers, segment_len=8, dense_every=3)
