@@ -119,8 +119,8 @@ class PretrainedModel(TrainingModule):
         if isinstance(pattern, dict):
             pattern = import_class(pattern["class_path"], AttentionPattern)(**pattern["init_args"])
         self.pattern, self.lora = pattern, Lora(**lora) if isinstance(lora, dict) else lora
-        if self.pattern is not None:
-            pattern = {"class_path": class_path(type(self.pattern)), "init_args": asdict(self.pattern)}  # type: ignore[assignment]
+        if pattern is not None:
+            pattern = {"class_path": class_path(type(pattern)), "init_args": asdict(pattern)}  # type: ignore[assignment]
         lora = None if self.lora is None else asdict(self.lora)  # type: ignore[assignment]
         self.transformers_config = read_config(path, revision, from_scratch, config)
         n_tokens = self.transformers_config.vocab_size
@@ -169,7 +169,7 @@ class PretrainedModel(TrainingModule):
             older = model.gradient_checkpointing_enable  # the only name in transformers 4.57
             getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
         self.decoder = PretrainedDecoder(model.train(), self.geometry, scale)
-        if self.lora is not None:
+        if self.lora is not None and not self.has_own_weights:  # random ones can't be read again
             store_trained_weights_alone(self.decoder)
         if self.device_mesh is not None:
             shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])

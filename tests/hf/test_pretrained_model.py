@@ -119,6 +119,14 @@ def test_rows_of_a_cache_can_be_chosen(folder):
     torch.testing.assert_close(logits[:, 0], model(tokens)[1:, -1].expand(2, -1))
 
 
+def test_adapters_of_random_weights_are_stored_with_them():
+    settings = {"config": {"model_type": "llama", **CONFIG}, "from_scratch": True, "lora": {"rank": 2}}
+    one, other, tokens = llp.PretrainedModel(**settings), llp.PretrainedModel(**settings), torch.arange(20)[None]
+    expected = one(tokens)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(tokens), expected)
+
+
 def test_a_logit_scale_is_found_and_a_soft_cap_refused():
     from transformers import AutoConfig
 
