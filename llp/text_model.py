@@ -1,4 +1,4 @@
-"""A language model with what it needs to read text: its tokenizer, and the windows in which a text is scored."""
+"""A language model with its tokenizer and the windows in which a text is scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from llp.training_module import TrainingModule
 
 
 class Tokenizer(Protocol):
-    """What a model needs of a tokenizer; `datamodules.tokenizers` has those that are shipped."""
+    """The part of a tokenizer that a model uses. `datamodules.tokenizers` has implementations."""
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +51,6 @@ class TextModel:
 
     def tokens(self, text: str) -> Tensor:
         """The start token and the tokens of a text: (1, N + 1) int64, what the module's `forward` takes."""
-        lines = list(StringIO(text, newline="\n"))  # as the data reads them: no other character ends a line
+        lines = list(StringIO(text, newline="\n"))  # as in the data modules, only newlines end a line
         encoded = self.tokenizer.encode(lines).tolist()
         return torch.tensor([[self.start_token, *encoded]], device=self.device)

@@ -1,8 +1,8 @@
 """Attention to several parts of the keys, each computed by a fused kernel, merged by their log-sum-exps.
 
-A lower-right causal pattern is a causal square (the queries' own positions) and a rectangle without a mask (all earlier
-positions). The fused kernel computes both directly: no mask is built, no masked score is computed, and neighbouring
-segments need not be copied into pairs. Measurements: benchmarks/README.md.
+A lower-right causal pattern consists of a causal square (the queries' own positions) and a rectangle without a mask
+(all earlier positions). The fused kernel computes both directly: no mask is built, no masked score is computed, and
+neighbouring segments need not be copied into pairs. Measurements: benchmarks/README.md.
 
 Shapes: B batch, H heads, Q queries, N keys, D head width.
 """
@@ -19,26 +19,26 @@ from torch.autograd import Function
 from llp.decoder.kernels.fused import KERNELS, with_head_dim_multiple
 
 Range = tuple[int, int, int] | None
-"""Dimension, first index and length, which are the arguments of `narrow`; None for everything."""
+"""Dimension, first index and length: the arguments of `narrow`. None for everything."""
 
 Triple = tuple[Tensor, Tensor, Tensor]
 """Query (B, H, Q, D), key and value (B, H, N, D)."""
 
 
 class Part(NamedTuple):
-    """Some of the queries, and keys that they see."""
+    """A range of queries, and a range of keys that they see."""
 
     queries: Range
     keys: Range
     is_causal: bool = False
-    """Whether the two form a causal square."""
+    """Whether queries and keys form a causal square."""
     mask: Tensor | None = None
-    """What is added to the scores, broadcast to (B, H, Q, N); on the CPU alone."""
+    """Values added to the scores, broadcast to (B, H, Q, N). Only supported on the CPU."""
     is_second: bool = False
-    """Whether queries, keys and values are those of a second triple."""
+    """Whether queries, keys and values are taken from the second triple."""
 
     def take(self, tensors: Sequence[Tensor]) -> Triple:
-        """Queries, keys and values of this part out of one or two triples."""
+        """The queries, keys and values of this part, from one or two triples."""
         query, key, value = tensors[3:] if self.is_second else tensors[:3]
         return _take(query, self.queries), _take(key, self.keys), _take(value, self.keys)
 
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 def merged_attention(
     query: Tensor, key: Tensor, value: Tensor, make_parts: Callable[..., list[Part]], *sizes: int
 ) -> Tensor:
-    """Attention whose softmax runs over the keys of all parts that a query belongs to; without dropout.
+    """Attention whose softmax runs over the keys of all parts that contain the query, without dropout.
 
     `query` is (B, H, Q, D), `key` and `value` are (B, H, N, D), and the output is (B, H, Q, D).
     `make_parts(query, key, *sizes)` returns the parts.
@@ -61,14 +61,16 @@ def merged_attention(
 
 
 class MergedAttention(Function):
-    """Attention to parts of one triple of queries, keys and values, or of two, whose queries share their outputs.
+    """Attention in parts of one triple of queries, keys and values, or of two triples.
+
+    The queries of a second triple contribute to the same outputs as those of the first.
 
     For parts A and B with outputs o and log-sum-exps z of their scores, the output over both is
     o_A + sigmoid(z_B - z_A) (o_B - o_A), with the log-sum-exp log(exp z_A + exp z_B). In the backward pass each part
     needs only the output and the log-sum-exp z over all parts: its probabilities are exp(scores - z).
 
-    Scores are multiplied by `scale`. `make_parts(query, key, *sizes)` returns the parts; a part of all queries comes
-    first, if there is one.
+    Scores are multiplied by `scale`. `make_parts(query, key, *sizes)` returns the parts. A part that contains all
+    queries must be the first one.
     """
 
     @staticmethod
@@ -77,7 +79,7 @@ class MergedAttention(Function):
     ) -> Tensor:
         query, kernel = tensors[0], KERNELS[tensors[0].device.type]
         parts = make_parts(*tensors[:2], *sizes)
-        rest: tuple[Tensor, ...] = ()  # a random state, which serves all parts: without dropout no operator reads it
+        rest: tuple[Tensor, ...] = ()  # a random state; any will do, because without dropout no operator reads it
         if parts[0].queries is None:
             output, lse, rest = kernel.forward(*parts[0].take(tensors), parts[0].is_causal, scale, parts[0].mask)
         else:
@@ -106,7 +108,7 @@ class MergedAttention(Function):
                 place = number + 3 * part.is_second
                 total = grads[place]
                 if total is None and where is None:
-                    grads[place] = added  # adding it to zeros takes a tenth of the time
+                    grads[place] = added  # adding it to zeros would take a tenth of the time
                     continue
                 if total is None:
                     total = grads[place] = torch.zeros_like(tensors[place])
@@ -115,17 +117,17 @@ class MergedAttention(Function):
 
 
 def tail_parts(query: Tensor, key: Tensor) -> list[Part]:
-    """For queries at the last positions, which see their own positions causally, and all earlier ones."""
+    """The parts of queries at the last positions, which see their own positions causally, and all earlier ones."""
     n_queries, first = query.shape[2], key.shape[2] - query.shape[2]
     return [Part(None, (2, first, n_queries), is_causal=True), Part(None, (2, 0, first))]
 
 
 def segment_parts(query: Tensor, key: Tensor, batch: int, look_back: int) -> list[Part]:
-    """Each segment (B S, H, M, D) sees itself causally, and those before it in its sample, up to `look_back` of them.
+    """The parts of segments (B S, H, M, D), each of which sees itself causally, and up to `look_back` before it.
 
-    Its pairs with segments before it come, on the CPU, in parts of 16, whose outputs and gradients reuse the same small
-    buffers; elsewhere in one part per sample and distance, to launch few kernels, and when compiled, too, so that one
-    graph serves all lengths.
+    On the CPU, a part has 16 pairs of segments, so that outputs and gradients reuse the same small buffers. On other
+    devices there is one part per sample and distance, to launch few kernels; when compiled, too, so that one graph
+    serves all lengths.
     """
     n_segments = query.shape[0] // batch
     parts = [Part(None, None, is_causal=True)]
@@ -140,7 +142,7 @@ def segment_parts(query: Tensor, key: Tensor, batch: int, look_back: int) -> lis
 
 
 def can_merge(query: Tensor, dropout_p: float) -> bool:
-    """Whether the device has a kernel for this query whose outputs can be merged: only without dropout."""
+    """Whether the device has a kernel for this query whose outputs can be merged. There is none with dropout."""
     kernel = KERNELS.get(query.device.type)
     return kernel is not None and dropout_p == 0.0 and kernel.takes(query)
 
