@@ -1,32 +1,16 @@
 """A language model with its tokenizer and the windows in which a text is scored."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llp.training_module import TrainingModule
 
-
-class Tokenizer(Protocol):
-    """The part of a tokenizer that a model uses. `datamodules.tokenizers` has implementations."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of all that determines how text is encoded."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, lines: list[str]) -> np.ndarray:
-        """Token ids of lines of text, each with its line end: (N,)."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids."""
+if TYPE_CHECKING:
+    from datamodules.tokenizers import Tokenizer
 
 
 @dataclass
@@ -41,7 +25,7 @@ class TextModel:
     """
 
     module: TrainingModule
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     start_token: int
     window: tuple[int, int]
 

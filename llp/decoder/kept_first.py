@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llp.decoder.kernels.merged import MergedAttention, Part, Triple, can_merge, segment_parts
+from llp.decoder.kernels.fused import Triple
+from llp.decoder.kernels.merged import MergedAttention, Part, can_merge, segment_parts
 from llp.decoder.patterns import AttentionPattern, SegmentAttention
 
 

@@ -13,18 +13,24 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+Triple = tuple[Tensor, Tensor, Tensor]
+"""Query (B, H, Q, D), key and value (B, H, N, D)."""
+Attended = tuple[Tensor, Tensor]
+"""Output (B, H, Q, D) and log-sum-exps (B, H, Q)."""
+Rest = tuple[Tensor, ...]
+"""What `backward` needs besides: a random state, or nothing."""
+
 
 class FusedKernel(NamedTuple):
     """A fused attention operator and its gradient, without dropout."""
 
-    forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
-    """`forward(query, key, value, is_causal, scale, mask)`, for query (B, H, Q, D), key and value (B, H, N, D).
+    forward: Callable[..., tuple[Tensor, Tensor, Rest]]
+    """`forward(inputs, causal, scale, mask)`, where `mask` is added to the scores.
 
-    `mask` is added to the scores. Returns the output (B, H, Q, D), the log-sum-exps (B, H, Q), and the remaining
-    arguments of `backward`.
+    Returns the output, the log-sum-exps, and the rest.
     """
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """`backward(grad, query, key, value, output, lse, is_causal, scale, mask, *rest)`.
+    backward: Callable[..., Triple]
+    """`backward(grad, inputs, attended, rest, causal, scale, mask)`.
 
     Returns the gradients of query, key and value.
     """
@@ -34,77 +40,47 @@ class FusedKernel(NamedTuple):
     """The head width must be a multiple of this."""
 
 
-def _cpu_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: Tensor | None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    arguments = query, key, value, 0.0, is_causal
-    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(*arguments, attn_mask=mask, scale=scale)
+def _cpu_forward(inputs: Triple, causal: bool, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor, Rest]:
+    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(*inputs, 0.0, causal, attn_mask=mask, scale=scale)
     return output, lse, ()
 
 
 def _cpu_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = grad, query, key, value, output, lse, 0.0, is_causal
+    grad: Tensor, inputs: Triple, attended: Attended, rest: Rest, causal: bool, scale: float, mask: Tensor | None
+) -> Triple:
+    arguments = grad, *inputs, *attended, 0.0, causal
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, attn_mask=mask, scale=scale)
 
 
-def _flash_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    returned = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
+def _flash_forward(inputs: Triple, causal: bool, scale: float, mask: None) -> tuple[Tensor, Tensor, Rest]:
+    returned = aten._scaled_dot_product_flash_attention(*inputs, 0.0, causal, scale=scale)
     return returned[0], returned[1], tuple(returned[6:8])
 
 
 def _flash_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    mask: None,
-    seed: Tensor,
-    offset: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = None, None, query.shape[2], key.shape[2]  # no cumulative lengths, because sequences aren't packed
-    arguments = grad, query, key, value, output, lse, *lengths, 0.0, is_causal, seed, offset
+    grad: Tensor, inputs: Triple, attended: Attended, rest: Rest, causal: bool, scale: float, mask: None
+) -> Triple:
+    arguments = grad, *inputs, *attended, *_lengths(inputs), 0.0, causal, *rest
     return aten._scaled_dot_product_flash_attention_backward(*arguments, scale=scale)
 
 
-def _cudnn_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    returned = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, is_causal, scale=scale)
-    return returned[0], returned[1].view(query.shape[:3]), tuple(returned[6:8])  # its log-sum-exps are (B, H, Q, 1)
+def _cudnn_forward(inputs: Triple, causal: bool, scale: float, mask: None) -> tuple[Tensor, Tensor, Rest]:
+    returned = aten._scaled_dot_product_cudnn_attention(*inputs, None, True, 0.0, causal, scale=scale)
+    lse = returned[1].view(inputs[0].shape[:3])  # from (B, H, Q, 1)
+    return returned[0], lse, tuple(returned[6:8])
 
 
 def _cudnn_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    mask: None,
-    seed: Tensor,
-    offset: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = None, None, query.shape[2], key.shape[2]
-    arguments = grad, query, key, value, output, lse.unsqueeze(-1), seed, offset, None, *lengths, 0.0, is_causal
+    grad: Tensor, inputs: Triple, attended: Attended, rest: Rest, causal: bool, scale: float, mask: None
+) -> Triple:
+    output, lse = attended
+    arguments = grad, *inputs, output, lse.unsqueeze(-1), *rest, None, *_lengths(inputs), 0.0, causal
     return aten._scaled_dot_product_cudnn_attention_backward(*arguments, scale=scale)
+
+
+def _lengths(inputs: Triple) -> tuple[None, None, int, int]:
+    """No cumulative lengths, because sequences aren't packed, and the numbers of queries and keys."""
+    return None, None, inputs[0].shape[2], inputs[1].shape[2]
 
 
 def takes_flash(query: Tensor) -> bool:

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from llp.decoder.kernels.fused import KERNELS, with_head_dim_multiple
+from llp.decoder.kernels.fused import KERNELS, Triple, with_head_dim_multiple
 
 Range = tuple[int, int, int] | None
 """Dimension, first index and length: the arguments of `narrow`. None for everything."""
-
-Triple = tuple[Tensor, Tensor, Tensor]
-"""Query (B, H, Q, D), key and value (B, H, N, D)."""
 
 
 class Part(NamedTuple):
@@ -81,12 +78,12 @@ class MergedAttention(Function):
         parts = make_parts(*tensors[:2], *sizes)
         rest: tuple[Tensor, ...] = ()  # a random state; any will do, because without dropout no operator reads it
         if parts[0].queries is None:
-            output, lse, rest = kernel.forward(*parts[0].take(tensors), parts[0].is_causal, scale, parts[0].mask)
+            output, lse, rest = kernel.forward(parts[0].take(tensors), parts[0].is_causal, scale, parts[0].mask)
         else:
             output = torch.zeros_like(query)
             lse = query.new_full(query.shape[:3], -math.inf, dtype=torch.promote_types(query.dtype, torch.float32))
         for part in parts[1:] if parts[0].queries is None else parts:
-            more, more_lse, rest = kernel.forward(*part.take(tensors), part.is_causal, scale, part.mask)
+            more, more_lse, rest = kernel.forward(part.take(tensors), part.is_causal, scale, part.mask)
             so_far, lse_so_far = _take(output, part.queries), _take(lse, part.queries)  # (B, H, Q, D), (B, H, Q)
             so_far.lerp_(more, torch.sigmoid(more_lse - lse_so_far).unsqueeze(-1).to(more.dtype))
             lse_so_far.copy_(torch.logaddexp(lse_so_far, more_lse))
@@ -97,13 +94,13 @@ class MergedAttention(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         output, lse, *saved = ctx.saved_tensors
-        tensors, rest = saved[: ctx.n_tensors], saved[ctx.n_tensors :]
+        tensors, rest = saved[: ctx.n_tensors], tuple(saved[ctx.n_tensors :])
         kernel = KERNELS[output.device.type]
         grads: list[Tensor | None] = [None] * len(tensors)
         for part in ctx.make_parts(*tensors[:2], *ctx.sizes):
             grad, out, z = (_take(x, part.queries) for x in (grad_output, output, lse))
-            inputs = part.take(tensors)
-            of_part = kernel.backward(grad, *inputs, out, z, part.is_causal, ctx.scale, part.mask, *rest)
+            inputs, attended = part.take(tensors), (out, z)
+            of_part = kernel.backward(grad, inputs, attended, rest, part.is_causal, ctx.scale, part.mask)
             for number, (added, where) in enumerate(zip(of_part, (part.queries, part.keys, part.keys), strict=True)):
                 place = number + 3 * part.is_second
                 total = grads[place]
