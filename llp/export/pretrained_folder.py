@@ -36,6 +36,8 @@ def write_pretrained(checkpoint: dict[str, Any], folder: Path, output: Path, dty
     set_attention(model, None)
     merge_adapters(model)
     attention = "dense attention"
+    for name in ("auto_map", "llp_attention"):  # of a model that was exported before
+        vars(model.config).pop(name, None)
     if pattern is not None:
         attention = "its attention (trust_remote_code=True)"
         model.config.auto_map = {"AutoModelForCausalLM": "modeling_llp.WithAttention"}

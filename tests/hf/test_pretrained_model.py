@@ -239,6 +239,15 @@ def test_an_exported_folder_is_the_model(run, work, config, plain):
         assert torch.equal(generated[:, 40:], opened(generated).logits[:, 39:-1].argmax(-1))
 
 
+def test_what_was_exported_with_its_attention_can_be_exported_plain(run, work, config):
+    base = config["model"]["init_args"]["path"]
+    for path, output, options in ((base, "out", []), ("out", "plain", ["--plain"])):
+        settings = ("--config", "pretrained.yaml", "--model.init_args.path", path, "--trainer.max_steps", 1)
+        assert run("fit", *settings, "--name", output)[0] == 0
+        assert run("export", "--ckpt_path", f"lightning_logs/{output}", "--output", output, *options)[0] == 0
+    assert [("modeling_llp" in (work / one / "config.json").read_text()) for one in ("out", "plain")] == [True, False]
+
+
 def test_a_sharded_checkpoint_is_exported_like_a_whole_one(run, work, config):
     assert run("fit", "--config", "pretrained.yaml", "--name", "run", "--trainer.max_steps", 2)[0] == 0
     whole, sharded = work / "lightning_logs/run/checkpoints/last.ckpt", work / "sharded.ckpt"
