@@ -22,6 +22,7 @@ from llp.export.modeling_file import modeling_source
 from llp.language_model import LanguageModel
 
 DTYPES = ("float32", "bfloat16", "float16")
+_SHARDS = "weights.pt"  # while the weights of a sharded checkpoint are read
 _UNKNOWN: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
@@ -46,12 +47,13 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32", plain: b
     require(not is_exported(ckpt_path), "ckpt_path", ckpt_path, remedy)
     with whole_checkpoint(output) as folder:
         folder.mkdir(parents=True)
-        return _write(ckpt_path, folder, output, dtype, plain)
+        message = _write(ckpt_path, folder, output, dtype, plain)
+        (folder / _SHARDS).unlink(missing_ok=True)
+    return message
 
 
 def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool) -> str:
-    shards = folder / "weights.pt"
-    checkpoint = merged(ckpt_path, shards) if ckpt_path.is_dir() else reading.read(ckpt_path)
+    checkpoint = merged(ckpt_path, folder / _SHARDS) if ckpt_path.is_dir() else reading.read(ckpt_path)
     if checkpoint["architecture"] == "llp.PretrainedModel":
         from llp.export.pretrained_folder import write_pretrained  # it imports transformers
 
@@ -61,7 +63,8 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool)
         **checkpoint["hyper_parameters"]
     )
     parts = _parts(model, checkpoint)
-    weights = _cast(checkpoint["state_dict"], dtype)
+    own_weights = checkpoint["state_dict"].items()
+    weights = {name: weight.to(getattr(torch, dtype)).contiguous() for name, weight in own_weights}
     origin = {"checkpoint": ckpt_path.name, "checkpoint_sha256": reading.sha256(ckpt_path), "dtype": dtype}
     record = exported_folder.record_of(checkpoint, origin, parts)
     record["weights_sha256"] = weights_digest(weights.items())
@@ -69,7 +72,6 @@ def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool)
     record["tensors"] = {name: list(weight.shape) for name, weight in stored.items()}
     tokenizer = _write_tokenizer(folder, checkpoint, record)
     _save(stored, folder / exported_folder.WEIGHTS)
-    shards.unlink(missing_ok=True)
     tokens = _UNKNOWN if tokenizer is None else tokenizer.token_ids
     _write_json(folder / exported_folder.CONFIG, _config(model, parts, dtype, tokens))
     generation = {"do_sample": False, "use_cache": True, **tokens}
@@ -98,14 +100,6 @@ def _parts(model: LanguageModel, checkpoint: dict[str, Any]) -> dict[str, object
         "window_len": window_len,
         "stride": stride,
     }
-
-
-def _cast(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Weights by name, in the given type."""
-    cast: dict[int, Tensor] = {}  # a tied weight stays one
-    for weight in weights.values():
-        cast.setdefault(weight.data_ptr(), weight.to(getattr(torch, dtype)).contiguous())
-    return {name: cast[weight.data_ptr()] for name, weight in weights.items()}
 
 
 def _config(

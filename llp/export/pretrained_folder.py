@@ -1,6 +1,5 @@
 """Writes a pretrained model that was trained further as a folder of transformers, with its attention or without it."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,17 +35,18 @@ def write_pretrained(checkpoint: dict[str, Any], folder: Path, output: Path, dty
     model: Any = module.eval().decoder.model
     set_attention(model, None)
     merge_adapters(model)
+    attention = "dense attention"
+    for name in ("auto_map", "llp_attention"):  # of a model that was exported before
+        vars(model.config).pop(name, None)
+    if pattern is not None:
+        attention = "its attention (trust_remote_code=True)"
+        model.config.auto_map = {"AutoModelForCausalLM": "modeling_llp.WithAttention"}
+        model.config.llp_attention = {**pattern, "keep_first": module.keep_first, "layers": module.local_layers}
+        (folder / "modeling_llp.py").write_text(modeling_source("llp.export.pretrained_template"), encoding="utf-8")
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     if module.path is not None:
         _copy_tokenizer(model_folder(module.path, module.revision), folder)
-    if pattern is None:
-        return f"Written to {output}: a model of transformers with dense attention, in {dtype}"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_llp.WithAttention"}
-    config["llp_attention"] = {**pattern, "keep_first": module.keep_first, "layers": module.local_layers}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (folder / "modeling_llp.py").write_text(modeling_source("llp.export.pretrained_template"), encoding="utf-8")
-    return f"Written to {output}: a model of transformers with its attention (trust_remote_code=True), in {dtype}"
+    return f"Written to {output}: a model of transformers with {attention}, in {dtype}"
 
 
 def merge_adapters(model: nn.Module) -> None:

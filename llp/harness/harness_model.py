@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import chunks, normalize_gen_kwargs
 from tqdm import tqdm
 
 from llp.decoder.loss import CHUNK_LOGITS
@@ -72,11 +72,13 @@ class HarnessModel(LM):
         """
         pairs = [self.encode_pair(*request.args) for request in requests]
         outcomes: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        order = sorted(range(len(pairs)), key=lambda number: (len(pairs[number][0]), pairs[number]))
         with tqdm(total=len(pairs), desc="scoring continuations", disable=disable_tqdm or None) as bar:
-            for numbers in self._of_equal_context(pairs):
-                for number, outcome in zip(numbers, self._score([pairs[n] for n in numbers]), strict=True):
-                    outcomes[number] = outcome
-                bar.update(len(numbers))
+            for _, group in groupby(order, key=lambda number: len(pairs[number][0])):
+                for numbers in chunks(group, self.batch_size):
+                    for number, outcome in zip(numbers, self._score([pairs[n] for n in numbers]), strict=True):
+                        outcomes[number] = outcome
+                    bar.update(len(numbers))
         return outcomes
 
     def encode_pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -91,14 +93,6 @@ class HarnessModel(LM):
         shared = takewhile(lambda pair: pair[0] == pair[1], zip(whole, alone, strict=False))
         n_context = sum(1 for _ in shared)
         return tuple(whole[:n_context]), tuple(whole[n_context:])
-
-    def _of_equal_context(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[list[int]]:
-        """Numbers of pairs whose contexts are equally long, those of the same context together."""
-        order = sorted(range(len(pairs)), key=lambda number: (len(pairs[number][0]), pairs[number]))
-        for _, group in groupby(order, key=lambda number: len(pairs[number][0])):
-            numbers = [*group]
-            for first in range(0, len(numbers), self.batch_size):
-                yield numbers[first : first + self.batch_size]
 
     def _score(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Iterator[tuple[float, bool]]:
         """Log-likelihood and greediness of continuations whose contexts are equally long."""
@@ -131,27 +125,22 @@ class HarnessModel(LM):
 
         It is greedy unless the task samples; then each repetition of a request has a seed of its own.
         """
+        of_settings: dict[str, tuple[dict[str, Any], dict[str, list[int]]]] = {}
+        for number, request in enumerate(requests):
+            settings = _settings(request.args[1])
+            _, prompts = of_settings.setdefault(repr(settings), (settings, {}))
+            prompts.setdefault(request.args[0], []).append(number)
         texts = [""] * len(requests)
-        settings = [_settings(request.args[1]) for request in requests]
-        order = sorted(range(len(requests)), key=lambda number: repr(settings[number]))
         with tqdm(total=len(requests), desc="continuing texts", disable=disable_tqdm or None) as bar:
-            for _, group in groupby(order, key=lambda number: repr(settings[number])):
-                numbers = [*group]
-                prompts: dict[str, list[int]] = {}
-                for number in numbers:
-                    prompts.setdefault(requests[number].args[0], []).append(number)
-                for number, text in self._continued(prompts, settings[numbers[0]]):
-                    texts[number] = text
-                    bar.update()
+            for settings, prompts in of_settings.values():
+                n_samples = 1 if settings["temperature"] == 0 else max(map(len, prompts.values()))
+                settings |= {"n_samples": n_samples, "batch_size": self.batch_size}
+                completed = continue_texts(self.model, prompts, **settings)
+                for numbers, completions in zip(prompts.values(), completed, strict=True):
+                    for place, number in enumerate(numbers):
+                        texts[number] = completions[place % n_samples]
+                        bar.update()
         return texts
-
-    def _continued(self, prompts: dict[str, list[int]], settings: dict[str, Any]) -> Iterator[tuple[int, str]]:
-        """The continuations of prompts, for the numbers of the requests that ask for them."""
-        n_samples = 1 if settings["temperature"] == 0 else max(map(len, prompts.values()))
-        completed = continue_texts(self.model, prompts, **settings, n_samples=n_samples, batch_size=self.batch_size)
-        for numbers, completions in zip(prompts.values(), completed, strict=True):
-            for place, number in enumerate(numbers):
-                yield number, completions[place % n_samples]
 
 
 class CheckpointModel(HarnessModel):

@@ -1,29 +1,24 @@
 """`set_attention`: replace the attention of a causal language model of transformers by a pattern."""
 
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from functools import partial
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMode
 
 from llp.decoder.patterns import AttentionPattern
-from llp.decoder.rotary import Rotation
 from llp.errors import SettingError, require
 from llp.hf.cache import LocalCache
 from llp.hf.layer import LayerAttention, attend
-from llp.hf.rotation import Call, Probed, probe, refused
-from llp.hf.rows import Rows, make_rows
+from llp.hf.rotation import Probed, probe
+from llp.hf.rows import Rows
 
 _NAME = __name__.replace(".", "_")  # differs from that of the copy of this code in an exported folder
 _DENSE, _DENSE_MASK = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 _PIECE_LEN = 4096  # tokens of a prompt that are read at a time
 _GOES_BACK = ("assisted_generation", "contrastive_search")  # modes of generation that discard tokens again
-_calls: ContextVar[list[Call] | None] = ContextVar("calls", default=None)
 
 
 def set_attention(
@@ -59,22 +54,15 @@ def set_attention(
     require(keep_first >= 0, "keep_first", keep_first, "set it to 0 or more")
     is_causal = pattern.in_window(1 << 40).history_len == 0
     require(is_causal, "pattern", pattern, "its first positions see later ones; give a causal pattern")
-    previous = model.config._attn_implementation
-    try:
-        model.set_attn_implementation(_NAME)
-        chosen = _chosen(model, probe(model, partial(_run, model)), layers)
-        turns = all(one.turns is not None for one in chosen)
-        remedy = f"the positions of {type(model).__name__} are not rotary, so tokens can't be moved; set it to False"
-        require(turns or not move_first or keep_first == 0, "move_first", move_first, remedy)
-    except BaseException:
-        model.set_attn_implementation(previous)
-        raise
-    shared: dict[tuple[Rotation | None, int], LayerAttention] = {}  # layers with equal settings share their plans
+    chosen = _chosen(probe(model), layers, getattr(model.config.get_text_config(), "layer_types", None))
+    remedy = f"the positions of {type(model).__name__} are not rotary, so tokens can't be moved; set it to False"
+    can_move = all(one.rotation is not None for one in chosen)
+    require(can_move or not move_first or keep_first == 0, "move_first", move_first, remedy)
     for one in chosen:
         rotation = one.rotation if move_first else None
-        attention = LayerAttention(pattern, keep_first, rotation, one.n_heads)
-        one.module.__dict__["llp_attention"] = shared.setdefault((rotation, one.n_heads), attention)
-    model.__dict__["_llp_previous"] = previous
+        one.module.__dict__["llp_attention"] = LayerAttention(pattern, keep_first, rotation, one.n_heads)
+    model.__dict__["_llp_previous"] = model.config._attn_implementation
+    model.set_attn_implementation(_NAME)
     model.__dict__["_llp_hook"] = model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
     model.__dict__["_prepare_cache_for_generation"] = MethodType(_prepare_cache, model)
 
@@ -89,34 +77,15 @@ def _restore(model: PreTrainedModel) -> None:
             module.__dict__.pop("llp_attention", None)
 
 
-def _chosen(model: PreTrainedModel, found: list[Probed], layers: Sequence[int] | None) -> list[Probed]:
-    """The layers that use the pattern."""
+def _chosen(found: list[Probed], layers: Sequence[int] | None, kinds: Sequence[str] | None) -> list[Probed]:
+    """The layers that use the pattern; `kinds` are the `layer_types` of the configuration, if it has some."""
     if layers is None:
-        kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-        sliding = [one for one in found if one.layer < len(kinds) and kinds[one.layer] == "sliding_attention"]
+        sliding = [one for one in found if kinds and kinds[one.layer] == "sliding_attention"]
         return sliding or found
     numbers = [one.layer for one in found]
     is_known = len(layers) > 0 and set(layers) <= set(numbers)
     require(is_known, "layers", list(layers), f"choose from the attention layers {numbers}")
     return [one for one in found if one.layer in layers]
-
-
-def _run(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> list[Call]:
-    """The calls of the attention function in a forward pass in which attention returns zeros."""
-    training = [module for module in model.modules() if module.training]
-    calls: list[Call] = []
-    token = _calls.set(calls)
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(input_ids=tokens, position_ids=positions, use_cache=False)
-    except (TypeError, AttributeError, IndexError) as error:
-        raise refused(model, f"{type(error).__name__}: {error}") from error
-    finally:
-        _calls.reset(token)
-        for module in training:
-            module.training = True
-    return calls
 
 
 def _refuse_weights(model: nn.Module, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
@@ -135,13 +104,9 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in each layer: (B, H, Q, D) -> (B, Q, H, D)."""
-    calls = _calls.get()
-    if calls is not None:
-        calls.append(Call(module, query, key, value, isinstance(attention_mask, Rows), kwargs))
-        return query.new_zeros(*query.shape[:-1], value.shape[-1]).transpose(1, 2), None
     attention: LayerAttention | None = module.__dict__.get("llp_attention")
     if attention is None:
-        mask = attention_mask.dense_mask() if isinstance(attention_mask, Rows) else attention_mask
+        mask = _DENSE_MASK(**attention_mask.arguments) if isinstance(attention_mask, Rows) else attention_mask
         return _DENSE(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     require(dropout == 0.0, "attention dropout", dropout, "patterns don't support it; set it to 0 in the configuration")
     if not isinstance(attention_mask, Rows):
@@ -176,4 +141,4 @@ def _prepare_cache(
 
 
 AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, partial(make_rows, _DENSE_MASK))
+AttentionMaskInterface.register(_NAME, Rows)

@@ -21,33 +21,17 @@ class LocalLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Add n positions, (B, H, n, D), and return the keys and values that their queries can see."""
-        if self.keys is None or self.values is None:
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-            self.device, self.is_initialized = key_states.device, True
-        key, value = torch.cat((self.keys, key_states), dim=2), torch.cat((self.values, value_states), dim=2)
+        key, value = super().update(key_states, value_states)
         self.n_seen += key_states.shape[2]
-        n_dropped = key.shape[2] - self.attention.n_kept(self.n_seen)
-        self.keys, self.values = self._without(n_dropped, key), self._without(n_dropped, value)
+        n_first, n_dropped = self.attention.keep_first, key.shape[2] - self.attention.n_kept(self.n_seen)
+        if n_dropped > 0:  # the positions after the first tokens that no later query sees
+            kept = [torch.cat((x[:, :, :n_first], x[:, :, n_first + n_dropped :]), dim=2) for x in (key, value)]
+            self.keys, self.values = kept
         return key, value
 
-    def _without(self, n_dropped: int, x: Tensor) -> Tensor:
-        """`x` without the `n_dropped` positions after the first tokens, which no later query sees."""
-        if n_dropped == 0:
-            return x
-        n_first = self.attention.keep_first
-        return torch.cat((x[:, :, :n_first], x[:, :, n_first + n_dropped :]), dim=2)
-
     def get_seq_length(self, *args: object) -> int:
-        """Number of positions read so far."""
+        """Number of positions read so far, so that masks refer to positions in the text."""
         return self.n_seen
-
-    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
-        """Number of positions including the next queries and those dropped, and an offset of 0.
-
-        Masks refer to positions in the text. Transformers 4.57 passes positions instead of a length.
-        """
-        n_queries = len(query_length) if isinstance(query_length, Tensor) else query_length
-        return self.n_seen + n_queries, 0
 
     def crop(self, *args: object) -> None:
         """Raise a `SettingError`, because dropped positions can't be restored."""

@@ -13,9 +13,9 @@ from llp.decoder.decoder import TextDecoder, at_positions
 from llp.decoder.geometry import Geometry
 from llp.decoder.kv_cache import KVCache
 from llp.decoder.loss import Losses, linear_cross_entropy
-from llp.decoder.patterns import CausalAttention
 from llp.errors import require
 from llp.hf.cache import LocalCache
+from llp.hf.layer import layer_attentions
 
 
 class PretrainedCache(KVCache):
@@ -28,7 +28,7 @@ class PretrainedCache(KVCache):
 
     def clear(self, span: tuple[int, int]) -> None:
         self.span = span
-        is_dense = all(layer.pattern == CausalAttention() for layer in self.geometry.layers)
+        is_dense = not layer_attentions(self.model)
         self.hidden = DynamicCache(config=self.model.config) if is_dense else LocalCache(self.model)
 
     def select(self, rows: Sequence[int]) -> None:
@@ -51,55 +51,45 @@ class PretrainedDecoder(TextDecoder):
     def __init__(self, model: Any, geometry: Geometry, logit_scale: float) -> None:
         super().__init__()
         self.model, self.geometry, self.logit_scale = model, geometry, logit_scale
-        self.head_dim = head_dim(model.config)
 
-    @property
-    def head(self) -> nn.Linear:
-        head: nn.Linear = self.model.get_output_embeddings()
-        return head
-
-    def _states(self, tokens: Tensor, **options: Any) -> Tensor:
-        """The last hidden states, scaled so that the head maps them to the logits: (B, N, dim)."""
+    def _states(self, tokens: Tensor, positions: Tensor | None = None, **options: Any) -> Tensor:
+        """The last hidden states, (B, N, dim) or (B, S, dim) at the positions, scaled for `_head`."""
         states: Tensor = self.model.base_model(input_ids=tokens, **options).last_hidden_state
-        return states if self.logit_scale == 1 else states * self.logit_scale
-
-    @property
-    def _bias(self) -> Tensor | None:
-        return None if self.head.bias is None else self.head.bias * self.logit_scale
-
-    def _logits(self, states: Tensor) -> Tensor:
-        return nn.functional.linear(states, self.head.weight, self._bias)
-
-    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        states = self._states(tokens, use_cache=False)
-        return self._logits(states if positions is None else at_positions(states, positions, tokens.shape[1]))
-
-    def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
-        states = self._states(tokens, use_cache=False)  # (B, N, dim)
         if positions is not None:
             states = at_positions(states, positions, tokens.shape[1])
-        return linear_cross_entropy(last_positions(states, targets.shape[1]), self.head.weight, self._bias, targets)
+        return states if self.logit_scale == 1 else states * self.logit_scale
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias that map the scaled states to the logits."""
+        head: nn.Linear = self.model.get_output_embeddings()
+        return head.weight, None if head.bias is None else head.bias * self.logit_scale
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(self._states(tokens, positions, use_cache=False), *self._head())
+
+    def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
+        states = self._states(tokens, positions, use_cache=False)
+        return linear_cross_entropy(last_positions(states, targets.shape[1]), *self._head(), targets)
 
     def new_cache(self, batch_size: int, window: tuple[int, int] | None) -> PretrainedCache:
         return PretrainedCache(self.model, self.geometry, batch_size, window)
 
     def extend(self, tokens: Tensor, caches: Sequence[KVCache], n_logits: int | None = None) -> Tensor:
-        found = []
+        logits, n_last = [], tokens.shape[1] if n_logits is None else n_logits
         for cache, own in zip(caches, tokens.split([cache.batch_size for cache in caches]), strict=True):
             assert isinstance(cache, PretrainedCache)
             states = self._states(own, use_cache=True, **{cache_name(self.model): cache.hidden})
-            found.append(self._logits(last_positions(states, own.shape[1] if n_logits is None else n_logits)))
-        return torch.cat(found)
+            logits.append(nn.functional.linear(last_positions(states, n_last), *self._head()))
+        return torch.cat(logits)
 
     def flops(self, n: int, n_scored: int | None = None, n_last: int | None = None) -> int:
+        config, n_heads = self.model.config, self.geometry.n_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
         linear = [module for module in self.model.base_model.modules() if isinstance(module, nn.Linear)]
         of_weights = 2 * n * sum(module.weight.numel() for module in linear)
-        of_pairs = 4 * self.geometry.n_heads * self.head_dim * self.geometry.pair_count(n)
-        return of_weights + round(of_pairs) + self.head_flops(n if n_scored is None else n_scored)
-
-    def head_flops(self, n: int) -> int:
-        """FLOPs of the head on `n` positions."""
-        return 2 * n * self.head.weight.numel()
+        of_pairs = round(4 * n_heads * head_dim * self.geometry.pair_count(n))
+        of_head = 2 * (n if n_scored is None else n_scored) * self._head()[0].numel()
+        return of_weights + of_pairs + of_head
 
 
 def cache_name(model: Any) -> str:
@@ -107,25 +97,17 @@ def cache_name(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
 
 
-def head_dim(config: Any) -> int:
-    """Width of an attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 @torch.no_grad()
 def logit_scale(model: Any) -> float:
-    """The factor between the head's output and the model's logits, 1 for most families.
+    """The factor between the head's output and the logits of a model in evaluation mode, 1 for most families.
 
     Raises:
         SettingError: If the logits are not proportional to the head's output, for example because of a soft cap.
     """
     tokens = torch.arange(8, device=model.device).unsqueeze(0)
-    was_training = model.training
-    model.eval()
     logits = model(input_ids=tokens, use_cache=False).logits.double()
     states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     plain = model.get_output_embeddings()(states).double()
-    model.train(was_training)
     scale = ((logits * plain).sum() / (plain * plain).sum()).item()
     error = ((logits - scale * plain).abs().max() / logits.abs().max()).item()
     remedy = "its logits are not a linear map of its last hidden states (a soft cap?), as the loss requires"

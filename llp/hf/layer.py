@@ -14,9 +14,9 @@ from llp.errors import require
 from llp.hf.rows import Prepared, Rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LayerAttention:
-    """The attention settings of a layer."""
+    """The attention settings of a layer. Layers with equal settings share their plans."""
 
     pattern: AttentionPattern
     keep_first: int
@@ -49,15 +49,17 @@ def attend(settings: LayerAttention, inputs: Triple, rows: Rows, scale: float, p
     is_whole = n_given == rows.n
     is_local = n_given == settings.n_kept(rows.n_before) + n_queries
     remedy = "the cache has dropped keys that the pattern sees (is it sliding or static?); use llp.hf.LocalCache(model)"
-    require(not rows.is_cut and (is_whole or is_local), "cache", f"{n_given} keys of {rows.n} positions", remedy)
+    is_cut = rows.arguments["kv_offset"] > 0  # then the cache itself says that it has dropped keys
+    require(not is_cut and (is_whole or is_local), "cache", f"{n_given} keys of {rows.n} positions", remedy)
     if key.shape[1] < query.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    documents = rows.documents(position_ids, len(query))
-    if not documents:
+    if rows.documents is None:
+        rows.documents = rows.find_documents(position_ids, len(query))
+    if not rows.documents:
         return _attend_text(settings, (query, key, value), rows.n_before, scale, rows.plans)
     require(is_whole, "cache", "LocalCache", "rows with several texts, or with left padding, need a DynamicCache")
     output = torch.empty_like(query)
-    for row, queries, keys in documents:
+    for row, queries, keys in rows.documents:
         text = query[row, :, queries], key[row, :, keys], value[row, :, keys]
         n_before = text[1].shape[2] - text[0].shape[2]
         output[row, :, queries] = _attend_text(settings, text, n_before, scale, rows.plans)

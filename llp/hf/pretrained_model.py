@@ -1,7 +1,7 @@
 """A causal model of transformers as a LightningModule, which trains, scores and generates like every architecture."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -71,14 +71,6 @@ class WithFirstTokens(AttentionPattern):
     def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return self.pattern.visible(head, query, key) | (key < self.n_first)
 
-    @property
-    def unit(self) -> int | None:
-        return self.pattern.unit if self.n_first == 0 else None
-
-    @property
-    def reach(self) -> int | None:
-        return self.pattern.reach if self.n_first == 0 else None
-
     def check_window(self, n: int) -> None:
         self.pattern.check_window(n)
 
@@ -124,9 +116,11 @@ class PretrainedModel(TrainingModule):
         **kwargs: Any,
     ) -> None:
         # A checkpoint holds plain values, from which the settings are rebuilt.
-        self.pattern = pattern_of(pattern) if isinstance(pattern, dict) else pattern
-        self.lora = Lora(**lora) if isinstance(lora, dict) else lora
-        pattern = None if self.pattern is None else as_settings(self.pattern)  # type: ignore[assignment]
+        if isinstance(pattern, dict):
+            pattern = import_class(pattern["class_path"], AttentionPattern)(**pattern["init_args"])
+        self.pattern, self.lora = pattern, Lora(**lora) if isinstance(lora, dict) else lora
+        if pattern is not None:
+            pattern = {"class_path": class_path(type(pattern)), "init_args": asdict(pattern)}  # type: ignore[assignment]
         lora = None if self.lora is None else asdict(self.lora)  # type: ignore[assignment]
         self.transformers_config = read_config(path, revision, from_scratch, config)
         n_tokens = self.transformers_config.vocab_size
@@ -145,9 +139,9 @@ class PretrainedModel(TrainingModule):
     @cached_property
     def local_layers(self) -> list[int]:
         """Indices of the layers that use the pattern, counted from 0."""
-        numbers = range(self.transformers_config.num_hidden_layers)
         if self.pattern is None:
             return []
+        numbers = range(self.transformers_config.num_hidden_layers)
         dense = () if self.dense_every is None else numbers[:: -self.dense_every]
         return [number for number in numbers if number not in dense]
 
@@ -155,33 +149,33 @@ class PretrainedModel(TrainingModule):
     def geometry(self) -> Geometry:
         config = self.transformers_config
         layers = [Layer(CausalAttention())] * config.num_hidden_layers
-        for number in self.local_layers:
-            assert self.pattern is not None
-            layers[number] = Layer(WithFirstTokens(self.pattern, self.keep_first))
+        if self.pattern is not None:
+            local = WithFirstTokens(self.pattern, self.keep_first) if self.keep_first > 0 else self.pattern
+            for number in self.local_layers:
+                layers[number] = Layer(local)
         return Geometry(tuple(layers), config.num_attention_heads)
 
     def configure_model(self) -> None:
         if hasattr(self, "decoder"):
             return
-        model = self._read_model()
-        is_meta = model.device.type == "meta"  # only the model's size is needed, and nothing is computed
-        if self.pattern is not None and not is_meta:
-            set_attention(model, self.pattern, self.keep_first, layers=self.local_layers)
-        scale = 1.0 if is_meta else logit_scale(model)
+        model, scale = self._read_model().eval(), 1.0
+        if model.device.type != "meta":  # there only the model's size is needed, and nothing is computed
+            if self.pattern is not None:
+                set_attention(model, self.pattern, self.keep_first, layers=self.local_layers)
+            scale = logit_scale(model)
         if self.lora is not None:
             self.lora.add_to(model)
         if self.activation_checkpointing:
-            name = "activation_checkpointing_enable"  # transformers 4.57 only has the older name
-            enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
-            enable({"use_reentrant": False})
+            older = model.gradient_checkpointing_enable  # the only name in transformers 4.57
+            getattr(model, "activation_checkpointing_enable", older)({"use_reentrant": False})
         self.decoder = PretrainedDecoder(model.train(), self.geometry, scale)
-        if self.lora is not None:
+        if self.lora is not None and not self.has_own_weights:  # random ones can't be read again
             store_trained_weights_alone(self.decoder)
         if self.device_mesh is not None:
             shard = partial(fully_shard, mesh=self.device_mesh["data_parallel"])
-            for layer in layers_of(model):
-                shard(layer)
-            shard(self.decoder)
+            layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
+            for module in (*layers, self.decoder):
+                shard(module)
             # Lightning would report frozen weights as missing when it reads a file; `check_fits` compares the others.
             self.strict_loading = self.lora is None
             for name in ("loss", "extend"):
@@ -193,10 +187,7 @@ class PretrainedModel(TrainingModule):
             return AutoModelForCausalLM.from_config(self.transformers_config, dtype=dtype)
         if not sys.stderr.isatty():
             disable_progress_bar()
-        try:
-            return AutoModelForCausalLM.from_pretrained(str(self.path), revision=self.revision, dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise no_such_model(self.path, error) from error
+        return from_path(AutoModelForCausalLM.from_pretrained, str(self.path), self.revision, dtype=dtype)
 
     @cached_property
     def base(self) -> str | None:
@@ -206,30 +197,23 @@ class PretrainedModel(TrainingModule):
         return file_sha256(*sorted(model_folder(str(self.path), self.revision).glob("*.safetensors")))
 
 
-def as_settings(pattern: AttentionPattern) -> dict[str, Any]:
-    """`class_path` and `init_args` of a pattern."""
-    return {"class_path": class_path(type(pattern)), "init_args": asdict(pattern)}
-
-
-def pattern_of(settings: dict[str, Any]) -> AttentionPattern:
-    """The pattern that `class_path` and `init_args` describe."""
-    cls = import_class(settings["class_path"], AttentionPattern)
-    pattern: AttentionPattern = cls(**settings["init_args"])
-    return pattern
-
-
 def model_folder(path: str, revision: str | None) -> Path:
     """The folder of a model, which is downloaded if `path` is a name on the Hub."""
+    return Path(path) if Path(path).is_dir() else Path(from_path(snapshot_download, path, revision))
+
+
+def from_path(read: Callable[..., Any], path: str, revision: str | None, **options: Any) -> Any:
+    """What a function of transformers reads from a path, which is a folder or a name on the Hub.
+
+    Raises:
+        SettingError: If there is no model.
+    """
     try:
-        return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision))
+        return read(path, revision=revision, **options)
     except (OSError, ValueError) as error:
-        raise no_such_model(path, error) from error
-
-
-def no_such_model(path: str | None, error: Exception) -> SettingError:
-    """The error for a path at which transformers finds no model."""
-    remedy = f"there is no model of transformers ({str(error).splitlines()[0]}); give its folder or its name on the Hub"
-    return SettingError("model.init_args.path", path, remedy)
+        reason = str(error).splitlines()[0]
+        remedy = f"there is no model of transformers ({reason}); give its folder or its name on the Hub"
+        raise SettingError("model.init_args.path", path, remedy) from error
 
 
 def read_config(path: str | None, revision: str | None, from_scratch: bool, config: dict[str, Any] | None) -> Any:
@@ -239,37 +223,28 @@ def read_config(path: str | None, revision: str | None, from_scratch: bool, conf
         SettingError: If there is no configuration, or if a folder has no weights.
     """
     if path is None:
+        own = config or {}
         remedy = "give the folder of a model or its name on the Hub, or from_scratch: true and a config"
-        require(from_scratch and config is not None and "model_type" in config, "model.init_args.path", path, remedy)
-        assert config is not None
-        return AutoConfig.for_model(**config)
+        require(from_scratch and "model_type" in own, "model.init_args.path", path, remedy)
+        return AutoConfig.for_model(**own)
     require(config is None, "model.init_args.config", config, "the model at `path` has its own; remove this setting")
-    try:
-        found = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise no_such_model(path, error) from error
+    found = from_path(AutoConfig.from_pretrained, path, revision)
     is_whole = from_scratch or not Path(path).is_dir() or any(Path(path).glob("*.safetensors"))
     remedy = "the folder has no weights (*.safetensors); add them, or set from_scratch: true"
     require(is_whole, "model.init_args.path", path, remedy)
     return found
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model, which make up its longest list of modules."""
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-
-
 def store_trained_weights_alone(decoder: nn.Module) -> None:
     """Omit frozen weights from a module's state dict, and don't report them as missing when it is loaded."""
+    frozen = tuple(name for name, one in decoder.named_parameters(remove_duplicate=False) if not one.requires_grad)
 
     def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            if not parameter.requires_grad:
-                state.pop(prefix + name, None)
+        for name in frozen:
+            state.pop(prefix + name, None)
 
     def not_missed(module: nn.Module, found: Any) -> None:
-        frozen = [name for name, one in module.named_parameters(remove_duplicate=False) if not one.requires_grad]
-        found.missing_keys[:] = [key for key in found.missing_keys if not key.endswith(tuple(frozen))]
+        found.missing_keys[:] = [key for key in found.missing_keys if not key.endswith(frozen)]
 
     decoder.register_state_dict_post_hook(leave_out)
     decoder.register_load_state_dict_post_hook(not_missed)

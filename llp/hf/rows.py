@@ -1,8 +1,6 @@
 """The rows of a forward pass: an object that transformers creates once in place of a mask and passes to every layer."""
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -18,40 +16,36 @@ Prepared = tuple[BlocksPlan | SegmentsPlan, tuple[Tensor, Tensor] | None]
 """The plan of an attention, and the cosines and sines that rotate queries for the kept tokens, or None."""
 
 
-@dataclass(eq=False)
 class Rows:
-    """The rows of a forward pass."""
+    """The rows of a forward pass.
 
-    n_before: int
-    """Number of positions before the first query, which were read in earlier passes."""
-    n: int
-    """Number of all positions, including those that a cache has dropped."""
-    is_cut: bool
-    """Whether the cache reports that it has dropped keys."""
-    attention_mask: Tensor | None
-    """(B, n) booleans, False for padding."""
-    dense_mask: Callable[[], Tensor | None]
-    """The mask of transformers' own `sdpa`, for layers that stay dense."""
-    sees: Callable[..., Tensor]
-    """Transformers' own mask function: whether a query sees a key, given row and head."""
-    plans: dict[Hashable, Prepared] = field(default_factory=dict)
-    """Plans that the first layer computes and the others reuse."""
-    _documents: list[Document] | None = None
+    Args:
+        arguments: Those with which transformers calls a mask function.
 
-    def documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
+    Attributes:
+        n_before: Number of positions before the first query, which were read in earlier passes.
+        n: Number of all positions, including those that a cache has dropped.
+        documents: What `find_documents` returned in the first layer; None before that.
+        plans: Plans that the first layer computes and the others reuse.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+        positions = arguments.get("cache_position")  # of the queries; transformers 5 passes their offset and number
+        self.n_before = int(arguments["q_offset"] if positions is None else positions[0])
+        self.n = self.n_before + (arguments["q_length"] if positions is None else len(positions))
+        self.documents: list[Document] | None = None
+        self.plans: dict[Hashable, Prepared] = {}
+
+    def find_documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
         """The documents of all rows, or an empty list if each row is one complete document.
 
         A document is a run of consecutive positions, so left padding is not a part of the text.
         """
-        if self._documents is None:
-            self._documents = self._find_documents(position_ids, batch_size)
-        return self._documents
-
-    def _find_documents(self, position_ids: Tensor | None, batch_size: int) -> list[Document]:
         n_queries = self.n - self.n_before
         if position_ids is None:  # the model does not pass them on; transformers' own mask separates the documents
             later, each = torch.arange(self.n_before + 1, self.n), torch.arange(batch_size).unsqueeze(1)
-            joined = self.sees(each, 0, later, later - 1).cpu().expand(batch_size, -1)
+            joined = self.arguments["mask_function"](each, 0, later, later - 1).cpu().expand(batch_size, -1)
             positions = torch.full((batch_size, n_queries), self.n_before)
         else:
             positions = position_ids.reshape(-1, n_queries).cpu()  # (1 or B, Q)
@@ -73,20 +67,8 @@ class Rows:
 
     def _check_padding(self, rows: slice, keys: slice) -> None:
         """Raise a `SettingError` if padding comes before text; no query sees padding after its text."""
-        if self.attention_mask is None:
+        if self.arguments["attention_mask"] is None:
             return
-        real = self.attention_mask[rows, keys]
+        real = self.arguments["attention_mask"][rows, keys]  # (B, n) booleans, False for padding
         remedy = "left padding is numbered as a part of the text; pad on the right, or give position_ids"
         require(not (real[:, 1:] & ~real[:, :-1]).any(), "attention_mask", "0 before 1", remedy)
-
-
-def make_rows(dense_mask: Callable[..., Tensor | None], **arguments: Any) -> Rows:
-    """The mask function. Transformers 5 passes the number and offset of the queries, 4.57 their positions."""
-    positions = arguments.get("cache_position")
-    if positions is None:
-        n_before, n_queries = int(arguments["q_offset"]), arguments["q_length"]
-    else:
-        n_before, n_queries = int(positions[0]), len(positions)
-    is_cut, real = arguments["kv_offset"] > 0, arguments["attention_mask"]
-    dense = partial(dense_mask, **arguments)
-    return Rows(n_before, n_before + n_queries, is_cut, real, dense, arguments["mask_function"])

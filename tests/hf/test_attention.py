@@ -160,6 +160,8 @@ def test_setting_again_replaces_and_a_copy_is_its_own() -> None:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_gradients_equal_those_of_brute_force(pattern: AttentionPattern) -> None:
     model, ids = make("llama", num_hidden_layers=2).double().train(), tokens(23, 2)
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
     weights = torch.randn(2, 23, 61, dtype=torch.float64)
 
     def gradients() -> list[Tensor]:
@@ -170,6 +172,7 @@ def test_gradients_equal_those_of_brute_force(pattern: AttentionPattern) -> None
     with explicit_attention(model, pattern, 3, [0, 1]):
         wanted = gradients()
     set_attention(model, pattern, keep_first=3)
+    assert [module.training for module in model.modules()] == modes
     for found, grad in zip(gradients(), wanted, strict=True):
         torch.testing.assert_close(found, grad, atol=1e-4, rtol=1e-5)
     plain = gradients()
@@ -362,7 +365,8 @@ def test_passes_that_are_refused() -> None:
             copy.deepcopy(other)(ids, output_attentions=True)
         set_attention(other, None)
         other(ids, output_attentions=True)
-    sliding = make("gemma3")
-    set_attention(sliding, SegmentAttention(5))
-    with pytest.raises(SettingError, match="LocalCache"):
-        pieces(sliding, ids, DynamicCache(config=sliding.config), (9,))
+    sliding = make("gemma3")  # after 10 positions its cache has as many keys as a LocalCache with 2 first tokens
+    for keep_first, cut in ((4, 9), (2, 10)):
+        set_attention(sliding, SegmentAttention(5), keep_first)
+        with pytest.raises(SettingError, match="LocalCache"):
+            pieces(sliding, ids, DynamicCache(config=sliding.config), (cut,))

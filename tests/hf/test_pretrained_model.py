@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from torch.distributed import checkpoint as distributed_checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llp
@@ -69,6 +70,22 @@ def test_losses_are_those_of_the_model_itself(folder):
     torch.testing.assert_close(decoder(tokens[:, :-1], positions), logits.take_along_dim(positions[..., None], 1))
 
 
+@pytest.mark.parametrize(("family", "settings"), [("granite", {"logits_scaling": 4.0}), ("phi", {})])
+def test_a_scale_of_the_logits_and_a_bias_of_the_head_count(family, settings):
+    config = {"model_type": family, **CONFIG, **settings}
+    model = llp.PretrainedModel(config=config, from_scratch=True, pattern=SEGMENTS)
+    model.configure_model()
+    model.eval()
+    tokens = torch.randint(256, (2, 33), generator=torch.Generator().manual_seed(1))
+    if family == "phi":
+        torch.nn.init.normal_(model.decoder.model.lm_head.bias)
+    with torch.no_grad():
+        logits = model.decoder.model(tokens[:, :-1], use_cache=False).logits
+        losses = model.decoder.loss(tokens[:, :-1], tokens[:, 1:]).each
+        torch.testing.assert_close(model(tokens[:, :-1]), logits)
+    torch.testing.assert_close(losses, torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none"))
+
+
 @pytest.mark.parametrize("n_layers", [5, 6])
 def test_the_same_layers_are_dense_as_in_an_architecture_of_ours(n_layers):
     own = llp.LLP(257, dim=16, n_heads=4, n_layers=n_layers, segment_len=8, dense_every=3)
@@ -100,6 +117,14 @@ def test_rows_of_a_cache_can_be_chosen(folder):
     cache.select([1, 1])
     logits, _ = model.extend(tokens[1:, 20:].expand(2, 1), cache)
     torch.testing.assert_close(logits[:, 0], model(tokens)[1:, -1].expand(2, -1))
+
+
+def test_adapters_of_random_weights_are_stored_with_them():
+    settings = {"config": {"model_type": "llama", **CONFIG}, "from_scratch": True, "lora": {"rank": 2}}
+    one, other, tokens = llp.PretrainedModel(**settings), llp.PretrainedModel(**settings), torch.arange(20)[None]
+    expected = one(tokens)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(tokens), expected)
 
 
 def test_a_logit_scale_is_found_and_a_soft_cap_refused():
@@ -212,6 +237,29 @@ def test_an_exported_folder_is_the_model(run, work, config, plain):
         mask = torch.ones_like(tokens)
         generated = opened.generate(tokens, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0)
         assert torch.equal(generated[:, 40:], opened(generated).logits[:, 39:-1].argmax(-1))
+
+
+def test_what_was_exported_with_its_attention_can_be_exported_plain(run, work, config):
+    base = config["model"]["init_args"]["path"]
+    for path, output, options in ((base, "out", []), ("out", "plain", ["--plain"])):
+        settings = ("--config", "pretrained.yaml", "--model.init_args.path", path, "--trainer.max_steps", 1)
+        assert run("fit", *settings, "--name", output)[0] == 0
+        assert run("export", "--ckpt_path", f"lightning_logs/{output}", "--output", output, *options)[0] == 0
+    assert [("modeling_llp" in (work / one / "config.json").read_text()) for one in ("out", "plain")] == [True, False]
+
+
+def test_a_sharded_checkpoint_is_exported_like_a_whole_one(run, work, config):
+    assert run("fit", "--config", "pretrained.yaml", "--name", "run", "--trainer.max_steps", 2)[0] == 0
+    whole, sharded = work / "lightning_logs/run/checkpoints/last.ckpt", work / "sharded.ckpt"
+    checkpoint = torch.load(whole, weights_only=True)
+    weights = checkpoint.pop("state_dict")
+    distributed_checkpoint.save({"state_dict": weights}, checkpoint_id=sharded)
+    torch.save(checkpoint, sharded / "meta.pt")
+    for path, output in ((whole, "a"), (sharded, "b")):
+        status, _, err = run("export", "--ckpt_path", path, "--output", output)
+        assert status == 0, err
+    written = [{path.name: path.read_bytes() for path in (work / output).iterdir()} for output in "ab"]
+    assert written[0] == written[1]
 
 
 def assert_names_have_one_meaning(source):
