@@ -194,7 +194,8 @@ class PretrainedModel(TrainingModule):
         """Digest of the weights that adapters belong to; None if a checkpoint holds all weights."""
         if self.lora is None or self.has_own_weights:
             return None
-        return file_sha256(*sorted(model_folder(str(self.path), self.revision).glob("*.safetensors")))
+        files = model_folder(str(self.path), self.revision).iterdir()
+        return file_sha256(*sorted(file for file in files if file.suffix in (".safetensors", ".bin")))
 
 
 def model_folder(path: str, revision: str | None) -> Path:
