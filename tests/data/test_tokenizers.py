@@ -9,6 +9,7 @@ import sentencepiece as spm
 
 from datamodules.tokenizers import Bytes, SentencePiece
 from helpers.corpus import Given
+from helpers.prepared import prepared
 from llp.errors import SettingError
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
@@ -168,9 +169,7 @@ def test_training_reads_the_training_split_alone(tmp_path):
         "validation": {"c": "zyx\n" * 99},
         "test": {"e": "wvu\n" * 99},
     }
-    data = Given(texts, cache_dir=str(tmp_path), tokenizer=SentencePiece(280), window_len=4)
-    data.prepare_data()
-    data.setup("fit")
+    data = prepared(Given(texts, cache_dir=str(tmp_path), tokenizer=SentencePiece(280)))
     assert len(data.tokenizer.encode(["sat"])) < 3
     for unseen in ("zyx", "wvu"):
         assert len(data.tokenizer.encode([unseen])) >= 3

@@ -7,8 +7,8 @@ import torch
 
 from datamodules import Bytes, PythonReference
 from helpers.documents import Document
-from helpers.prepared import attach, prepare
-from helpers.small_models import FORMS, LATENT, SIZES, build
+from helpers.prepared import attach, prepare, prepared
+from helpers.small_models import SIZES, build
 from llp.scoring.metric import Score, ScoringBatch, metrics
 from llp.scoring.windows import scoring_batches
 
@@ -67,45 +67,11 @@ def test_windows_equal_the_single_pass(name, settings, expected):
         assert row["nats"] == pytest.approx(total, rel=1e-12)
 
 
-def test_llp_figures_do_not_depend_on_batches_and_aligned_windows():
-    model = build("LLP")  # reach 12
-    results = {
-        (window_len, stride, batch_size): score(model, TEXTS, window_len, stride, batch_size)[0]["nats"]
-        for window_len, stride in [(24, 12), (16, 4), (20, 4), (20, 8), (64, 48), (140, 128)]
-        for batch_size in (1, 5)
-    }
-    first = results[24, 12, 1]
-    for nats in results.values():
-        assert nats == pytest.approx(first, rel=1e-12)
-    assert score(model, TEXTS, 12, 4, 1)[0]["nats"] != pytest.approx(first, rel=1e-9)  # a window without the reach
-
-
-@pytest.mark.parametrize(("name", "settings"), FORMS)
-@pytest.mark.parametrize(("window_len", "stride"), [(12, 12), (12, 6), (24, 6)])
-def test_one_window_and_one_stride_score_every_architecture(name, settings, window_len, stride):
-    """Aligned to all of them: each token once, from the window that its place has, whatever the reach."""
-    model = build(name, **{**settings, **({"segment_len": 3} if name == "LLP" else {})})
-    if name in LATENT:
-        model = build(name, latent_len=12, **({"history_len": 24} if name == "CompressedAttention" else {}))
-    assert model.geometry.scoring_window(24, window_len, stride) == (window_len, stride)
-    text = TEXTS[2]
-    (row,) = score(model, [text], window_len, stride, batch_size=4)
-    expected = 0.0
-    for place in range(64):
-        start = max(0, (place // stride + 1) * stride - window_len)
-        window = text[start : place // stride * stride + stride + 1][None]
-        with torch.no_grad():
-            losses = model.decoder.loss(window[:, :-1], window[:, 1:]).each[0]
-        expected += losses[place - start - window.shape[1] + 1].item()
-    assert row["nats"] == pytest.approx(expected, rel=1e-12)
-
-
 def test_documents_are_scored_alone_from_their_start_token(tmp_path):
     """No context crosses a document's start: each document's score is that of its own single pass."""
     model = build("LLP", vocab_size=257)
-    data = PythonReference(cache_dir=str(tmp_path), tokenizer=Bytes(), window_len=16, batch_size=64)
-    data.prepare_data()
-    data.setup("test")
+    settings = {"tokenizer": Bytes(), "window_len": 16, "batch_size": 64}
+    data = prepared(PythonReference(cache_dir=str(tmp_path), **settings), "test")
     attach(data, model)
     loader = data.test_dataloader()
     metric = Score(loader.documents)

@@ -1,8 +1,8 @@
-"""A corpus that a test writes itself."""
+"""Texts that a test writes itself."""
 
 import hashlib
 
-from datamodules import Bytes
+from datamodules import Bytes, TextFiles
 from datamodules.documents import Text, blocks_of
 from datamodules.text import TextDataModule
 
@@ -29,3 +29,9 @@ DOCUMENTS = {
     "validation": {"c": "four five\n", "d": "six\n"},
     "test": {"e": "seven é\n"},
 }
+
+
+def text_files(path, tmp_path, **settings):
+    """A file or a folder of text as bytes."""
+    defaults = {"tokenizer": Bytes(), "window_len": 4, "cache_dir": str(tmp_path / "cache")}
+    return TextFiles(str(path), **(defaults | settings))

@@ -1,9 +1,5 @@
-"""Checkpoints without training, and what became of them elsewhere."""
+"""Checkpoints without training."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from pydoc_data import topics
 
@@ -13,8 +9,6 @@ import torch
 from datamodules.tokenizers import Bytes, SentencePiece
 from helpers import small_models
 from llp.checkpoints import reading
-
-SCRIPT = Path(__file__).with_name("elsewhere.py")
 
 
 class Data:
@@ -61,13 +55,3 @@ def trained_tokenizer(folder: Path, **settings) -> SentencePiece:
     tokenizer.train(lines)
     tokenizer.save(folder)
     return tokenizer
-
-
-def elsewhere(folder: Path, jobs: list[dict]) -> list[dict]:
-    """Do jobs with transformers, in a process that has neither llp nor Lightning; returns what came of each."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": ""}
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "results.pt")
