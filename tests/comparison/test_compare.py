@@ -14,8 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
+from helpers.comparison import write_specification
 from helpers.in_process import call, in_this_process
 from helpers.small_llama import NINE_HEADS, save_llama
 from llp.atomic_files import checked_json, json_with_digest
@@ -28,21 +28,6 @@ COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 def specification(path, **changes):
     """Two arms that can be trained, and one for which no machine has the memory."""
     settings = {
-        "name": "tiny",
-        "shared": {
-            "model": {"init_args": {"dim": 16, "n_layers": 2, "n_heads": 2}},
-            "data": {
-                "class_path": "datamodules.TextFiles",
-                "init_args": {
-                    "path": str(path / "text.txt"),
-                    "cache_dir": str(path / "cache"),
-                    "tokenizer": "datamodules.Bytes",
-                    "window_len": 32,
-                    "batch_size": 4,
-                },
-            },
-            "trainer": {"accelerator": "cpu", "devices": 1, "limit_val_batches": 2},
-        },
         "arms": {
             "dense": {"class_path": "llp.Transformer"},
             "huge": {"class_path": "llp.Transformer", "init_args": {"dim": 2**28, "n_heads": 2**24}},
@@ -51,13 +36,10 @@ def specification(path, **changes):
         "steps": 6,
         "validations": 2,
         "learning_rates": [0.01],
-        "extensions": 0,
         "seeds": [3],
-        "scoring_window_len": 32,
-        "scoring_stride": 16,
         "primary": [["huge", "dense", "windows"]],
     }
-    (path / "spec.yaml").write_text(yaml.safe_dump(settings | changes))
+    write_specification(path, "text.txt", 32, **(settings | changes))
 
 
 @pytest.fixture(scope="module")

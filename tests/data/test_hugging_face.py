@@ -4,15 +4,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from datamodules import HuggingFaceTokenizer
+from helpers.texts import LINES, assert_every_string_comes_back, assert_restored_from_its_bytes
 from llp.errors import SettingError
-
-TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
-LINES = [f"{' '.join(TEXT.split()[number % 7 :: 2])} {number}.\n" for number in range(40)]
-STRANGE = [
-    "", "\n", " \n", "  two  spaces \n", "\ttab\r\n", "nul \0 and <0x41> <s> </s> <unk> <|endoftext|> [PAD] literally",
-    "never seen: 日本語 😀 Ω ﬁ e\u0301 \u00e9 \u3000 \ufeff", "\u2581", "a\u2581b \u2581\u2581 c", " \u2581 \n",
-    "CASE\n", "a <|endoftext|> b<|endoftext|>", "  </s>  ",
-]  # fmt: skip
 
 
 def byte_level(add_prefix_space=False, special_tokens=("<|endoftext|>",)):
@@ -81,17 +74,7 @@ def both(request, tmp_path_factory):
 
 
 def test_every_string_comes_back(both):
-    _, tokenizer = both
-    for text in STRANGE:
-        tokens = tokenizer.encode(text.splitlines(keepends=True) or [""])
-        assert tokenizer.decode([tokenizer.start_token, *tokens]) == tokenizer.decode(tokens) == text
-        assert tokenizer.start_token not in tokens
-        assert all(0 <= token < tokenizer.vocab_size for token in tokens)
-    lines = [*LINES[:5], *STRANGE, *LINES[5:]]
-    tokens = tokenizer.encode(lines)
-    assert tokenizer.decode(tokens) == "".join(lines)
-    one_by_one = [tokenizer.encode([line]).tolist() for line in lines]
-    assert tokens.tolist() == [token for row in one_by_one for token in row]  # none crosses a line end
+    assert_every_string_comes_back(both[1])
 
 
 def test_it_is_their_tokenizer(both):
@@ -108,11 +91,7 @@ def test_it_is_their_tokenizer(both):
 def test_it_is_restored_from_its_bytes_alone(both):
     _, tokenizer = both
     restored = HuggingFaceTokenizer.restored(tokenizer.serialized(), tokenizer.settings())
-    lines = [*LINES, *STRANGE]
-    assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
-    assert restored.decode(restored.encode(lines)) == "".join(lines)
-    for name in ("vocab_size", "start_token", "fingerprint"):
-        assert getattr(restored, name) == getattr(tokenizer, name)
+    assert_restored_from_its_bytes(tokenizer, restored)
     assert restored.settings() == tokenizer.settings()
     # It is a tokenizer.json itself, which puts the start token before a text.
     library = Tokenizer.from_str(tokenizer.serialized().decode())
