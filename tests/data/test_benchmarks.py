@@ -7,7 +7,6 @@ from datamodules import PG19, Bytes, SentencePiece, WikiText103
 from datamodules.pg19 import _OFFICIAL
 from helpers.prepared import files, prepared
 from llp.errors import SettingError
-from llp.scoring.metric import Score, ScoringBatch
 
 BOOKS = {
     "train": {"11": "Down the rabbit hole\n\n  she went . " * 30, "9": "A second book , with words .\n" * 20},
@@ -69,15 +68,6 @@ def test_official_word_counts_are_for_whole_splits(pg19, tmp_path, monkeypatch):
     monkeypatch.setitem(_OFFICIAL, "test", (2, 1234))  # as if these two were the whole split
     assert data.official_words("test") == 1234
     assert "1,234 (the text has 11)" in data.word_note("test")
-    documents = data.files["test"].documents
-    score = Score(documents, data.official_words("test"))
-    import torch
-
-    for number, document in enumerate(documents):
-        nats = torch.ones(1, document.tokens)
-        score.update(nats, ScoringBatch(nats, nats, torch.tensor([number])))
-    rows = score.rows()
-    assert [row["words"] for row in rows] == [1234, *(document.words for document in documents)]
 
 
 @pytest.mark.parametrize(

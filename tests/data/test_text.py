@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
-from datamodules.loaders import TrainingOrder
 from helpers.prepared import attach, prepare, prepared
 from helpers.small_models import build
 from llp.errors import SettingError
@@ -137,24 +136,3 @@ def test_a_model_that_does_not_fit_the_windows_stops_before_the_text_is_prepared
     with pytest.raises(SettingError, match="segment_len = 4: window_len = 3 is shorter"):
         data.prepare_data()
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_resumed_run_takes_the_next_batch(wikitext, tmp_path):
-    """Of the windows that stride, seed and sample number say."""
-    settings = {"batch_size": 4, "train_stride": 5, "seed": 7}
-    data = attach(prepare(wikitext, tmp_path / "cache", **settings))
-    n_tokens = len(data.files["train"].tokens)
-    stream = np.concatenate([data.files["train"].tokens] * 2)
-    order = TrainingOrder(n_tokens, 5, 7)
-    alone = list(data.train_dataloader())
-    assert len(alone) == 10
-    for number, (inputs, targets) in enumerate(alone):
-        for row in range(4):
-            start = order.start(4 * number + row)
-            np.testing.assert_array_equal(inputs[row], stream[start : start + 16])
-            np.testing.assert_array_equal(targets[row], stream[start + 1 : start + 17])
-    stopped, resumed = (attach(prepare(wikitext, tmp_path / "cache", **settings)) for _ in range(2))
-    batches = iter(stopped.train_dataloader())
-    next(batches), next(batches), next(batches)
-    resumed.load_state_dict(stopped.state_dict())
-    np.testing.assert_array_equal(next(iter(resumed.train_dataloader()))[0], alone[3][0])

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from datamodules import Bytes, PythonReference
 from helpers.documents import Document
-from helpers.prepared import attach, prepare, prepared
 from helpers.small_models import SIZES, build
 from llp.scoring.metric import Score, ScoringBatch, metrics
 from llp.scoring.windows import scoring_batches
@@ -67,41 +65,9 @@ def test_windows_equal_the_single_pass(name, settings, expected):
         assert row["nats"] == pytest.approx(total, rel=1e-12)
 
 
-def test_documents_are_scored_alone_from_their_start_token(tmp_path):
-    """No context crosses a document's start: each document's score is that of its own single pass."""
-    model = build("LLP", vocab_size=257)
-    settings = {"tokenizer": Bytes(), "window_len": 16, "batch_size": 64}
-    data = prepared(PythonReference(cache_dir=str(tmp_path), **settings), "test")
-    attach(data, model)
-    loader = data.test_dataloader()
-    metric = Score(loader.documents)
-    with torch.no_grad():
-        for batch in loader:
-            metric.update(model.decoder.loss(batch.inputs, batch.targets).each, batch)
-    rows = metric.rows()[1:]
-    assert [row["tokens"] for row in rows] == [document.tokens for document in loader.documents]
-    texts = {text.name: b"".join(text.blocks) for text in data.texts("test")}
-    name = min(texts, key=lambda key: len(texts[key]))
-    tokens = torch.tensor([[256, *texts[name]]])
-    with torch.no_grad():
-        expected = model.decoder.loss(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
-    (row,) = (row for row in rows if row["document"] == name)
-    assert row["nats"] == pytest.approx(expected, rel=1e-12)
-    assert row["bytes"] == len(texts[name]) == row["tokens"]
-    assert row["words"] == len(texts[name].split())
-
-
 def test_a_uniform_model_scores_the_size_of_its_vocabulary():
     model = build("Transformer")
     with torch.no_grad():
         model.decoder.head.weight.zero_()
         model.decoder.head.bias.zero_()
     assert score(model, TEXTS, 16, 8, 4)[0]["perplexity"] == pytest.approx(19, rel=1e-12)
-
-
-def test_unigram_baseline_by_hand(wikitext, tmp_path):
-    data = prepare(wikitext, tmp_path / "cache")
-    train = (wikitext / "wiki.train.tokens").read_bytes()
-    test = (wikitext / "wiki.test.tokens").read_bytes()
-    expected = -sum(math.log((train.count(byte) + 1) / (len(train) + 257)) for byte in test)
-    assert data.unigram_nats("test") == [pytest.approx(expected, rel=1e-12)]

@@ -1,5 +1,6 @@
 """Checkpoints without training."""
 
+import ast
 from pathlib import Path
 from pydoc_data import topics
 
@@ -55,3 +56,16 @@ def trained_tokenizer(folder: Path, **settings) -> SentencePiece:
     tokenizer.train(lines)
     tokenizer.save(folder)
     return tokenizer
+
+
+def imported_by(source: str) -> set[str]:
+    """The packages that an exported file imports; each name at its top must have one meaning."""
+    top = ast.parse(source).body
+    imports = [node for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [one.asname or one.name for node in imports for one in node.names]
+    names += [node.name for node in top if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    targets = [node.targets[0] for node in top if isinstance(node, ast.Assign)]
+    names += [target.id for target in targets if isinstance(target, ast.Name)]
+    assert sorted(names) == sorted(set(names))
+    origins = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    return {origin.split(".")[0] for origin in origins}
