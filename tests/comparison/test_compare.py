@@ -239,18 +239,6 @@ def test_comparisons_of_the_repository_can_be_planned(run, work, path):
     assert ("dollars" in out) is (path.stem == "gpu" or "ladder" in path.stem)
 
 
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """Programs in place of SLURM's, which write down how they were called."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, does in (("sbatch", "echo Submitted batch job 7"), ("srun", 'shift; exec "$@"'), ("scontrol", "")):
-        (programs / name).write_text(f'#!/usr/bin/env bash\necho {name} "$@" >> "{tmp_path}/calls"\n{does}\n')
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
-    return tmp_path / "calls"
-
-
 def test_an_array_job_has_a_task_for_each_run_that_can_start(finished, run, work, cluster):
     shutil.copy(finished[0] / "text.txt", work)
     (work / "configs").symlink_to(COMPARISONS.parent)

@@ -1,26 +1,11 @@
 """A `tokenizer.json`: every string comes back exactly, or the file is refused."""
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from datamodules import HuggingFaceTokenizer
-from helpers.texts import LINES, assert_every_string_comes_back, assert_restored_from_its_bytes
+from helpers.texts import LINES, assert_every_string_comes_back, assert_restored_from_its_bytes, byte_level
 from llp.errors import SettingError
-
-
-def byte_level(add_prefix_space=False, special_tokens=("<|endoftext|>",)):
-    """As GPT-2's."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        LINES,
-        trainers.BpeTrainer(
-            vocab_size=330, special_tokens=[*special_tokens], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return tokenizer
 
 
 def byte_fallback(metaspace=False):
@@ -44,7 +29,7 @@ def byte_fallback(metaspace=False):
 
 
 def changing_text():
-    tokenizer = byte_level(add_prefix_space=True)
+    tokenizer = byte_level(LINES, add_prefix_space=True)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])
     tokenizer.model.dropout = 0.5
     tokenizer.enable_truncation(5)
@@ -55,7 +40,7 @@ def changing_text():
 
 
 MADE = {
-    "byte level": byte_level,
+    "byte level": lambda: byte_level(LINES),
     "byte level with all that changes text": changing_text,
     "byte fallback": byte_fallback,
     "byte fallback, metaspace": lambda: byte_fallback(metaspace=True),
@@ -99,7 +84,7 @@ def test_it_is_restored_from_its_bytes_alone(both):
 
 
 def lowercased():
-    tokenizer = byte_level()
+    tokenizer = byte_level(LINES)
     tokenizer.normalizer = normalizers.Lowercase()
     return tokenizer
 
@@ -117,7 +102,7 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path, make):
 
 
 def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
-    tokenizer = byte_level()
+    tokenizer = byte_level(LINES)
     tokenizer.normalizer = normalizers.Replace("wombat", "koala")  # no hard string tells of this
     tokenizer = given(tokenizer, tmp_path)
     assert tokenizer.decode(tokenizer.encode(LINES)) == "".join(LINES)
@@ -135,7 +120,7 @@ def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
     ],
 )
 def test_which_token_begins_a_document(tmp_path, special_tokens, setting, start):
-    theirs = byte_level(special_tokens=special_tokens)
+    theirs = byte_level(LINES, special_tokens=special_tokens)
     if start is None:
         names = ", ".join(special_tokens) or "none"
         with pytest.raises(SettingError, match=rf"start_token = {setting}: .* \(special ones: {names}\)"):
@@ -145,7 +130,7 @@ def test_which_token_begins_a_document(tmp_path, special_tokens, setting, start)
 
 
 def test_the_token_that_the_file_puts_before_a_text_begins_a_document(tmp_path):
-    theirs = byte_level(special_tokens=("<s>", "<mine>", "<end>"))
+    theirs = byte_level(LINES, special_tokens=("<s>", "<mine>", "<end>"))
     template = {"special_tokens": [("<mine>", 1), ("<end>", 2)]}
     theirs.post_processor = processors.TemplateProcessing(single="<mine> $A <end>", **template)
     tokenizer = given(theirs, tmp_path)

@@ -14,7 +14,7 @@ import yaml
 
 from datamodules import PG19
 from helpers import reference
-from helpers.documents import Document
+from helpers.corpus import document, write_books
 from helpers.small_models import build
 from llp.atomic_files import checked_json
 from llp.evaluation.report import format_table, scored_context, with_unigram
@@ -36,7 +36,7 @@ def metrics(nats, tokens, words, n_bytes):
 
 # The metric
 
-DOCUMENTS = [Document("a", 100, 40, 600, plain_words=30), Document("b", 50, 20, 300, plain_words=16)]
+DOCUMENTS = [document("a", 100, 40, 600, plain_words=30), document("b", 50, 20, 300, plain_words=16)]
 
 
 def scored(*batches, documents=DOCUMENTS, official_words=None):
@@ -91,7 +91,7 @@ def test_nats_are_summed_in_float64():
     metric = scored([(0, nats)], [(0, nats)], [(1, ones(4))])
     assert metric.compute() == ([2e8 + 6, 4.0], [8, 4])
     assert metric.rows()[0]["nats"] == 2e8 + 10
-    documents = [Document(name, 1, 1, 1) for name in "abc"]
+    documents = [document(name, 1, 1, 1) for name in "abc"]
     values = [torch.tensor([value], dtype=torch.float64) for value in (1e16, 1, 1)]  # 1e16 + 1 is 1e16 again
     assert scored([*enumerate(values)], documents=documents).rows()[0]["nats"] == 1e16 + 2
 
@@ -145,7 +145,7 @@ def test_the_table():
     assert f"whitespace-separated words (46), the word perplexity is {math.exp(200 / 46):,.4f}" in text
     assert "Probed for causality at every position of a window of 7 tokens, and at 2 positions" in text
     protocol |= {"context_least": None, "context_mean": 3.0, "context_greatest": 5, "certificate": {"causal": None}}
-    rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[Document("a", 100, 7, 600)]).rows()]
+    rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[document("a", 100, 7, 600)]).rows()]
     text = format_table(rows, protocol)
     assert "a token is predicted from 3.0 tokens on average, and from at most 5." in text
     assert "whitespace-separated words" not in text  # they are the same
@@ -155,7 +155,7 @@ def test_the_table():
 @pytest.mark.parametrize(("n_documents", "n_shown", "n_more"), [(1, 1, 0), (10, 10, 0), (11, 10, 1)])
 def test_the_table_shows_ten_documents_and_says_where_the_others_are(n_documents, n_shown, n_more):
     """Documents of which nothing was scored are left out."""
-    documents = [Document(f"document {number}", 1, 1, 1) for number in range(-1, n_documents)]
+    documents = [document(f"document {number}", 1, 1, 1) for number in range(-1, n_documents)]
     metric = scored(*([(number, ones(1))] for number in range(1, n_documents + 1)), documents=documents)
     protocol = {"architecture": "llp.LLP", "complete": False, "window_len": 64, "stride": 32, "word_count": "words"}
     text = format_table([{"split": "test", **row} for row in metric.rows()], protocol)
@@ -205,13 +205,14 @@ def books(work):
     """A folder in PG-19's layout, with books of several and of less than one scoring window."""
     rng, folder = random.Random(0), work / "books"
     lengths = {"train": {1: 400, 2: 300}, "validation": {3: 40}, "test": {10: 12, 9: 3, 11: 7}}
-    for split, of_split in lengths.items():
-        (folder / split).mkdir(parents=True)
-        for number, n_words in of_split.items():
-            words = ["".join(rng.choices("abc é", k=5)) + rng.choice(" \n") for _ in range(n_words)]
-            (folder / split / f"{number}.txt").write_text("".join(words), encoding="utf-8", newline="")
-    numbers = [number for of_split in lengths.values() for number in of_split]
-    (folder / "metadata.csv").write_text("".join(f"{number},Book,1900,url\n" for number in numbers))
+    texts = {
+        split: {
+            number: "".join("".join(rng.choices("abc é", k=5)) + rng.choice(" \n") for _ in range(n_words))
+            for number, n_words in of_split.items()
+        }
+        for split, of_split in lengths.items()
+    }
+    write_books(folder, texts)
     config = yaml.safe_load((work / "tiny.yaml").read_text())
     config["data"]["class_path"] = "datamodules.PG19"
     config["data"]["init_args"]["path"] = str(folder)

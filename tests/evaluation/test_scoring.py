@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers.documents import Document
+from helpers.corpus import document
 from helpers.small_models import SIZES, build
 from llp.scoring.metric import Score, ScoringBatch, metrics
 from llp.scoring.windows import scoring_batches
@@ -24,7 +24,7 @@ def test_metrics():
 
 def score(model, texts, window_len, stride, batch_size):
     """Score token rows (each with its start token) as a scoring loader would."""
-    documents = [Document(str(i), len(text) - 1, 5, 20) for i, text in enumerate(texts)]
+    documents = [document(str(i), len(text) - 1, 5, 20) for i, text in enumerate(texts)]
     metric = Score(documents)
     for batch in scoring_batches([d.tokens for d in documents], window_len, stride, batch_size):
         rows = torch.stack([texts[w.document][w.start : w.stop + 1] for w in batch])

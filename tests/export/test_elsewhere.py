@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer
 from helpers import exported
+from helpers.texts import byte_level
 from llp import loading
 from llp.export.fast_tokenizer import trial_texts
 from llp.export.model_folder import write_folder
@@ -239,15 +240,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
 
 def given(folder):
     """A byte-level tokenizer.json with a token of two line ends."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["a text\n\nof lines\n\nand lines\n\n"] * 9, trainer)
+    tokenizer = byte_level(["a text\n\nof lines\n\nand lines\n\n"] * 9, vocab_size=300)
     assert tokenizer.token_to_id("ĊĊ") is not None
     tokenizer.save(str(folder / "tokenizer.json"))
     return HuggingFaceTokenizer(str(folder))

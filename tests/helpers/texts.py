@@ -1,6 +1,9 @@
-"""Texts that are hard on a tokenizer, and what every tokenizer must make of them."""
+"""Texts that are hard on a tokenizer, what every tokenizer must make of them, and a tokenizer of bytes."""
 
 import random
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
 LINES = [" ".join(random.Random(i).choices(TEXT.split(), k=9)) + f" {i} .\n" for i in range(300)]
@@ -31,3 +34,18 @@ def assert_restored_from_its_bytes(tokenizer, restored):
     for name in ("vocab_size", "start_token", "fingerprint"):
         assert getattr(restored, name) == getattr(tokenizer, name)
     assert restored.serialized() == tokenizer.serialized()
+
+
+def byte_level(
+    lines: Iterable[str],
+    vocab_size: int = 330,
+    special_tokens: Iterable[str] = ("<|endoftext|>",),
+    add_prefix_space: bool = False,
+) -> Tokenizer:
+    """A `tokenizer.json` as GPT-2's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    settings = {"special_tokens": [*special_tokens], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **settings))
+    return tokenizer
