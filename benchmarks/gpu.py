@@ -11,11 +11,9 @@ next call continues behind it.
 
 import argparse
 import gc
-import json
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
@@ -23,23 +21,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llp
+import measuring
 from llp.atomic_files import write_whole
 from llp.decoder.kernels.flex import flex_masked_attention
 from llp.decoder.kernels.fused import CUDNN, KERNELS, FusedKernel
 from llp.decoder.patterns import AttentionPattern
-from measuring import Run, gradients, in_turn, matrix_product, memory, projections, seconds, synchronize, training_step
+from measuring import Case, Row, gradients, memory, projections
 from peers import attentions
 
-Row = dict[str, Any]
 Shape = tuple[int, int, int, int]
-ROUNDS, BUDGET_S, BLOCK_S = 5, 10, 0.02
+ROUNDS = {"rounds": 5, "budget_s": 10, "block_s": 0.02}
 """Of each timing; see `in_turn`."""
+ON_CUDNN = {"cuda": CUDNN}
+"""The kernels of LLP's parts, instead of flash."""
 TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 2e-4}
 """The largest error of a correct attention, relative to the largest number of the exact result: a few roundings."""
 
@@ -68,54 +67,44 @@ def model(dim: int, n_layers: int, n_heads: int, n: int, batch: int = 1, **setti
     return Model({**common, **settings}, n, batch)
 
 
+PUBLISHED = {"vocab_size": 28_996, "share_key_value": True, "rotary_first_layer_only": True}
+"""What configs/paper/llp.yaml sets."""
+
+
 class Sizes(NamedTuple):
     """The device, and how large everything is."""
 
-    device: torch.device
-    dtype: torch.dtype
-    matrix_size: int
-    segment_len: int
-    head_dims: Sequence[int]
-    attention_lens: Sequence[int]
-    models: dict[str, Model]
-    """For training steps; lengths and generation are measured with `small`."""
-    lengths: Sequence[int]
-    context_lens: Sequence[int]
-    batches: Sequence[int]
+    device: torch.device = torch.device("cuda")
+    dtype: torch.dtype = torch.bfloat16
+    matrix_size: int = 8192
+    segment_len: int = 256
+    head_dims: tuple[int, ...] = (64, 128)
+    attention_lens: tuple[int, ...] = (2048, 8192, 131_072)
+    lengths: tuple[int, ...] = (2048, 8192, 32_768, 131_072, 524_288, 2_097_152)
+    context_lens: tuple[int, ...] = (4096, 65_536)
+    batches: tuple[int, ...] = (1, 16)
     """How many texts are generated side by side."""
-
-
-PUBLISHED = {"vocab_size": 28_996, "share_key_value": True, "rotary_first_layer_only": True}
-"""What configs/paper/llp.yaml sets."""
-GPU_SIZES = Sizes(
-    device=torch.device("cuda"),
-    dtype=torch.bfloat16,
-    matrix_size=8192,
-    segment_len=256,
-    head_dims=(64, 128),
-    attention_lens=(2048, 8192, 131_072),
-    models={
+    models: dict[str, Model] = {
         "published": model(768, 24, 6, 2048, 8, **PUBLISHED, dropout=0.05),
         "published, no dropout": model(768, 24, 6, 2048, 8, **PUBLISHED),
         "small": model(768, 12, 12, 8192, 2),
         "d 1,024": model(1024, 24, 8, 8192, 2),
         "d 2,048": model(2048, 24, 16, 8192),
-    },
-    lengths=[2**k for k in range(11, 22, 2)],
-    context_lens=(4096, 65_536),
-    batches=(1, 16),
-)
-CPU_SIZES = Sizes(
+    }
+    """For training steps; lengths and generation are measured with `small`."""
+
+
+TINY = Sizes(
     device=torch.device("cpu"),
     dtype=torch.float32,
     matrix_size=64,
     segment_len=8,
     head_dims=(8,),
     attention_lens=(32,),
-    models={"small": model(16, 2, 2, 32, 2, vocab_size=64, segment_len=8)},
     lengths=(16, 32),
     context_lens=(16,),
     batches=(1, 2),
+    models={"small": model(16, 2, 2, 32, 2, vocab_size=64, segment_len=8)},
 )
 LONGEST_DENSE = 2**17
 """The longest text of a step of the Transformer, whose time grows with the square of the length."""
@@ -146,30 +135,23 @@ def measurements(sizes: Sizes) -> Iterator[Measurement]:
 
 # Attention alone
 
-Context = Callable[[], AbstractContextManager[object]]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def merged_on(kernel: FusedKernel | None, device: torch.device) -> AbstractContextManager[object]:
-    """Where parts are merged on this kernel; None: nowhere, so that the readable form of a pattern runs."""
-    return patch.dict(KERNELS, {device.type: kernel})
-
 
 class Variant(NamedTuple):
     """One way to compute an attention."""
 
     pattern: AttentionPattern
-    attend: Attend
-    context: Context = nullcontext
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def eager_variants(sizes: Sizes) -> dict[str, Variant]:
     """What needs no compiler."""
     table = attentions(sizes.segment_len)
     found = {name: Variant(table[name], table[name].attend) for name in ("LLP", "SlidingWindow", "Transformer")}
-    found["LLP, copied pairs"] = found["LLP"]._replace(context=partial(merged_on, None, sizes.device))
+    readable = partial(patch.dict, KERNELS, {sizes.device.type: None})
+    found["LLP, copied pairs"] = found["LLP"]._replace(context=readable)
     if sizes.device.type == "cuda":
-        found["LLP on cuDNN"] = found["LLP"]._replace(context=partial(merged_on, CUDNN, sizes.device))
+        found["LLP on cuDNN"] = found["LLP"]._replace(context=partial(patch.dict, KERNELS, ON_CUDNN))
         for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
             found[f"Transformer on {name}"] = found["Transformer"]._replace(context=partial(sdpa_kernel, backend))
     return found
@@ -233,13 +215,9 @@ def attention_speed(variant: Variant, shape: Shape, sizes: Sizes) -> Row:
     """The time of attention alone, forward and backward."""
     *inputs, upstream = (projections(shape, sizes.device, sizes.dtype) for _ in range(4))
     _, n_heads, n, head_dim = shape
-
-    def run() -> None:
-        with variant.context():
-            gradients(variant.attend, inputs, upstream)
-
-    row = speed(run, 3 * 4 * n_heads * head_dim * variant.pattern.pair_count(n_heads, n, n), sizes)
-    return row | {"us_per_token": 1e3 * row["ms"] / n}
+    flops = 3 * 4 * n_heads * head_dim * variant.pattern.pair_count(n_heads, n, n)
+    with variant.context():
+        return speed(Case(lambda: gradients(variant.attend, inputs, upstream), flops, n), sizes)
 
 
 # Whole models
@@ -247,9 +225,10 @@ def attention_speed(variant: Variant, shape: Shape, sizes: Sizes) -> Row:
 
 def step_measurements(sizes: Sizes, compile: bool = False) -> Iterator[Measurement]:
     """Training steps of each model, dense and with LLP's attention, whose parts may be merged on cuDNN, too."""
-    kernels = {"LLP": None, "Transformer": None, **({"LLP on cuDNN": CUDNN} if sizes.device.type == "cuda" else {})}
-    for (name, of), (arm, kernel) in product(sizes.models.items(), kernels.items()):
-        run = partial(step_speed, of, arm.partition(" ")[0], kernel, sizes, compile=compile)
+    arms = ("LLP", "Transformer", "LLP on cuDNN") if sizes.device.type == "cuda" else ("LLP", "Transformer")
+    for (name, of), arm in product(sizes.models.items(), arms):
+        kernels = ON_CUDNN if arm.endswith("cuDNN") else {}
+        run = partial(step_speed, of, arm.partition(" ")[0], sizes, kernels, compile=compile)
         label = {"part": "step", "arm": f"{arm}, compiled" if compile else arm, "model": name}
         yield Measurement({**label, "n": of.n, "batch": of.batch}, run)
 
@@ -260,7 +239,7 @@ def length_measurements(sizes: Sizes) -> Iterator[Measurement]:
         architecture, _, checkpointing = arm.partition(", ")
         if architecture == "LLP" or n <= LONGEST_DENSE:
             of = sizes.models["small"]._replace(n=n, batch=1)
-            run = partial(step_speed, of, architecture, None, sizes, activation_checkpointing=bool(checkpointing))
+            run = partial(step_speed, of, architecture, sizes, {}, activation_checkpointing=bool(checkpointing))
             yield Measurement({"part": "length", "arm": arm, "n": n}, run)
 
 
@@ -271,15 +250,14 @@ def generation_measurements(sizes: Sizes) -> Iterator[Measurement]:
         yield Measurement({"part": "generation", "arm": arm, "n": n, "batch": batch}, run)
 
 
-def step_speed(of: Model, architecture: str, kernel: FusedKernel | None, sizes: Sizes, **options: bool) -> Row:
+def step_speed(of: Model, architecture: str, sizes: Sizes, kernels: dict[str, FusedKernel], **options: bool) -> Row:
     """Time and peak memory of a whole training step."""
     decoder = of.build(architecture, sizes.device, **options).decoder
     tokens = torch.randint(of.settings["vocab_size"], (of.batch, of.n + 1), device=sizes.device)
-    run = training_step(decoder, tokens, sizes.dtype)
-    with nullcontext() if kernel is None else merged_on(kernel, sizes.device):
-        row = speed(run, 3 * of.batch * decoder.flops(of.n), sizes)
+    with patch.dict(KERNELS, kernels):
+        row = speed(measuring.training_step(decoder, tokens, sizes.dtype), sizes)
     n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    return row | {"tokens_per_s": 1e3 * of.n * of.batch / row["ms"], "parameters": n_parameters}
+    return row | {"tokens_per_s": 1e6 / row["us_per_trained_token"], "parameters": n_parameters}
 
 
 @torch.inference_mode()
@@ -288,44 +266,38 @@ def generation_speed(of: Model, architecture: str, n: int, batch: int, sizes: Si
     model = of.build(architecture, sizes.device).to(sizes.dtype).eval()
     prompt = torch.randint(of.settings["vocab_size"], (batch, n), device=sizes.device)
     cache = model.new_cache(batch_size=batch)
-    prompt_s = seconds(lambda: model.extend(prompt, cache, 1))
-    (times,) = in_turn({"token": lambda: model.extend(prompt[:, :1], cache)}, ROUNDS, BUDGET_S, BLOCK_S).values()
-    token_s = statistics.median(times)
-    return {"ms": 1e3 * token_s, "tokens_per_s": batch / token_s, "prompt_s": prompt_s, "peak_gb": memory(True) / 1e9}
+    prompt_s = measuring.seconds(lambda: model.extend(prompt, cache, 1))
+    (row,) = measuring.in_turn({"token": lambda: model.extend(prompt[:, :1], cache)}, **ROUNDS).values()
+    return row | {"tokens_per_s": batch / row["seconds"], "prompt_s": prompt_s, "peak_gb": memory(peak=True) / 1e9}
 
 
-def speed(run: Run, flops: float, sizes: Sizes) -> Row:
-    """Time of a run, its peak memory, and its FLOPs per second relative to those of a product of square matrices."""
-    run()
-    synchronize()
-    peak = memory(peak=True)  # before the matrices are there
-    square = matrix_product(sizes.matrix_size, sizes.device, sizes.dtype)
-    times = in_turn({"run": run, "square": square}, ROUNDS, BUDGET_S, BLOCK_S)
-    run_s, square_s = (statistics.median(times[arm]) for arm in ("run", "square"))
-    rate, limit = flops / run_s, 2 * sizes.matrix_size**3 / square_s
-    row = {"ms": 1e3 * run_s, "least_ms": 1e3 * min(times["run"]), "most_ms": 1e3 * max(times["run"])}
-    row |= {"tflops": rate / 1e12, "matrix_tflops": limit / 1e12, "share_of_matrix_rate": rate / limit}
-    return row | {"peak_gb": peak / 1e9}
+def speed(case: Case, sizes: Sizes) -> Row:
+    """Time of a run, its share of the matrix rate, and its peak memory."""
+    case.run()
+    measuring.synchronize()
+    peak = {"peak_gb": memory(peak=True) / 1e9}  # before the matrices are there
+    (row,) = measuring.rates({"run": case}, sizes.matrix_size, sizes.device, sizes.dtype, **ROUNDS).values()
+    return row | peak
 
 
 # The results
 
 
-def measure_missing(planned: Iterable[Measurement], log: Path, deadline: float, retry: bool = False) -> None:
-    """Measure what the log has no line of, or with `retry` only an error, as long as there is time."""
-    done = {row_key(row) for row in rows_of(log) if not (retry and "error" in row)}
-    missing = [one for one in planned if row_key(one.label) not in done]
+def measure_missing(planned: Iterable[Measurement], folder: Path, deadline: float, retry: bool = False) -> None:
+    """Measure what the folder has no row of, or with `retry` only an error, as long as there is time."""
+    done = {measuring.label(row) for row in measuring.read(folder) if not (retry and "error" in row)}
+    missing = [one for one in planned if measuring.label(one.label) not in done]
     for number, one in enumerate(missing):
         if time.time() > deadline:
             print(f"The time is over: {len(missing) - number} measurements are missing. Run the command again.")
             return
-        append(log, one.label | {"error": "the process ended"})  # replaced by the next line, unless it is true
+        measuring.add(folder, [one.label | {"error": "the process ended"}])  # replaced below, unless it is true
         try:
             found = one.measure()
         except Exception as error:
             message = str(error).strip().partition("\n")[0][:160]
             found = {"error": f"{type(error).__name__}: {message}"}
-        append(log, one.label | found)
+        measuring.add(folder, [one.label | found])
         print(*one.label.values(), *(f"{key}={value}" for key, value in found.items()), flush=True)
         release_memory()
 
@@ -340,33 +312,6 @@ def release_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def append(log: Path, row: Row) -> None:
-    """Add a line to the log."""
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
-
-
-def rows_of(log: Path) -> list[Row]:
-    """The last line of each measurement."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return list({row_key(row): row for row in map(json.loads, lines)}.values())
-
-
-def row_key(row: Row) -> tuple[Any, ...]:
-    """The label of a line."""
-    return tuple(row.get(name) for name in ("part", "arm", "dtype", "model", "head_dim", "n", "queries", "batch"))
-
-
-def report(rows: Sequence[Row]) -> str:
-    """A table for each part."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    text = [f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"]
-    for part, of_part in pd.DataFrame(rows, columns=None if rows else ["part"]).groupby("part", sort=False):
-        table = of_part.drop(columns="part").dropna(axis="columns", how="all")
-        text.append(f"{part}\n" + table.to_string(index=False, na_rep="", float_format="{:,.4g}".format))
-    return "\n\n".join(text) + "\n"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure until the time is over, and write the report; returns 1 if an attention is not what it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -379,13 +324,13 @@ def main(arguments: list[str] | None = None) -> int:
     deadline = time.time() + 60 * options.minutes
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device = cuda: torch finds no CUDA device; --device cpu measures tiny sizes")
-    options.out.mkdir(parents=True, exist_ok=True)
-    log = options.out / "rows.jsonl"
-    planned = measurements(GPU_SIZES if options.device == "cuda" else CPU_SIZES)
+    planned = measurements(Sizes() if options.device == "cuda" else TINY)
     chosen = [one for one in planned if options.parts is None or one.label["part"] in options.parts]
-    measure_missing(chosen, log, deadline, options.retry)
-    rows = rows_of(log)
-    write_whole(options.out / "report.txt", report(rows))
+    measure_missing(chosen, options.out, deadline, options.retry)
+    rows = measuring.read(options.out)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    write_whole(options.out / "report.txt", f"{device}, {versions}\n\n{measuring.report(rows)}")
     print(options.out / "report.txt")
     return int(any(row.get("holds") is False for row in rows))
 

@@ -1,26 +1,24 @@
 """Peak memory of one optimizer step on the mean loss of a whole text, by the length of the text; see README.md.
 
-python benchmarks/long_text.py --output benchmarks/results/long_text
+python benchmarks/long_text.py
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from lightning.pytorch import Callback, Trainer
-from matplotlib.figure import Figure
+from torch.optim import Optimizer
 
 import llp
 from datamodules import Bytes, PythonSource, TextFiles
-from llp.evaluation.colours import COLOURS
+from llp.training.guards import gradient_norm
 from llp.training_module import TrainingModule
-from measuring import in_own_process, memory
+from measuring import Panel, Row, in_own_process, memory, save
 
 SIZES = {"dim": 128, "n_layers": 4, "n_heads": 2, "schedule": "halving"}
 PIECE_LEN = 8192
@@ -29,7 +27,6 @@ PIECE_LEN = 8192
 class Arm(NamedTuple):
     """How a text is trained on."""
 
-    title: str
     architecture: str
     piece_len: int | None
     """Tokens of a piece, or None for the whole text at once."""
@@ -38,20 +35,19 @@ class Arm(NamedTuple):
 
 
 ARMS = {
-    "pieces": Arm("LLP in pieces", "LLP", PIECE_LEN, (2**16, 2**18, 2**20)),
-    "whole": Arm("LLP in one pass", "LLP", None, (2**14, 2**16, 2**17)),
-    "dense": Arm("dense Transformer", "Transformer", None, (2**13, 2**14, 2**15)),
+    "LLP in pieces": Arm("LLP", PIECE_LEN, (2**16, 2**18, 2**20)),
+    "LLP in one pass": Arm("LLP", None, (2**14, 2**16, 2**17)),
+    "dense": Arm("Transformer", None, (2**13, 2**14, 2**15)),
 }
+TITLE = "One optimizer step on the mean loss of one text"
+PLOTS = {"memory.svg": [Panel("memory", "peak_mib", "peak memory of the process (MiB)", TITLE)]}
 
 
 class StepMetrics(Callback):
     """The loss of the step, and the norm of its gradient."""
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: TrainingModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        grads = [parameter.grad for parameter in pl_module.decoder.parameters() if parameter.grad is not None]
-        self.loss, self.grad_norm = pl_module.step_loss.item(), torch.nn.utils.get_total_norm(grads).item()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: TrainingModule, optimizer: Optimizer) -> None:
+        self.loss, self.grad_norm = pl_module.step_loss.item(), gradient_norm(pl_module).item()
 
 
 def write_text(folder: Path, n_tokens: int) -> None:
@@ -66,7 +62,7 @@ def write_text(folder: Path, n_tokens: int) -> None:
         (folder / split / "text.txt").write_bytes(text[:length])
 
 
-def measure(arm: Arm, n_tokens: int) -> dict[str, float]:
+def measure(arm: Arm, n_tokens: int) -> Row:
     """Train one step on one document in this process."""
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder) / "text", n_tokens)
@@ -96,64 +92,23 @@ def measure(arm: Arm, n_tokens: int) -> dict[str, float]:
             enable_model_summary=False,
             callbacks=[metrics],
         )
-        row = {"bytes_before": memory(peak=True)}
+        row = {"before_mib": memory(peak=True) / 2**20}
         started = time.process_time()
         trainer.fit(model, data)
-        row |= {"peak_bytes": memory(peak=True), "seconds": time.process_time() - started}
+        row |= {"peak_mib": memory(peak=True) / 2**20, "cpu_seconds": time.process_time() - started}
         return row | {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
-
-
-def table(rows: pd.DataFrame) -> str:
-    """All measurements, a line each."""
-    shown = pd.DataFrame(
-        {
-            "": [ARMS[name].title for name in rows["way"]],
-            "tokens": rows["tokens"].map("{:,}".format),
-            "peak MiB": (rows["peak_bytes"] / 2**20).map("{:,.0f}".format),
-            "before MiB": (rows["bytes_before"] / 2**20).map("{:,.0f}".format),
-            "CPU seconds": rows["seconds"].map("{:.0f}".format),
-            "loss": rows["loss"].map("{:.6f}".format),
-            "gradient norm": rows["grad_norm"].map("{:.6f}".format),
-        }
-    )
-    return shown.to_string(index=False)
-
-
-def plot(rows: pd.DataFrame) -> Figure:
-    """Peak memory against the length of the text, both axes logarithmic."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, of_arm in rows.groupby("way", sort=False):
-        arm = ARMS[str(name)]
-        style = "o-" if arm.piece_len else "s--"
-        color = COLOURS[arm.architecture]
-        axes.plot(of_arm["tokens"], of_arm["peak_bytes"] / 2**20, style, color=color, label=arm.title)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    axes.set(xlabel="tokens of the text", ylabel="peak memory of the process, MiB")
-    axes.set_title("One optimizer step on the mean loss of one text")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
 
 
 def main() -> None:
     """Measure each arm at each length in a process of its own, and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/long_text"))
-    folder: Path = parser.parse_args().output
-    folder.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/long_text")
+    folder: Path = parser.parse_args().out
     # The C library of the processes returns freed memory at once, so that their peak is what is needed.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
-    rows: list[dict[str, str | float]] = []
     for name, arm in ARMS.items():
-        for n_tokens in arm.lengths:
-            rows.append({"way": name, "tokens": n_tokens, **in_own_process(measure, arm, n_tokens)})
-            frame = pd.DataFrame(rows)
-            (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            (folder / "results.txt").write_text(table(frame) + "\n", encoding="utf-8")
-            plot(frame).savefig(folder / "memory.svg", metadata={"Date": None})
-            print(table(frame), flush=True)
+        for n in arm.lengths:
+            save(folder, [{"part": "memory", "arm": name, "n": n, **in_own_process(measure, arm, n)}], PLOTS)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Benchmarks and tasks as LightningDataModules.
 
-A benchmark goes from text to tokens on disk, and from there to training and scoring windows. The windows of a task
-are drawn.
+A benchmark's text is encoded once and stored on disk; training and scoring windows are cut from its tokens. The windows
+of a task are generated at random.
 """
 
 from datamodules.mirrored_copy import MirroredCopy

@@ -20,15 +20,15 @@ class DataState(TypedDict, total=False):
 
 
 class LanguageDataModule(LightningDataModule, ABC):
-    """Training windows in an order that a resumed run continues, and splits that are scored.
+    """Training windows in an order that a resumed run continues, and splits to score.
 
-    The Trainer's `limit_val_batches`, `limit_test_batches` and `limit_predict_batches` count batches over all ranks:
-    the first so many, or that fraction of them, in the order of a single process with the same settings. So a limited
-    score covers the same windows on any number of ranks.
+    The Trainer's `limit_val_batches`, `limit_test_batches` and `limit_predict_batches` apply to the batches of all
+    ranks together, in the order in which a single process would score them. A limited score therefore covers the same
+    windows on any number of ranks.
 
     Args:
-        window_len: n, the positions of a training window.
-        batch_size: Training windows in a batch of one device.
+        window_len: n, the number of positions in a training window.
+        batch_size: Number of training windows per batch and device.
         seed: Seed of the order of training windows.
 
     Raises:
@@ -36,17 +36,17 @@ class LanguageDataModule(LightningDataModule, ABC):
     """
 
     name: str
-    """Of the benchmark or the task, for people and files."""
+    """Name of the benchmark or task, used in messages and file names."""
     vocab_size: int
-    """Number of tokens, known before anything is prepared."""
+    """Number of tokens in the vocabulary, known before anything is prepared."""
     labels_per_window: int | None = None
-    """How many positions of a training window have a loss, or None if all have that can."""
+    """Number of positions of a training window that have a loss; None if all that can have a loss do."""
     changeable_settings: frozenset[str]
-    """The settings that can change on a resume, because they leave the training windows as they are."""
+    """Names of settings that may change when a run is resumed, because the training windows don't depend on them."""
     burn_in: int | Literal["reach"] = 0
-    """Tokens before a training window that are read without a loss; `reach`: all that the model can depend on."""
+    """Number of tokens read without a loss before a training window; `reach` for all that the model can depend on."""
     geometry: Geometry | None = None
-    """Of the model that reads the windows. The model hands it over in its `setup`, before any loader is made."""
+    """Geometry of the model that reads the windows. The model sets it in its `setup`, before any loader is created."""
 
     def __init__(self, window_len: int, batch_size: int, seed: int) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class LanguageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def describe_samples(self, n_samples: int) -> list[str]:
-        """What the most recent samples are, in the order of their numbers."""
+        """A line about each of the `n_samples` most recent training samples, the oldest first."""
 
     @abstractmethod
     def check_geometry(self, geometry: Geometry) -> None:
         """Raise a `SettingError` if the model can't be trained or scored on these windows."""
 
     def prepare_data(self) -> None:
-        """Check the windows first, if the model's geometry is known: before any long work."""
+        """Check the windows before any long work, if the model's geometry is known."""
         if self.geometry is not None:
             self.check_geometry(self.geometry)
 
@@ -77,34 +77,34 @@ class LanguageDataModule(LightningDataModule, ABC):
         self.progress.batches = state_dict.get("batches_taken")
 
     def _attached(self) -> tuple[Trainer, Geometry]:
-        """The trainer and the model's geometry, when loaders are made."""
+        """The trainer and the model's geometry, which are set by the time a loader is created."""
         assert self.trainer is not None
         assert self.geometry is not None
         return self.trainer, self.geometry
 
     def _training_loader(self, make_batch: Callable[[range], Batch], n_batches: int) -> TrainingLoader:
-        """Training batches; `n_batches` is their number where the run's length is not given by `max_steps`."""
+        """A loader of training batches: `n_batches` per epoch, unless `max_steps` determines the run's length."""
         trainer, _ = self._attached()
         if self.progress.batches is None:
             self.progress.batches = trainer.global_step * trainer.accumulate_grad_batches
         if trainer.max_steps > 0:
-            # One pass of the trainer over the loader is then the whole run, so that the progress bar shows how much is
-            # left. The epochs of the data are inside the order.
+            # The whole run is one pass over the loader, so that the progress bar shows how much is left. The epochs of
+            # the data are part of the training order.
             n_batches = trainer.max_steps * trainer.accumulate_grad_batches
-        else:  # an epoch ends with an optimizer step; the batches that are left come first in the next one
+        else:  # an epoch ends with an optimizer step; leftover batches begin the next epoch
             every = trainer.accumulate_grad_batches
             n_batches = max(n_batches // every, 1) * every
         ranks = trainer.global_rank, trainer.world_size
         return TrainingLoader(make_batch, self.progress, self.batch_size, n_batches, *ranks)
 
     def _limited(self, batches: list[list[ScoringWindow]], setting: str) -> list[list[ScoringWindow]]:
-        """The batches that one of the Trainer's limits leaves to all ranks together."""
+        """The batches that one of the Trainer's limits admits, counted over all ranks."""
         limit = getattr(self.trainer, setting)
         kept = batches[: limit if isinstance(limit, int) else int(len(batches) * limit)]
-        remedy = f"that is none of {len(batches):,} batches; set it to a number of batches, or to a greater fraction"
+        remedy = f"this selects none of {len(batches):,} batches; set it to a number of batches or to a larger fraction"
         require(len(kept) > 0 or not batches, f"trainer.{setting}", limit, remedy)
         if len(kept) < len(batches):
-            # Lightning applies the limit to each rank's share. A number leaves such a share as it is; a fraction
-            # would be applied twice.
+            # Lightning applies the limit again, to each rank's share. A number of batches doesn't shorten the share
+            # any further, but a fraction would.
             setattr(self.trainer, setting, len(kept))
         return kept

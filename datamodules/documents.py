@@ -1,6 +1,6 @@
 """Text before it is encoded: documents as blocks of whole lines, from files or from the Hub.
 
-Errors name the file and the place in it.
+Errors name the file and the position in it.
 """
 
 import codecs
@@ -14,21 +14,21 @@ from llp.errors import SettingError, require
 
 _BLOCK = 1 << 18  # bytes
 _LONGEST = 1 << 20
-"""A line of more bytes is cut at a space where possible, so that memory doesn't grow with it."""
+"""Lines with more bytes are cut, at a space if possible, so that memory is bounded."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
 SHARD = re.compile(r"-(\d+)-of-(\d+)$")
-"""The end of the name of a part, without its suffix."""
+"""Matches the end of the name of one of several parts, without its suffix."""
 _SPACES = (b" ", b"\t", b"\r", "\u3000".encode())
-"""Where a long line is cut."""
+"""The spaces at which a long line is cut."""
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 """The byte order marks of other encodings."""
 
 
 class Text(NamedTuple):
-    """A document: its name and text, and the file and byte where it begins, if it comes from a file.
+    """A document: its name, its text, and the file and offset in bytes at which it begins, if it comes from a file.
 
-    The text comes as blocks of UTF-8, each read when it is asked for. A block ends with a whole line, or within a line
-    that is longer than a mebibyte.
+    The text is an iterable of UTF-8 blocks, which are read on demand. A block consists of whole lines, but may end
+    within a line that is longer than a mebibyte.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Text(NamedTuple):
     start: int = 0
 
     def checked_blocks(self) -> Iterator[bytes]:
-        """The blocks.
+        """Yield the blocks after checking that they are UTF-8.
 
         Raises:
-            SettingError: If one is not UTF-8; it names the file and the byte's offset.
+            SettingError: If a block is not UTF-8. The message names the file and the offset of the byte.
         """
         offset = self.start
         for block in self.blocks:
@@ -57,28 +57,29 @@ class Text(NamedTuple):
 
 
 def not_utf8(file: Path | None, name: str, position: int) -> SettingError:
-    """The error for the byte at this position of a file, or of a text of this name if there is no file."""
+    """The error for a byte that is not UTF-8, at this position of a file, or of the named text if there is no file."""
     setting, value = ("data", name) if file is None else ("data.init_args.path", file)
     return SettingError(setting, value, f"it is not UTF-8 at byte {position}; convert or repair it")
 
 
 def lines_of(block: bytes) -> list[str]:
-    """The lines of a block of UTF-8, with their line ends: newlines alone."""
+    """The lines of a block of UTF-8, with their line ends. Only newlines end a line."""
     *whole, rest = block.decode().split("\n")
     return [line + "\n" for line in whole] + ([rest] if rest else [])
 
 
 def read_text(path: Path, name: str, start: int = 0, stop: int = sys.maxsize) -> Text:
-    """A file as one document, or the part of it between two bytes; a byte order mark at its beginning is left out."""
+    """A file, or its bytes `start` .. `stop` - 1, as one document without a byte order mark."""
     start = start or after_mark(path)
     return Text(name, read_blocks(lambda: path.open("rb"), start, stop), path, start)
 
 
 def after_mark(path: Path) -> int:
-    """Where the text of a UTF-8 file begins: after its byte order mark, if it has one.
+    """The offset at which the text of a UTF-8 file begins: after its byte order mark, if it has one.
 
     Raises:
-        SettingError: If it has the mark of another encoding, or is UTF-16 without one: every second byte is NUL.
+        SettingError: If the file has the byte order mark of another encoding, or if it appears to be UTF-16 without
+            one, because every second byte is NUL.
     """
     with path.open("rb") as stream:
         head = stream.read(1 << 12)
@@ -90,7 +91,7 @@ def after_mark(path: Path) -> int:
 
 
 def read_blocks(opened: Callable[[], BinaryIO], start: int = 0, stop: int = sys.maxsize) -> Iterator[bytes]:
-    """The text between two bytes of a file, each the first of a line, as blocks."""
+    """Yield the text between two offsets of a file, both at the start of a line, as blocks."""
     with opened() as stream:
         stream.seek(start)
         while block := stream.read(min(_BLOCK, stop - start)):
@@ -104,9 +105,10 @@ def read_blocks(opened: Callable[[], BinaryIO], start: int = 0, stop: int = sys.
 
 
 def line_start(stream: BinaryIO, offset: int) -> int:
-    """Where the first line begins that begins at `offset` or later, or the end of the file if none does.
+    """The offset of the first line that begins at `offset` or later, or the end of the file if there is none.
 
-    If none does for a mebibyte, it is the first space, so that a text without line ends can be cut, too.
+    If no line begins within a mebibyte, it is the offset of the first space, so that a text without line ends can be
+    cut, too.
     """
     if offset == 0:
         return 0
@@ -119,7 +121,7 @@ def line_start(stream: BinaryIO, offset: int) -> int:
 
 
 def _cut(line: bytes) -> int:
-    """Where to cut a part of a long line: before its last space, so that words stay whole, or between characters."""
+    """Where to cut a long line: before its last space, so that words stay whole, or else between two characters."""
     size = max(line.rfind(space, len(line) // 2) for space in _SPACES)
     if size > 0:
         return size
@@ -127,7 +129,7 @@ def _cut(line: bytes) -> int:
 
 
 def blocks_of(lines: Iterable[str]) -> Iterator[bytes]:
-    """Lines of text as blocks."""
+    """Join lines of text into blocks of UTF-8."""
     block: list[str] = []
     size = 0
     for line in lines:
@@ -142,7 +144,7 @@ def blocks_of(lines: Iterable[str]) -> Iterator[bytes]:
 
 def require_plain(file: Path) -> None:
     """Raise a `SettingError` if a file is compressed."""
-    remedy = "it is compressed, which would leave out its text; decompress it"
+    remedy = "it is compressed, so its text would be left out; decompress it"
     require(file.suffix.lower() not in COMPRESSED, "data.init_args.path", file, remedy)
 
 
@@ -154,14 +156,14 @@ def require_all_parts(files: Iterable[Path]) -> None:
             key = file.parent, file.stem[: match.start()], match[2], file.suffix
             parts.setdefault(key, set()).add(int(match[1]))
     for (folder, stem, total, suffix), numbers in parts.items():
-        first = 0 if 0 in numbers else 1  # both ways to count are in use
+        first = 0 if 0 in numbers else 1  # parts are numbered from 0 or from 1
         for number in range(first, first + int(total)):
             name = folder / f"{stem}-{number:0{len(total)}}-of-{total}{suffix}"
             require(number in numbers, "data.init_args.path", name, "this part of the text is missing; add it")
 
 
 def describe_file(path: Path) -> dict[str, object]:
-    """What identifies a file of text without reading it.
+    """Path, size and modification time of a text file, which identify it without reading it.
 
     Raises:
         SettingError: If the file is missing or empty.
@@ -176,11 +178,11 @@ def describe_file(path: Path) -> dict[str, object]:
 def hub_rows(
     hub_id: str, configuration: str | None, split: str, revision: str, columns: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a data set on the Hub, which is never in memory or on disk as a whole.
+    """Stream the rows of a data set on the Hub. The whole data set is never in memory or on disk.
 
     Args:
-        hub_id: Name on the Hub, or a local folder in the same layout.
-        configuration: Its configuration, if it has several.
+        hub_id: Name on the Hub, or a local folder with the same layout.
+        configuration: Name of the configuration, if the data set has several.
         split: Name of the split.
         revision: Branch, tag or commit.
         columns: The columns to read.
@@ -188,7 +190,7 @@ def hub_rows(
     Raises:
         SettingError: If the Hub can't be reached or has no such data.
     """
-    import datasets  # takes seconds, and only the Hub needs it
+    import datasets  # takes seconds, and is only needed for the Hub
 
     try:
         rows = datasets.load_dataset(hub_id, configuration, split=split, revision=revision, streaming=True)
@@ -197,7 +199,7 @@ def hub_rows(
         reason = str(error).splitlines()[0]
         where = f"revision {revision}" if configuration is None else f"revision {revision}, {configuration}"
         remedy = (
-            f"can't read its {split} split at {where} ({reason}); name a local copy with data.init_args.path, or "
-            "run where there is a network"
+            f"can't read its {split} split at {where} ({reason}); set data.init_args.path to a local copy, or run "
+            "with network access"
         )
         raise SettingError("data.init_args.hub_id", hub_id, remedy) from error

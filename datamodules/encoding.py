@@ -1,4 +1,4 @@
-"""Text to tokens in several processes; any number of them gives the same tokens."""
+"""Encodes text as tokens in several processes. The tokens don't depend on the number of processes."""
 
 import multiprocessing
 import os
@@ -20,13 +20,13 @@ from datamodules.tokenizers import Tokenizer
 from llp.errors import SettingError
 
 _TASK = 1 << 18
-"""Bytes of text that a process takes at a time."""
+"""Bytes of text that a process encodes at a time."""
 _FEW = 8
-"""For so few tasks, starting processes takes longer than encoding."""
+"""With fewer tasks, starting processes takes longer than encoding."""
 
 
 class Encoder(Protocol):
-    """What encoding needs of a corpus."""
+    """The part of a corpus that encoding needs."""
 
     tokenizer: Tokenizer
 
@@ -34,7 +34,7 @@ class Encoder(Protocol):
 
 
 class Block(NamedTuple):
-    """A part of a document. The first one of each document is empty."""
+    """A part of a document. The first block of each document is empty."""
 
     document: int
     """The number of the document."""
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The tokens of a block, (N,), and its words, as the benchmark counts them and as separated by whitespace."""
+    """The tokens of a block, (N,), and its number of words, counted as the benchmark does and by whitespace."""
 
     tokens: np.ndarray
     words: int
@@ -51,17 +51,17 @@ class Encoded(NamedTuple):
 
 
 def encoded(encoder: Encoder, texts: Iterable[Text], processes: int | None) -> Generator[tuple[Block, Encoded]]:
-    """The blocks of documents in order, each with what it is encoded as.
+    """Yield the blocks of all documents in order, each with its encoding.
 
-    No more than five tasks per process are in memory.
+    At most five tasks per process are in memory.
 
     Args:
         encoder: The corpus.
         texts: The documents.
-        processes: How many processes encode; None: one for each core.
+        processes: Number of processes. If None, one per core.
 
     Raises:
-        SettingError: If a text is not UTF-8, the tokenizer loses some of it, or a process is killed.
+        SettingError: If a text is not UTF-8, if the tokenizer does not return it exactly, or if a process is killed.
     """
     processes = processes or n_cores()
     tasks = _tasks(texts)
@@ -75,7 +75,7 @@ def encoded(encoder: Encoder, texts: Iterable[Text], processes: int | None) -> G
     with _pool(encoder, processes) as pool:
         for task in tasks:
             pending.append((task, pool.submit(_encode_here, [block.data for block in task])))
-            if len(pending) > 4 * processes:  # enough that no process waits for this one
+            if len(pending) > 4 * processes:  # enough to keep all processes busy
                 done, future = pending.popleft()
                 yield from zip(done, future.result(), strict=True)
         for done, future in pending:
@@ -111,32 +111,32 @@ def _encode(encoder: Encoder, parts: list[bytes]) -> list[Encoded]:
     return results
 
 
-# A process that encodes
+# The processes
 
 _encoder: Encoder
 
 
 @contextmanager
 def _pool(encoder: Encoder, processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that have the encoder. They are forked, because a class of the user's own need not be importable."""
+    """A pool of processes that hold the encoder. They are forked, because a user's own class may not be importable."""
     context = multiprocessing.get_context("fork")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until they ignore it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the processes ignore it
     try:
         pool = ProcessPoolExecutor(processes, context, _start, (encoder,))
-        pool.submit(int)  # starts them
+        pool.submit(int)  # starts the processes
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield pool
     except BrokenProcessPool as error:
-        remedy = "one of them was killed, most often because memory ran out; set it lower"
+        remedy = "one of them was killed, most likely because memory ran out; set it lower"
         raise SettingError("data.init_args.processes", processes, remedy) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start(encoder: Encoder) -> None:
-    """Make a new process encode. It leaves Ctrl-C to the one that started it, and ends if that one is gone."""
+    """Set up a new process for encoding. It leaves Ctrl-C to its parent, and ends when its parent is gone."""
     global _encoder
     _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)

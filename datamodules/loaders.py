@@ -16,7 +16,7 @@ from llp.scoring.metric import Document, Score, ScoringBatch, TextProtocol
 from llp.scoring.windows import ScoringWindow, WindowShape, scoring_windows
 
 Batch = tuple[Tensor, ...]
-"""A training batch, as the model's `training_step` takes it."""
+"""A training batch, in the form that the model's `training_step` takes."""
 
 
 @dataclass
@@ -24,11 +24,11 @@ class TrainingProgress:
     """What a run has trained on so far: the whole state of the training order.
 
     Attributes:
-        samples: Training windows taken, over all ranks.
-        batches: Batches taken by this process; None in a run resumed from a checkpoint that doesn't say.
+        samples: Number of training windows taken, over all ranks.
+        batches: Number of batches taken by this process; None if the run was resumed from a checkpoint without it.
         fingerprints: SHA-256 digests of this process's batches. `training_windows` covers all of them, and
-            `first_<k>_batches` the first k = 1, 2, 4, 8, ..., so that runs of unequal length can be compared as far as
-            both went.
+            `first_<k>_batches` the first k = 1, 2, 4, 8, ..., so that runs of different lengths can be compared over
+            the part that they share.
     """
 
     samples: int = 0
@@ -47,16 +47,16 @@ class TrainingProgress:
 
 
 class TrainingLoader:
-    """Batches of consecutive samples; a resumed run takes the very next sample.
+    """Batches of consecutive samples. A resumed run continues with the next sample.
 
     `seconds` is the time spent so far on making batches.
 
     Args:
-        make_batch: The batch of these sample numbers.
-        progress: Advanced with every batch; a checkpoint keeps it.
-        batch_size: B, samples of one rank.
-        n_batches: Length of the loader. Because it has one, Lightning fetches no batch ahead.
-        rank: Of this process; it takes the samples `rank`, `rank + world_size`, ...
+        make_batch: Returns the batch of the given sample numbers.
+        progress: Updated with every batch, and saved in checkpoints.
+        batch_size: B, the number of samples per batch and rank.
+        n_batches: Length of the loader. Lightning prefetches no batch from a loader that has a length.
+        rank: Rank of this process, which takes the samples `rank`, `rank + world_size`, ...
         world_size: Number of processes.
     """
 
@@ -82,25 +82,25 @@ class TrainingLoader:
             started = time.perf_counter()
             first, stop = self.progress.samples, self.progress.samples + self.batch_size * self.world_size
             batch = self.make_batch(range(first + self.rank, stop, self.world_size))
-            self.progress.samples = stop  # before the yield: a checkpoint counts this batch
+            self.progress.samples = stop  # before the yield, so that a checkpoint counts this batch
             self.progress.add(batch)
             self.seconds += time.perf_counter() - started
             yield batch
 
 
 class TrainingOrder:
-    """The order of training windows: a pure function of the seed and the number of the sample.
+    """The order of training windows, a pure function of the seed and the number of the sample.
 
-    An epoch has `n_tokens // stride` windows. They start at the epoch's own offset plus multiples of the stride, in an
-    order drawn from the seed and the epoch; each window comes once per epoch.
+    An epoch has `n_tokens // stride` windows, each of which occurs once. Their starts are an offset plus multiples of
+    the stride, in random order. Offset and order are drawn from the seed and the number of the epoch.
 
     Args:
         n_tokens: Length of the stream, at least `stride`.
-        stride: Tokens between the starts of neighbouring windows.
+        stride: Distance in tokens between the starts of neighbouring windows.
         seed: Seed of the order.
-        is_circle: Whether the stream's end is followed by its beginning. An epoch then begins anywhere, so that every
-            position is equally likely to start a window. Otherwise an epoch runs from the beginning to the end and
-            leaves out less than a stride, at a random mixture of both ends.
+        is_circle: Whether windows wrap around the end of the stream. If so, every position is equally likely to start a
+            window. Otherwise an epoch leaves out `n_tokens % stride` tokens, divided at random between the beginning
+            and the end of the stream.
     """
 
     def __init__(self, n_tokens: int, stride: int, seed: int, is_circle: bool = True) -> None:
@@ -114,32 +114,33 @@ class TrainingOrder:
         return int(rng.integers(n_offsets)), rng.permutation(self.windows_per_epoch)
 
     def start(self, sample: int) -> int:
-        """Where in the stream the window of a global sample number starts."""
+        """The position in the stream at which the window of a sample starts. Samples are numbered over all ranks."""
         epoch, number = divmod(sample, self.windows_per_epoch)
         offset, permutation = self._epoch(epoch)
         return (offset + int(permutation[number]) * self.stride) % self.n_tokens
 
 
 class TextWindows:
-    """Cuts batches of training windows out of a stream of tokens.
+    """Cuts batches of training windows from a stream of tokens.
 
-    Without burn-in a batch is `(inputs, targets)`, (B, n) each. With b tokens of burn-in, inputs are (B, b + n) and
-    targets (B, n), the tokens after the last n. Where a document begins less than b tokens before a window, the inputs
-    begin with the document and extend beyond the window to the same length, which nothing in the window can see. A
-    batch with such a window also has the positions of its targets in the inputs, (B, n).
+    Without burn-in a batch is `(inputs, targets)`, (B, n) each. With b tokens of burn-in, inputs are (B, b + n), and
+    targets (B, n) are the tokens after the last n inputs. If a document begins fewer than b tokens before a window, the
+    inputs begin with the document. They are then extended beyond the window to the same length; no position of the
+    window sees these tokens. A batch with such a window also contains the positions of its targets in the inputs,
+    (B, n).
 
     Args:
         file: The stream and its documents.
-        order: Where the window of each sample number starts.
-        window_len: n.
-        burn_in: b, tokens before a window that are read without a loss.
+        order: Determines where the window of each sample starts.
+        window_len: n, the number of positions in a window.
+        burn_in: b, the number of tokens before a window that are read without a loss.
     """
 
     def __init__(self, file: TokenFile, order: TrainingOrder, window_len: int, burn_in: int) -> None:
         self.file, self.order, self.window_len, self.burn_in = file, order, window_len, burn_in
 
     def __call__(self, samples: Iterable[int]) -> Batch:
-        """The batch of these sample numbers."""
+        """The batch of the samples with these numbers."""
         starts = [self.order.start(sample) for sample in samples]
         n_before = [self._n_before(start) for start in starts]
         windows = [self._tokens(start - before) for start, before in zip(starts, n_before, strict=True)]
@@ -151,7 +152,7 @@ class TextWindows:
         return inputs, following.gather(1, positions), positions
 
     def _n_before(self, start: int) -> int:
-        """How many tokens before `start` are read: the burn-in, but none of the document before."""
+        """Number of tokens read before `start`: the burn-in, but nothing from before the document."""
         if self.burn_in == 0:
             return 0
         return min(self.burn_in, start - self.file.document_at(start).start)
@@ -159,13 +160,16 @@ class TextWindows:
     def _tokens(self, start: int) -> np.ndarray:
         stream, stop = self.file.tokens, start + self.burn_in + self.window_len + 1
         tokens = stream[start:stop]
-        if stop > len(stream):  # the stream is a circle
+        if stop > len(stream):  # wrap around
             tokens = np.concatenate((tokens, stream[: stop - len(stream)]))
         return tokens.astype(np.int64)
 
 
 def share_of_rank(batches: list[list[ScoringWindow]], rank: int, world_size: int) -> list[list[ScoringWindow]]:
-    """A rank's batches, round robin, as many as every other rank's: a missing one is a window that scores nothing."""
+    """The batches of a rank, dealt out round robin. A missing one is replaced by a window that scores nothing.
+
+    So all ranks have the same number of batches.
+    """
     share = batches[rank::world_size]
     if len(share) * world_size < len(batches) + (-len(batches) % world_size):
         share = [*share, [batches[0][0]._replace(n_scored=0)]]
@@ -173,14 +177,14 @@ def share_of_rank(batches: list[list[ScoringWindow]], rank: int, world_size: int
 
 
 class ScoringLoader:
-    """A split's scoring windows, and what is known about their text.
+    """The scoring windows of a split, with its documents and the protocol by which it is scored.
 
     Args:
-        file: The split's tokens.
-        batches: Windows of equal length in each batch.
-        split: Its name.
-        protocol: How it is scored.
-        unigram_nats: Computes the unigram baseline of a split; called only where a report needs it.
+        file: The tokens of the split.
+        batches: Batches of windows; the windows of a batch have equal lengths.
+        split: Name of the split.
+        protocol: How the split is scored.
+        unigram_nats: Computes the unigram baseline of a split. It is only called if a report needs it.
     """
 
     def __init__(
@@ -226,12 +230,12 @@ class ScoringLoader:
             yield ScoringBatch(rows[:, :-1], targets, torch.tensor([window.document for window in batch]))
 
     def positions(self, batch: int) -> list[int]:
-        """Index of the first scored token of each window of a batch, among all scored tokens of the split."""
+        """For each window of a batch, the index of its first scored token among all scored tokens of the split."""
         before = self._tokens_before
         return [int(before[window.document]) + window.stop - window.n_scored for window in self.batches[batch]]
 
     def scored_tokens(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Document, position in the document and id of the scored tokens with these indices."""
+        """Document, position in the document and id of the scored tokens with these indices, (n,) each."""
         documents = np.searchsorted(self._tokens_before, positions, side="right") - 1
         within = positions - self._tokens_before[documents]
         starts = np.array(self.file.starts)
@@ -239,7 +243,7 @@ class ScoringLoader:
 
     @cached_property
     def _tokens_before(self) -> np.ndarray:
-        """How many scored tokens the documents before each one have; at the end, how many there are."""
+        """Number of scored tokens before each document, and at the end the total."""
         return np.cumsum([0, *(document.tokens for document in self.documents)])
 
     def _tokens(self, window: ScoringWindow) -> np.ndarray:

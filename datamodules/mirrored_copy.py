@@ -13,17 +13,18 @@ _START, _END, _FIRST_SYMBOL = 0, 1, 2
 class MirroredCopy(SyntheticData):
     """A start token, h symbols, the same symbols in reverse, and an end token; the second half are the labels.
 
-    Copied symbol j, counted from 0, has a distance of 2j + 1 from its source: each odd distance occurs once per window.
+    Copied symbol j, counted from 0, is at a distance of 2j + 1 from its source. So each odd distance occurs once per
+    window.
 
-    The symbols are drawn without repetition, from at least twice as many. So a copied symbol has occurred just once
-    before, and the symbol that preceded it in the first half is the next label: the task can be solved by content,
-    without counting positions (rotary attention cannot count). No label can be inferred by elimination: even after all
-    other symbols, h + 1 candidates remain.
+    The h symbols are drawn without repetition from at least 2h. A copied symbol has therefore occurred exactly once
+    before, and the symbol that preceded it there is the next label. So the task can be solved by content, without
+    counting positions, which rotary attention cannot do. Labels cannot be inferred by elimination: even when all other
+    symbols are known, at least h + 1 candidates remain.
 
     Args:
         vocab_size: Number of tokens: start, end, and at least 2h symbols.
-        kwargs: The arguments of `SyntheticData`; `window_len` is 2h + 2. With a `label_len`, only the labels in the
-            last `label_len` positions count, those with the greatest distances.
+        kwargs: Arguments of `SyntheticData`; `window_len` is 2h + 2. With `label_len`, only the labels in the last
+            `label_len` positions count, which have the largest distances.
 
     Raises:
         SettingError: If a value can't be used.
@@ -35,7 +36,7 @@ class MirroredCopy(SyntheticData):
         super().__init__(vocab_size, **kwargs)
         n, label_len = self.window_len, self.label_len
         is_even = n >= 4 and n % 2 == 0
-        remedy = "it holds symbols, their copy and two tokens; set it to an even number, 4 or more"
+        remedy = "it holds the symbols, their copy and two other tokens; set it to an even number, 4 or more"
         require(is_even, "data.init_args.window_len", n, remedy)
         self.n_symbols = n // 2 - 1
         remedy = f"window_len = {n} needs at least {2 * self.n_symbols} different symbols; set it to {n} or more"

@@ -19,22 +19,22 @@ _OFFICIAL = {  # books and words of the whole splits
 
 
 class PG19(TextDataModule):
-    """PG-19: each book is a document, which begins with the start token; no context crosses it when books are scored.
+    """PG-19: each book is a document, which begins with the start token and is scored without context from other books.
 
-    Word perplexity on a whole official split uses the official number of words; on a part of it, the words of the books
+    Word perplexity uses the official number of words if a split is complete. Otherwise it uses the words of the books
     that are there, and the report says so.
 
     Args:
-        path: Folder with `<id>.txt` in `train/`, `validation/` and `test/`, and `metadata.csv` (id, short title, year,
-            URL) for the books' titles; without it the Hub is the source.
-        hub_id: Data set on the Hub: one book per row.
-        hub_revision: Its branch, tag or commit.
-        title_column: The Hub's column with the title.
-        text_column: The Hub's column with the text.
-        kwargs: The arguments of `TextDataModule`.
+        path: Folder with `<id>.txt` in `train/`, `validation/` and `test/`, and optionally `metadata.csv` (id, short
+            title, year, URL) for the titles of the books. By default the books come from the Hub.
+        hub_id: Name of the data set on the Hub, with one book per row.
+        hub_revision: Branch, tag or commit of the data set.
+        title_column: Column with the title.
+        text_column: Column with the text.
+        kwargs: Arguments of `TextDataModule`.
 
     Raises:
-        SettingError: If a value can't be used, or books are missing.
+        SettingError: If a value can't be used, or if a split has no books.
     """
 
     name = "pg19"
@@ -81,8 +81,8 @@ class PG19(TextDataModule):
         counted = sum(document.words for document in documents)
         if len(documents) != books:
             return f"whitespace-separated words of the {len(documents)} books here; the official split has {books}"
-        same = "as the text has" if counted == words else f"the text has {counted:,}"
-        return f"the official count of the split, {words:,} ({same}); a book's own are its whitespace-separated words"
+        same = "as in the text" if counted == words else f"the text has {counted:,}"
+        return f"the official number for the split, {words:,} ({same}); for single books, whitespace-separated words"
 
     def _books(self, split: str) -> list[Path]:
         assert self.path is not None

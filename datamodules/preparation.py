@@ -1,4 +1,4 @@
-"""From text to token files, once per machine and on all cores."""
+"""Encodes text into token files, once per machine and on all cores."""
 
 import fcntl
 import hashlib
@@ -28,17 +28,17 @@ from llp.scoring.metric import Document
 
 
 class Corpus(ABC):
-    """A text in splits and the tokenizer that encodes it; what a benchmark defines."""
+    """A text in splits, and the tokenizer that encodes it. Each benchmark defines a subclass."""
 
     name: str
     splits: tuple[str, ...] = ("train", "validation", "test")
     tokenizer: Tokenizer
     processes: int | None = None
-    """How many processes encode; None: one for each core."""
+    """Number of processes that encode. If None, one per core."""
 
     @abstractmethod
     def source(self) -> dict[str, object]:
-        """What identifies the text without reading it: names, sizes and dates of files, or a revision on the Hub.
+        """What identifies the text without reading it: names, sizes and dates of its files, or a revision on the Hub.
 
         Raises:
             SettingError: If a part of the text is missing.
@@ -46,36 +46,37 @@ class Corpus(ABC):
 
     @abstractmethod
     def texts(self, split: str) -> Iterator[Text]:
-        """The documents of a split, read when they are iterated over."""
+        """Yield the documents of a split, whose text is read on demand."""
 
     def splits_note(self) -> str | None:
-        """What became which split, in one line, where the benchmark itself doesn't say."""
+        """One line about how the text was split, or None if the benchmark itself defines the splits."""
         return None
 
     def n_bytes(self, split: str) -> int | None:
-        """Size of a split for the progress bar, if it is known."""
+        """Size of a split in bytes, for the progress bar, or None if it is not known."""
         return None
 
     def count_words(self, line: str) -> int:
-        """Number of words of a line, as the benchmark counts them."""
+        """Number of words in a line, as the benchmark counts them."""
         return len(line.split())
 
     def start_token(self) -> int:
-        """The token that a document begins with: context for its first token, never scored."""
+        """The token at the start of each document. It is the context of the first token, and is never scored."""
         return self.tokenizer.start_token
 
 
 def prepare(corpus: Corpus, folder: Path) -> None:
-    """Encode a corpus into a folder unless it exists. Of several processes on a machine one does it; the others wait.
+    """Encode a corpus into a folder, unless the folder exists.
 
-    The folder appears whole or not at all. Until then it has another name; what a killed process left is removed.
+    If several processes of a machine call this function, one of them encodes, and the others wait. The folder is
+    written under a temporary name and renamed when it is complete. What a killed process left behind is removed.
 
     Raises:
         SettingError: If the text or the tokenizer can't be used, or the disk can't be written.
     """
     if folder.exists():
         return
-    # Each machine has its own: locks don't hold across all shared file systems.
+    # One per machine, because locks don't hold across all shared file systems.
     unfinished = folder.with_name(f".{folder.name}.{platform.node()}.unfinished")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,10 +85,10 @@ def prepare(corpus: Corpus, folder: Path) -> None:
             if not folder.exists():
                 unfinished.mkdir()
                 _make(corpus, unfinished)
-                if not folder.exists():  # of another machine, meanwhile
+                if not folder.exists():  # another machine may have written it meanwhile
                     move_into_place(unfinished, folder)
     except OSError as error:
-        remedy = f"can't be written ({error.strerror or error}); nothing was left there"
+        remedy = f"can't be written ({error.strerror or error}); no incomplete files were left there"
         raise SettingError("data.init_args.cache_dir", folder.parent, remedy) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -97,7 +98,7 @@ def prepare(corpus: Corpus, folder: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the lock of a dead process is free
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # released when the process ends, even if it is killed
         yield
     finally:
         os.close(descriptor)
@@ -134,7 +135,7 @@ def _train_tokenizer(corpus: Corpus, folder: Path) -> None:
 
 
 def _encode(corpus: Corpus, folder: Path, split: str) -> Iterator[Document]:
-    """Write the tokens of a split and the index of its documents; yields each document when it is written."""
+    """Write the tokens of a split and the index of its documents, and yield each document once it is written."""
     start, is_empty = 0, True
     with (
         (folder / f"{split}.bin").open("wb") as tokens,
@@ -148,13 +149,13 @@ def _encode(corpus: Corpus, folder: Path, split: str) -> Iterator[Document]:
             yield document
             start, is_empty = start + 1 + document.tokens, is_empty and document.tokens == 0
     if is_empty:
-        raise SettingError("data", corpus.name, f"its {split} split holds no text; give one that does")
+        raise SettingError("data", corpus.name, f"its {split} split contains no text; add some")
 
 
 def _write_document(
     corpus: Corpus, parts: Iterator[tuple[Block, Encoded]], start: int, stream: BinaryIO, progress: "tqdm[NoReturn]"
 ) -> Document:
-    """Append a document's tokens to a file, in which it begins at token `start`."""
+    """Append a document to a file of tokens, in which it begins at position `start`."""
     first = np.array([corpus.start_token()], dtype=token_dtype(corpus.tokenizer.vocab_size)).tobytes()
     of_text, of_tokens = hashlib.sha256(), hashlib.sha256(first)
     stream.write(first)
@@ -167,7 +168,7 @@ def _write_document(
         n_tokens, words, plain_words = n_tokens + len(part.tokens), words + part.words, plain_words + part.plain_words
         n_bytes += len(block.data)
         progress.update(len(block.data))
-    # A file's name may be any bytes.
+    # The name of a file need not be UTF-8.
     name = block.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     digests = of_text.hexdigest(), of_tokens.hexdigest()
     return Document(name, start, n_tokens, words, plain_words, n_bytes, *digests)

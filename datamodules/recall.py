@@ -12,20 +12,21 @@ class AssociativeRecall(SyntheticData):
     """A window begins with K pairs of a key and its value; later each key occurs once more, and its value is the label.
 
     With V tokens, keys are drawn from 1 .. V/2 - 1 and values from V/2 .. V - 1, without repetition. The pairs
-    `k1 v1 k2 v2 ...` take the first 2K positions. The queries, the same keys, are in the rest of the window at even
-    positions, drawn uniformly without repetition: Zoology draws most of them near the pairs, which says little about
-    distance. The label at a query is the key's value, which does not follow in the window. All other positions are
-    filler, which holds none of the window's keys, so that a key has one value; in Zoology, random filler may repeat a
-    key before something else.
+    `k1 v1 k2 v2 ...` take the first 2K positions. The queries are the same keys, at even positions in the rest of the
+    window, drawn uniformly without repetition. (Zoology draws most of them near the pairs, which says little about
+    distance.) The label at a query is the key's value; the value itself does not follow in the window.
 
-    A label's distance is that of the query from its key, and of the label from its value: an even number, at least 2.
+    All other positions are filler. It contains none of the window's keys, so that each key has exactly one value. (In
+    Zoology, random filler may repeat a key in front of another token.)
+
+    The distance of a label is that between the query and its key, which is an even number, at least 2.
 
     Args:
-        vocab_size: V.
-        n_pairs: K. Pairs and queries take at most the whole window: 4K <= `window_len`.
-        filler: `zero`, the token 0, as in Zoology's figure; or `random` tokens, any but the keys of the window, with
-            which the task takes far longer to learn.
-        kwargs: The arguments of `SyntheticData`.
+        vocab_size: V, the number of tokens.
+        n_pairs: K, the number of pairs. Pairs and queries must fit into the window: 4K <= `window_len`.
+        filler: `zero` for the token 0, as in Zoology's figure. `random` for random tokens other than the window's keys,
+            with which the task takes much longer to learn.
+        kwargs: Arguments of `SyntheticData`.
 
     Raises:
         SettingError: If a value can't be used.

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its text as tokens on disk, and training and scoring windows cut out of them."""
+"""The base class of the benchmarks: text as tokens on disk, and training and scoring windows cut from them."""
 
 import hashlib
 import json
@@ -17,30 +17,32 @@ from llp.errors import require
 from llp.scoring.metric import TextProtocol
 from llp.scoring.windows import JOINED, in_one_pass, scoring_batches
 
-_FORMAT = 3  # of the prepared folder; a new number makes every cache anew
+_FORMAT = 3  # of the prepared folder; a new number invalidates all earlier ones
 
 
 class TextDataModule(LanguageDataModule, Corpus):
-    """Language-model training windows and scoring windows over a benchmark's text.
+    """Training windows and scoring windows over the text of a benchmark.
 
-    A benchmark says where its text is (`source`, `texts`) and how its words are counted.
+    A subclass defines where the text is (`source`, `texts`) and how its words are counted.
 
     Args:
-        path: Folder with the benchmark's files in their official layout; without it the text comes from the Hub.
-        cache_dir: Where prepared tokens are kept, one folder for each text and tokenizer.
-        tokenizer: Trained on the training split when the text is prepared; SentencePiece by default.
-        window_len: n, the positions of a training window, which reads n + 1 tokens.
-        train_stride: Tokens between the starts of training windows; by default a window's length.
-        burn_in: b, tokens before a training window that are read without a loss, none of them from before the
-            document in which the window starts. `reach` takes all that the model can depend on: a window inside of a
-            document then trains as in one pass over all of it. With burn-in, an epoch goes through the text once.
-        batch_size: Training windows in a batch of one device.
-        scoring_window_len: Positions of a scoring window; by default the architecture's own choice.
-        scoring_stride: Positions that a scoring window scores; by default the architecture's own choice.
-        check_training_tokens: Whether the training tokens, too, are compared with their digest before a run, which
-            reads the whole file: a second or less a gigabyte. Those of a split that is scored always are.
+        path: Folder with the benchmark's files in their official layout. By default the text comes from the Hub.
+        cache_dir: Folder for prepared tokens, with a subfolder for each text and tokenizer.
+        tokenizer: The tokenizer, by default SentencePiece. It is trained on the training split when the text is
+            prepared, unless it is a given one.
+        window_len: n, the number of positions in a training window, which takes n + 1 tokens.
+        train_stride: Distance in tokens between the starts of training windows; by default `window_len`.
+        burn_in: b, the number of tokens that are read without a loss before a training window, none of them from before
+            the document in which the window starts. `reach` stands for all tokens that the model can depend on; a
+            window inside a document is then trained on as in one pass over the document. With burn-in, windows don't
+            wrap around the end of the text.
+        batch_size: Number of training windows per batch and device.
+        scoring_window_len: Number of positions in a scoring window; by default determined by the architecture.
+        scoring_stride: Number of positions that a window scores; by default determined by the architecture.
+        check_training_tokens: Whether the digest of the training tokens is verified before a run, which takes up to a
+            second per gigabyte. The tokens of a split that is scored are always verified.
         seed: Seed of the order of training windows. On the command line it is `seed_everything`.
-        processes: How many processes prepare the text; by default one for each core. The tokens are the same.
+        processes: Number of processes that prepare the text; by default one per core. The tokens don't depend on it.
 
     Raises:
         SettingError: If a value can't be used.
@@ -52,7 +54,7 @@ class TextDataModule(LanguageDataModule, Corpus):
     changeable_settings = frozenset({"batch_size", "scoring_window_len", "scoring_stride", "check_training_tokens"})
 
     about: About
-    """What the prepared folder says of itself, after `setup`."""
+    """The contents of the prepared folder's `about.json`, after `setup`."""
     files: dict[str, TokenFile]
     """The tokens of each split, after `setup`."""
 
@@ -86,20 +88,21 @@ class TextDataModule(LanguageDataModule, Corpus):
         self.check_training_tokens = check_training_tokens
 
     def official_words(self, split: str) -> int | None:
-        """The benchmark's own count of a split's words if the split is complete; None to count those of the text."""
+        """The official number of words of a split if the split is complete; None to count the words of the text."""
         return None
 
     def word_note(self, split: str) -> str:
-        """What the words of a split are, for the report."""
+        """How the words of a split are counted, for the report."""
         return self.word_count
 
     # Preparing
 
     def prepared_folder(self) -> Path:
-        """The folder of this text encoded by this tokenizer.
+        """The folder of this text, encoded by this tokenizer.
 
-        A tokenizer from a checkpoint finds what its own run has prepared. On another text its folder is named by its
-        fingerprint instead of its settings, which would name a tokenizer that was trained on that text.
+        A tokenizer from a checkpoint uses the folder that the checkpoint's run prepared, if the text is the same. For
+        another text, the name of the folder depends on the tokenizer's fingerprint instead of its settings, which would
+        denote a tokenizer trained on that other text.
         """
         made_with = self.tokenizer.made_with
         if made_with is None:
@@ -115,27 +118,27 @@ class TextDataModule(LanguageDataModule, Corpus):
         return self.cache_dir / f"{self.name}-{digest[:16]}"
 
     def prepare_data(self) -> None:
-        """Train the tokenizer and encode every split, once. The prepared folder appears whole or not at all."""
+        """Train the tokenizer and encode every split, unless a prepared folder exists."""
         super().prepare_data()
         prepare(self, self.prepared_folder())
 
     def setup(self, stage: str) -> None:
-        """Open what was prepared."""
+        """Open the prepared tokens."""
         folder = self.prepared_folder()
         self.about = read_about(folder)
         self.tokenizer.load(folder, self.about["tokenizer_fingerprint"])
         dtype = token_dtype(self.vocab_size)
         self.files = {split: TokenFile(folder, split, dtype) for split in self.splits}
         n_tokens = len(self.files["train"].tokens)
-        remedy = f"the training split has {n_tokens} tokens; shorten it"
+        remedy = f"the training split has only {n_tokens} tokens; set it lower"
         for setting, value in (("window_len", self.window_len), ("train_stride", self.train_stride)):
             require(value < n_tokens, f"data.init_args.{setting}", value, remedy)
 
     def checked_file(self, split: str) -> TokenFile:
-        """A split's tokens, compared with their digest. A file is read for that once per process.
+        """The tokens of a split, after verifying their digest, which happens once per process.
 
         Raises:
-            SettingError: If a file has changed.
+            SettingError: If a file has changed since it was prepared.
         """
         file = self.files[split]
         check_file(file.path, self.about)
@@ -145,27 +148,27 @@ class TextDataModule(LanguageDataModule, Corpus):
     # Training
 
     def train_dataloader(self) -> TrainingLoader:
-        """Batches of `(inputs, targets)` in the training order, from where the run stands."""
+        """Batches of `(inputs, targets)` in the training order, after the samples already taken; see `TextWindows`."""
         trainer, geometry = self._attached()
         file = self.checked_file("train") if self.check_training_tokens else self.files["train"]
         burn_in, order = geometry.burn_in_len(self.burn_in), self._training_order()
         n_read, n_tokens = burn_in + self.window_len, len(file.tokens)
         remedy = (
-            f"with window_len = {self.window_len} a window reads {n_read} tokens, and the training split has "
-            f"{n_tokens}; shorten one of the two"
+            f"with window_len = {self.window_len} a window reads {n_read} tokens, but the training split has only "
+            f"{n_tokens}; set one of the two lower"
         )
         require(n_read < n_tokens, "data.init_args.burn_in", self.burn_in, remedy)
         n_batches = max(1, order.windows_per_epoch // (self.batch_size * trainer.world_size))
         return self._training_loader(TextWindows(file, order, self.window_len, burn_in), n_batches)
 
     def _training_order(self) -> TrainingOrder:
-        # With burn-in, a window's context doesn't end where the window begins: there is nothing to gain from drawing
-        # where an epoch begins.
+        # With burn-in, a position's context doesn't depend on where its window begins, so a random start of the epoch
+        # would gain nothing.
         is_circle = self.burn_in == 0
         return TrainingOrder(len(self.files["train"].tokens), self.train_stride, self.seed, is_circle)
 
     def describe_samples(self, n_samples: int) -> list[str]:
-        """Where the most recent samples are in the training text, in the order of their numbers."""
+        """Where in the training text the `n_samples` most recent samples are, the oldest first."""
         file, order = self.files["train"], self._training_order()
         lines = []
         for sample in range(self.progress.samples - n_samples, self.progress.samples):
@@ -197,12 +200,12 @@ class TextDataModule(LanguageDataModule, Corpus):
         trainer, geometry = self._attached()
         file = self.checked_file(split)
         window_len, stride = geometry.scoring_window(self.window_len, self.scoring_window_len, self.scoring_stride)
-        # As many positions at a time as in training: scoring windows may be much longer.
+        # As many positions per batch as in training, because scoring windows may be much longer.
         batch_size = max(1, self.batch_size * self.window_len // window_len)
         batches = scoring_batches([document.tokens for document in file.documents], window_len, stride, batch_size)
         scored = self._limited(batches, limit)
         if geometry.scores_as_one_pass(window_len, stride):
-            # Joined alike whatever the batch size, so that scores don't depend on it in their last digits.
+            # The length doesn't depend on the batch size, so that the last digits of the scores don't, either.
             longest = window_len + JOINED * stride
             scored = in_one_pass(scored, longest, self.batch_size * self.window_len)
         protocol: TextProtocol = {
@@ -217,7 +220,7 @@ class TextDataModule(LanguageDataModule, Corpus):
         return ScoringLoader(file, share, split, protocol, self.unigram_nats)
 
     def unigram_nats(self, split: str) -> list[float]:
-        """Loss of each document of a split under the training text's token frequencies, with add-one smoothing."""
+        """Total nats of each document of a split under the add-one-smoothed token frequencies of the training split."""
         counts = self.checked_file("train").counts(self.vocab_size) + 1
         nats = np.log(counts.sum()) - np.log(counts)  # (vocab_size,)
         file = self.checked_file(split)

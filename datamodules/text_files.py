@@ -1,4 +1,4 @@
-"""Text of one's own: `.txt`, one document per file, or `.jsonl`, one document per line; a folder or a single file."""
+"""The user's own text: `.txt`, one document per file, or `.jsonl`, one per line, in a folder or a single file."""
 
 import io
 import json
@@ -31,14 +31,14 @@ _NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev
 
 
 class _Document(NamedTuple):
-    """A document that is not read yet. `file` is set if the document is a whole file."""
+    """A document that has not been read yet. `file` is set if the document is a whole file."""
 
     name: str
     open: Callable[[], BinaryIO]
     file: Path | None = None
 
     def text(self, name: str, start: int = 0, stop: int = sys.maxsize) -> Text:
-        """The part between two bytes."""
+        """The bytes `start` .. `stop` - 1 of the document."""
         if self.file is not None:
             return read_text(self.file, name, start, stop)
         return Text(name, read_blocks(self.open, start, stop), start=start)
@@ -47,19 +47,21 @@ class _Document(NamedTuple):
 class TextFiles(TextDataModule):
     """Documents from `.txt` and `.jsonl` files, split by name or by share.
 
-    In a folder with subfolders or files named `train`, `validation` (or `valid`, `val`, `dev`) and `test`, each holds
-    its split; a folder that names only some of them, or has text beside them, is refused. Otherwise whole documents are
-    dealt out evenly, in the order of files and lines, so that validation and test get their shares. If there are too
-    few documents for that (fewer than 20 with the default shares), each is cut at line ends: its beginning is for
-    training, then comes the part for validation, and its end is for the test. A line at the start of the preparation
-    says what became which split. Hidden files and folders are left out.
+    Subfolders or files named `train`, `validation` (or `valid`, `val`, `dev`) and `test` hold the splits. A folder with
+    only some of these names, or with other text beside them, is refused.
+
+    If nothing is named after a split, whole documents are dealt out evenly, in the order of files and lines, so that
+    validation and test get their shares. If there are too few documents for that (fewer than 20 with the default
+    shares), each document is cut at line ends into a training part, a validation part and a test part, in this order.
+
+    The preparation logs how the text was split. Hidden files and folders are ignored.
 
     Args:
         path: The folder, or a single file of any name.
-        text_key: The key of a document's text in a line of `.jsonl`.
-        validation_share: Share of the text for validation, if nothing is named after a split.
-        test_share: Share of the text for the test, if nothing is named after a split.
-        kwargs: The arguments of `TextDataModule`.
+        text_key: Key of the text in a line of `.jsonl`.
+        validation_share: Fraction of the text for validation, if nothing is named after a split.
+        test_share: Fraction of the text for the test, if nothing is named after a split.
+        kwargs: Arguments of `TextDataModule`.
 
     Raises:
         SettingError: If a value can't be used, or the text can't be read or split.
@@ -104,7 +106,7 @@ class TextFiles(TextDataModule):
         if self._is_cut():
             number = _counted(self._documents(self._files()))
             sizes = ", ".join(f"{self.n_bytes(split):,} bytes for {split}" for split in self.splits)
-            return f"too few documents to deal out ({number}), so each is cut at line ends, in this order: {sizes}"
+            return f"too few documents for whole ones in each split ({number}), so each is cut at line ends: {sizes}"
         dealt = Counter(self._split_of(number) for number, _ in enumerate(self._documents(self._files())))
         shares = ", ".join(f"{dealt[split]:,} for {split}" for split in self.splits)
         return f"no file is named after a split, so {dealt.total():,} documents are dealt out evenly: {shares}"
@@ -131,11 +133,11 @@ class TextFiles(TextDataModule):
         if self.root.is_file():
             require_plain(self.root)
             return [self.root]
-        remedy = "there is no such file or folder; give the one that holds the text"
+        remedy = "there is no such file or folder; set it to the one that contains the text"
         require(self.root.is_dir(), "data.init_args.path", self.root, remedy)
         found = sorted(file for file in self.root.rglob("*") if _is_text(file) and file.is_file())
         files = [file for file in found if not any(part[0] == "." for part in file.relative_to(self.root).parts)]
-        require(len(files) > 0, "data.init_args.path", self.root, "there is no .txt and no .jsonl file; add one")
+        require(len(files) > 0, "data.init_args.path", self.root, "it contains no .txt or .jsonl file; add one")
         for file in files:
             require_plain(file)
         require_all_parts(files)
@@ -157,7 +159,7 @@ class TextFiles(TextDataModule):
     def _open_line(self, line: bytes, file: Path, number: int, offset: int) -> BinaryIO:
         try:
             text: str = json.loads(line.decode())[self.text_key]
-            return io.BytesIO(text.encode())  # JSON can write half a surrogate pair, which is no text
+            return io.BytesIO(text.encode())  # fails on half a surrogate pair, which JSON can contain
         except UnicodeDecodeError as error:
             raise not_utf8(file, file.name, offset + error.start) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -167,10 +169,10 @@ class TextFiles(TextDataModule):
     # Splits by name
 
     def _named(self) -> dict[str, tuple[str, list[Path]]] | None:
-        """For each split the name of its subfolder, file or shards, and its files; None if nothing is named so.
+        """For each split, the name of its subfolder, file or shards, and its files; None if nothing is named like that.
 
         Raises:
-            SettingError: If a split has no name or several, or a file belongs to none.
+            SettingError: If only some splits are there, if a split is there twice, or if a file belongs to no split.
         """
         files = self._files()
         if files == [self.root]:
@@ -187,15 +189,15 @@ class TextFiles(TextDataModule):
         if not names:
             return None
         if loose or any(len(members) != 1 for members in found.values()):
-            rest = f", and {loose[0]} besides" if loose else ""
-            remedy = f"it names the splits by {names}{rest}; it needs one name for each split, and no other text"
+            rest = f", and other text in {loose[0]}" if loose else ""
+            remedy = f"it has the splits {names}{rest}; it needs exactly one name for each split, and no other text"
             raise SettingError("data.init_args.path", self.root, remedy)
         return {split: next(iter(members.items())) for split, members in found.items()}
 
     # Splits by share
 
     def _is_cut(self) -> bool:
-        """Whether there are too few documents to deal out whole ones to all three splits."""
+        """Whether there are too few documents for each split to get a whole one."""
         dealt = set()
         for number, _ in enumerate(self._documents(self._files())):
             dealt.add(self._split_of(number))
@@ -204,9 +206,9 @@ class TextFiles(TextDataModule):
         return True
 
     def _split_of(self, number: int) -> str:
-        """The split of a whole document, by its number.
+        """The split that the document with this number belongs to, if documents are not cut.
 
-        They are spread evenly: a document is held out where its number times the share passes a whole number.
+        Held-out documents are spread evenly: one is held out wherever number times share passes a whole number.
         """
         held_out_share = self.validation_share + self.test_share
         if not _passes_whole(number, held_out_share):
@@ -215,7 +217,7 @@ class TextFiles(TextDataModule):
         return "test" if _passes_whole(held_out, self.test_share / held_out_share) else "validation"
 
     def _parts(self, split: str) -> Iterator[tuple[_Document, int, int]]:
-        """A split's part of each document: its first byte and the one after its last. Both begin a line."""
+        """Yield each document with the offsets of a split's part of it, whose beginning and end are starts of lines."""
         for document in self._documents(self._files()):
             with document.open() as stream:
                 size = stream.seek(0, io.SEEK_END)
@@ -224,7 +226,7 @@ class TextFiles(TextDataModule):
                 yield document, start, stop
 
     def _part(self, split: str, size: int) -> tuple[int, int]:
-        """Where a split's part of a document of `size` bytes begins and ends: train, validation and test in order."""
+        """Where a split's part of a document of `size` bytes begins and ends, before cuts move to starts of lines."""
         train = round(size * (1 - self.validation_share - self.test_share))
         validation = round(size * (1 - self.test_share))
         return {"train": (0, train), "validation": (train, validation), "test": (validation, size)}[split]
@@ -236,7 +238,7 @@ def _counted(documents: Iterator[object]) -> str:
 
 
 def _is_text(file: Path) -> bool:
-    """Whether a file is text by its name; it may be compressed."""
+    """Whether a file has the suffix of a text file, possibly followed by that of a compressed file."""
     name = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
     return name.suffix.lower() in _SUFFIXES
 

@@ -1,6 +1,6 @@
-"""Tokens on disk: a prepared folder has a memory-mapped file per split and an index of its documents.
+"""Tokens on disk: for each split, a prepared folder has a file of tokens and an index of its documents.
 
-Its `about.json` says where it came from and holds the digests of the files beside it and of itself.
+Its `about.json` says where the text came from, and has the digests of all files, including its own.
 """
 
 import json
@@ -17,23 +17,23 @@ from llp.scoring.metric import Document
 
 
 class About(TypedDict):
-    """What is read of `about.json`; the rest says where the folder came from."""
+    """The entries of `about.json` that are read. The others say where the text came from."""
 
     data_fingerprint: str
     tokenizer_fingerprint: str
     sha256: dict[str, str]
-    """Of each file, by name."""
+    """Digest of each file, by name."""
 
 
 def unusable(path: Path, reason: str = "is missing or damaged") -> SettingError:
     """The error for a file of a prepared folder that can't be used."""
     folder = path.parent
-    remedy = f"{path} {reason}; remove {folder}, and the next run prepares it anew"
+    remedy = f"{path} {reason}; remove {folder}, and the next run will prepare it again"
     return SettingError("data.init_args.cache_dir", folder.parent, remedy)
 
 
 def write_about(folder: Path, about: dict[str, object]) -> None:
-    """Write `about.json`: the given entries and the digests of the folder's files."""
+    """Write `about.json` with the given entries and the digests of the folder's files."""
     digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "about.json"}
     (folder / "about.json").write_text(json_with_digest({**about, "sha256": digests}), encoding="utf-8")
 
@@ -55,29 +55,29 @@ def read_about(folder: Path) -> About:
 
 
 def check_file(path: Path, about: About) -> None:
-    """Compare a file with its digest in `about.json`. It is read once per process.
+    """Compare a file with its digest in `about.json`. Each file is read only once per process.
 
     Raises:
-        SettingError: If it has changed.
+        SettingError: If the file has changed or can't be read.
     """
     try:
         digest = file_sha256_once(path)
     except OSError as error:
         raise unusable(path) from error
     if digest != about["sha256"].get(path.name):
-        raise unusable(path, "is not what was prepared: its SHA-256 differs from that in about.json")
+        raise unusable(path, "has changed since it was prepared: its SHA-256 differs from the one in about.json")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every token."""
+    """The smallest data type that can hold every token id."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class TokenFile:
-    """A split's tokens as a memory map, and its documents.
+    """The tokens of a split as a memory map, and its documents.
 
     Raises:
-        SettingError: If the file is not as long as its index says.
+        SettingError: If the file or its index is missing or damaged, or if their lengths differ.
     """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype) -> None:
@@ -98,13 +98,13 @@ class TokenFile:
         return [document.start for document in self.documents]
 
     def document_at(self, position: int) -> Document:
-        """The document that holds the token at a position of the stream, which may be its start token."""
+        """The document that contains a position of the stream, which may be that of its start token."""
         return self.documents[bisect_right(self.starts, position) - 1]
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """Number of occurrences of each token, without the documents' start tokens: (vocab_size,)."""
         counts = np.zeros(vocab_size, dtype=np.int64)
-        for first in range(0, len(self.tokens), 1 << 24):  # a memory map is never in memory as a whole
+        for first in range(0, len(self.tokens), 1 << 24):  # so that the file is never in memory as a whole
             counts += np.bincount(self.tokens[first : first + (1 << 24)], minlength=vocab_size)
         return counts - np.bincount(self.tokens[self.starts], minlength=vocab_size)
 

@@ -14,22 +14,22 @@ _TITLE = re.compile(r" = [^=].* = \n")
 
 
 class WikiText103(TextDataModule):
-    """WikiText-103: each split is one stream of text, as in the literature, or its articles are documents.
+    """WikiText-103. Each split is one stream of text, as in the literature, unless `articles` is set.
 
-    A line end counts as one word, also as in the literature: 245,569 words in the test split and 217,646 in the
-    validation split; the report also states the count without line ends. The stream is preceded by a newline token, as
-    most lines of the text are; an article begins with the start token.
+    A line end counts as one word, also as in the literature: the test split has 245,569 words, and the validation split
+    217,646. The report also states the count without line ends. A stream begins with a newline token, because most
+    lines of the text follow one; an article begins with the start token.
 
     Args:
-        path: Folder with `wiki.{train,valid,test}.tokens` (or `.raw`); without it the Hub is the source.
-        release: `tokens` has the benchmark's own vocabulary with `<unk>`, `raw` the text before that.
-        articles: Whether each article is a document: no context crosses its start when it is scored.
-        hub_id: Data set on the Hub.
-        hub_revision: Its branch, tag or commit.
-        kwargs: The arguments of `TextDataModule`.
+        path: Folder with `wiki.{train,valid,test}.tokens` (or `.raw`). By default the text comes from the Hub.
+        release: `tokens` for the benchmark's vocabulary with `<unk>`, `raw` for the original text.
+        articles: Whether each article is a document, which is scored without context from other articles.
+        hub_id: Name of the data set on the Hub.
+        hub_revision: Branch, tag or commit of the data set.
+        kwargs: Arguments of `TextDataModule`.
 
     Raises:
-        SettingError: If a value can't be used, or a part of the text is missing.
+        SettingError: If a value can't be used, or if a part of the text is missing.
     """
 
     name = "wikitext103"
@@ -77,7 +77,7 @@ class WikiText103(TextDataModule):
 
     def _hub_lines(self, split: str) -> Iterator[str]:
         for row in hub_rows(self.hub_id, self.hub_configuration, split, self.hub_revision, columns=["text"]):
-            # A row is a line; the Hub leaves out the one space of a blank line.
+            # A row is a line. On the Hub, a blank line has lost its only space.
             yield row["text"] if row["text"].endswith("\n") else (row["text"] or " ") + "\n"
 
 

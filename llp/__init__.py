@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from llp.architectures.transformer import Transformer as Transformer
     from llp.decoder.patterns import AttentionPattern as AttentionPattern
     from llp.decoder.patterns import CausalAttention as CausalAttention
+    from llp.decoder.patterns import Layer as Layer
     from llp.decoder.patterns import SegmentAttention as SegmentAttention
     from llp.decoder.patterns import ShiftedSegmentAttention as ShiftedSegmentAttention
     from llp.decoder.patterns import SlidingWindowAttention as SlidingWindowAttention
     from llp.hf.pretrained_model import PretrainedModel as PretrainedModel
+    from llp.language_model import LanguageModel as LanguageModel
     from llp.loading import load as load
 
 # Large tensors on the CPU in large pages: at 8,192 positions a training step spends a sixth of its time on small ones
@@ -43,6 +45,8 @@ _HOMES = {
     "SplitAttention": "llp.architectures.split_attention",
     "CompressedAttention": "llp.architectures.compressed_attention",
     "PretrainedModel": "llp.hf.pretrained_model",
+    "LanguageModel": "llp.language_model",
+    "Layer": "llp.decoder.patterns",
     "AttentionPattern": "llp.decoder.patterns",
     "CausalAttention": "llp.decoder.patterns",
     "SegmentAttention": "llp.decoder.patterns",

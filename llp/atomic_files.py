@@ -132,6 +132,18 @@ def discard(path: Path) -> None:
     _remove(unfinished(path))
 
 
+@contextmanager
+def whole_checkpoint(path: Path) -> Iterator[Path]:
+    """Where one process writes a checkpoint or folder, which becomes `path` when the block ends; see `whole_file`."""
+    discard(path)  # left by a killed process
+    try:
+        yield unfinished(path)
+        publish(path)
+    except BaseException:
+        discard(path)
+        raise
+
+
 def link(path: Path, name: Path) -> None:
     """Make `name` a link to a checkpoint in the same folder, in one step."""
     discard(name)

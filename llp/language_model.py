@@ -75,7 +75,7 @@ class LanguageModel(TrainingModule):
         """The layers from first to last, each with its attention pattern."""
 
     def compression(self) -> Compression | None:
-        """How the history is shortened between the first layer's attention and its MLP; None if it is not shortened."""
+        """How the history is shortened between the first layer's attention and its MLP. None if it is not shortened."""
         return None
 
     @cached_property

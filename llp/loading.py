@@ -60,7 +60,7 @@ class LoadedModel:
 
 
 def load(path: str | Path) -> LoadedModel:
-    """Load a trained model in evaluation mode on the CPU. Nothing but the checkpoint is needed.
+    """Load a trained model in evaluation mode on the CPU. The training data is not needed.
 
     Args:
         path: A checkpoint, a folder written by `llp export`, or a run's folder. From a run's folder, `best.ckpt` is
@@ -92,10 +92,10 @@ def _text_model(module: TrainingModule, checkpoint: dict[str, Any]) -> TextModel
 
 
 def chosen_checkpoint(path: Path) -> Path:
-    """The best checkpoint of a run's folder, or else its newest whole one; a checkpoint's path as it is.
+    """The best checkpoint of a run's folder, or the newest intact one if there is no best one. Other paths unchanged.
 
     Raises:
-        SettingError: If the folder of a run has no whole checkpoint.
+        SettingError: If the folder of a run has no intact checkpoint.
     """
     folder = path / "checkpoints"
     if not folder.is_dir():
@@ -103,5 +103,5 @@ def chosen_checkpoint(path: Path) -> Path:
     best = folder / "best.ckpt"
     newest = best if best.exists() else next(reading.newest_first(folder), None)
     if newest is None:
-        raise SettingError("ckpt_path", path, f"there is no whole checkpoint in {folder}")
+        raise SettingError("ckpt_path", path, f"there is no intact checkpoint in {folder}")
     return newest

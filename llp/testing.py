@@ -184,7 +184,7 @@ def _side_by_side(case: Case) -> None:
         together = extend_each(model.decoder, tokens[:, None], caches)
         for got, length, logits in zip(together, lengths, alone, strict=True):
             if first_difference(got[None], logits[length + step][None]) is not None:
-                raise failure(length + step, "its logits differ when other texts are read beside it")
+                raise failure(length + step, "its logits change when other texts are read beside it")
 
 
 def _burn_in(case: Case) -> None:
@@ -258,7 +258,8 @@ def _checkpoint(case: Case) -> None:
     wrong = first_difference(got, expected) if got.shape == expected.shape else 0
     if wrong is not None:
         raise failure(
-            n - len(expected) + wrong, "a model restored from its checkpoint has other logits; see save_hyperparameters"
+            n - len(expected) + wrong,
+            "a model restored from its checkpoint has different logits; see save_hyperparameters",
         )
 
 

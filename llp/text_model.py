@@ -1,32 +1,16 @@
-"""A language model with what it needs to read text: its tokenizer, and the windows in which a text is scored."""
+"""A language model with its tokenizer and the windows in which a text is scored."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llp.training_module import TrainingModule
 
-
-class Tokenizer(Protocol):
-    """What a model needs of a tokenizer; `datamodules.tokenizers` has those that are shipped."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of all that determines how text is encoded."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, lines: list[str]) -> np.ndarray:
-        """Token ids of lines of text, each with its line end: (N,)."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids."""
+if TYPE_CHECKING:
+    from datamodules.tokenizers import Tokenizer
 
 
 @dataclass
@@ -41,7 +25,7 @@ class TextModel:
     """
 
     module: TrainingModule
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     start_token: int
     window: tuple[int, int]
 
@@ -51,6 +35,6 @@ class TextModel:
 
     def tokens(self, text: str) -> Tensor:
         """The start token and the tokens of a text: (1, N + 1) int64, what the module's `forward` takes."""
-        lines = list(StringIO(text, newline="\n"))  # as the data reads them: no other character ends a line
+        lines = list(StringIO(text, newline="\n"))  # as in the data modules, only newlines end a line
         encoded = self.tokenizer.encode(lines).tolist()
         return torch.tensor([[self.start_token, *encoded]], device=self.device)

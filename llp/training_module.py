@@ -103,7 +103,7 @@ class TrainingModule(CheckpointedModule, ABC):
         remedy = "call configure_model() first: its weights are not built yet"
         require(self._trainer is None, "model", type(self).__name__, remedy)
         self.configure_model()
-        self.to(self.device, self.dtype)  # to which the module may have been moved before it had weights
+        self.to(self.device, self.dtype)  # the module may have been moved before it had weights
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the next token at the last T positions: (B, N) int64 -> (B, T, vocab_size)."""
@@ -169,7 +169,7 @@ class TrainingModule(CheckpointedModule, ABC):
         n_last = n_scored if len(scored) == 1 else None
         self.window_losses.append(losses.each.mean(dim=1))
         if not is_accumulating(self.trainer):  # the last batch of an optimizer step
-            # All ranks' batches are of one size, so that the mean of means is the mean.
+            # The batches of all ranks have the same size, so the mean of means is the mean.
             self.step_loss = self.trainer.strategy.reduce(torch.cat(self.window_losses).mean(), reduce_op="mean")
             self.log("loss", self.step_loss, prog_bar=True, logger=False)
         return {
@@ -197,7 +197,7 @@ class TrainingModule(CheckpointedModule, ABC):
 
     def configure_callbacks(self) -> list[Callback]:
         """The default callbacks: metrics, reproducible dropout in resumed runs, and the test report with its checks."""
-        from llp.default_callbacks import default_callbacks  # they name this class
+        from llp.default_callbacks import default_callbacks  # it imports this class
 
         there = {type(callback) for callback in untyped(self.trainer).callbacks}
         return [callback for callback in default_callbacks() if type(callback) not in there]
@@ -236,6 +236,7 @@ class TrainingModule(CheckpointedModule, ABC):
         return self.decoder.loss(*self._unpacked(batch, batch_idx)).each
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to `score`: the predictions of its labels, or the losses of its targets."""
         if isinstance(self.score, LabelScore):
             self.score.update(self.decoder(batch.inputs, batch.positions), batch)
         elif isinstance(self.score, MeanLoss):
@@ -246,6 +247,7 @@ class TrainingModule(CheckpointedModule, ABC):
     test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Loss in nats of every target of a batch: (B, S)."""
         return self._nats(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
@@ -264,9 +266,9 @@ class TrainingModule(CheckpointedModule, ABC):
         # The score is already summed over the ranks, so every rank logs the same metrics.
         metrics = {f"{split}/{name}": value for name, value in self.score.total().items()}
         is_fitting = self.trainer.state.fn == TrainerFn.FITTING
-        # With None they go to a logger if there is one, and otherwise only into the return value of `Trainer.test`.
+        # With None, they are logged if there is a logger; otherwise `Trainer.test` only returns them.
         self.log_dict(metrics, sync_dist=True, logger=False if is_fitting else None)
-        # At the step's own number: Lightning's count can be one behind in a resumed run.
+        # Under the step's own number, because Lightning's count can be one behind in a resumed run.
         if is_fitting and not self.trainer.sanity_checking:
             for logger in self.loggers:
                 logger.log_metrics(metrics, self.trainer.global_step - 1)

@@ -1,4 +1,4 @@
-"""Tokenizers: text to tokens and back, every string exactly. A tokenizer is made once, on the training split."""
+"""Tokenizers. Decoding the tokens of a text returns the text exactly."""
 
 from datamodules.tokenizers.bytes import Bytes
 from datamodules.tokenizers.hugging_face import HuggingFaceTokenizer

@@ -9,7 +9,7 @@ from datamodules.tokenizers.tokenizer import Tokenizer
 
 
 class Bytes(Tokenizer):
-    """UTF-8 bytes as tokens, and token 256 to start a document."""
+    """UTF-8 bytes as tokens. Token 256 is the start token."""
 
     file_name = "tokenizer.bytes"  # empty; a prepared folder has none
     vocab_size = 257

@@ -1,4 +1,4 @@
-"""Tokenizers of the library `tokenizers`: a `tokenizer.json` without what changes a text before it is looked up."""
+"""Tokenizers of the library `tokenizers`: a `tokenizer.json` without the steps that change the text."""
 
 import json
 import os
@@ -25,27 +25,28 @@ _START_TOKENS = (
     "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "<|end_of_text|>", "</s>",
     "<eos>", "[EOS]",
 )  # fmt: skip
-"""If a file puts no token before a text, the first of these that it has begins a document."""
+"""If a tokenizer itself puts no token before a text, the first of these that it has is the start token."""
 _LEFT_OUT = ("NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Nmt", "Prepend", "Strip")
-"""Normal forms of Unicode, a space before the text, and the decoder that takes that space away again."""
+"""The steps that are removed: Unicode normal forms, a space before the text, and the decoder that strips it again."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A given `tokenizer.json`. It needs the package `tokenizers`: `pip install "long-lora-perceiver[tokenizers]"`.
+    """A given `tokenizer.json`. Requires the package `tokenizers`: `pip install "long-lora-perceiver[tokenizers]"`.
 
-    A special token's name in a text is text like any other. What changes a text before its tokens are looked up is
-    switched off, so that decoding returns every string: Unicode normal forms, the space before a text, dropout,
-    truncation, padding, and the removal of spaces beside special tokens. The fingerprint is that of the tokenizer
-    without them. A tokenizer that still loses something is refused: if it lowercases, drops spaces, or has an unknown
-    token instead of bytes.
+    Steps that change the text are disabled, so that decoding returns it exactly: Unicode normalization, the space
+    before a text, dropout, truncation, padding, and the removal of spaces next to special tokens. The fingerprint is
+    that of the tokenizer without these steps. The names of special tokens are encoded like any other text.
+
+    A tokenizer that still does not return every text is refused, for example one that lowercases, that drops spaces, or
+    that has an unknown token instead of bytes.
 
     Args:
-        file: The file, or the folder that holds it.
-        start_token: The token that a document begins with; by default the one that the file itself puts before a text,
-            or else one with a usual name (`<s>`, `<bos>`, `<|endoftext|>`, ...).
+        file: The `tokenizer.json`, or the folder that contains it.
+        start_token: The token at the start of each document. By default the one that the tokenizer itself puts before a
+            text, or else one with a usual name (`<s>`, `<bos>`, `<|endoftext|>`, ...).
 
     Raises:
-        SettingError: If the file or the start token can't be used, or a string is not returned.
+        SettingError: If the file or the start token can't be used, or if decoding does not return the text exactly.
     """
 
     file_name = "tokenizer.json"
@@ -60,13 +61,13 @@ class HuggingFaceTokenizer(Tokenizer):
             raise
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-            remedy = f"can't be read as a tokenizer.json of Hugging Face ({reason}); name another file"
+            remedy = f"can't be read as a tokenizer.json of Hugging Face ({reason}); use another file"
             raise SettingError(f"{_SETTINGS}.file", path, remedy) from error
         start = start_token or _usual_start(given)
         number = None if start is None else given.token_to_id(start)
         if start is None or number is None:
             names = ", ".join(token["content"] for token in spec["added_tokens"][:20]) or "none"
-            remedy = f"a document needs a token to begin with; name one that {path} has (special ones: {names})"
+            remedy = f"documents begin with a start token; set it to a token of {path} (special tokens: {names})"
             raise SettingError(f"{_SETTINGS}.start_token", start_token, remedy)
         self.restore(json.dumps(_with_start_token(spec, start, number), ensure_ascii=False).encode())
         specials = [start, *(token["content"] for token in spec["added_tokens"])]
@@ -78,7 +79,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def restore(self, data: bytes) -> None:
         tokenizer = _open(json.loads(data))
-        tokenizer.encode_special_tokens = True  # as text
+        tokenizer.encode_special_tokens = True  # encodes their names as text
         self._data, self._tokenizer = data, tokenizer
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         (self.start_token,) = tokenizer.encode("").ids
@@ -102,12 +103,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _open(spec: dict[str, Any]) -> Any:
-    """The library's tokenizer.
+    """The library's tokenizer with this content.
 
     Raises:
-        ValueError: If it is not one.
+        ValueError: If the content does not describe a tokenizer.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # blocks of text are encoded in threads of our own
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # blocks of text are encoded in processes of our own
     try:
         from tokenizers import Tokenizer as Library  # an extra
     except ImportError as error:
@@ -115,7 +116,7 @@ def _open(spec: dict[str, Any]) -> Any:
         raise SettingError("data.init_args.tokenizer", "HuggingFaceTokenizer", remedy) from error
     try:
         return Library.from_str(json.dumps(spec))
-    except Exception as error:  # of no type of the library's own
+    except Exception as error:  # the library has no exception type of its own
         raise ValueError(f"not a tokenizer: {error}") from error
 
 
@@ -128,13 +129,13 @@ def _usual_start(tokenizer: Any) -> str | None:
 
 
 def _without_text_changes(spec: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer without text changes, dropout, truncation and padding.
+    """The tokenizer without the steps that change the text, and without dropout, truncation and padding.
 
     Args:
         spec: The content of the file.
 
     Raises:
-        ValueError: If it is not a tokenizer.
+        ValueError: If the content does not describe a tokenizer.
     """
     try:
         parts = {part: _exact(spec[part]) for part in ("normalizer", "pre_tokenizer", "decoder")}
@@ -151,7 +152,7 @@ def _without_text_changes(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exact(component: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What is left of a normalizer, pre-tokenizer or decoder."""
+    """A normalizer, pre-tokenizer or decoder without the steps that change the text; None if nothing is left."""
     if component is None or component["type"] in _LEFT_OUT:
         return None
     if component["type"] == "Sequence":
@@ -167,7 +168,7 @@ def _exact(component: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _with_start_token(spec: dict[str, Any], token: str, number: int) -> dict[str, Any]:
-    """The tokenizer with this special token, and nothing else, before every text."""
+    """The tokenizer with a post-processor that only puts this special token before each text."""
     others = [added for added in spec["added_tokens"] if added["content"] != token]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = sorted([*others, {"id": number, "content": token, **flags}], key=lambda added: added["id"])

@@ -1,6 +1,6 @@
-"""Whether a tokenizer returns every string, and how it is made to return U+2581, with which SentencePiece marks spaces.
+"""Checks that a tokenizer returns every string, and makes it return U+2581, with which SentencePiece marks spaces.
 
-In a text, that character is encoded as its three bytes, or it would come back as a space.
+This character is encoded as its three bytes, because otherwise it would be decoded as a space.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ HARD_LINES = (
     "<s> </s> <unk> <0x41> [UNK] <|endoftext|>, literally\n",
     "a\u2581b \u2581\n",
 )
-"""Lines of which some tokenizer is known to lose something."""
+"""Lines that some tokenizers are known not to return exactly."""
 
-LOSES = "it does not return every string, {!r} for one"
+LOSES = "it does not return every string, for example {!r}"
 REMEDY = "use one that falls back to bytes (byte-level BPE, or BPE with byte_fallback) and keeps case and spaces"
 
 
 def lost_line(
     encode: Callable[[list[str]], np.ndarray], decode: Callable[[np.ndarray], str], lines: Sequence[str]
 ) -> str | None:
-    """The first line that its tokens don't return, at the beginning of a text or later; None if there is no such."""
+    """A line that decoding does not return, alone or after other lines; None if all lines are returned."""
     if decode(encode([*lines])) == "".join(lines):
         return None
     return next((line for line in lines if decode(encode([line])) != line), lines[0])
@@ -38,12 +38,12 @@ def lost_line(
 def encode_around_marks(
     encode: Callable[[list[str]], list[list[int]]], lines: list[str], mark: list[int] | None
 ) -> np.ndarray:
-    """The tokens of lines in one row, with the tokens `mark` wherever a line has U+2581.
+    """The tokens of lines in one row, with the tokens `mark` in place of each U+2581: (N,).
 
     Args:
         encode: Returns the tokens of each of several texts.
         lines: The lines.
-        mark: The tokens of the three bytes, or None if `encode` returns U+2581 itself.
+        mark: The tokens of the three bytes, or None if the tokenizer returns U+2581 anyway.
     """
     if mark is None or not any(SPACE_MARK in line for line in lines):
         rows = encode(lines)

@@ -1,4 +1,4 @@
-"""SentencePiece models, trained here or given."""
+"""SentencePiece models, trained on the training split or given."""
 
 import io
 import random
@@ -16,13 +16,13 @@ from llp.errors import SettingError, require
 
 _SETTINGS = "data.init_args.tokenizer.init_args"
 _LONGEST = 1 << 20
-"""Bytes of a line that a model is trained on."""
+"""The longest line in bytes that a model is trained on."""
 _FLAGS = (
     "--byte_fallback=true --bos_id=1 --normalization_rule_name=identity --add_dummy_prefix=false "
     "--remove_extra_whitespaces=false --allow_whitespace_only_pieces=true"
 )
 _SPEC = b"\x0a\x08identity" + b"\x12\x00" + b"\x18\x00" + b"\x20\x00"
-"""Protobuf of a NormalizerSpec: its `name`, and no `precompiled_charsmap`, dummy prefix or removal of spaces."""
+"""A NormalizerSpec in protobuf, with its `name` and without `precompiled_charsmap`, dummy prefix or space removal."""
 _NO_NORMALIZATION = b"\x1a" + bytes([len(_SPEC)]) + _SPEC
 """The field `normalizer_spec` of a ModelProto. If a field occurs twice, the second one wins."""
 
@@ -30,22 +30,22 @@ _NO_NORMALIZATION = b"\x1a" + bytes([len(_SPEC)]) + _SPEC
 class SentencePiece(Tokenizer):
     """A SentencePiece model trained on the training split, or a given one.
 
-    A model trained here normalizes nothing, and unknown characters become bytes; newlines and WikiText's `<unk>` are
-    always tokens of their own.
+    A model that is trained here does not normalize text, and encodes unknown characters as bytes. Newlines and
+    WikiText's `<unk>` are always tokens of their own.
 
-    A given model needs byte fallback and a start token (`bos`). What it does to a text before it looks for pieces is
-    switched off, so that decoding returns every string: normalization, the removal of spaces, and the space before a
-    text (the dummy prefix, which LLaMA's model has). The fingerprint is that of the model without them.
+    A given model needs byte fallback and a start token (`bos`). If it does not return every text exactly, the steps
+    that change the text are disabled: normalization, the removal of spaces, and the space before a text (the dummy
+    prefix, which LLaMA's model has). The fingerprint is that of the resulting model.
 
     Args:
         vocab_size: Number of tokens, including the 256 bytes and 4 special ones.
         model_type: `bpe` or `unigram`.
-        sample_lines: Train on at most this many lines, drawn at random.
+        sample_lines: Largest number of lines to train on, which are drawn at random.
         seed: Seed of that sample.
-        model_file: A given model to use instead; the other settings are then ignored.
+        model_file: Path of a given model. The other arguments are then ignored.
 
     Raises:
-        SettingError: If a value can't be used, or the given model does not return every string.
+        SettingError: If a value can't be used, or if the given model does not return every text.
     """
 
     file_name = "tokenizer.model"
@@ -101,14 +101,14 @@ class SentencePiece(Tokenizer):
                 vocab_size=self.vocab_size,
                 model_type=self._training["model_type"],
                 max_sentence_length=_LONGEST,
-                # Every string is returned exactly: nothing normalized, nothing trimmed, unknown characters as bytes.
+                # So that decoding returns every text: no normalization, no trimming, unknown characters as bytes.
                 byte_fallback=True,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
                 allow_whitespace_only_pieces=True,
                 user_defined_symbols=["\n", "<unk>"],
-                unk_piece="<unknown>",  # never produced; its usual name is a word of WikiText
+                unk_piece="<unknown>",  # never produced; its usual name, <unk>, is a word of WikiText
                 bos_id=1,
                 eos_id=-1,
                 minloglevel=2,
@@ -139,7 +139,7 @@ class SentencePiece(Tokenizer):
 
 
 def _size_remedy(message: str) -> str:
-    """What to do about a vocabulary of the wrong size; SentencePiece names the right one in its message alone."""
+    """The remedy for a vocabulary of the wrong size. SentencePiece states the right one only in its message."""
     if most := re.search(r"value <= (\d+)", message):
         return f"the training text has pieces for {most[1]} tokens; set it to {most[1]} or less"
     if least := re.search(r"\d+ vs (\d+)", message):
@@ -148,12 +148,12 @@ def _size_remedy(message: str) -> str:
 
 
 def _of_length(lines: Iterable[str]) -> Iterator[str]:
-    """Lines without their ends. SentencePiece leaves out those of more than a mebibyte, so they come in pieces."""
+    """Yield lines without their line ends. SentencePiece skips lines longer than a mebibyte, so these are cut."""
     for line in lines:
         bare = line.rstrip("\n")
         if 4 * len(bare) <= _LONGEST or len(bare.encode()) <= _LONGEST:
             yield bare
-        else:  # about as long as a paragraph: those of the sample are in memory
+        else:  # into pieces no longer than a paragraph, because the sample is in memory
             yield from re.findall(r".{1,4096}(?=\s|\Z)|.{1,4096}", bare, re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""What every tokenizer does, and how it is stored."""
+"""The base class of the tokenizers."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -14,32 +14,32 @@ from llp.errors import SettingError
 
 
 class Tokenizer(ABC):
-    """Text to tokens and back. `vocab_size` is known before the tokenizer is trained."""
+    """Encodes text as tokens, and decodes tokens. `vocab_size` is known before the tokenizer is trained."""
 
     file_name: ClassVar[str]
     """Name of the file that `save` writes."""
     vocab_size: int
     start_token: int
-    """The token that a document begins with; it has no text."""
+    """The token at the start of each document, which has no text."""
     made_with: dict[str, object] | None = None
-    """The `settings` that a restored tokenizer was made with."""
+    """The original `settings` of a restored tokenizer."""
 
     @abstractmethod
     def settings(self) -> dict[str, object]:
         """What determines the tokenizer, apart from the text it is trained on."""
 
     def train(self, lines: Iterable[str]) -> None:  # noqa: B027
-        """Make the tokenizer from lines of text, unless it is a given one."""
+        """Train the tokenizer on lines of text, unless it is a given one."""
 
     @abstractmethod
     def restore(self, data: bytes) -> None:
-        """Make the tokenizer ready to encode and decode, regardless of its arguments.
+        """Restore the tokenizer from bytes, regardless of its arguments.
 
         Args:
             data: What `serialized` returned.
 
         Raises:
-            ValueError: If it is not such a tokenizer.
+            ValueError: If the bytes are not such a tokenizer.
         """
 
     @abstractmethod
@@ -48,7 +48,7 @@ class Tokenizer(ABC):
 
     @classmethod
     def restored(cls, data: bytes, made_with: dict[str, object]) -> Self:
-        """A tokenizer from what `serialized` returned, without the file that it was made from.
+        """Create a tokenizer from what `serialized` returned. The file of a given tokenizer is not needed.
 
         Args:
             data: What `serialized` returned.
@@ -67,7 +67,7 @@ class Tokenizer(ABC):
         """Read what `save` wrote.
 
         Raises:
-            SettingError: If it is missing or damaged, or is not the tokenizer with this fingerprint.
+            SettingError: If the file is missing or damaged, or if its fingerprint is another one.
         """
         path = folder / self.file_name
         try:
@@ -79,14 +79,15 @@ class Tokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A digest, equal for tokenizers that encode alike."""
+        """A digest of the tokenizer. Tokenizers with the same fingerprint encode alike."""
         return hashlib.sha256(self.serialized()).hexdigest()
 
     def encode(self, lines: list[str]) -> np.ndarray:
-        """Token ids of lines of text, each with its line end, which no token crosses: (N,).
+        """Token ids of lines of text: (N,). Each line includes its line end, and no token spans two lines.
 
         Raises:
-            SettingError: If the tokens don't return the text, which only the text itself can tell for certain.
+            SettingError: If decoding does not return the text. This is checked for every text, because tests on other
+                texts can't exclude it.
         """
         tokens, text = self.tokens_of(lines), "".join(lines)
         if (returned := self.decode(tokens.tolist())) != text:
@@ -98,8 +99,8 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def tokens_of(self, lines: list[str]) -> np.ndarray:
-        """What `encode` returns, unchecked."""
+        """What `encode` returns, without its check."""
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of token ids; a start token has none."""
+        """The text of token ids. A start token has no text."""

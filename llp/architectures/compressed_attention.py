@@ -9,17 +9,18 @@ from llp.errors import require
 
 
 class CompressedAttention(LatentLanguageModel):
-    """As `DoubleAttention`, but after layer 0's attention a linear map compresses the history from h to c positions.
+    """Like `DoubleAttention`, but after layer 0's attention a linear map compresses the history from h to c positions.
 
-    The map acts along the positions and is shared by all features. It has no bias, which would be a constant that every
-    later norm removes. A history shorter than h uses the map's last columns. There must be at least two layers.
+    The map acts along the positions and is shared by all features. It has no bias, because a bias would be constant
+    over the features, and every later norm would remove it. For a history shorter than h, only the last columns of the
+    map are used. There must be at least two layers.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         latent_len: l, the number of latents, which are the positions with a loss.
-        history_len: h, the longest history; inputs longer than h + l are rejected.
-        compressed_len: c, the length of the compressed history; less than h.
-        kwargs: The arguments of `LanguageModel`.
+        history_len: h, the length of the longest history. Inputs longer than h + l are rejected.
+        compressed_len: c, the length of the compressed history, less than h.
+        kwargs: Arguments of `LanguageModel`.
 
     Raises:
         SettingError: If a value can't be used.

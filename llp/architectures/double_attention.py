@@ -5,10 +5,10 @@ from llp.decoder.patterns import HistoryAttention, Layer
 
 
 class DoubleAttention(LatentLanguageModel):
-    """In every layer the latents attend to everything, causally, and the history attends to itself, without a mask.
+    """In every layer, the latents attend to all positions causally, and the history attends to itself without a mask.
 
-    Both are passed on to the next layer. Nothing reads the last layer's history: there only the latents are computed.
-    Its arguments are those of `LatentLanguageModel`.
+    Both are passed on to the next layer. The last layer only computes the latents, because no layer reads its history.
+    The arguments are those of `LatentLanguageModel`.
     """
 
     def layers(self) -> list[Layer]:

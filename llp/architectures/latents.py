@@ -1,4 +1,4 @@
-"""What the architectures with latents share: the last positions are scored, all before them are history."""
+"""The base class of the architectures with latents: only the last positions are scored, the others are the history."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from llp.language_model import LanguageModel
 
 
 class LatentLanguageModel(LanguageModel):
-    """A language model whose last `latent_len` positions, the latents, have a loss.
+    """A language model in which only the last `latent_len` positions, the latents, have a loss.
 
-    In an input no longer than that, all positions are latents; the positions before the latents are the history.
+    The positions before the latents are the history. An input of at most `latent_len` positions has no history.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         latent_len: l, the number of latents.
-        kwargs: The arguments of `LanguageModel`.
+        kwargs: Arguments of `LanguageModel`.
 
     Raises:
         SettingError: If a value can't be used.
@@ -27,5 +27,5 @@ class LatentLanguageModel(LanguageModel):
         self.latent_len = latent_len
 
     def with_latents_last(self, pattern: AttentionPattern) -> list[Layer]:
-        """Layers of one pattern, all of which carry the history; in the last one only the latents are computed."""
+        """Layers with one pattern. The last one computes only the latents, the others also the history."""
         return [Layer(pattern)] * (self.n_layers - 1) + [Layer(pattern, n_out=self.latent_len)]

@@ -10,16 +10,17 @@ from llp.language_model import LanguageModel
 class LLP(LanguageModel):
     """Each segment attends to itself causally and to the whole segment before it; all positions have a loss.
 
-    A layer costs O(n m) for n positions in segments of m. Through L layers a position reads back to the start of the
-    segment that lies L segments before its own; to the start of the window if some layers are dense.
+    A layer costs O(n m) for n positions in segments of m. Over L layers, a position reads back to the start of the
+    segment L segments before its own. If some layers are dense, it reads back to the start of the window.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         segment_len: m, the length of a segment. Sequences of any length are accepted, not only multiples of it.
-        look_back: How many whole segments before its own each attends to; 0: segments that know nothing of each other.
-        dense_every: Let every k-th layer, counted so that the last layer is one, attend to all earlier positions; null:
-            no layer does. The reach is then the whole window.
-        kwargs: The arguments of `LanguageModel`.
+        look_back: Number of previous segments that each segment attends to. With 0, each segment attends only to
+            itself.
+        dense_every: Make every k-th layer dense, counted backwards from the last layer. A dense layer attends to all
+            earlier positions. By default no layer is dense.
+        kwargs: Arguments of `LanguageModel`.
 
     Raises:
         SettingError: If a value can't be used.

@@ -8,13 +8,13 @@ from llp.errors import require
 
 
 class PerceiverAR(LatentLanguageModel):
-    """In layer 0 the latents attend to the whole input; later layers hold the latents alone, with causal attention.
+    """In layer 0, the latents attend to the whole input causally; later layers only contain the latents.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         latent_len: l, the number of latents, which are the positions with a loss.
-        history_dropout: Share of the history's positions that layer 0 drops in training, drawn per sample.
-        kwargs: The arguments of `LanguageModel`.
+        history_dropout: Fraction of the history's positions that layer 0 drops in training, drawn for each sample.
+        kwargs: Arguments of `LanguageModel`.
 
     Raises:
         SettingError: If a value can't be used.

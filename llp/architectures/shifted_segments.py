@@ -1,4 +1,4 @@
-"""Segments, shifted for half of the heads: the S2-Attn of LongLoRA (arXiv 2309.12307), without its leak."""
+"""Segments that are shifted in half of the heads: the S2-Attn of LongLoRA (arXiv 2309.12307), without its leak."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from llp.language_model import LanguageModel
 
 
 class ShiftedSegments(LanguageModel):
-    """Half of the heads attend within segments, half within segments shifted by half a length; all are causal.
+    """Half of the heads attend within segments, and half within segments shifted by half a length; all are causal.
 
-    The first of the shifted segments is half as long, and none joins the end of the text to its beginning. All
-    positions have a loss. A layer costs O(n m) for n positions in segments of m. Through L layers a position reads back
-    to the start of the half segment that lies L half segments before its own.
+    The first shifted segment is half as long, and no segment wraps around the end of the text. All positions have a
+    loss. A layer costs O(n m) for n positions in segments of m. Over L layers, a position reads back to the start of
+    the half segment L half segments before its own.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         segment_len: m, the length of a segment, an even number. Sequences of any length are accepted.
-        kwargs: The arguments of `LanguageModel`; `n_heads` must be even.
+        kwargs: Arguments of `LanguageModel`; `n_heads` must be even.
 
     Raises:
         SettingError: If a value can't be used.

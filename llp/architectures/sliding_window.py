@@ -10,12 +10,12 @@ from llp.language_model import LanguageModel
 class SlidingWindow(LanguageModel):
     """Each position attends to itself and to the `window` - 1 positions before it; all positions have a loss.
 
-    A layer costs O(n w) for n positions and a window of w. Through L layers a position reads back L (w - 1) positions.
+    A layer costs O(n w) for n positions and a window of w. Over L layers, a position reads back L (w - 1) positions.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
-        window: w, how many positions each attends to, itself included.
-        kwargs: The arguments of `LanguageModel`.
+        window: w, the number of positions that each position attends to, including itself.
+        kwargs: Arguments of `LanguageModel`.
 
     Raises:
         SettingError: If a value can't be used.

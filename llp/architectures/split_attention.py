@@ -8,13 +8,13 @@ from llp.errors import require
 
 
 class SplitAttention(LatentLanguageModel):
-    """As `DoubleAttention`, but the history is cut into segments, each of which attends only to itself, without a mask.
+    """Like `DoubleAttention`, but the history is cut into segments, each of which attends to itself without a mask.
 
     Args:
         vocab_size: Number of tokens. On the command line it comes from the data.
         latent_len: l, the number of latents, which are the positions with a loss.
-        segment_len: m, the length of the history's segments; the last one may be shorter.
-        kwargs: The arguments of `LanguageModel`.
+        segment_len: m, the length of the history's segments. The last one may be shorter.
+        kwargs: Arguments of `LanguageModel`.
 
     Raises:
         SettingError: If a value can't be used.

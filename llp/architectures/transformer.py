@@ -7,7 +7,7 @@ from llp.language_model import LanguageModel
 class Transformer(LanguageModel):
     """Causal attention over all positions in every layer; all positions have a loss.
 
-    Its arguments are those of `LanguageModel`.
+    The arguments are those of `LanguageModel`.
     """
 
     def layers(self) -> list[Layer]:

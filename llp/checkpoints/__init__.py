@@ -4,7 +4,7 @@ A checkpoint is a dictionary of tensors and plain values, which `weights_only` l
 `meta.pt` holds all but the weights and the states of the optimizer. Lightning writes:
 
 - `state_dict`: the weights by name.
-- `optimizer_states`: the states of the optimizer, by names of weights (`reading.name_optimizer_states`).
+- `optimizer_states`: the states of the optimizer, by names of weights (`module.name_optimizer_states`).
 - `lr_schedulers`, `loops`, `global_step`, `epoch`, `pytorch-lightning_version`: where training stands.
 - `callbacks`: their states, such as the numbers of tokens of `RunMetrics` and the curve of `ValidationLines`.
 - `hyper_parameters`, `datamodule_hyper_parameters`: the arguments of the model and the data module, and

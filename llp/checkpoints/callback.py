@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from llp.atomic_files import discard, is_exported, link, naming, publish, tidy, unfinished
+from llp.atomic_files import discard, is_exported, link, naming, publish, tidy, unfinished, whole_checkpoint
 from llp.checkpoints import reading
 from llp.checkpoints.sharded import write_digests
 from llp.errors import SettingError, require
@@ -180,9 +180,8 @@ def complete_last(path: Path) -> None:
     with suppress(SettingError):  # it is missing or damaged
         if reading.read(last)["global_step"] == reading.read(path)["global_step"]:
             return
-    discard(last)
-    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, unfinished(last))
-    publish(last)
+    with whole_checkpoint(last) as copy:
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
 
 
 def how_to_resume(path: str) -> str:

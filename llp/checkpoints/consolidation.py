@@ -1,12 +1,13 @@
 """One file made of a sharded checkpoint."""
 
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from llp.atomic_files import is_exported, publish, unfinished
+from llp.atomic_files import is_exported, whole_checkpoint
 from llp.checkpoints.reading import read
 from llp.errors import SettingError
 
@@ -20,10 +21,11 @@ def consolidate(folder: Path) -> Path:
     if not folder.is_dir() or is_exported(folder):
         raise SettingError("FOLDER", folder, "there is no such folder; give that of a sharded checkpoint")
     path = folder.with_name(f"{folder.stem}-consolidated{folder.suffix}")
-    shards = unfinished(path.with_suffix(".weights"))
-    torch.save(merged(folder, shards), unfinished(path))
-    publish(path)
-    shards.unlink()
+    with (
+        whole_checkpoint(path) as temporary,
+        NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".unfinished") as shards,  # `tidy` knows such names
+    ):
+        torch.save(merged(folder, Path(shards.name)), temporary)
     return path
 
 

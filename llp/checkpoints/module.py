@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.optim import Optimizer
 
 from llp import optimization
 from llp.checkpoints import exported_folder, reading, settings_history
@@ -69,7 +70,7 @@ class CheckpointedModule(LightningModule):
         checkpoint["config"] = self.run_config
         checkpoint["base"] = self.base
         if "optimizer_states" in checkpoint:  # not with `save_weights_only`
-            reading.name_optimizer_states(checkpoint["optimizer_states"], self.trainer.optimizers, self)
+            name_optimizer_states(checkpoint["optimizer_states"], self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         reading.check_fits(checkpoint, self)
@@ -113,3 +114,20 @@ class CheckpointedModule(LightningModule):
             self.history = [*self.history, {"step": step, "settings": changed}]
         if self.optimizer_settings is not None:
             optimization.apply_settings(self.trainer, self.optimizer_settings)
+
+
+def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimizer], model: LightningModule) -> None:
+    """Key the optimizers' states by the names of the parameters, in place.
+
+    Unlike names, numbers depend on the strategy: they follow the order of the optimizer's groups, or of the model.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for state, optimizer in zip(states, optimizers, strict=True):
+        if not state:  # another rank has it
+            continue
+        new_names: dict[Any, str] = {}
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            new = [names[id(parameter)] for parameter in group["params"]]
+            new_names.update(zip(saved["params"], new, strict=True))
+            saved["params"] = new
+        state["state"] = {new_names[key]: value for key, value in state["state"].items()}

@@ -10,7 +10,6 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch.optim import Optimizer
 
 from llp.atomic_files import file_sha256, is_exported
 from llp.checkpoints import exported_folder
@@ -195,23 +194,6 @@ def training_record(checkpoint: dict[str, Any]) -> dict[str, Any]:
         **batch_of(current(checkpoint["settings_history"])),
         "training_seconds": metrics.get("seconds"),
     }
-
-
-def name_optimizer_states(states: list[dict[str, Any]], optimizers: list[Optimizer], model: LightningModule) -> None:
-    """Key the optimizers' states by the names of the parameters, in place.
-
-    Unlike names, numbers depend on the strategy: they follow the order of the optimizer's groups, or of the model.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for state, optimizer in zip(states, optimizers, strict=True):
-        if not state:  # another rank has it
-            continue
-        new_names: dict[Any, str] = {}
-        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
-            new = [names[id(parameter)] for parameter in group["params"]]
-            new_names.update(zip(saved["params"], new, strict=True))
-            saved["params"] = new
-        state["state"] = {new_names[key]: value for key, value in state["state"].items()}
 
 
 # Whether it fits

@@ -3,7 +3,7 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -18,11 +18,10 @@ from llp.commands.trained_model import own_tokenizer
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.plan import Arm, Plan
 from llp.comparison.report import Report
-from llp.comparison.run import ComparisonWorkers
+from llp.comparison.run import ComparisonWork
 from llp.comparison.spec import Settings, Specification, merged
-from llp.comparison.sweep import Sweep
 from llp.comparison.timing import timed, training_step
-from llp.comparison.workers import submit, threads
+from llp.comparison.workers import Workers, submit, threads
 from llp.errors import require
 from llp.training.throughput import matrix_rate, training_window
 from llp.training_module import TrainingModule
@@ -68,16 +67,13 @@ def compare(
         return
     if slurm is not None:
         comparison.folder.keep_specification(comparison.spec.as_settings())
-        script = find_configuration(SCRIPT)
-        print(submit("compare", comparison.folder, comparison.plan(), comparison.source, script, slurm))
+        print(submit("compare", comparison.work(), comparison.source, find_configuration(SCRIPT), slurm))
         return
     if not report:
         comparison.execute(workers, run)
     if run is None:
         comparison.report()
-    failed = [name for name in comparison.folder.failed() if run in (None, name)]
-    remedy = f"failed; see {comparison.folder.path / 'logs'}, and try again with --retry"
-    require(not failed, "runs", ", ".join(failed), remedy)  # so that the exit status shows it
+    comparison.work().require_success(run)
 
 
 class Comparison:
@@ -92,7 +88,7 @@ class Comparison:
     """
 
     def __init__(self, source: Path, root: Path) -> None:
-        self.source, self.spec = source, read_specification(source, Specification)
+        self.source, self.spec = source, Specification(**read_specification(source, Specification))
         self.folder = ComparisonFolder(root, self.spec.name)
         tokenizer = own_tokenizer(self.spec.model(self.spec.reference))
         self.data = _instantiate("data", LanguageDataModule, self.spec.shared.get("data", {}), tokenizer)
@@ -141,6 +137,10 @@ class Comparison:
         folder = self.folder
         return Plan(self.spec, self.arms, folder.records(), folder.failed(), folder.timing(), choose_all)
 
+    def work(self) -> ComparisonWork:
+        """The runs and what is left to do, as of now."""
+        return ComparisonWork(self.plan(), self.folder)
+
     def preview(self) -> str:
         """All runs with their cost."""
         rate = self.spec.assumed_rate or _UTILIZATION * matrix_rate(torch.device("cpu"), torch.float32)
@@ -169,7 +169,7 @@ class Comparison:
         self._require_same_text()
         if "seconds" in self.spec.budgets and self.folder.timing() is None and only is None:
             self.time(workers)
-        ComparisonWorkers(self.folder, self.plan, workers, only).execute()
+        Workers(self.work, workers, only).execute()
 
     def _require_same_text(self) -> None:
         """Raise a `SettingError` if there are records of another text or tokenizer, since their runs count as done."""
@@ -192,11 +192,10 @@ class Comparison:
             print(f"Written to {path}")
 
 
-T = TypeVar("T", Specification, Sweep)
+def read_specification(source: Path, kind: type) -> Settings:
+    """The arguments in a YAML file of a `Specification` or a `Sweep`.
 
-
-def read_specification(source: Path, kind: type[T]) -> T:
-    """The specification in a YAML file, merged into the configurations that its `base` names, relative to its folder.
+    `shared` is merged into the configurations that `base` names, relative to the file's folder.
 
     Raises:
         SettingError: If it can't be read, or a value can't be used.
@@ -209,7 +208,7 @@ def read_specification(source: Path, kind: type[T]) -> T:
     # Neither instantiated by the parser, which would build the models and the data that it finds in the dictionaries,
     # nor checked where they are incomplete.
     parser.add_class_arguments(kind, "spec", fail_untyped=False, skip={"shared"})
-    return kind(**parser.parse_object({"spec": settings}).spec.as_dict(), shared=merged(*base, shared))
+    return {**parser.parse_object({"spec": settings}).spec.as_dict(), "shared": merged(*base, shared)}
 
 
 def _instantiate(section: str, base: type, settings: Settings, tokenizer: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from llp.commands.configurations import find_configuration
 from llp.commands.fit import FitCommand
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.spec import Settings
-from llp.comparison.sweep import Sweep, SweepState
+from llp.comparison.sweep import Sweep, SweepWork
 from llp.comparison.workers import Workers, submit
 from llp.errors import require
 from llp.evaluation.run_list import find_runs, format_runs
@@ -40,27 +40,25 @@ def sweep(
     for setting, value in (("workers", workers), ("slurm", slurm)):
         require(value is None or value >= 1, setting, value, "set it to 1 or more")
     source = find_configuration(spec)
-    asked = read_specification(source, Sweep)
+    asked = Sweep(**read_specification(source, Sweep))
     folder = ComparisonFolder(root, asked.name, "sweeps")
     if plan:
-        states = SweepState(asked, folder).states
+        states = SweepWork(asked, folder).states
         print(*(f"{state:10}{name}" for name, state in states.items()), f"{len(states)} runs", sep="\n")
         return
     if retry:
         folder.forget_failures()
     if run is None:
-        check(asked.configuration(asked.runs[0]))
+        check(asked.configuration(next(iter(asked.runs))))
     folder.keep_specification(asked.as_settings())
     if slurm is not None:
-        print(submit("sweep", folder, SweepState(asked, folder), source, find_configuration(SCRIPT), slurm))
+        print(submit("sweep", SweepWork(asked, folder), source, find_configuration(SCRIPT), slurm))
         return
-    Workers(folder, lambda: SweepState(asked, folder), workers, run).execute()
-    states = SweepState(asked, folder).states
-    if run is None and set(states.values()) - {"to do", "failed"}:
+    Workers(lambda: SweepWork(asked, folder), workers, run).execute()
+    work = SweepWork(asked, folder)
+    if run is None and set(work.states.values()) - {"to do", "failed"}:
         print(format_runs(find_runs(folder.path)))
-    failed = [name for name, state in states.items() if state == "failed" and run in (None, name)]
-    remedy = f"failed; see {folder.path / 'logs'}, and try again with --retry"
-    require(not failed, "runs", ", ".join(failed), remedy)  # so that the exit status shows it
+    work.require_success(run)
 
 
 def check(settings: Settings) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from llp.checkpoints import reading
 from llp.checkpoints.fingerprints import weights_digest
-from llp.comparison.folder import read_json
+from llp.comparison.folder import ComparisonFolder, read_json
 from llp.comparison.plan import Arm, Plan, PlannedRun
 from llp.comparison.records import Record
 from llp.comparison.spec import Settings, portable
-from llp.comparison.workers import Workers
+from llp.comparison.workers import Work
 from llp.errors import require
 
 _PROTOCOL = (
@@ -23,36 +23,41 @@ _PROTOCOL = (
 _DOCUMENT = ("document", "tokens", "words", "plain_words", "bytes", "nats")
 
 
-class ComparisonWorkers(Workers[PlannedRun]):
-    """Trains, tests and records the runs of a comparison; for the arguments see `Workers`."""
+class ComparisonWork(Work):
+    """The runs of a comparison: each is trained, tested and recorded."""
 
-    work: Plan
+    def __init__(self, plan: Plan, folder: ComparisonFolder) -> None:
+        self.plan, self.folder, self.runs = plan, folder, {run.name: run for run in plan.runs}
+        self.names, self.to_do = list(self.runs), [run.name for run in plan.to_do()]
 
-    def stages(self, run: PlannedRun) -> dict[str, list[str]]:
-        place, config = self.folder.run(run.name), str(self.folder.config(run.name))
-        found = super().stages(run) if run.steps else {}
+    def settings(self, name: str) -> Settings:
+        return self.plan.settings(self.runs[name])
+
+    def stages(self, name: str) -> dict[str, list[str]]:
+        run, place, config = self.runs[name], self.folder.run(name), str(self.folder.config(name))
+        found = super().stages(name) if run.steps else {}
         untrained = ["--config", config, "--trainer.default_root_dir", str(place)]
         model = ["--ckpt_path", str(place / "checkpoints/last.ckpt")] if run.steps else untrained
-        changed = self.work.spec.arms[run.arm].get("test_init_args", {})
+        changed = self.plan.spec.arms[run.arm].get("test_init_args", {})
         model += [f"--model.init_args.{name}={json.dumps(value)}" for name, value in changed.items()]
         if run.is_tested:
             found["test.json"] = ["test", *model]
-        if run.is_tested and self.work.spec.slices:
+        if run.is_tested and self.plan.spec.slices:
             found["slices.json"] = ["predict", *model]
         return found
 
-    def is_stage_done(self, run: PlannedRun, file: str) -> bool:
+    def is_stage_done(self, name: str, file: str) -> bool:
         """Training is when `last.ckpt` is of its end."""
-        place = self.folder.run(run.name)
+        place, steps = self.folder.run(name), self.runs[name].steps
         if not (place / file).exists() or file != "run.json":
             return (place / file).exists()
         last = place / "checkpoints/last.ckpt"
-        is_trained = read_json(place / file)["step"] >= run.steps and last.exists()
-        return is_trained and bool(reading.read(str(last))["global_step"] == run.steps)
+        is_trained = read_json(place / file)["step"] >= steps and last.exists()
+        return is_trained and bool(reading.read(str(last))["global_step"] == steps)
 
-    def record(self, run: PlannedRun, settings: Settings) -> None:
-        place, arm = self.folder.run(run.name), self.work.arms[run.arm]
-        self.folder.write_record(make_record(place, self.stages(run), run, arm, settings))
+    def record(self, name: str, settings: Settings) -> None:
+        run, place = self.runs[name], self.folder.run(name)
+        self.folder.write_record(make_record(place, self.stages(name), run, self.plan.arms[run.arm], settings))
         (place / "token_losses.parquet").unlink(missing_ok=True)  # large, and its slices are in the record
 
 

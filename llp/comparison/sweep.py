@@ -11,18 +11,10 @@ from typing import Any, NamedTuple
 
 from llp.comparison.folder import ComparisonFolder
 from llp.comparison.spec import Settings, merged, require_file_name
+from llp.comparison.workers import Work
 from llp.errors import require
 
 _SET_HERE = ("name", "ckpt_path", "trainer.default_root_dir")
-
-
-class SweepRun(NamedTuple):
-    """A run of a sweep."""
-
-    name: str
-    """`learning_rate=0.003,dim=64`: what distinguishes it from the others."""
-    values: Settings
-    """By the dotted names of the settings."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +56,10 @@ class Sweep:
                 require(isinstance(values, list) and len(values) > 0, setting, values, remedy)
 
     @cached_property
-    def runs(self) -> list[SweepRun]:
-        """Each run once, in order.
+    def runs(self) -> dict[str, Settings]:
+        """The values by the dotted names of the settings, of each run in order.
+
+        A run is named `learning_rate=0.003,dim=64`, by what distinguishes it from the others.
 
         Raises:
             SettingError: If two of a grid have the same name.
@@ -74,7 +68,7 @@ class Sweep:
         named = {self._name(values): values for values in combinations}
         remedy = "two of their values are the same, or give the same name of a run; leave one out"
         require(self.samples is not None or len(named) == len(combinations), "settings", list(self.settings), remedy)
-        return [SweepRun(name, values) for name, values in named.items()]
+        return named
 
     def _grid(self) -> Iterator[Settings]:
         for values in itertools.product(*self.settings.values()):
@@ -96,10 +90,10 @@ class Sweep:
         names = [one if short.count(one) == 1 else name for one, name in zip(short, values, strict=True)]
         return ",".join(f"{name}={_text(value)}" for name, value in zip(names, values.values(), strict=True))
 
-    def configuration(self, run: SweepRun) -> Settings:
+    def configuration(self, run: str) -> Settings:
         """The configuration of `llp fit` for a run."""
         nested: list[Settings] = []
-        for name, value in run.values.items():
+        for name, value in self.runs[run].items():
             for part in reversed(name.split(".")):
                 value = {part: value}
             nested.append(value)
@@ -146,19 +140,13 @@ def _text(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
-class SweepState:
-    """What of a sweep is done, and what is to be done, from what is in its folder; see `workers.Work`."""
+class SweepWork(Work):
+    """The runs of a sweep: each is trained, and nothing but its folder is kept."""
 
     def __init__(self, sweep: Sweep, folder: ComparisonFolder) -> None:
-        self.sweep, self.runs, failed = sweep, sweep.runs, folder.failed()
-        self.states = {
-            run.name: "failed" if run.name in failed else folder.state(run.name) or "to do" for run in self.runs
-        }
+        self.sweep, self.folder, self.names, failed = sweep, folder, list(sweep.runs), folder.failed()
+        self.states = {name: "failed" if name in failed else folder.state(name) or "to do" for name in self.names}
+        self.to_do = [name for name, state in self.states.items() if state not in ("finished", "failed")]
 
-    def to_do(self) -> list[SweepRun]:
-        """The runs that are neither finished nor failed."""
-        return [run for run in self.runs if self.states[run.name] not in ("finished", "failed")]
-
-    def settings(self, run: SweepRun) -> Settings:
-        """The configuration of `llp fit` for a run."""
-        return self.sweep.configuration(run)
+    def settings(self, name: str) -> Settings:
+        return self.sweep.configuration(name)

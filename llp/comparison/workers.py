@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Generic, Protocol, TypeVar
+from typing import IO
 
 from tqdm import tqdm
 
@@ -29,74 +30,67 @@ _MOST_TASKS = 1000  # SLURM's MaxArraySize is 1,001 by default
 _DOING = {"run.json": "training", "test.json": "testing", "slices.json": "scoring tokens"}
 
 
-class Run(Protocol):
-    """A run of a comparison or of a sweep."""
+class Work(ABC):
+    """The runs of a comparison or a sweep by their names, and what is left to do, from what is in the folder now."""
 
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
+    folder: ComparisonFolder
+    names: list[str]
+    """All runs."""
+    to_do: list[str]
+    """The runs that can be started now and are neither done nor failed."""
 
-
-R = TypeVar("R", bound=Run)
-
-
-class Work(Protocol[R]):
-    """What is to be done, as of now: the plan of a comparison, or a sweep."""
-
-    @property
-    def runs(self) -> Sequence[R]:
-        """All runs."""
-
-    def to_do(self) -> list[R]:
-        """The runs that can be started now and are neither done nor failed."""
-
-    def settings(self, run: R) -> Settings:
+    @abstractmethod
+    def settings(self, name: str) -> Settings:
         """The configuration of `llp fit` for a run."""
+
+    def stages(self, name: str) -> dict[str, list[str]]:
+        """The subcommands of `llp` that execute a run, by the file that each of them leaves behind, in order."""
+        return {"run.json": ["fit", "--config", str(self.folder.config(name)), "--name", name, "--ckpt_path", "auto"]}
+
+    def is_stage_done(self, name: str, file: str) -> bool:
+        """Whether the stage that leaves a file in a run's folder is done."""
+        return self.folder.state(name) == "finished"
+
+    def record(self, name: str, settings: Settings) -> None:  # noqa: B027
+        """Keep what is to be kept of a run whose stages are done; what is in its folder is kept anyway."""
+
+    def require_success(self, only: str | None) -> None:
+        """Raise a `SettingError` if runs have failed, all of them or the only one, so that the exit status shows it."""
+        all_failed = self.folder.failed()
+        failed = [name for name in self.names if name in all_failed and only in (None, name)]
+        remedy = f"failed; see {self.folder.path / 'logs'}, and try again with --retry"
+        require(not failed, "runs", ", ".join(failed), remedy)
 
 
 @dataclass
-class _Process(Generic[R]):
+class _Process:
     """A stage of a run that is being executed."""
 
-    run: R
+    work: Work  # as of its start: what is planned may have changed since
+    name: str
     stage: str
     process: subprocess.Popen[bytes]
     started_at: float
 
 
-class Workers(Generic[R]):
-    """Trains the runs of a sweep until nothing is left to do; nothing that is in the folder is repeated.
+class Workers:
+    """Executes the runs of a comparison or a sweep until nothing is left to do; nothing in its folder is repeated.
 
     Args:
-        folder: The folder of the sweep.
         make_work: What is to be done, from what is in the folder.
         number: The number of runs at a time.
         only: The name of a single run to execute; None for all.
     """
 
-    def __init__(
-        self, folder: ComparisonFolder, make_work: Callable[[], Work[R]], number: int, only: str | None = None
-    ) -> None:
-        self.folder, self.make_work, self.number, self.only = folder, make_work, number, only
+    def __init__(self, make_work: Callable[[], Work], number: int, only: str | None = None) -> None:
+        self.make_work, self.number, self.only = make_work, number, only
         self.work = make_work()
-        names = [run.name for run in self.work.runs]
+        self.folder, names = self.work.folder, self.work.names
         require(only is None or only in names, "run", only, f"there is no such run now; there are {', '.join(names)}")
-        self._active: dict[str, _Process[R]] = {}
+        self._active: dict[str, _Process] = {}
         self._starts: dict[tuple[str, str], int] = {}
         self._shown: Sequence[tuple[str, str]] | None = None
         self._shown_at = 0.0
-
-    def stages(self, run: R) -> dict[str, list[str]]:
-        """The subcommands of `llp` that execute a run, by the file that each of them leaves behind, in order."""
-        fit = ["fit", "--config", str(self.folder.config(run.name)), "--name", run.name, "--ckpt_path", "auto"]
-        return {"run.json": fit}
-
-    def is_stage_done(self, run: R, file: str) -> bool:
-        """Whether the stage that leaves a file in a run's folder is done."""
-        return self.folder.state(run.name) == "finished"
-
-    def record(self, run: R, settings: Settings) -> None:
-        """Keep what is to be kept of a run whose stages are done. Of a sweep, it is in the run's folder already."""
 
     def execute(self) -> None:
         """Execute all runs. After a signal, the running ones save their step and end."""
@@ -113,36 +107,36 @@ class Workers(Generic[R]):
             for active in self._active.values():
                 active.process.wait()
 
-    def _to_do(self) -> list[R]:
-        return [run for run in self.work.to_do() if self.only in (None, run.name)]
+    def _to_do(self) -> list[str]:
+        return [name for name in self.work.to_do if self.only in (None, name)]
 
     def _fill(self) -> None:
         """Start runs while workers are free. Each record can change what comes next."""
         while len(self._active) < self.number:
-            idle = (run for run in self._to_do() if run.name not in self._active)
-            if not any(self._advance(run) for run in idle):
+            idle = (name for name in self._to_do() if name not in self._active)
+            if not any(self._advance(name) for name in idle):
                 return
             self.work = self.make_work()
 
-    def _advance(self, run: R) -> bool:
+    def _advance(self, name: str) -> bool:
         """Start the next stage of a run, or record it; False if another process works on it.
 
         A run whose files are damaged counts as failed, and stops no other.
         """
         try:
-            with self.folder.locked_log(run.name) as log:
+            with self.folder.locked_log(name) as log:
                 if log is None:
                     return False
-                settings = merged(self.work.settings(run), {"trainer": {"default_root_dir": str(self.folder.path)}})
-                self.folder.write_config(run.name, settings)
-                for file, command in self.stages(run).items():
-                    if not self.is_stage_done(run, file):
+                settings = merged(self.work.settings(name), {"trainer": {"default_root_dir": str(self.folder.path)}})
+                self.folder.write_config(name, settings)
+                for file, command in self.work.stages(name).items():
+                    if not self.work.is_stage_done(name, file):
                         process = self._start(command, log)
-                        self._active[run.name] = _Process(run, file, process, time.monotonic())
+                        self._active[name] = _Process(self.work, name, file, process, time.monotonic())
                         return True
-                self.record(run, settings)
+                self.work.record(name, settings)
         except (SettingError, ValueError, LookupError) as error:
-            self.folder.fail(run.name, 1, Failure(str(error), is_diverged=False))
+            self.folder.fail(name, 1, Failure(str(error), is_diverged=False))
         return True
 
     def _start(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -157,26 +151,26 @@ class Workers(Generic[R]):
         time.sleep(_POLL_S)
         ended = [active for active in self._active.values() if active.process.poll() is not None]
         for active in ended:
-            del self._active[active.run.name]
+            del self._active[active.name]
             self._judge(active)
         if ended or not self._active:
             self.work = self.make_work()
 
-    def _judge(self, active: _Process[R]) -> None:
+    def _judge(self, active: _Process) -> None:
         """Decide whether a process is done, must be started again, or has failed."""
-        run, status = active.run, active.process.returncode
-        if status == 0 and self.is_stage_done(run, active.stage):
+        name, status = active.name, active.process.returncode
+        if status == 0 and active.work.is_stage_done(name, active.stage):
             return
-        key = run.name, active.stage
+        key = name, active.stage
         self._starts[key] = self._starts.get(key, 0) + 1
         is_signal = status < 0 or status - 128 in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
         if is_signal and self._starts[key] < _MOST_STARTS:
             return  # it resumes from its last checkpoint
-        has_diverged = active.stage == "run.json" and self.folder.state(run.name) == "diverged"
-        words = self._last_words(run.name)
-        self.folder.fail(run.name, status, Failure(words, has_diverged))
+        has_diverged = active.stage == "run.json" and self.folder.state(name) == "diverged"
+        words = self._last_words(name)
+        self.folder.fail(name, status, Failure(words, has_diverged))
         last = words.splitlines()[-1] if words else "it said nothing"
-        print(f"{run.name} failed (status {status}): {last}", file=sys.stderr, flush=True)
+        print(f"{name} failed (status {status}): {last}", file=sys.stderr, flush=True)
 
     def _last_words(self, name: str) -> str:
         text = self.folder.log(name).read_text(encoding="utf-8", errors="replace")
@@ -188,8 +182,8 @@ class Workers(Generic[R]):
         if under_way == self._shown and time.monotonic() - self._shown_at < _SHOWN_EVERY_S:
             return
         self._shown, self._shown_at = under_way, time.monotonic()
-        runs = [run.name for run in self.work.runs if self.only in (None, run.name)]
-        n_left = len({run.name for run in self._to_do()} | self._active.keys())
+        runs = [name for name in self.work.names if self.only in (None, name)]
+        n_left = len({*self._to_do()} | self._active.keys())
         n_failed = len(self.folder.failed().keys() & set(runs))
         done = f"{len(runs) - n_left - n_failed} of {len(runs)} runs done, {n_failed} failed, {n_left} left"
         lines = [f"{done}, {len(self._active)} of them under way here"]
@@ -218,16 +212,13 @@ def threads(workers: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def submit(
-    command: str, folder: ComparisonFolder, work: Work[R], specification: Path, script: Path, number: int
-) -> str:
+def submit(command: str, work: Work, specification: Path, script: Path, number: int) -> str:
     """Submit the runs that can be started now as an array job of SLURM; returns its answer.
 
     Runs that wait for the choice of a learning rate come with the next call, when these are done.
 
     Args:
         command: `compare` or `sweep`.
-        folder: The folder of the comparison or sweep.
         work: What is to be done.
         specification: The file that the tasks read.
         script: The batch script. Its task N executes the run in line N of the list that it is given.
@@ -238,7 +229,7 @@ def submit(
     """
     require(shutil.which("sbatch") is not None, "slurm", number, "there is no sbatch here; use --workers K instead")
     require(script.exists(), "slurm", number, f"there is no {script} here; run it in the repository's folder")
-    names = [run.name for run in work.to_do()][:_MOST_TASKS]
+    folder, names = work.folder, work.to_do[:_MOST_TASKS]
     require(len(names) > 0, "slurm", number, "nothing is left to do")
     # A new list: tasks of an earlier call may still be waiting, or return to the queue.
     lines = next(path for n in count(1) if not (path := folder.path / f"runs-{n}.txt").exists())

@@ -1,6 +1,6 @@
-"""One layer of the decoder: attention around a pattern, and an MLP; plain modules, no training.
+"""One layer of the decoder: attention with a pattern, and an MLP.
 
-Shapes: B batch, N positions that enter, H heads, D head width.
+Shapes: B batch, N input positions, H heads, D head width.
 Every module with parameters of its own implements `reset_parameters`, so that a model built on the meta device can be
 materialized piece by piece.
 """
@@ -52,9 +52,9 @@ class DecoderSettings:
         is_even = dim // n_heads % 2 == 0
         require(is_even, "dim", dim, f"dim / n_heads must be even for rotary pairs; here {dim // n_heads}")
         base = self.rotary_base
-        require(0 < base < math.inf, "rotary_base", base, "set it above 0, and to a finite number")
+        require(0 < base < math.inf, "rotary_base", base, "set it to a finite number above 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to 0 or more and less than 1")
-        remedy = "it normalizes a shared projection; set share_key_value too, or leave it out"
+        remedy = "it normalizes a shared projection; set share_key_value, too, or leave it out"
         is_shared = self.share_key_value or not self.key_value_norm
         require(is_shared, "key_value_norm", self.key_value_norm, remedy)
 
@@ -64,7 +64,7 @@ class DecoderSettings:
 
 
 Compressor = Callable[[Tensor], Tensor]
-"""Maps (B, N, dim) to fewer positions."""
+"""Shortens the history of (B, N, dim)."""
 
 
 class Linear(nn.Linear):
@@ -100,7 +100,7 @@ class Embedding(nn.Embedding):
 
 
 class Attention(nn.Module):
-    """Projections and rotary embedding around an attention pattern.
+    """Attention with a pattern: projections, rotary embedding and an optional key-value norm.
 
     Args:
         settings: The decoder's settings.
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         dim, std = settings.dim, settings.std()
         self.n_heads, self.dropout = settings.n_heads, settings.dropout
         self.pattern, self.history_dropout = layer.pattern, layer.history_dropout
-        remedy = f"it renumbers the keys, and {type(layer.pattern).__name__} depends on their numbers; set it to 0"
+        remedy = f"it renumbers the keys, but {type(layer.pattern).__name__} depends on their numbers; set it to 0"
         can_drop = layer.history_dropout == 0 or isinstance(layer.pattern, CausalAttention)
         require(can_drop, "history_dropout", layer.history_dropout, remedy)
         self.rotary, self.share_key_value = rotary, settings.share_key_value
@@ -126,7 +126,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotations: Tensor, n_out: int, caches: Sequence[LayerCache] = ()) -> Tensor:
         """Attend from the last `n_out` positions of `x` (B, N, dim) to all of them: (B, n_out, dim).
 
-        With caches, each of which holds some of the sequences, the cached positions are attended to as well.
+        If caches are given, the cached positions are attended to as well. Each cache holds some of the sequences.
         """
         n_history = x.shape[1] - n_out
         query = self.split_heads(self.query(last_positions(x, n_out)))  # (B, n_out, H, D)
@@ -144,14 +144,14 @@ class Attention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(2))  # (B, n_out, dim)
 
     def keys_and_values(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all positions, (B, N, H, D) each; if shared, one rotated and normalized tensor."""
+        """Keys and values of all positions, (B, N, H, D) each; if shared, the same rotated and normalized tensor."""
         projected = self.key_value(x)
         key, value = (projected, projected) if self.share_key_value else projected.chunk(2, dim=-1)
         key = self.split_heads(key)
         if self.rotary:
             key = rotate(key, rotations)
         if self.key_value_norm is not None:
-            key = self.key_value_norm(key).type_as(key)  # on CUDA autocast leaves it in float32
+            key = self.key_value_norm(key).type_as(key)  # on CUDA, autocast returns it in float32
         return key, key if self.share_key_value else self.split_heads(value)
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Attention(nn.Module):
 
 
 def _with_caches(query: Tensor, key: Tensor, value: Tensor, caches: Sequence[LayerCache]) -> Tensor:
-    """The sequences of each cache attend to its positions and to their own: (B, H, n_out, D)."""
+    """Attend from the sequences of each cache to the cached positions and to their own: (B, H, n_out, D)."""
     sizes = [cache.batch_size for cache in caches]
     keys = key.split(sizes)
     values = keys if value is key else value.split(sizes)
@@ -183,7 +183,7 @@ class MLP(nn.Module):
 
 
 def last_positions(x: Tensor, n: int) -> Tensor:
-    """The last `n` positions of (B, N, dim); `x` itself if that is all, which saves a copy in the backward pass."""
+    """The last `n` positions of (B, N, dim). If these are all, `x` itself, which saves a copy in the backward pass."""
     return x if n == x.shape[1] else x[:, x.shape[1] - n :]
 
 
@@ -203,8 +203,8 @@ class Block(nn.Module):
         Args:
             x: (B, N, dim).
             rotations: (N, D / 2), the positions' `rotary_table`.
-            n_out: How many of the last positions query and leave the layer.
-            compress: Applied between attention and MLP, if given; the positions that it returns leave the layer.
+            n_out: Number of last positions that are queries and leave the layer.
+            compress: Applied between attention and MLP, if given. The positions that it returns leave the layer.
         """
         return self._rest(last_positions(x, n_out) + self.attention(self.attention_norm(x), rotations, n_out), compress)
 

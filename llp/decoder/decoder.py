@@ -1,4 +1,4 @@
-"""The pre-norm decoder stack that every architecture shares: plain modules, no training.
+"""The pre-norm decoder that every architecture shares.
 
 Shapes: B batch, N input positions, T output positions (T <= N), H heads, D head width.
 """
@@ -21,13 +21,13 @@ from llp.errors import require
 
 
 class Compress(Linear):
-    """Shortens the history by one linear map along its positions, shared by all features; latents pass unchanged.
+    """Shortens the history by a linear map along its positions, shared by all features. Latents pass unchanged.
 
-    A shorter history uses the map's last columns.
+    For a history shorter than h, only the last columns of the map are used.
 
     Args:
         lengths: Lengths of history, compressed history and latents.
-        std: Standard deviation of the initial weights; torch's own initialization if it is None.
+        std: Standard deviation of the initial weights. If None, torch's own initialization is used.
     """
 
     def __init__(self, lengths: Compression, std: float | None) -> None:
@@ -37,7 +37,7 @@ class Compress(Linear):
     def forward(self, x: Tensor, n_history: int | None = None) -> Tensor:
         """(B, h' + l, dim) -> (B, c + l, dim) with h' <= h; an input without a history is returned unchanged.
 
-        `n_history` is h', to be given if the window is not full yet and holds fewer than l latents.
+        `n_history` is h'. It must be given if the window is not full yet and has fewer than l latents.
 
         Raises:
             SettingError: If the history is longer than h.
@@ -57,11 +57,11 @@ class Compress(Linear):
 
 
 class TextDecoder(nn.Module, ABC):
-    """What is trained, scored and continued: tokens to logits or losses, in one pass or piece by piece."""
+    """The base class of decoders, which map tokens to logits or losses, in one pass or piece by piece."""
 
     geometry: Geometry
     has_float64 = True
-    """Whether all of it computes in float64 if its weights are."""
+    """Whether everything is computed in float64 if the weights are."""
 
     @abstractmethod
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -69,8 +69,8 @@ class TextDecoder(nn.Module, ABC):
 
         Args:
             tokens: (B, N) int64.
-            positions: (B, S) int64, where logits are wanted, among the last T; each sequence has its own. By default
-                they are wanted after each of the last T tokens.
+            positions: (B, S) int64, the positions of each sequence at which logits are computed, among the last T. By
+                default logits are computed at all of the last T positions.
 
         Returns:
             (B, T, vocab_size), or (B, S, vocab_size).
@@ -78,12 +78,13 @@ class TextDecoder(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Losses:
-        """The loss of given next tokens; the logits of all positions never exist at once.
+        """The loss of given next tokens. The logits of all positions are never in memory at once.
 
         Args:
             tokens: (B, N) int64.
             targets: (B, S) int64, the tokens after the last S positions. If S > T, only the last T are used.
-            positions: (B, S) int64, other positions than those, among the last T; each sequence has its own.
+            positions: (B, S) int64, the positions of each sequence that the targets follow, if these are not the last
+                S; among the last T.
 
         Returns:
             The losses of (B, min(S, T)) targets.
@@ -91,17 +92,17 @@ class TextDecoder(nn.Module, ABC):
 
     @abstractmethod
     def new_cache(self, batch_size: int, window: tuple[int, int] | None) -> KVCache:
-        """An empty cache for B sequences; `window` is length and stride of the scoring windows, if there are some."""
+        """An empty cache for B sequences. `window` is length and stride of scoring windows; None for a single one."""
 
     @abstractmethod
     def extend(self, tokens: Tensor, caches: Sequence[KVCache], n_logits: int | None = None) -> Tensor:
-        """Logits of the token after each of the next positions, those before being cached.
+        """Read the next tokens of texts whose earlier tokens are cached, and compute the logits after them.
 
         Args:
             tokens: (B, n) int64.
-            caches: They share out the sequences among them, and take the tokens in. Several of them are past the
-                history of their windows.
-            n_logits: Compute only those of this many last positions; by default of all that leave the last layer.
+            caches: Caches that hold the B sequences, in order. They are updated in place. If there are several, each
+                must be past the history of its window.
+            n_logits: Number of last positions for which logits are computed. By default, all that leave the last layer.
 
         Returns:
             (B, n_logits, vocab_size).
@@ -111,9 +112,9 @@ class TextDecoder(nn.Module, ABC):
     def flops(self, n: int, n_scored: int | None = None, n_last: int | None = None) -> int:
         """FLOPs of the forward pass of one sequence of `n` tokens: two per multiplication in a matrix product.
 
-        The head is counted at `n_scored` positions, by default at all T. The layers are counted at all positions, or at
-        those that the last `n_last` need, if only these have a loss. Pairs that a mask hides are not counted, and
-        dropout of the history is disregarded. Training takes three times as many.
+        The head is counted at `n_scored` positions, by default at all T. The layers are counted at all positions or, if
+        only the last `n_last` positions have a loss, at those that affect them. Pairs that a mask hides are not
+        counted, and dropout of the history is disregarded. A training step takes three times as many.
         """
 
 
@@ -123,8 +124,8 @@ class Decoder(TextDecoder):
     Args:
         settings: Size and options.
         geometry: The layers.
-        shard: Called with each block as soon as it is built, and with the decoder at the end, to distribute their
-            parameters over the ranks: no process ever holds more than its share and one block.
+        shard: Called with each block as soon as it is built, and finally with the decoder, to distribute the parameters
+            over the ranks. So no process ever holds more than its share and one block.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Decoder(TextDecoder):
         for number, layer in enumerate(geometry.layers):
             rotary = number == 0 or not settings.rotary_first_layer_only
             block = Block(settings, layer, rotary, output_std)
-            if settings.compile:  # inside the hooks that sharding adds; all blocks share the compiled code
+            if settings.compile:  # without the hooks that sharding adds; all blocks share the compiled code
                 block.forward = torch.compile(block.forward, fullgraph=True)  # type: ignore[method-assign]
             shard(block)
             register_fsdp_forward_method(block, "extend")  # it gathers sharded weights, as `forward` does
@@ -184,7 +185,7 @@ class Decoder(TextDecoder):
     def _states(self, tokens: Tensor, n_last: int | None = None) -> Tensor:
         """The residual stream after the last layer, at least at the last `n_last` positions: (B, T, dim)."""
         x, n = self.embed(tokens), tokens.shape[1]  # (B, N, dim)
-        # A history shorter than `compressed_len` becomes longer.
+        # Compression lengthens a history that is shorter than `compressed_len`.
         n_positions = n + (0 if self.compress is None else self.compress.out_features)
         rotations = rotary_table(n_positions, self.head_dim, self.rotary_base, like=x)
         for number, lengths in enumerate(self.geometry.lengths(n, n_last)):
@@ -237,5 +238,5 @@ class Decoder(TextDecoder):
 
 
 def at_positions(x: Tensor, positions: Tensor, n: int) -> Tensor:
-    """The residual stream (B, T, dim) of the last T of `n` positions, at positions (B, S): (B, S, dim)."""
+    """Select positions (B, S) from the residual stream (B, T, dim) of the last T of `n` positions: (B, S, dim)."""
     return x.take_along_dim((positions - (n - x.shape[1])).unsqueeze(2), dim=1)

@@ -1,7 +1,7 @@
-"""Reads a text piece by piece; each position is predicted from the window that would score it.
+"""Reads a text piece by piece. Each position is predicted from the window that would score it.
 
-Within a window the latents have the positions that they have in the full window, so nothing computed changes as the
-window fills. When the window moves on, its part of the text is read again.
+Latents have the positions that they would have in the full window, so earlier results stay valid while the window
+fills. When the window moves on, the text in the new window is read again.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from llp.decoder.decoder import TextDecoder
 from llp.decoder.kv_cache import KVCache
 from llp.scoring.windows import window_start, window_stop
 
-_LONGEST_PIECE = 4096  # positions at a time of an unlimited window, so that memory doesn't grow with the text
+_LONGEST_PIECE = 4096  # positions read at a time in an unlimited window, so that memory doesn't grow with the text
 
 
 @torch.inference_mode()
@@ -23,14 +23,14 @@ def extend(decoder: TextDecoder, tokens: Tensor, cache: KVCache, n_logits: int |
     Args:
         decoder: The decoder.
         tokens: (B, n) int64.
-        cache: What was read before; it is extended by the tokens.
-        n_logits: Compute only the logits after this many last tokens; by default after all of them.
+        cache: The cache of the tokens read before. It is updated in place.
+        n_logits: Number of last tokens for which logits are computed. Default: all.
 
     Returns:
         (B, n_logits, vocab_size).
 
     Raises:
-        SettingError: If a text without a window is longer than the architecture's latents.
+        SettingError: If the cache has no window and the text is longer than the architecture's latents.
     """
     logits, n_wanted = [], tokens.shape[1] if n_logits is None else n_logits
     while tokens.shape[1]:
@@ -44,12 +44,12 @@ def extend(decoder: TextDecoder, tokens: Tensor, cache: KVCache, n_logits: int |
 
 @torch.inference_mode()
 def extend_each(decoder: TextDecoder, tokens: Tensor, caches: Sequence[KVCache]) -> Tensor:
-    """Read the next token of several texts, which may be at different positions, in one pass where that can be.
+    """Read the next token of several texts, which may be at different positions, in one pass if possible.
 
     Args:
         decoder: The decoder.
         tokens: (B, 1) int64, one for each text.
-        caches: Each holds some of the texts, in order, and is extended by their tokens.
+        caches: Caches that hold the texts, in order. They are updated in place.
 
     Returns:
         Logits of the token after each, (B, vocab_size).
@@ -71,7 +71,7 @@ def extend_each(decoder: TextDecoder, tokens: Tensor, caches: Sequence[KVCache])
 
 def _extend_window(decoder: TextDecoder, piece: Tensor, cache: KVCache, span: tuple[int, int], n_logits: int) -> Tensor:
     """Logits (B, n_logits, vocab_size) after the last of the tokens (B, n), in the window `span`."""
-    if cache.span != span:  # read its part of the text again
+    if cache.span != span:  # the window has moved on: read its text again
         cache.clear(span)
         if cache.n_read > span[0]:
             piece = torch.cat((cache.tokens_from(span[0]), piece), dim=1)
@@ -79,7 +79,7 @@ def _extend_window(decoder: TextDecoder, piece: Tensor, cache: KVCache, span: tu
 
 
 def _window_at(cache: KVCache) -> tuple[tuple[int, int], int]:
-    """Start and stop of the window that predicts from the next position, and how many positions to read in it."""
+    """Start and stop of the window that predicts from the next position, and the number of positions to read in it."""
     position = cache.n_read
     if cache.window is None:
         room = cache.geometry.room_without_window(position)

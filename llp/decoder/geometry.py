@@ -1,6 +1,6 @@
-"""What follows from an architecture's layers alone: what each position reads, which have a loss, scoring windows.
+"""The geometry of an architecture: what each position reads, which positions have a loss, and scoring windows.
 
-Nothing here needs weights. Lengths and positions are numbers of tokens.
+It follows from the layers alone, without weights. Lengths and positions are numbers of tokens.
 """
 
 import math
@@ -24,8 +24,8 @@ class Compression:
 
     Attributes:
         history_len: h, the longest history.
-        compressed_len: c, its length after compression, also that of a shorter history.
-        latent_len: l, the number of positions at the end that pass unchanged.
+        compressed_len: c, the length after compression of every history, also of one shorter than h.
+        latent_len: l, the number of last positions, which pass unchanged.
     """
 
     history_len: int
@@ -33,21 +33,21 @@ class Compression:
     latent_len: int
 
     def positions_out(self, n: int) -> int:
-        """The number of positions that leave if `n` enter."""
+        """The number of positions after compression of `n` positions."""
         return self.compressed_len + self.latent_len if n > self.latent_len else n
 
 
 class LayerLengths(NamedTuple):
-    """How many positions a layer computes."""
+    """The positions that a layer computes."""
 
     first: int
-    """The index of its first position, from which rotary embedding counts."""
+    """Index of the first position, for rotary embedding."""
     n_in: int
-    """Positions that enter it."""
+    """Number of positions that enter the layer."""
     n_out: int
-    """Positions that query in its attention: the last ones."""
+    """Number of last positions that are queries of its attention."""
     n_mlp: int
-    """Positions that enter its MLP and leave the layer."""
+    """Number of positions that enter its MLP and leave the layer."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Geometry:
     """The layers of an architecture, and what follows from them.
 
     Attributes:
-        layers: One for each layer.
-        n_heads: Attention heads.
+        layers: The layers from first to last.
+        n_heads: Number of attention heads.
         compression: How the history is shortened; None if it is not.
-        rotates_values: Whether values are rotated, too (`share_key_value`): what a position computes then depends on
+        rotates_values: Whether values are rotated, too (`share_key_value`). The output at a position then depends on
             where its window begins.
     """
 
@@ -71,21 +71,21 @@ class Geometry:
 
     @property
     def latent_len(self) -> int | None:
-        """How many of the last positions have a loss; None if all have."""
+        """Number of last positions that have a loss; None if all positions have one."""
         return min((layer.n_out for layer in self.layers if layer.n_out is not None), default=None)
 
     def positions_out(self, n: int) -> int:
-        """T, how many of `n` positions can have a loss: the last ones, which leave all layers."""
+        """T, the number of positions out of `n` that can have a loss: the last ones, which leave all layers."""
         return n if self.latent_len is None else min(n, self.latent_len)
 
     def lengths(self, n: int, n_last: int | None = None) -> list[LayerLengths]:
-        """What each layer has to compute for `n` tokens if the last `n_last` positions are needed; by default all T.
+        """The positions that each layer computes for `n` tokens if only the last `n_last` outputs are needed.
 
-        Positions on which nothing needed depends are skipped: with local patterns the layers form a trapezoid. With
-        latents or a compressed history nothing is skipped.
+        By default all T are needed. Positions that don't affect these outputs are skipped, so with local patterns each
+        layer computes fewer positions than the one before. With latents or a compressed history, nothing is skipped.
         """
         if n_last is not None and n_last < n and self.latent_len is None and self.compression is None:
-            # The first position that each layer lets out, from the last layer to the first, and one at least.
+            # The first position that leaves each layer, from the last layer to the first; at least one leaves.
             wanted = [n - max(1, n_last)]
             for layer in reversed(self.layers[1:]):
                 wanted.append(layer.pattern.first_kept(self.n_heads, wanted[-1]))
@@ -93,7 +93,7 @@ class Geometry:
             return [LayerLengths(first, n - first, n - out, n - out) for first, out in pairwise(firsts)]
         lengths: list[LayerLengths] = []
         for number, layer in enumerate(self.layers):
-            # Each layer numbers the positions that it holds from 0.
+            # Each layer numbers its positions from 0.
             n_out = n_mlp = n if layer.n_out is None else min(layer.n_out, n)
             if number == 0 and self.compression is not None:
                 n_mlp = self.compression.positions_out(n_out)
@@ -102,10 +102,10 @@ class Geometry:
         return lengths
 
     def pair_count(self, n: int, n_last: int | None = None) -> float:
-        """Unmasked query-key pairs per head of one sequence of `n` tokens, summed over the layers.
+        """Number of unmasked query-key pairs per head for a sequence of `n` tokens, summed over the layers.
 
-        It is the mean over the heads if they differ. If only the last `n_last` positions have a loss, only the pairs
-        that these need are counted.
+        If the heads differ, it is their mean. If only the last `n_last` positions have a loss, only the pairs that
+        affect them are counted.
         """
         return sum(self.layer_pairs(n, n_last))
 
@@ -117,7 +117,7 @@ class Geometry:
         ]
 
     def edges(self, n: int) -> list[int]:
-        """The positions of `n` at which the pattern changes, where a leak would show first.
+        """The positions out of `n` at which the pattern changes, where leaks are most likely.
 
         These are the starts of units, the first latent, and positions at which a head starts to drop keys.
         """
@@ -132,14 +132,14 @@ class Geometry:
         return sorted(position for position in found if 0 < position < n)
 
     def context_lens(self, n: int) -> Tensor:
-        """How many tokens each of `n` positions predicts from, itself included: (n,) int64.
+        """Number of tokens that each of `n` positions predicts from, itself included: (n,) int64.
 
-        They are counted from the first token that the position depends on through all layers. For a position without a
-        loss, all tokens up to itself are counted.
+        The tokens are counted from the first one that the position depends on through all layers. For a position
+        without a loss, all tokens up to the position are counted.
         """
         lengths = self.lengths(n)
         n_scored = self.positions_out(n)
-        first = torch.arange(lengths[-1].n_out - n_scored, lengths[-1].n_out)  # within the output of a layer
+        first = torch.arange(lengths[-1].n_out - n_scored, lengths[-1].n_out)  # indices in the output of a layer
         for number in reversed(range(len(lengths))):
             if number == 0 and self.compression is not None:  # latents keep their distance to the end
                 n_after, n_before = lengths[0].n_mlp, lengths[0].n_out
@@ -147,20 +147,20 @@ class Geometry:
             first = first + lengths[number].n_in - lengths[number].n_out
             seen = self.layers[number].pattern.in_window(lengths[number].n_in)
             lowest = seen.first_visible(self.n_heads, lengths[number].n_in).amin(dim=0)
-            # Other layers may reach everything in between; the minimum over all later positions is a safe bound.
+            # Other layers may read everything in between, so the minimum over all later positions is a safe bound.
             first = lowest.flip(0).cummin(0).values.flip(0)[first]
         contexts = torch.arange(1, n + 1)
         contexts[n - n_scored :] -= first
         return contexts
 
     def reads(self, n: int) -> Tensor:
-        """Which of `n` tokens each position with a loss depends on, by a product of all masks: (T, n) booleans."""
+        """Which of `n` tokens each position with a loss depends on, as the product of all masks: (T, n) booleans."""
         reads = torch.eye(n, dtype=torch.float32)
         for number, (layer, lengths) in enumerate(zip(self.layers, self.lengths(n), strict=True)):
             heads = layer.pattern.in_window(lengths.n_in).mask(self.n_heads, lengths.n_out, lengths.n_in)
             itself = torch.eye(lengths.n_in, dtype=torch.float32)[
                 lengths.n_in - lengths.n_out :
-            ]  # by the residual stream
+            ]  # through the residual stream
             reads = (heads.any(dim=0) + itself).clamp(max=1) @ reads
             if number == 0 and self.compression is not None and lengths.n_out > self.compression.latent_len:
                 n_history = lengths.n_out - self.compression.latent_len
@@ -173,12 +173,12 @@ class Geometry:
 
     @property
     def unit(self) -> int:
-        """Consecutive windows can equal one pass if they start at multiples of this many positions."""
+        """Windows must start at multiples of this number of positions to give the results of one pass."""
         return math.lcm(*(layer.pattern.unit or 1 for layer in self.layers))
 
     @cached_property
     def reach(self) -> int | None:
-        """How many positions before its unit a position can depend on, in whole units; None if there is no bound."""
+        """Number of positions before its unit on which a position can depend, in whole units; None if unbounded."""
         if self.latent_len is not None or self.compression is not None:
             return None
         first = torch.arange(self.unit)
@@ -195,12 +195,12 @@ class Geometry:
     def scoring_window(
         self, train_window_len: int, window_len: int | None = None, stride: int | None = None
     ) -> tuple[int, int]:
-        """Length and stride of the windows that score a text; each window scores what the one before did not.
+        """Length and stride of the windows that score a text. Each window scores the tokens after the previous one.
 
-        By default windows are as long as in training, with a stride of half their length, so that a token has at least
-        that much context. With latents the stride is at most their number. With a finite reach, windows are twice as
-        long as the reach, so that scores are exactly those of one pass over the text. If a window is shorter, or values
-        are rotated, scores depend on where the windows begin, which is part of the protocol.
+        By default, windows are as long as in training, and the stride is half their length, so that each token has at
+        least that much context. With latents, the stride is at most their number. With a finite reach, windows are
+        twice as long as the reach, so that scores are exactly those of one pass over the text. If windows are shorter,
+        or if values are rotated, scores depend on where the windows begin, so reports state length and stride.
 
         Args:
             train_window_len: The number of positions of a training window.
@@ -208,7 +208,7 @@ class Geometry:
             stride: The requested stride, or None for the default.
 
         Raises:
-            SettingError: If the architecture can't train or score with them.
+            SettingError: If the architecture can't be trained or scored with these windows.
         """
         for pattern in {layer.pattern for layer in self.layers}:
             pattern.check_window(train_window_len)
@@ -247,7 +247,7 @@ class Geometry:
         require(is_aligned, setting, value, f"set it to a multiple of {self.unit}, after which the pattern repeats")
 
     def burn_in_len(self, asked: int | Literal["reach"]) -> int:
-        """How many tokens before a training window are read without a loss.
+        """Number of tokens before a training window that are read without a loss.
 
         Args:
             asked: The number, or `reach` for all tokens that the window can depend on.
@@ -257,7 +257,7 @@ class Geometry:
         """
         setting = "data.init_args.burn_in"
         if self.latent_len is not None:
-            remedy = "the history before the latents is read without a loss already; set it to 0, and raise window_len"
+            remedy = "the history before the latents already is a burn-in; set it to 0, and raise window_len instead"
             require(asked == 0, setting, asked, remedy)
             return 0
         if asked != "reach":
@@ -267,21 +267,23 @@ class Geometry:
             require(asked >= 0 and asked % self.unit == 0, setting, asked, f"{remedy}, or to `reach`")
             return asked
         if self.reach is None:
-            remedy = "the architecture with these settings depends on all tokens before its own; set it to a number"
+            remedy = "with these settings, a position depends on all tokens before it; set it to a number"
             raise SettingError(setting, asked, remedy)
-        remedy = "with share_key_value values are rotated by their positions in the window; set it to a number"
+        remedy = "with share_key_value, values are rotated by their positions in the window; set it to a number"
         require(not self.rotates_values, setting, asked, remedy)
         return self.reach
 
     def room_without_window(self, position: int) -> int:
-        """How many more positions a text without a window can have after `position`.
+        """Number of positions from `position` on that a text can have without a window.
 
         Raises:
-            SettingError: If there are none.
+            SettingError: If there is none.
         """
         if self.latent_len is None:
             return sys.maxsize
-        remedy = f"without a window a text has latent_len = {self.latent_len} positions; give new_cache a window"
+        remedy = (
+            f"without a window, a text can have latent_len = {self.latent_len} positions; pass a window to new_cache"
+        )
         require(position < self.latent_len, "tokens", position + 1, remedy)
         return self.latent_len - position
 
@@ -295,10 +297,10 @@ def _earliest(pattern: AttentionPattern, n_heads: int, first: Tensor) -> Tensor:
 
 
 def _windows_with_reach(reach: int, unit: int, window_len: int | None, stride: int | None) -> tuple[int, int]:
-    """Length and stride of scoring windows that hold the reach.
+    """Length and stride of scoring windows for a finite reach.
 
-    The default stride is what the window leaves beside the reach, or half a window if the window is no longer than the
-    reach. If no length is given either, it is the reach.
+    The default stride is the window's length minus the reach, or half the window if it is no longer than the reach. If
+    no length is given, either, the stride is the reach.
     """
     if stride is None:
         if window_len is None:

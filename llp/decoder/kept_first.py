@@ -1,7 +1,7 @@
-"""A pattern with the first tokens of a text kept in sight, as trained models need them (attention sinks).
+"""Attention with a pattern that also sees the first tokens of a text, which trained models need (attention sinks).
 
-The kept tokens have queries of their own, turned back so that the tokens seem to stand right before what the query
-sees. Shapes: B batch, H heads, Q queries, N keys, K kept tokens, D head width.
+The scores of these kept tokens come from separate queries, rotated so that the tokens appear to stand right before the
+first position that a query sees. Shapes: B batch, H heads, Q queries, N keys, K kept tokens, D head width.
 """
 
 from typing import NamedTuple
@@ -10,17 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llp.decoder.kernels.merged import MergedAttention, Part, Triple, can_merge, segment_parts
+from llp.decoder.kernels.fused import Triple
+from llp.decoder.kernels.merged import MergedAttention, Part, can_merge, segment_parts
 from llp.decoder.patterns import AttentionPattern, SegmentAttention
 
 
 class BlocksPlan(NamedTuple):
-    """What a pass computes by the pattern's own definition, in blocks of queries with a mask each."""
+    """A pass in blocks of queries with masks, for any pattern."""
 
     blocks: list[tuple[int, Tensor, Tensor]]
-    """First key, and which keys, (1 or H, q, n), and kept tokens, (1 or H, q, K), the queries of a block see."""
+    """For each block, its first key, and masks of the keys, (1 or H, q, n), and of the kept tokens, (1 or H, q, K)."""
     turns: Tensor
-    """By how many positions the kept tokens move for each query, (1 or H, Q)."""
+    """Number of positions by which the kept tokens are moved for each query, (1 or H, Q)."""
 
     def attend(self, local: Triple, kept: Triple, scale: float) -> Tensor:
         """Attention (B, H, Q, D) to a text's keys and its kept tokens; zeros for a query that sees nothing."""
@@ -42,13 +43,13 @@ class BlocksPlan(NamedTuple):
 
 
 class SegmentsPlan(NamedTuple):
-    """What a pass computes where a pattern cuts the text into segments: no masks."""
+    """A pass without masks, for a pattern that cuts the text into segments."""
 
     pattern: SegmentAttention
     first_segment: int
-    """The segment that the pattern's keys begin with."""
+    """Number of the segment with which the keys begin."""
     n_before: int
-    """Keys before the first query."""
+    """Number of keys before the first query."""
     turns: Tensor
     """As in `BlocksPlan`."""
 
@@ -65,7 +66,7 @@ class SegmentsPlan(NamedTuple):
         query, turned = fold(local[0], self.n_before), fold(kept[0], self.n_before)
         n_segments = len(query) // batch
         parts = segment_parts(query, query, batch, look_back)
-        n_near = min(n_segments, max(0, look_back + 1 - self.first_segment))  # they see the first tokens themselves
+        n_near = min(n_segments, max(0, look_back + 1 - self.first_segment))  # their keys include the first tokens
         for sample in range(batch if n_near < n_segments else 0):
             segments = 0, sample * n_segments + n_near, n_segments - n_near
             parts.append(Part(segments, segments, is_second=True))
@@ -78,20 +79,20 @@ class SegmentsPlan(NamedTuple):
 def make_plan(
     pattern: AttentionPattern, n_kept: int, n_before: int, n: int, first: int, query: Tensor
 ) -> BlocksPlan | SegmentsPlan:
-    """What to compute for queries at the positions n_before .. n - 1 of a text.
+    """Plan a pass for queries at the positions n_before .. n - 1 of a text.
 
     Args:
-        pattern: Who sees whom. Of the kept tokens a query is given those before the first position that it sees.
-        n_kept: K.
+        pattern: The pattern. A query also sees the kept tokens that are before the first position that it sees.
+        n_kept: K, the number of kept tokens.
         n_before: Position of the first query.
-        n: Positions in all.
-        first: Position of the first key but for the kept ones, a multiple of the pattern's unit.
+        n: Number of positions in the text.
+        first: Position of the first key, apart from the kept ones. A multiple of the pattern's unit.
         query: (B, H, Q, D), for its shape, device and data type.
     """
     n_queries, device = n - n_before, query.device
     if isinstance(pattern, SegmentAttention) and n_queries > pattern.segment_len >= n_kept and can_merge(query, 0.0):
         segments = torch.arange(n_before, n, device=device) // pattern.segment_len
-        start = (segments - pattern.look_back) * pattern.segment_len  # of what each query sees
+        start = (segments - pattern.look_back) * pattern.segment_len  # the first position that each query sees
         turns = (start - n_kept).clamp(min=0).unsqueeze(0)
         return SegmentsPlan(pattern, first // pattern.segment_len, n_before - first, turns)
     blocks, turns_of_blocks = [], []
@@ -105,7 +106,10 @@ def make_plan(
 
 
 def attend_block(part: Part, kept_part: Part, local: Triple, kept: Triple, scale: float) -> Tensor:
-    """A block where no kernel returns log-sum-exps under a mask: kept tokens' scores go into the mask of zero keys."""
+    """Attend in a block on a device without a kernel that returns log-sum-exps under a mask.
+
+    The scores of the kept tokens are passed as the mask of keys that are zero.
+    """
     query, key, value = part.take(local)
     turned, kept_key, kept_value = kept_part.take((*local, *kept))
     assert part.mask is not None
@@ -122,5 +126,5 @@ def _merged(parts: list[Part], scale: float, *tensors: Tensor) -> Tensor:
 
 
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores, (1, 1 or H, q, n). Finite, so that a part in which a query sees nothing has no NaN."""
+    """Values added to scores, (1, 1 or H, q, n). They are finite, so that a query that sees nothing gives no NaN."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min / 2).unsqueeze(0)

@@ -22,18 +22,18 @@ class LayerCache:
         pattern: The layer's pattern, in the window that is read.
         n_heads: H.
         lengths: The layer's lengths in the full window, even while it is still filling.
-        batch_size: B, sequences that are read in parallel.
+        batch_size: B, the number of sequences that are read in parallel.
     """
 
     def __init__(self, pattern: AttentionPattern, n_heads: int, lengths: LayerLengths, batch_size: int = 1) -> None:
         self.pattern, self.n_heads, self.lengths, self.batch_size = pattern, n_heads, lengths, batch_size
         self.n_seen = 0
-        """How many positions the layer has held since the window began."""
+        """Number of positions added since the window began."""
         self._base = 0  # the position at the front of the buffers
-        self._buffers: list[Tensor] = []  # for keys and for values, or one if they are shared
+        self._buffers: list[Tensor] = []  # keys and values, or a single one if they are shared
 
     def n_out(self, n: int) -> int:
-        """How many of the next `n` positions leave the layer."""
+        """Number of the next `n` positions that leave the layer."""
         first_out = self.lengths.n_in - self.lengths.n_out
         return min(n, self.n_seen + n - first_out)
 
@@ -42,7 +42,7 @@ class LayerCache:
         return self.pattern.first_kept(self.n_heads, n)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the next n positions; returns all that their queries can see, the n added ones last.
+        """Add the next n positions, and return all positions that their queries can see, the n added ones last.
 
         Args:
             key: (B, H, n, D).
@@ -94,25 +94,25 @@ class LayerCache:
 
 
 class KVCache:
-    """What a model keeps of a text that it reads piece by piece: `LanguageModel.new_cache` and `extend`.
+    """What a model keeps of a text that it reads piece by piece with `LanguageModel.new_cache` and `extend`.
 
-    With a window, positions are predicted from the windows that would score them. When the window moves on, its part of
-    the text is read again, so its tokens are kept as well.
+    With a window, positions are predicted from the windows that would score them. When the window moves on, the text in
+    the new window is read again, so its tokens are kept as well.
 
     Args:
         geometry: The layers.
-        batch_size: B, sequences that are read in parallel.
+        batch_size: B, the number of sequences that are read in parallel.
         window: Length and stride of scoring windows; None for a single window of unlimited length.
     """
 
     def __init__(self, geometry: Geometry, batch_size: int, window: tuple[int, int] | None) -> None:
         self.geometry, self.batch_size, self.window = geometry, batch_size, window
         self.n_read = 0
-        """How many tokens have been read."""
+        """Number of tokens read."""
         self.span: tuple[int, int] | None = None
-        """Where the window of `layers` starts and stops; None before anything is computed."""
+        """Start and stop of the window that `layers` belongs to; None before anything is computed."""
         self.layers: list[LayerCache] = []
-        self._tokens: Tensor | None = None  # of a window that can move: the first `_n_tokens` of a buffer
+        self._tokens: Tensor | None = None  # buffer of tokens, if the window can move; `_n_tokens` of them are used
         self._n_tokens = 0
 
     def clear(self, span: tuple[int, int]) -> None:

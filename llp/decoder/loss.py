@@ -1,4 +1,4 @@
-"""Head and cross-entropy together, a few positions at a time: the logits of all positions never exist at once."""
+"""Head and cross-entropy, computed together in chunks: the logits of all positions are never in memory at once."""
 
 from collections import defaultdict
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**23)
-"""How many logits are held at a time, by device type: few, yet enough for matrix products to run at full rate.
+"""Number of logits held at a time, by device type: small, but enough for matrix products to run at full speed.
 
-Measured on a CPU (benchmarks/README.md); a GPU needs larger products.
+Measured on a CPU (benchmarks/README.md). A GPU needs larger products.
 """
 
 
@@ -19,7 +19,7 @@ class Losses(NamedTuple):
     """Cross-entropy in nats, in float32 or better."""
 
     mean: Tensor
-    """Mean over all targets, (); only this one is differentiable."""
+    """Mean over all targets, (). Only the mean is differentiable."""
     each: Tensor
     """Loss of each target, (B, S)."""
 
@@ -27,10 +27,10 @@ class Losses(NamedTuple):
 def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Losses:
     """The loss of `x` (B, S, dim) under the linear head `weight` (V, dim), `bias` (V,), for `targets` (B, S) int64.
 
-    Exactly `cross_entropy(linear(x, weight, bias), targets)`; the gradients are computed with the loss, so that no
-    logit is computed twice, and only of what is trained.
+    The mean is `cross_entropy(linear(x, weight, bias), targets)`. Gradients are computed together with the loss, so
+    that no logit is computed twice, and only for tensors that are trained.
     """
-    # Inside the function no gradient is enabled, and `needs_input_grad` doesn't tell.
+    # Inside the function gradients are disabled, and `needs_input_grad` doesn't say whether they are enabled outside.
     trains = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in (x, weight, bias)]
     mean, each = _LinearCrossEntropy.apply(x.flatten(0, 1), weight, bias, targets.flatten(), trains)  # type: ignore[no-untyped-call]
     return Losses(mean, each.view_as(targets))
@@ -67,7 +67,7 @@ class _LinearCrossEntropy(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_mean: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None  # scaled in place: a loss is differentiated once
+        grads, ctx.grads = ctx.grads, None  # scaled in place, because a loss is differentiated only once
         share = grad_mean / ctx.n_rows
         of_inputs = zip(grads, ctx.dtypes, strict=True)
         return *(None if grad is None else grad.mul_(share).to(dtype) for grad, dtype in of_inputs), None, None

@@ -197,7 +197,9 @@ class SegmentAttention(AttentionPattern):
     """
 
     segment_len: int
+    """Number of positions in a segment."""
     look_back: int = 1
+    """Number of previous segments that each segment sees."""
 
     def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query // self.segment_len - key // self.segment_len <= self.look_back
@@ -228,7 +230,9 @@ class ShiftedSegmentAttention(AttentionPattern):
     """
 
     segment_len: int
+    """Number of positions in a segment, an even number."""
     n_heads: int
+    """Number of heads of the layer. Segments are shifted in the second half of them."""
 
     def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         shift = (head >= self.n_heads // 2) * (self.segment_len // 2)
@@ -260,6 +264,7 @@ class SlidingWindowAttention(AttentionPattern):
     """
 
     window: int
+    """Number of positions that each position sees, including itself."""
 
     def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query - key < self.window
@@ -291,7 +296,9 @@ class HistoryAttention(AttentionPattern):
     """
 
     latent_len: int
+    """Number of latents."""
     segment_len: int | None = None
+    """Number of positions in a segment of the history; None for a single segment."""
     window_len: int | None = None
     """Length of the whole window, set by `in_window`. It determines which positions are latents."""
 

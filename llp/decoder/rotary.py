@@ -33,12 +33,15 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """How another's model turns its keys: pairs of features by position * inv_freq. Source: arXiv 2104.09864."""
+    """The rotary embedding of a pretrained model: pairs of features are rotated by position * inv_freq.
+
+    Source: arXiv 2104.09864.
+    """
 
     inv_freq: Tensor
-    """Angles per position, (R,); the first 2 R features turn."""
+    """Angle of each pair per position, (R,). Only the first 2 R features are rotated."""
     interleaved: bool
-    """Whether pairs are neighbours, rather than r and r + R."""
+    """Whether a pair is two neighbouring features, rather than the features r and r + R."""
 
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions (..., N): (..., N, R), computed in float64."""
@@ -46,7 +49,7 @@ class Rotation:
         return angles.cos(), angles.sin()
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Turn features (..., N, D) by the angles of `cos` and `sin`, (..., N, R)."""
+        """Rotate features (..., N, D) by the angles of `cos` and `sin`, (..., N, R)."""
         n_turned = 2 * cos.shape[-1]
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         if self.interleaved:

@@ -1,7 +1,7 @@
-"""A linear map of a few rows, as in generation, where most of the time is spent on reading the weights.
+"""Linear maps of a few rows, as in generation, where most of the time is spent on reading the weights.
 
-Torch's BLAS library is twice as fast per column with two columns on the right as with one, if they are short. With
-several rows and a large matrix it is faster if the matrix is split. Measurements: benchmarks/README.md.
+torch's BLAS library multiplies up to three short rows faster as columns on the right of the weights, a single row as
+two equal columns. With more rows, it is faster to split a large matrix. Measurements: benchmarks/README.md.
 """
 
 import torch
@@ -22,10 +22,10 @@ def is_small_batch(x: Tensor) -> bool:
 
 
 def small_batch_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `torch.nn.functional.linear` computes: (B, 1, I) -> (B, 1, O)."""
+    """Equal to `torch.nn.functional.linear`: (B, 1, I) -> (B, 1, O)."""
     n = x.shape[0]
     if n <= _MOST_COLUMNS and x.shape[2] <= _LONGEST_COLUMN:
-        rows = x[:, 0] if n > 1 else x[0].expand(2, -1).contiguous()  # a second column costs less than it saves
+        rows = x[:, 0] if n > 1 else x[0].expand(2, -1).contiguous()  # two columns are faster than one
         product = (weight @ rows.T).T[:n].unsqueeze(1).contiguous()
     else:
         product = torch.cat([F.linear(x, piece) for piece in weight.split(_PIECE_LEN)], dim=2)

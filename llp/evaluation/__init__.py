@@ -1,1 +1,1 @@
-"""What a trained model is worth: scores, the certificate of causality, reports."""
+"""What a trained model is worth: scores, the check of causality, reports."""

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NotRequired, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,8 +10,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from llp.evaluation import probes
-from llp.evaluation.loaders import ScoringLoader
 from llp.training_module import TrainingModule, inputs_and_targets
+
+if TYPE_CHECKING:
+    from datamodules.loaders import ScoringLoader
+    from datamodules.synthetic import ExampleScoringLoader
 
 V = TypeVar("V", int, tuple[int, int])
 
@@ -70,7 +73,7 @@ class CausalityCheck(Callback):
         if not self.enabled or not hasattr(trainer.test_dataloaders, "protocol"):
             return
         assert isinstance(pl_module, TrainingModule)
-        loader = cast(ScoringLoader, trainer.test_dataloaders)
+        loader = cast("ScoringLoader | ExampleScoringLoader", trainer.test_dataloaders)
         window = loader.protocol["window_len"], loader.protocol["stride"]
         lengths = [length for length, _, _ in loader.window_shapes]
         # What is computed: windows that follow each other may be joined to longer ones.

@@ -11,12 +11,13 @@ import torch
 
 from llp.atomic_files import whole_file
 from llp.errors import require
-from llp.evaluation.loaders import TextData
 from llp.scoring.metric import Document
 from llp.training_module import TrainingModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from datamodules.text import TextDataModule
 
 
 class ContextLoss(NamedTuple):
@@ -43,7 +44,7 @@ def context_lengths(longest: int) -> list[int]:
 @torch.inference_mode()
 def loss_by_context(
     model: TrainingModule,
-    data: TextData,
+    data: "TextDataModule",
     max_context: int | None = None,
     split: Literal["validation", "test"] = "validation",
     n_blocks: int = 256,

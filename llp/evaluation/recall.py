@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from llp.evaluation.loaders import TextLoader
 from llp.scoring.windows import scoring_windows
+
+if TYPE_CHECKING:
+    from datamodules.loaders import ScoringLoader
 
 _MOST_POSITION_BINS = 32
 
@@ -70,7 +72,7 @@ def distance_bins(longest: int) -> list[tuple[int, int]]:
     return [(last // 2 + 1, last) for last in lasts]
 
 
-def loss_slices(nats: np.ndarray, scored: np.ndarray, loader: TextLoader) -> LossSlices:
+def loss_slices(nats: np.ndarray, scored: np.ndarray, loader: "ScoringLoader") -> LossSlices:
     """The loss of a split by position in the scoring window, and on recall tokens by distance; needs no model.
 
     - `position`: by how many tokens of its window a token was predicted from, however far the architecture reaches. 1

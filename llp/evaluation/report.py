@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -14,13 +14,16 @@ from llp.checkpoints.exported_folder import CHANGED
 from llp.decoder.geometry import Geometry
 from llp.errors import require
 from llp.evaluation.causality_check import CausalityCheck, describe
-from llp.evaluation.loaders import ScoringLoader, TextLoader
 from llp.evaluation.tables import readable, with_rule, write_csv, write_json
 from llp.scoring.label_metric import LabelScore, label_metrics
 from llp.scoring.metric import MeanLoss, Score, metrics
 from llp.scoring.windows import WindowShape
 from llp.training.run_record import git_commit, versions
 from llp.training_module import TrainingModule
+
+if TYPE_CHECKING:
+    from datamodules.loaders import ScoringLoader
+    from datamodules.synthetic import ExampleScoringLoader
 
 Row = dict[str, Any]
 """Sizes and metrics of a split, a document or a bin of distances, by name."""
@@ -112,7 +115,7 @@ def model_protocol(model: TrainingModule, ckpt_path: str | Path | None, precisio
 # Text
 
 
-def text_report(score: Score, geometry: Geometry, loader: TextLoader, protocol: Row) -> Report:
+def text_report(score: Score, geometry: Geometry, loader: "ScoringLoader", protocol: Row) -> Report:
     """The report of a text. If the whole split was scored, the protocol takes in how much context its tokens had."""
     rows = score.rows()
     if protocol["complete"]:
@@ -196,7 +199,7 @@ def _causality(protocol: Row) -> list[str]:
 # Tasks
 
 
-def label_report(score: LabelScore, loader: ScoringLoader, protocol: Row) -> Report:
+def label_report(score: LabelScore, loader: "ExampleScoringLoader", protocol: Row) -> Report:
     """The report of a task; the protocol takes in what came of the labels beyond the model's reach.
 
     Raises:

@@ -1,7 +1,7 @@
 """The loss of every token: of a given text, or of a whole split as a table for other programs."""
 
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -10,11 +10,14 @@ from torch import Tensor
 
 from llp.atomic_files import run_folder, whole_file
 from llp.errors import require
-from llp.evaluation.loaders import TextData, TextLoader
 from llp.evaluation.recall import loss_slices
 from llp.evaluation.tables import write_json
 from llp.scoring.windows import scoring_windows
 from llp.text_model import TextModel
+
+if TYPE_CHECKING:
+    from datamodules.loaders import ScoringLoader
+    from datamodules.text import TextDataModule
 
 
 class TokenLoss(NamedTuple):
@@ -87,7 +90,7 @@ class TokenLosses(Callback):
         if not trainer.is_global_zero:
             return
         scored, loader = scored.astype(bool), _loader(trainer)
-        data: TextData = trainer.datamodule  # type: ignore[attr-defined]
+        data: TextDataModule = trainer.datamodule  # type: ignore[attr-defined]
         texts = [data.tokenizer.decode([token]) for token in range(data.tokenizer.vocab_size)]
         folder = run_folder(trainer.ckpt_path) if trainer.ckpt_path else Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,11 +103,11 @@ class TokenLosses(Callback):
         print(f"Written to {slices}: by position and by distance of recall")
 
 
-def _loader(trainer: Trainer) -> TextLoader:
-    return cast(TextLoader, trainer.predict_dataloaders)
+def _loader(trainer: Trainer) -> "ScoringLoader":
+    return cast("ScoringLoader", trainer.predict_dataloaders)
 
 
-def _write_table(path: Path, nats: np.ndarray, scored: np.ndarray, loader: TextLoader, texts: list[str]) -> None:
+def _write_table(path: Path, nats: np.ndarray, scored: np.ndarray, loader: "ScoringLoader", texts: list[str]) -> None:
     """Write the table of the tokens that were scored.
 
     Args:

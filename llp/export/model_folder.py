@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llp.atomic_files import EXPORT_RECORD, discard, file_sha256, is_exported, publish, unfinished
+from llp.atomic_files import EXPORT_RECORD, file_sha256, is_exported, whole_checkpoint
 from llp.checkpoints import exported_folder, reading
 from llp.checkpoints.consolidation import merged
 from llp.checkpoints.fingerprints import weights_digest
@@ -44,16 +44,9 @@ def write_folder(ckpt_path: Path, output: Path, dtype: str = "float32", plain: b
     require(not output.exists(), "output", output, "it exists already; remove it, or name another with --output")
     remedy = "this folder was exported already; name the checkpoint of a run"
     require(not is_exported(ckpt_path), "ckpt_path", ckpt_path, remedy)
-    discard(output)  # left by a killed process
-    folder = unfinished(output)
-    folder.mkdir(parents=True)
-    try:
-        message = _write(ckpt_path, folder, output, dtype, plain)
-        publish(output)
-    except BaseException:
-        discard(output)
-        raise
-    return message
+    with whole_checkpoint(output) as folder:
+        folder.mkdir(parents=True)
+        return _write(ckpt_path, folder, output, dtype, plain)
 
 
 def _write(ckpt_path: Path, folder: Path, output: Path, dtype: str, plain: bool) -> str:

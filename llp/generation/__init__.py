@@ -1,1 +1,1 @@
-"""Text drawn from a trained model."""
+"""Sampling text from a trained model."""

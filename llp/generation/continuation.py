@@ -67,7 +67,7 @@ def continue_texts(
         prompts: The texts to continue.
         max_tokens: The largest number of tokens to generate for each text.
         temperature: Divides the logits; 0 always picks the most likely token.
-        top_k: Sample only from the `top_k` most likely tokens; null: from all tokens.
+        top_k: Sample only from the `top_k` most likely tokens. By default, from all tokens.
         top_p: Sample only from the most likely tokens that together have at least this probability.
         seed: Random seed; sample n of each prompt, counted from 0, has the seed `seed` + n.
         stop: A text ends before any of these strings.
@@ -101,7 +101,7 @@ def _check(max_tokens: int, stop: Sequence[str]) -> None:
 def _complete(
     model: TextModel, prompts: Sequence[str], max_tokens: int, samplings: Sequence[Sampling], stop: Sequence[str]
 ) -> list[str]:
-    """Continue prompts side by side, each until its document ends or a stop string comes."""
+    """Continue prompts side by side, each until its document ends or a stop string occurs."""
     tokens = [model.tokens(prompt)[0].tolist() for prompt in prompts]
     streams = [TextStream(model.tokenizer.decode, text, stop) for text in tokens]
     pieces: list[list[str]] = [[] for _ in prompts]
@@ -122,19 +122,19 @@ def generate(
     end_token: int | None = None,
     ended: Container[int] = (),
 ) -> Iterator[tuple[int, int]]:
-    """Continue texts side by side; yields the number of a text and its next token, as they are drawn.
+    """Continue texts side by side, and yield the number of a text and its next token for each token that is drawn.
 
-    Each token is drawn from the distribution with which its text would be scored. What is drawn for one text does not
-    depend on the others.
+    Each token is drawn from the distribution with which it would be scored. The tokens of a text do not depend on the
+    other texts.
 
     Args:
-        model: A `TrainingModule` in evaluation mode.
-        prompts: The texts, each with its start token.
-        n_tokens: How many tokens to draw for each at most.
+        model: The model in evaluation mode.
+        prompts: The tokens of the texts to continue, each with its start token.
+        n_tokens: The largest number of tokens to draw for each text.
         window: Length and stride of the scoring windows.
-        samplings: How to draw, for each text.
-        end_token: A text ends before this token; None to draw `n_tokens` always.
-        ended: Numbers of texts that draw no more. The caller may add to it while it reads the tokens.
+        samplings: How tokens are drawn, for each text.
+        end_token: A text ends before this token; None to always draw `n_tokens`.
+        ended: Numbers of texts that have ended. The caller may add to it while it reads the tokens.
     """
     groups, logits = _read(model, prompts, window)
     for step in range(n_tokens):
@@ -152,15 +152,15 @@ def generate(
 
 
 class _Group:
-    """The texts with one prompt: they are always at the same position, and share a cache."""
+    """The texts with the same prompt. They are always at the same position, and share a cache."""
 
     def __init__(self, cache: KVCache, numbers: list[int]) -> None:
         self.cache, self.numbers = cache, numbers
         if len(numbers) > 1:
-            cache.select([0] * len(numbers))  # the prompt was read once
+            cache.select([0] * len(numbers))  # the prompt was read only once
 
     def keep(self, numbers: Container[int]) -> bool:
-        """Go on with those texts that are among the numbers; returns whether there are any."""
+        """Keep only the texts with these numbers, and return whether there are any."""
         rows = [row for row, number in enumerate(self.numbers) if number in numbers]
         if len(rows) < len(self.numbers):
             self.cache.select(rows)
@@ -171,7 +171,7 @@ class _Group:
 def _read(
     model: TrainingModule, prompts: Sequence[Sequence[int]], window: tuple[int, int]
 ) -> tuple[list[_Group], dict[int, Tensor]]:
-    """Read each prompt once; returns the groups of texts, and the logits (vocab_size,) of each text's next token."""
+    """Read each prompt once. Returns the groups of texts, and the logits (vocab_size,) of each text's next token."""
     numbers: dict[tuple[int, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
         numbers.setdefault(tuple(prompt), []).append(number)
@@ -186,42 +186,42 @@ def _read(
 
 
 class TextStream:
-    """The text of tokens as they come, up to a stop string.
+    """Decodes tokens one by one, up to a stop string.
 
-    A character of several tokens comes with the last of them. Text that may begin a stop string is held back until it
-    is certain that it does not.
+    A character that consists of several tokens is returned with the last of them. Text that may be the beginning of a
+    stop string is held back until it is certain that it is not.
 
     Args:
         decode: Maps tokens to their text.
-        prompt: The tokens before, which are not shown.
-        stop: Strings that the text ends before.
+        prompt: The tokens before the first one, whose text is not returned.
+        stop: The text ends before any of these strings.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.decode, self.stop = decode, stop
         self.has_ended = False
-        """Whether a stop string has come."""
+        """Whether a stop string has occurred."""
         self._tokens = list(prompt)  # the next tokens are decoded together with these
         self._n_old, self._n_shown = len(self._tokens), len(decode(self._tokens))
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Take the next token; returns the text that has become certain."""
+        """Add the next token, and return the text that has become certain."""
         self._tokens.append(token)
         text = self.decode(self._tokens)
         return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._take(text)
 
     def rest(self) -> str:
-        """The text that is left when no more tokens come."""
+        """The remaining text, after the last token."""
         shown = "" if self.has_ended else self._take(self.decode(self._tokens))
         return shown + self._held
 
     def _take(self, text: str) -> str:
-        """The part of the tokens' text that can be shown."""
+        """Take in the text of the tokens, and return the part of it that is certain."""
         self._held += text[self._n_shown :]
         if len(text) > self._n_shown:
-            # Decoding from the start would take a time that grows with the text. Because a tokenizer may treat the
-            # beginning of a text differently, the tokens of the newest text stand there from now on.
+            # Decoding everything each time would take ever longer, so only the newest tokens are kept. They are needed,
+            # because a tokenizer may decode the beginning of a text differently.
             del self._tokens[: self._n_old]
             self._n_old, self._n_shown = len(self._tokens), len(self.decode(self._tokens))
         found = [start for start in map(self._held.find, self.stop) if start >= 0]
@@ -240,7 +240,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def stream_text(stream: TextStream, drawn: Iterable[int]) -> Iterator[str]:
-    """Yield what each drawn token adds to the text, and the rest at the end or before the first stop string."""
+    """Yield the text that each drawn token adds, and finally the rest, up to the first stop string."""
     for token in drawn:
         yield stream.add(token)
         if stream.has_ended:
@@ -251,11 +251,11 @@ def stream_text(stream: TextStream, drawn: Iterable[int]) -> Iterator[str]:
 class SampleText(Callback):
     """Writes a sample to TensorBoard at each validation: a continuation of the beginning of the validation text.
 
-    Data without a tokenizer get no samples.
+    If the data has no tokenizer, nothing is written.
 
     Args:
-        sample_tokens: How many tokens to draw; 0: no samples.
-        prompt_tokens: How many tokens of the validation text to use as the prompt.
+        sample_tokens: Number of tokens to draw. With 0, nothing is written.
+        prompt_tokens: Number of tokens of the validation text to use as the prompt.
         temperature: Divides the logits; 0 always picks the most likely token.
         top_p: Draw only from the most likely tokens that together have at least this probability.
     """

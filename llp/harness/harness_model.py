@@ -109,16 +109,16 @@ class HarnessModel(LM):
             row[: len(continuation)] = torch.tensor(continuation)
         contexts = list(dict.fromkeys(context for context, _ in pairs))
         rows = torch.tensor(contexts)
-        memory = model.module.new_cache(len(contexts), model.window)
+        cache = model.module.new_cache(len(contexts), model.window)
         if rows.shape[1] > 1:
-            model.module.extend(rows[:, :-1].to(self.device), memory, n_logits=1)
+            model.module.extend(rows[:, :-1].to(self.device), cache, n_logits=1)
         of_pairs = [contexts.index(context) for context, _ in pairs]
-        memory.select(of_pairs)
+        cache.select(of_pairs)
         inputs = torch.cat((rows[of_pairs, -1:], targets[:, :-1]), dim=1)  # (B, S)
         logs, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.ones(len(pairs), dtype=torch.bool)
         n = max(1, CHUNK_LOGITS[self.device.type] // (len(pairs) * model.module.hparams["vocab_size"]))
         for first in range(0, longest, n):
-            logits, memory = model.module.extend(inputs[:, first : first + n].to(self.device), memory)  # (B, n, V)
+            logits, cache = model.module.extend(inputs[:, first : first + n].to(self.device), cache)  # (B, n, V)
             wanted = targets[:, first : first + n].to(self.device)
             is_there = torch.arange(first, first + wanted.shape[1]) < n_tokens.unsqueeze(1)  # (B, n)
             log_p = logits.double().log_softmax(-1).gather(2, wanted.unsqueeze(2)).squeeze(2).cpu()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llp.decoder.kept_first import make_plan
-from llp.decoder.kernels.merged import Triple
+from llp.decoder.kernels.fused import Triple
 from llp.decoder.patterns import AttentionPattern
 from llp.decoder.rotary import Rotation
 from llp.errors import require

@@ -1,1 +1,1 @@
-"""How a text is scored: its windows, and the metrics that sum up the losses. Nothing here knows a model."""
+"""How a text is scored: windows, and metrics that sum losses. Nothing here depends on a model."""

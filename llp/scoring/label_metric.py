@@ -10,12 +10,12 @@ from torchmetrics import Metric
 
 
 class LabelBatch(NamedTuple):
-    """Windows that are scored at their labels only, as a loader of examples yields them.
+    """Windows that are only scored at their labels, as a loader of examples yields them.
 
     `inputs` is (B, N); the `labels` (B, K) are predicted at `positions` (B, K). A label repeats a token of the window.
-    `distances` (B, K) are counted from the label, which follows its position, back to that token: p + 1 - i if the
-    token at position i is predicted at p. `beyond` (B, K) says whether the token is beyond the model's reach: a
-    position that reads c tokens, itself included, sees distances up to c.
+    `distances` (B, K) are counted from the label back to that token. A label follows its position, so the distance is
+    p + 1 - i if the token at position i is predicted at p. `beyond` (B, K) says whether the token is beyond the model's
+    reach: a position that reads c tokens, itself included, sees distances up to c.
     """
 
     inputs: Tensor
@@ -34,9 +34,9 @@ class LabelProtocol(TypedDict):
     stride: int
     labels_per_window: int
     answers: int
-    """How many tokens are equally likely to be a label without reading the window."""
+    """Number of tokens that are equally likely to be the label if nothing of the window has been read."""
     candidates: int
-    """At least how many tokens are equally likely to be a label after reading everything but its source."""
+    """Least number of tokens that are equally likely to be the label if all but its source has been read."""
     distance_bin: int
 
 
@@ -47,7 +47,7 @@ class LabelScore(Metric):
 
     Args:
         window_len: N, the length of a window.
-        n_labels: Labels of the whole split.
+        n_labels: Number of labels in the whole split.
     """
 
     full_state_update = False

@@ -173,7 +173,7 @@ class MeanLoss(Metric):
         return float(self.nats), int(self.tokens)
 
     def scored(self) -> tuple[int, int]:
-        """Number of targets that were scored, over all ranks, twice: the loader does not say of how many."""
+        """Number of scored targets over all ranks, given twice, because the loader does not say how many there are."""
         return self.compute()[1], self.compute()[1]
 
     def total(self) -> dict[str, float]:

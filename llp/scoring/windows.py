@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 JOINED = 8
-"""At most this many windows are joined to the one before them. If a window has two strides, 9 scored strides then take
-10 computed ones instead of 18."""
+"""Largest number of windows that are joined to the one before them.
+
+With windows of two strides, scoring 9 strides then takes the computation of 10 strides instead of 18.
+"""
 
 
 class ScoringWindow(NamedTuple):
@@ -48,7 +50,7 @@ def window_stop(position: int, stride: int) -> int:
 
 
 def scoring_batches(n_tokens: list[int], window_len: int, stride: int, batch_size: int) -> list[list[ScoringWindow]]:
-    """Batches of windows over documents of the given lengths; a batch has windows of one length, without padding."""
+    """Batches of windows over documents of the given lengths. The windows of a batch have equal lengths."""
     windows = [
         window for document, n in enumerate(n_tokens) for window in scoring_windows(document, n, window_len, stride)
     ]
@@ -59,12 +61,12 @@ def in_one_pass(batches: list[list[ScoringWindow]], longest: int, n_positions: i
     """Batches that score the same positions as these, with consecutive windows joined to longer ones.
 
     If the model reads no further back than the start of the first window, the scores stay the same, and each position
-    is computed once instead of once per window that holds it.
+    is computed once instead of once per window that contains it.
 
     Args:
         batches: Batches of scoring windows.
-        longest: The most positions of a joined window, including those before the scored ones.
-        n_positions: The most positions of a batch; a longer window is a batch of its own.
+        longest: Largest number of positions in a joined window, including those before the scored ones.
+        n_positions: Largest number of positions in a batch. A longer window is a batch of its own.
     """
     joined: list[ScoringWindow] = []
     for window in sorted(window for batch in batches for window in batch):

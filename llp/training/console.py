@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,8 +21,11 @@ from llp.checkpoints.settings_history import seed
 from llp.lightning_internals import find_callback, untyped
 from llp.training.metrics import run_metrics, total_steps, validation_metrics
 from llp.training.run_control import InitialWeights
-from llp.training.throughput import TrainingData, training_window
+from llp.training.throughput import training_window
 from llp.training_module import TrainingModule
+
+if TYPE_CHECKING:
+    from datamodules.base import LanguageDataModule
 
 # The first screen
 
@@ -38,7 +41,7 @@ class StartReport(Callback):
 
 def start_report(trainer: Trainer, model: TrainingModule, folder: str | None) -> str:
     """The first screen of a run; `folder` is the run's."""
-    data = cast(TrainingData, untyped(trainer).datamodule)
+    data = cast("LanguageDataModule", untyped(trainer).datamodule)
     window, step, total = training_window(model, data), trainer.global_step, total_steps(trainer)
     n_windows = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     per_step = n_windows * window.n_trained

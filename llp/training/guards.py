@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,10 @@ from llp.checkpoints.callback import how_to_resume, run_checkpoint
 from llp.errors import SettingError, require
 from llp.lightning_internals import untyped
 from llp.training.metrics import log_step
-from llp.training.throughput import TrainingData
 from llp.training_module import TrainingModule
+
+if TYPE_CHECKING:
+    from datamodules.base import LanguageDataModule
 
 _SHOWN = 8  # windows that a message names
 
@@ -71,7 +73,7 @@ class FiniteGuard(Callback):
         ranks = cast(Tensor, model.all_gather(losses)).view(trainer.world_size, trainer.accumulate_grad_batches, -1)
         in_order = ranks.permute(1, 2, 0).flatten()  # rank r takes the samples r, r + world_size, ...
         broken = (~torch.isfinite(in_order)).nonzero().flatten().tolist() or list(range(len(in_order)))
-        names = cast(TrainingData, untyped(trainer).datamodule).describe_samples(len(in_order))
+        names = cast("LanguageDataModule", untyped(trainer).datamodule).describe_samples(len(in_order))
         shown = "".join(f"\n  {names[number]}" for number in broken[:_SHOWN])
         more = f"\n  … and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         remedy = (

@@ -37,9 +37,9 @@ class RunRecord(Callback):
     """Writes `run.json`: how far a run is, what it took, and the metrics of its validations.
 
     It is written when training starts and ends, each minute and each tenth of the run, and after each validation, whole
-    or not at all. `state` is `running`,
-    `finished`, `stopped` (by a signal), `diverged` (ended by `FiniteGuard`) or `failed`; after a kill it remains
-    `running`. The metrics come from `ValidationLines`, which must precede this callback.
+    or not at all. `state` is `running`, `finished`, `stopped` (by a signal), `diverged` (ended by `FiniteGuard`) or
+    `failed`; after a kill it remains `running`. The metrics come from `ValidationLines`, which must precede this
+    callback.
     """
 
     def __init__(self) -> None:

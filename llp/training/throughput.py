@@ -1,7 +1,7 @@
 """What a training window costs, and what a device can compute at most: both sides of the utilisation (MFU)."""
 
 from functools import cache
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -10,18 +10,8 @@ from torch.utils.benchmark import Timer
 from llp.decoder.decoder import TextDecoder
 from llp.training_module import TrainingModule
 
-
-class TrainingData(Protocol):
-    """What training asks of a data module; `datamodules.base.LanguageDataModule` has all of it."""
-
-    window_len: int
-    batch_size: int
-    burn_in: int | Literal["reach"]
-
-    @property
-    def labels_per_window(self) -> int | None: ...
-
-    def describe_samples(self, n_samples: int) -> list[str]: ...
+if TYPE_CHECKING:
+    from datamodules.base import LanguageDataModule
 
 
 class TrainingWindow(NamedTuple):
@@ -53,7 +43,7 @@ class TrainingWindow(NamedTuple):
         return 3 * decoder.flops(self.n_read, self.n_trained, self.n_last)
 
 
-def training_window(model: TrainingModule, data: TrainingData) -> TrainingWindow:
+def training_window(model: TrainingModule, data: "LanguageDataModule") -> TrainingWindow:
     """The training window that a data module gives to a model whose decoder is built."""
     burn_in, n_labels = model.geometry.burn_in_len(data.burn_in), data.labels_per_window
     n_trained = n_labels or min(data.window_len, model.geometry.positions_out(burn_in + data.window_len))

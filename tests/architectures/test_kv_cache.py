@@ -110,5 +110,5 @@ def test_a_text_without_a_window_is_no_longer_than_the_latents():
     model = build("PerceiverAR")
     cache = model.new_cache()
     model.extend(draw(1, 5), cache)
-    with pytest.raises(SettingError, match="tokens = 6: without a window a text has latent_len = 5 positions"):
+    with pytest.raises(SettingError, match="tokens = 6: without a window, a text can have latent_len = 5 positions"):
         model.extend(draw(1, 1), cache)

@@ -1,6 +1,7 @@
 """Checkpoints on disk: killed anywhere, in order on the disk, the furthest one first, the best one kept."""
 
 import os
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -119,13 +120,21 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, work, monkeypat
     assert len(named) >= 3
 
 
-@pytest.mark.parametrize("keeps_older", [True, False])
-def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_older):
+@pytest.mark.parametrize(
+    ("whole", "older"),
+    [
+        (atomic_files.whole_file, {"test-1.json": "old"}),
+        (partial(atomic_files.whole_file, keeps_older=False), {}),
+        (atomic_files.whole_checkpoint, {}),
+    ],
+    ids=["kept", "replaced", "checkpoint"],
+)
+def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, whole, older):
     path = tmp_path / "test.json"
     path.write_text("old")
 
     def fail(error):
-        with atomic_files.whole_file(path, keeps_older) as temporary:
+        with whole(path) as temporary:
             temporary.write_text("half of it")
             assert path.read_text() == "old"
             raise error
@@ -134,9 +143,8 @@ def test_a_file_whose_writing_fails_leaves_the_older_one_alone(tmp_path, keeps_o
         with pytest.raises(error):
             fail(error)
         assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "old"}
-    with atomic_files.whole_file(path, keeps_older) as temporary:
+    with whole(path) as temporary:
         temporary.write_text("new")
-    older = {"test-1.json": "old"} if keeps_older else {}
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"test.json": "new", **older}
 
 

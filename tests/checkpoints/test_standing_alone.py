@@ -89,7 +89,7 @@ def test_what_can_not_be_loaded_is_one_error(trained, tmp_path):
     with pytest.raises(SettingError, match="there is no such file"):
         llp.load(tmp_path / "nowhere")
     (tmp_path / "empty/checkpoints").mkdir(parents=True)
-    with pytest.raises(SettingError, match="there is no whole checkpoint"):
+    with pytest.raises(SettingError, match="there is no intact checkpoint"):
         llp.load(tmp_path / "empty")
     path = trained / "checkpoints/best.ckpt"
     checkpoint = torch.load(path, weights_only=True)

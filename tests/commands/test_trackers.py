@@ -51,7 +51,7 @@ def test_a_run_with_a_tracker_is_the_run_without_it(run, work):
 
     (tracker,) = Recorder.all
     assert (tracker.title, tracker.calls[0], tracker.calls[-1]) == ("run", "open", "finalize: success")
-    logged = by_tag(tracker.figures)
+    logged = by_tag(tracker.metrics)
     assert logged.keys() == {tag for tag in of_run if not tag.startswith("final/")}
     for tag, values in logged.items():
         assert values == [(step, pytest.approx(value, rel=1e-6)) for step, value in of_run[tag]], tag
@@ -63,7 +63,7 @@ def test_a_resumed_run_goes_on_in_its_tracker_and_no_test_opens_one(run, work):
     status, _, err = run("fit", "--name", "run", "--ckpt_path", "last", "--trainer.max_steps", 4)
     assert status == 0, err
     assert [tracker.run for tracker in Recorder.all] == ["own-1", "own-1"]
-    assert [step for step, _ in by_tag(Recorder.all[1].figures)["train/loss"]] == [3]
+    assert [step for step, _ in by_tag(Recorder.all[1].metrics)["train/loss"]] == [3]
     status, _, err = run("fit", "--name", "other", "--ckpt_path", "lightning_logs/run", "--trainer.max_steps", 5)
     assert status == 0, err
     assert (Recorder.all[2].run, Recorder.all[2].title) == ("own-3", "other")
@@ -79,7 +79,7 @@ def test_a_resumed_run_goes_on_in_its_tracker_and_no_test_opens_one(run, work):
     status, _, err = run("test", "--ckpt_path", "lightning_logs/run", "--trainer.logger", RECORDER)
     assert status == 0, err
     report = json.loads((work / "lightning_logs/run/test.json").read_text())
-    assert by_tag(Recorder.all[3].figures)["test/loss"] == [(0, pytest.approx(report["rows"][0]["loss"]))]
+    assert by_tag(Recorder.all[3].metrics)["test/loss"] == [(0, pytest.approx(report["rows"][0]["loss"]))]
 
 
 def test_a_tracker_that_can_not_be_opened_is_one_message_before_any_work(run, work):

@@ -166,7 +166,7 @@ def test_a_damaged_file_fails_its_run_and_stops_no_other(finished, compare_here)
 
 def test_a_stage_is_a_process_that_writes_to_the_log_of_its_run(tmp_path):
     folder = ComparisonFolder(tmp_path, "x")
-    workers = Workers(folder, lambda: SimpleNamespace(runs=[]), 1)
+    workers = Workers(lambda: SimpleNamespace(folder=folder, names=[]), 1)
     with folder.locked_log("a") as log:
         process = workers._start(["--version"], log)
     with folder.locked_log("a") as log:

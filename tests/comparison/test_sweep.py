@@ -17,28 +17,30 @@ RATE, DIM = "model.init_args.learning_rate", "model.init_args.dim"
 def test_a_grid_by_hand():
     shared = {"model": {"class_path": "llp.LLP", "init_args": {"dim": 8, "n_layers": 2}}}
     sweep = Sweep("x", {RATE: [0.001, 1e-2], "model.class_path": ["llp.LLP", "llp.Transformer"], DIM: [16]}, shared)
-    assert [run.name for run in sweep.runs] == [
+    assert list(sweep.runs) == [
         "learning_rate=0.001,model=LLP,dim=16",
         "learning_rate=0.001,model=Transformer,dim=16",
         "learning_rate=0.01,model=LLP,dim=16",
         "learning_rate=0.01,model=Transformer,dim=16",
     ]
     init_args = {"dim": 16, "n_layers": 2, "learning_rate": 0.001}
-    assert sweep.configuration(sweep.runs[1]) == {"model": {"class_path": "llp.Transformer", "init_args": init_args}}
+    assert sweep.configuration("learning_rate=0.001,model=Transformer,dim=16") == {
+        "model": {"class_path": "llp.Transformer", "init_args": init_args}
+    }
 
 
 def test_a_random_search_draws_from_its_ranges_and_more_samples_begin_alike():
     settings = {RATE: {"low": "1e-4", "high": 0.1, "log": True}, DIM: {"low": 2, "high": 4}, "depth": [1, 2]}
-    few, many = (Sweep("x", settings, samples=samples, seed=7).runs for samples in (5, 500))
+    few, many = ([*Sweep("x", settings, samples=samples, seed=7).runs.values()] for samples in (5, 500))
     assert many[:5] == few
-    rates = [run.values[RATE] for run in many]
+    rates = [run[RATE] for run in many]
     assert all(1e-4 <= rate <= 0.1 for rate in rates)
     assert sum(rate < math.sqrt(1e-4 * 0.1) for rate in rates) / len(rates) == pytest.approx(0.5, abs=0.1)
     for name, values in ((DIM, {2, 3, 4}), ("depth", {1, 2})):
-        drawn = [run.values[name] for run in many]
+        drawn = [run[name] for run in many]
         assert set(drawn) == values
         assert min(map(drawn.count, values)) > 0.8 * len(drawn) / len(values)
-    assert Sweep("x", settings, samples=5, seed=8).runs != few
+    assert [*Sweep("x", settings, samples=5, seed=8).runs.values()] != few
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_what_is_written_of_a_document(tmp_path):
 
 
 def test_a_split_without_text_is_refused(tmp_path):
-    with pytest.raises(SettingError, match="data = given: its test split holds no text"):
+    with pytest.raises(SettingError, match="data = given: its test split contains no text"):
         prepared(Given({**DOCUMENTS, "test": {"e": "", "f": ""}}, cache_dir=str(tmp_path)))
     assert [*tmp_path.iterdir()] == []
 

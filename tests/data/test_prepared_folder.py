@@ -27,7 +27,7 @@ def test_a_token_file_of_another_length_is_refused(wikitext, tmp_path, damage):
         index.unlink()
     else:
         index.write_text(index.read_text()[:-20])
-    with pytest.raises(SettingError, match=r"cache_dir = .*test\.(bin|jsonl) is missing.*damaged.*; remove .*anew"):
+    with pytest.raises(SettingError, match=r"cache_dir = .*test\.(bin|jsonl) is missing.*damaged.*; remove .*again"):
         TokenFile(folder, "test", TOKENS)
 
 
@@ -46,7 +46,7 @@ def test_one_changed_byte_of_a_split_stops_whatever_scores_it(wikitext, tmp_path
     data = attach(prepare(wikitext, tmp_path / "cache"))
     whole = {"val_dataloader", "test_dataloader", "predict_dataloader", "train_dataloader"} - set(loaders)
     for loader in loaders:
-        with pytest.raises(SettingError, match=rf"cache_dir = .*{file} is not what was prepared.*; remove {folder},"):
+        with pytest.raises(SettingError, match=rf"cache_dir = .*{file} has changed since .*; remove {folder},"):
             getattr(data, loader)()
     for loader in whole - {"test_dataloader", "predict_dataloader"}:
         assert next(iter(getattr(data, loader)())) is not None
@@ -57,11 +57,11 @@ def test_one_changed_byte_of_the_training_tokens_stops_the_unigram_model_and_a_r
     flip(folder / "train.bin", 50)
     data = attach(prepare(wikitext, tmp_path / "cache", check_training_tokens=False))
     loader = data.test_dataloader()
-    with pytest.raises(SettingError, match=r"train\.bin is not what was prepared"):
+    with pytest.raises(SettingError, match=r"train\.bin has changed since it was prepared"):
         loader.unigram_nats()
     assert len(data.train_dataloader()) == 10  # reading all of it can take a while
     data = attach(prepare(wikitext, tmp_path / "cache"))
-    with pytest.raises(SettingError, match=r"train\.bin is not what was prepared"):
+    with pytest.raises(SettingError, match=r"train\.bin has changed since it was prepared"):
         data.train_dataloader()
 
 
@@ -95,7 +95,7 @@ def test_llp_test_and_context_report_nothing_of_changed_tokens(run, trained, wor
     for command in (("test",), ("context", "--split", "test")):
         status, out, err = run(*command, "--ckpt_path", trained / "checkpoints/last.ckpt")
         assert status == 1
-        assert f"{folder}/test.bin is not what was prepared" in err
-        assert f"remove {folder}, and the next run prepares it anew" in err
+        assert f"{folder}/test.bin has changed since it was prepared" in err
+        assert f"remove {folder}, and the next run will prepare it again" in err
         assert "loss" not in out
     assert not (trained / "test.json").exists()

@@ -187,14 +187,14 @@ def test_labels_without_a_loss_are_refused_before_anything_is_done(task, name):
     if name in ("LLP", "Transformer"):
         data.prepare_data()
         return
-    message = "label_len = None: the model has a loss at the last 5 of 16 positions only, .* set it to 5 or less"
+    message = "label_len = None: the model has a loss only at the last 5 of 16 positions, .* set it to 5 or less"
     with pytest.raises(SettingError, match=message):
         data.prepare_data()
     attach(make(task, label_len=5, window_len=6, **({"vocab_size": 19} | settings)), build(name)).prepare_data()
 
 
 def test_fresh_examples_need_a_number_of_steps():
-    with pytest.raises(SettingError, match=r"trainer.max_steps = -1: fresh examples never come to an end"):
+    with pytest.raises(SettingError, match=r"trainer.max_steps = -1: there is no end to new examples"):
         attach(make(AssociativeRecall), max_steps=-1).train_dataloader()
 
 

@@ -72,11 +72,11 @@ def test_documents_are_named_after_file_and_line(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train/a.txt", "test/a.txt"], r"names the splits by train/, test/; it needs one name for each split"),
-        (["train/a.txt", "val/a.txt", "dev/a.txt", "test/a.txt"], r"splits by train/, dev/, val/, test/; it needs"),
-        (["train/a.txt", "train.txt", "val/a.txt", "test.txt"], r"by train/, train\.txt, val/, test\.txt; it needs"),
-        (["train/a.txt", "val/a.txt", "test/a.txt", "b.txt"], r"train/, val/, test/, and b\.txt besides; .* no other"),
-        ([".hidden/a.txt", ".b.txt"], r"there is no \.txt and no \.jsonl file"),
+        (["train/a.txt", "test/a.txt"], r"has the splits train/, test/; it needs exactly one name for each split"),
+        (["train/a.txt", "val/a.txt", "dev/a.txt", "test/a.txt"], r"splits train/, dev/, val/, test/; it needs"),
+        (["train/a.txt", "train.txt", "val/a.txt", "test.txt"], r"splits train/, train\.txt, val/, test\.txt;"),
+        (["train/a.txt", "val/a.txt", "test/a.txt", "b.txt"], r"val/, test/, and other text in b\.txt; .* no other"),
+        ([".hidden/a.txt", ".b.txt"], r"it contains no \.txt or \.jsonl file"),
     ],
 )
 def test_names_that_leave_a_doubt_are_refused(tmp_path, names, message):
@@ -166,7 +166,7 @@ def test_one_file_of_any_name_is_enough(tmp_path, caplog):
         assert len(parts[split]) == pytest.approx({"train": 0.9}.get(split, 0.05) * len(text), abs=30)
     assert "".join(parts.values()) == text
     sizes = ", ".join(f"{len(parts[split]):,} bytes for {split}" for split in SPLITS)
-    cut = "too few documents to deal out (1 document), so each is cut at line ends, in this order"
+    cut = "too few documents for whole ones in each split (1 document), so each is cut at line ends"
     assert caplog.messages == [f"text_files: {cut}: {sizes}"]
 
 

@@ -119,7 +119,7 @@ def test_what_reads_no_further_than_its_windows_is_scored_in_one_pass(wikitext, 
 
 def test_a_share_that_leaves_no_batch_is_refused(wikitext, tmp_path):
     data = attach(prepare(wikitext, tmp_path / "cache"), limit_val_batches=1e-6)
-    with pytest.raises(SettingError, match=r"trainer\.limit_val_batches = 1e-06: that is none of \d+ batches"):
+    with pytest.raises(SettingError, match=r"trainer\.limit_val_batches = 1e-06: this selects none of \d+ batches"):
         data.val_dataloader()
 
 

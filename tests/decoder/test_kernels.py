@@ -84,7 +84,8 @@ def cudnn(query, key, value, bias, wants_lse, dropout_p=0.0, is_causal=False, re
 def cudnn_backward(grad, query, key, value, output, lse, seed, offset, bias, *more, scale=None):
     cum_q, cum_k, max_q, max_k, dropout_p, is_causal = more
     assert (bias, cum_q, cum_k, max_q, max_k, dropout_p) == (None, None, None, query.shape[2], key.shape[2], 0.0)
-    assert seed.shape == offset.shape == ()
+    assert seed.shape == ()
+    assert offset is OFFSET
     assert lse.shape == (*query.shape[:3], 1)
     return gradients(grad, query, key, value, output, lse.squeeze(-1), is_causal, False, scale)
 

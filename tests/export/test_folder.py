@@ -1,6 +1,7 @@
 """What `llp export` writes, and what llp itself makes of it."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.distributed import checkpoint as distributed_checkpoint
 from helpers import exported, small_models
 from helpers.refusals import assert_one_message
 from llp import loading
+from llp.checkpoints.consolidation import consolidate
 from llp.decoder.patterns import CausalAttention, Layer
 from llp.errors import SettingError
 from llp.export import model_folder, modeling_file
@@ -129,16 +131,37 @@ def test_numbers_of_another_type(saved):
         write_folder(saved, saved.with_name("eighth"), "int8")
 
 
-def test_sharded_checkpoint(saved, folder):
-    checkpoint = torch.load(saved)
-    weights = checkpoint.pop("state_dict")
-    sharded = saved.with_name("sharded.ckpt")
-    distributed_checkpoint.save({"state_dict": weights}, checkpoint_id=sharded)
-    torch.save(checkpoint, sharded / "meta.pt")
-    write_folder(sharded, saved.with_name("whole"))
+@pytest.fixture
+def sharded(saved):
+    """The same checkpoint in shards."""
+    path, checkpoint = saved.with_name("sharded.ckpt"), torch.load(saved)
+    distributed_checkpoint.save({"state_dict": checkpoint.pop("state_dict")}, checkpoint_id=path)
+    torch.save(checkpoint, path / "meta.pt")
+    return path
+
+
+def test_sharded_checkpoint(sharded, folder):
+    whole = sharded.with_name("whole")
+    write_folder(sharded, whole)
     for name in ("model.safetensors", "config.json"):
-        assert saved.with_name("whole").joinpath(name).read_bytes() == (folder / name).read_bytes()
-    assert {path.name for path in saved.with_name("whole").iterdir()} == {path.name for path in folder.iterdir()}
+        assert whole.joinpath(name).read_bytes() == (folder / name).read_bytes()
+    assert {path.name for path in whole.iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def test_one_file_of_a_sharded_checkpoint_or_nothing(saved, sharded, monkeypatch):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            consolidate(sharded)
+    assert set(saved.parent.iterdir()) == {saved, sharded}
+    path = consolidate(sharded)
+    assert set(saved.parent.iterdir()) == {saved, sharded, path}
+    weights = torch.load(path)["state_dict"]
+    for name, weight in torch.load(saved)["state_dict"].items():
+        assert torch.equal(weights[name], weight), name
 
 
 def rename_tensor(folder):

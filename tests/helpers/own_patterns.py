@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llp.decoder.patterns import AttentionPattern, Layer
-from llp.language_model import LanguageModel
+from llp import AttentionPattern, LanguageModel, Layer
 
 
 @dataclass(frozen=True)

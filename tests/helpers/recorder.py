@@ -11,7 +11,7 @@ class Recorder(Logger):
     def __init__(self, label: str = "", title: str | None = None, run: str | None = None, fails_in: str = ""):
         super().__init__()
         self.label, self.title, self.run, self.fails_in = label, title, run, fails_in
-        self.is_open, self.figures, self.hyperparameters, self.calls = False, [], {}, []
+        self.is_open, self.metrics, self.hyperparameters, self.calls = False, [], {}, []
         self.all.append(self)
 
     def _called(self, method):
@@ -33,7 +33,7 @@ class Recorder(Logger):
 
     def log_metrics(self, metrics, step=None):
         self._called("log_metrics")
-        self.figures.append((step, dict(metrics)))
+        self.metrics.append((step, dict(metrics)))
 
     def log_hyperparams(self, params):
         self._called("log_hyperparams")

@@ -100,10 +100,10 @@ def test_burn_in_that_is_not_aligned_is_wrong_and_refused(tmp_path):
     ("name", "settings", "burn_in", "expected"),
     [
         ("LLP", {}, -4, "multiple of 4"),
-        ("LLP", {"dense_every": 2}, "reach", "depends on all tokens before its own; set it to a number"),
+        ("LLP", {"dense_every": 2}, "reach", "depends on all tokens before it; set it to a number"),
         ("LLP", {"share_key_value": True}, "reach", "rotated by their positions in the window; set it to a number"),
         ("PerceiverAR", {}, 4, "raise window_len"),
-        ("SlidingWindow", {}, 4 * N, "window_len = 24 a window reads 120 tokens, and the training split has 72"),
+        ("SlidingWindow", {}, 4 * N, "window_len = 24 a window reads 120 tokens, but the training split has only 72"),
     ],
 )
 def test_refusals(tmp_path, name, settings, burn_in, expected):

@@ -1,7 +1,7 @@
 """torch's fused attention operators that return the log-sum-exps of the scores, so that outputs can be merged.
 
-`scaled_dot_product_attention` calls the same ones, but keeps the log-sum-exps to itself. Where there are fewer queries
-than keys, the causal form is upper-left on the CPU and in cuDNN, and lower-right in CUDA's flash operator.
+`scaled_dot_product_attention` calls the same operators, but doesn't return the log-sum-exps. With fewer queries than
+keys, causal masks are upper-left on the CPU and in cuDNN, and lower-right in CUDA's flash operator.
 """
 
 from collections.abc import Callable
@@ -13,97 +13,78 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+Triple = tuple[Tensor, Tensor, Tensor]
+"""Query (B, H, Q, D), key and value (B, H, N, D)."""
+Attended = tuple[Tensor, Tensor]
+"""Output (B, H, Q, D) and log-sum-exps (B, H, Q)."""
+Rest = tuple[Tensor, ...]
+"""What `backward` needs besides: a random state, or nothing."""
+
 
 class FusedKernel(NamedTuple):
-    """An operator and its gradient, without dropout; lengths and head widths are those of its arguments."""
+    """A fused attention operator and its gradient, without dropout."""
 
-    forward: Callable[..., tuple[Tensor, Tensor, tuple[Tensor, ...]]]
-    """Maps query (B, H, Q, D), key and value (B, H, N, D), whether they form a causal square, the scale of the scores
-    and what is added to them to output (B, H, Q, D), log-sum-exps (B, H, Q), and what else backward takes."""
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """Maps the output's gradient, query, key, value, output, log-sum-exps, causality, scale, mask and that to
-    gradients."""
+    forward: Callable[..., tuple[Tensor, Tensor, Rest]]
+    """`forward(inputs, causal, scale, mask)`, where `mask` is added to the scores.
+
+    Returns the output, the log-sum-exps, and the rest.
+    """
+    backward: Callable[..., Triple]
+    """`backward(grad, inputs, attended, rest, causal, scale, mask)`.
+
+    Returns the gradients of query, key and value.
+    """
     takes: Callable[[Tensor], bool]
-    """Whether it can compute with this query."""
+    """Whether the operator supports this query."""
     head_dim_multiple: int = 1
     """The head width must be a multiple of this."""
 
 
-def _cpu_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: Tensor | None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    arguments = query, key, value, 0.0, is_causal
-    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(*arguments, attn_mask=mask, scale=scale)
+def _cpu_forward(inputs: Triple, causal: bool, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor, Rest]:
+    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(*inputs, 0.0, causal, attn_mask=mask, scale=scale)
     return output, lse, ()
 
 
 def _cpu_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = grad, query, key, value, output, lse, 0.0, is_causal
+    grad: Tensor, inputs: Triple, attended: Attended, rest: Rest, causal: bool, scale: float, mask: Tensor | None
+) -> Triple:
+    arguments = grad, *inputs, *attended, 0.0, causal
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, attn_mask=mask, scale=scale)
 
 
-def _flash_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    returned = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
+def _flash_forward(inputs: Triple, causal: bool, scale: float, mask: None) -> tuple[Tensor, Tensor, Rest]:
+    returned = aten._scaled_dot_product_flash_attention(*inputs, 0.0, causal, scale=scale)
     return returned[0], returned[1], tuple(returned[6:8])
 
 
 def _flash_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    mask: None,
-    seed: Tensor,
-    offset: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = None, None, query.shape[2], key.shape[2]  # nothing is packed, so that there are no cumulative ones
-    arguments = grad, query, key, value, output, lse, *lengths, 0.0, is_causal, seed, offset
+    grad: Tensor, inputs: Triple, attended: Attended, rest: Rest, causal: bool, scale: float, mask: None
+) -> Triple:
+    arguments = grad, *inputs, *attended, *_lengths(inputs), 0.0, causal, *rest
     return aten._scaled_dot_product_flash_attention_backward(*arguments, scale=scale)
 
 
-def _cudnn_forward(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, mask: None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    returned = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, is_causal, scale=scale)
-    return returned[0], returned[1].view(query.shape[:3]), tuple(returned[6:8])  # its log-sum-exps are (B, H, Q, 1)
+def _cudnn_forward(inputs: Triple, causal: bool, scale: float, mask: None) -> tuple[Tensor, Tensor, Rest]:
+    returned = aten._scaled_dot_product_cudnn_attention(*inputs, None, True, 0.0, causal, scale=scale)
+    lse = returned[1].view(inputs[0].shape[:3])  # from (B, H, Q, 1)
+    return returned[0], lse, tuple(returned[6:8])
 
 
 def _cudnn_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    is_causal: bool,
-    scale: float,
-    mask: None,
-    seed: Tensor,
-    offset: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = None, None, query.shape[2], key.shape[2]
-    arguments = grad, query, key, value, output, lse.unsqueeze(-1), seed, offset, None, *lengths, 0.0, is_causal
+    grad: Tensor, inputs: Triple, attended: Attended, rest: Rest, causal: bool, scale: float, mask: None
+) -> Triple:
+    output, lse = attended
+    arguments = grad, *inputs, output, lse.unsqueeze(-1), *rest, None, *_lengths(inputs), 0.0, causal
     return aten._scaled_dot_product_cudnn_attention_backward(*arguments, scale=scale)
 
 
+def _lengths(inputs: Triple) -> tuple[None, None, int, int]:
+    """No cumulative lengths, because sequences aren't packed, and the numbers of queries and keys."""
+    return None, None, inputs[0].shape[2], inputs[1].shape[2]
+
+
 def takes_flash(query: Tensor) -> bool:
-    """Whether CUDA's flash operator can compute with this query."""
+    """Whether CUDA's flash operator supports this query."""
     return (
         query.device.type == "cuda"
         and query.dtype in (torch.float16, torch.bfloat16)
@@ -112,9 +93,9 @@ def takes_flash(query: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler can't trace these questions
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler can't trace these calls
 def _flash_is_available() -> bool:
-    """Whether torch was built with it for an NVIDIA device that has it, and nobody has switched it off."""
+    """Whether torch was built with the flash operator, the NVIDIA device supports it, and it is not disabled."""
     return (
         torch.version.hip is None
         and torch.backends.cuda.is_flash_attention_available()
@@ -124,21 +105,21 @@ def _flash_is_available() -> bool:
 
 
 def _takes_cudnn(query: Tensor) -> bool:
-    """What else cuDNN can't compute, it refuses with an error."""
+    """Whether to try cuDNN with this query. It raises an error for anything else that it doesn't support."""
     return query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16)
 
 
 CPU = FusedKernel(_cpu_forward, _cpu_backward, takes=lambda query: True)
 FLASH = FusedKernel(_flash_forward, _flash_backward, takes_flash, head_dim_multiple=8)
 CUDNN = FusedKernel(_cudnn_forward, _cudnn_backward, _takes_cudnn, head_dim_multiple=8)
-"""Not chosen by itself: whether it is the faster one, `benchmarks/gpu.py` measures."""
+"""Not used by default. `benchmarks/gpu.py` measures whether it is faster."""
 
 KERNELS = {"cpu": CPU, "cuda": FLASH}
-"""The one that is used, by device type."""
+"""The kernel that is used, by device type."""
 
 
 def lower_right_flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Lower-right causal attention by CUDA's flash operator: what `causal_lower_right` calls, but can be traced."""
+    """Lower-right causal attention by CUDA's flash operator, like `causal_lower_right`, but traceable."""
     head_dim = query.shape[-1]
     query, key, value = (with_head_dim_multiple(x, FLASH.head_dim_multiple) for x in (query, key, value))
     scale = head_dim**-0.5
@@ -147,6 +128,6 @@ def lower_right_flash(query: Tensor, key: Tensor, value: Tensor, dropout_p: floa
 
 
 def with_head_dim_multiple(x: Tensor, multiple: int) -> Tensor:
-    """(B, H, N, D), with zeros after the features to the next multiple: they change neither scores nor outputs."""
+    """Pad the features of (B, H, N, D) with zeros to the next multiple, which changes neither scores nor outputs."""
     padding = -x.shape[-1] % multiple
     return F.pad(x, (0, padding)) if padding else x

@@ -1,8 +1,8 @@
-"""Local attention patterns on the kernels of the device: what is fast, each tested equal to its definition.
+"""Fast implementations of local attention patterns, each tested against the definition of its pattern.
 
 Every function takes `query` (B, H, Q, D), `key` and `value` (B, H, N, D) with Q <= N, where the queries are the last Q
-of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D). The patterns that they compute are
-defined in `llp.decoder.patterns`.
+of the N positions, and returns (B, H, Q, D). Scores are scaled by 1 / sqrt(D). The patterns are defined in
+`llp.decoder.patterns`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from llp.decoder.kernels.merged import can_merge, merged_attention, segment_part
 from llp.decoder.kernels.windowed import WindowedAttention, band_mask
 
 Attend = Callable[..., Tensor]
-"""An attention pattern: `attend(query, key, value, dropout_p=...)`."""
+"""An attention function: `attend(query, key, value, dropout_p=...)`."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -34,10 +34,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float
         return lower_right_flash(query, key, value, dropout_p)
     if can_merge(query, dropout_p):
         return merged_attention(query, key, value, tail_parts)
-    if torch.compiler.is_compiling():  # which can't trace `causal_lower_right`
+    if torch.compiler.is_compiling():  # the compiler can't trace `causal_lower_right`
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
     else:
-        mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left here: another mask
+        mask = causal_lower_right(n_queries, n_keys)  # `is_causal=True` would be upper-left
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
 
 
@@ -46,9 +46,9 @@ def segment_pair_attention(
 ) -> Tensor:
     """Long LoRA Perceiver: segment k sees the `look_back` whole segments before it, and itself causally.
 
-    The N positions are cut into segments of `segment_len`, from the first one on. With `look_back` 1 the pairs of
+    The N positions are cut into segments of `segment_len`, from the first position on. With `look_back` 1, pairs of
     neighbouring segments form one batch of small lower-right causal problems (`segment_len` queries, twice as many
-    keys), with 2 there are triples, and with 0 every segment is alone: O(N segment_len).
+    keys). With 2 these are triples, with 0 single segments. The cost is O(N segment_len).
 
     Source: arXiv 2412.06106, section on the Long LoRA Perceiver; the segments are those of LongLoRA, arXiv 2309.12307.
     """
@@ -56,7 +56,7 @@ def segment_pair_attention(
     if n_queries < key.shape[2]:
         first_segment = (key.shape[2] - n_queries) // segment_len
         key, value = _without_first(max(0, first_segment - look_back) * segment_len, key, value)
-        if key.shape[2] <= n_before + segment_len:  # they are all seen by the last query
+        if key.shape[2] <= n_before + segment_len:  # the last query sees all keys
             return causal_attention(query, key, value, dropout_p)
     if key.shape[2] <= max(n_before, segment_len):
         return causal_attention(query, key, value, dropout_p)
@@ -70,7 +70,7 @@ def segment_pair_attention(
 
 
 def _merged_segments(query: Tensor, key: Tensor, value: Tensor, segment_len: int, look_back: int) -> Tensor:
-    """Segments without copies: each sees itself, and those before it part by part; all tensors are (B, H, N, D)."""
+    """Segment attention without copies, with parts for earlier segments; all tensors are (B, H, N, D)."""
     batch = query.shape[0]
     # (B, H, S M, D) -> (B S, H, M, D)
     query, key, value = (x.unflatten(2, (-1, segment_len)).transpose(1, 2).flatten(0, 1) for x in (query, key, value))
@@ -81,11 +81,11 @@ def _merged_segments(query: Tensor, key: Tensor, value: Tensor, segment_len: int
 def shifted_segment_attention(
     query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
 ) -> Tensor:
-    """Half of the heads see their segment, causally, and half see segments that are shifted by half a length.
+    """Every query sees its segment causally. In half of the heads, segments are shifted by half a length.
 
-    The N positions are cut into segments of `segment_len`, from the first one on; for the second half of the heads the
-    first segment is half as long, so that the others straddle the cuts. The last segments may be shorter; the shifted
-    ones never join the end of the sequence to its beginning.
+    The N positions are cut into segments of `segment_len`, from the first position on. In the second half of the heads,
+    the first segment is half as long, so that the others straddle the cuts. The last segments may be shorter. No
+    segment wraps around the end of the sequence.
 
     Source: S2-Attn of LongLoRA, arXiv 2309.12307, without the leak of its published form.
     """
@@ -98,7 +98,7 @@ def shifted_segment_attention(
     query, key, value = _aligned(query, key, value)
     n_heads = query.shape[1] // 2
 
-    def segments(heads: slice, positions: slice, length: int) -> Tensor:  # each alone
+    def segments(heads: slice, positions: slice, length: int) -> Tensor:  # each sees only itself
         parts = query[:, heads, positions], key[:, heads, positions], value[:, heads, positions]
         return segment_pair_attention(*parts, segment_len=length, look_back=0, dropout_p=dropout_p)
 
@@ -111,14 +111,14 @@ def shifted_segment_attention(
 def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: int, dropout_p: float = 0.0) -> Tensor:
     """Position i sees the last `window` positions up to itself: O(N window).
 
-    Source: the sliding window of Longformer, arXiv 2004.05150, causal.
+    Source: the sliding window of Longformer, arXiv 2004.05150, made causal.
     """
     n_queries, n_before = query.shape[2], window - 1
     if n_queries < key.shape[2]:
         key, value = _without_first(max(0, key.shape[2] - n_queries - n_before), key, value)
     if key.shape[2] <= window:
         return causal_attention(query, key, value, dropout_p)
-    loops = query.device.type == "cpu" and not torch.compiler.is_compiling()  # which would unroll its loop over blocks
+    loops = query.device.type == "cpu" and not torch.compiler.is_compiling()  # a compiler would unroll the loop
     if loops and can_merge(query, dropout_p):
         return WindowedAttention.apply(query, key, value, window)  # type: ignore[no-untyped-call]
     padding = -(key.shape[2] - n_before) % window
@@ -128,7 +128,7 @@ def sliding_window_attention(query: Tensor, key: Tensor, value: Tensor, window: 
 
 
 def _band_attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Query i of Q sees the keys i .. i + (N - Q): each equally many of them, the last query up to the last key."""
+    """Query i of Q sees the N - Q + 1 keys i .. i + (N - Q)."""
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     mask = band_mask(n_queries, n_keys, n_keys - n_queries + 1, query.device)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
@@ -143,10 +143,10 @@ def _in_blocks(
     n_before: int,
     dropout_p: float,
 ) -> Tensor:
-    """A local pattern by definition: blocks of queries attend to their own positions and the `n_before` before them.
+    """A local pattern in blocks: queries attend to the positions of their block and the `n_before` before the block.
 
-    The blocks begin after the first `n_before` positions, which see all before them and themselves. The keys are
-    copied, so that all blocks form one batch. All tensors are (B, H, n_before + S block_len, D).
+    The blocks begin after the first `n_before` positions, which have plain causal attention. The keys are copied, so
+    that all blocks form one batch. All tensors are (B, H, n_before + S block_len, D).
     """
     batch = query.shape[0]
 
@@ -164,12 +164,12 @@ def _in_blocks(
 
 
 def _without_first(n: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the first `n` keys, which no query sees."""
+    """Drop the first `n` keys and values, which no query sees."""
     return key[:, :, n:], value[:, :, n:]
 
 
 def _aligned(query: Tensor, key: Tensor, value: Tensor, padding: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """As many queries as keys, at the same positions: zeros before the queries, `padding` zeros after all."""
+    """Pad to equal lengths with zeros in front of the queries, and with `padding` zeros at the end of all tensors."""
     n_missing = key.shape[2] - query.shape[2]
     if n_missing or padding:
         query = F.pad(query, (0, 0, n_missing, padding))
@@ -187,7 +187,7 @@ def _unaligned(output: Tensor, n_queries: int, padding: int = 0) -> Tensor:
 def unmasked_segment_attention(
     query: Tensor, key: Tensor, value: Tensor, segment_len: int, dropout_p: float = 0.0
 ) -> Tensor:
-    """Each segment of `segment_len` positions sees itself, without a mask; the last one may be shorter. Q must be N."""
+    """Each segment of `segment_len` positions sees itself without a mask. The last one may be shorter. Q must be N."""
     batch, n = query.shape[0], query.shape[2]
     n_whole = n - n % segment_len
 

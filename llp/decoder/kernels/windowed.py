@@ -1,8 +1,9 @@
-"""Attention to a sliding window, computed by the CPU's fused kernel in blocks of queries over their neighbourhood.
+"""Sliding-window attention with the CPU's fused kernel, in blocks of queries.
 
-A block sees its own positions and as many before them as the window reaches back. The neighbourhoods overlap; they are
-views of the keys, not copies, and one small mask, the same for all blocks, hides their corners. For n queries with a
-window of w that is about n (w + a block) scores; nothing is as large as n x n. Measurements: benchmarks/README.md.
+A block sees its own positions and as many before them as the window reaches back. The keys of neighbouring blocks
+overlap; they are views, not copies. One small mask, the same for all blocks, hides what is outside of each query's
+window. For n queries, a window of w and blocks of b, about n (w + b) scores are computed, and no tensor is n x n.
+Measurements: benchmarks/README.md.
 """
 
 import math
@@ -17,7 +18,7 @@ fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 
 class Blocks(NamedTuple):
-    """Blocks of queries that follow each other in one sample; each sees `n_before` keys before its own positions."""
+    """Consecutive blocks of queries in one sample. Each sees `n_before` keys before its own positions."""
 
     sample: int
     start: int
@@ -27,9 +28,9 @@ class Blocks(NamedTuple):
 
 
 class WindowedAttention(Function):
-    """Position i of N sees the last `window` positions up to itself; without dropout.
+    """Attention of position i of N to the last `window` positions up to itself, without dropout.
 
-    `query` is (B, H, Q, D), of the last Q positions, `key` and `value` are (B, H, N, D) with N - Q < `window`, and the
+    `query` is (B, H, Q, D), at the last Q positions, `key` and `value` are (B, H, N, D) with N - Q < `window`, and the
     output is (B, H, Q, D).
     """
 
@@ -65,10 +66,10 @@ class WindowedAttention(Function):
 
 
 def window_blocks(batch: int, first: int, n: int, window: int) -> list[Blocks]:
-    """The queries at `first` .. `n` - 1 of each sample: a part that sees all before it, then blocks of equal length.
+    """Cut the queries `first` .. `n` - 1 of each sample into a part that sees all keys before it, and equal blocks.
 
-    The blocks come 1,024 queries at a time, whose outputs and gradients reuse the same small buffers. What they see
-    before themselves is rounded up, so that rows of scores fill the kernel's vectors; the mask hides the rest.
+    Up to 1,024 queries are computed at a time, so that outputs and gradients reuse the same small buffers. The number
+    of keys before a block is rounded up, so that rows of scores fill the kernel's vectors; the mask hides the surplus.
     """
     n_before, block_len = 16 * math.ceil((window - 1) / 16), block_length(window)
     start = min(n, max(n_before, first))
@@ -92,12 +93,12 @@ def block_length(window: int) -> int:
 
 def band_mask(n_queries: int, n_keys: int, window: int, device: torch.device) -> Tensor:
     """Which keys each query sees, with the queries at the last positions: (n_queries, n_keys) booleans."""
-    last = n_keys - n_queries  # that the first query sees
+    last = n_keys - n_queries  # the last key that the first query sees
     return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(last).triu(last - window + 1)
 
 
 def _mask(query: Tensor, blocks: Blocks, window: int) -> Tensor | None:
-    """What the kernel adds to the scores of a block, or None if causality is the whole mask."""
+    """Values that the kernel adds to the scores of a block, or None if the block only needs a causal mask."""
     if blocks.n_before == 0 and blocks.length <= window:
         return None
     seen = band_mask(blocks.length, blocks.n_before + blocks.length, window, query.device)
@@ -115,9 +116,9 @@ def _seen(x: Tensor, blocks: Blocks) -> Tensor:
 
 
 def _add_to_seen(grad: Tensor, blocks: Blocks, part: Tensor) -> None:
-    """Add (S, H, n_before + block_len, D) to `grad` (B, H, N, D), where what blocks see overlaps.
+    """Add `part` (S, H, n_before + block_len, D) to `grad` (B, H, N, D), in which the blocks overlap.
 
-    Pieces of it that are no longer than a block don't overlap, and are added one after the other.
+    Pieces that are no longer than a block don't overlap, so they are added one after another.
     """
     start, piece_len = blocks.start - blocks.n_before, blocks.length if blocks.number > 1 else part.shape[2]
     for done in range(0, part.shape[2], piece_len):
