@@ -1,5 +1,6 @@
 """A small text, a folder to run in, and `llp` run in this process."""
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -106,3 +107,15 @@ def trained(finished, run, work):
     config = (folder / "config.yaml").read_text(encoding="utf-8")
     (folder / "config.yaml").write_text(moved(config, str(finished), str(work)), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Programs in place of SLURM's, which write down how they were called."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, does in (("sbatch", "echo Submitted batch job 7"), ("srun", 'shift; exec "$@"'), ("scontrol", "")):
+        (programs / name).write_text(f'#!/usr/bin/env bash\necho {name} "$@" >> "{tmp_path}/calls"\n{does}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    return tmp_path / "calls"

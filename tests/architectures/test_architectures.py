@@ -221,20 +221,3 @@ def test_three_billion_parameters_are_built_without_memory():
         model.configure_model()
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_995_953_920
-
-
-def test_names_in_the_state_dict():
-    layer = [
-        *(f"attention_norm.{kind}" for kind in ("weight", "bias")),
-        *("attention.query.weight", "attention.key_value.weight", "attention.output.weight", "attention.output.bias"),
-        *(f"{part}.{kind}" for part in ("mlp_norm", "mlp.up", "mlp.down") for kind in ("weight", "bias")),
-    ]
-    names = ["embed.weight"] + [f"layers.{i}.{name}" for i in range(3) for name in layer]
-    names += [f"{part}.{kind}" for part in ("final_norm", "head") for kind in ("weight", "bias")]
-    for name in ARCHITECTURES:
-        expected = {*names, "compress.weight"} if name == "CompressedAttention" else {*names}
-        assert set(build(name).decoder.state_dict()) == expected
-    norms = {f"layers.{i}.attention.key_value_norm.{kind}" for i in range(3) for kind in ("weight", "bias")}
-    published = build("PerceiverAR", **PUBLISHED).decoder.state_dict()
-    assert set(published) == {*names, *norms}
-    assert published["layers.1.attention.key_value.weight"].shape == (16, 16)

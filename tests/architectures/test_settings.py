@@ -131,37 +131,24 @@ def test_a_norm_needs_a_shared_projection():
         ("CompressedAttention", (19, None, None), "window_len = 19: history_len"),
         ("CompressedAttention", (16, 18, None), (18, 5)),
         ("CompressedAttention", (16, 19, None), "scoring_window_len = 19: history_len"),
+        (("LLP", {"look_back": 0}), (16, None, None), (4, 4)),  # a segment knows nothing of those before
+        (("LLP", {"look_back": 2}), (16, None, None), (48, 24)),
+        (("LLP", {"dense_every": 2}), (16, None, None), (16, 8)),  # there is no end to the reach
+        (("LLP", {"dense_every": 2}), (16, 13, None), (13, 6)),
+        (("LLP", {"dense_every": 2}), (16, 13, 5), (13, 5)),
+        (("LLP", {"dense_every": 2}), (3, None, None), "segment_len = 4"),
+        (("SlidingWindow", {"window": 1}), (16, None, None), (1, 1)),
+        (("ShiftedSegments", {"n_layers": 2}), (16, None, None), (12, 6)),
     ],
 )
 def test_scoring_windows(name, asked, expected):
-    model = make(name)
+    name, settings = (name, {}) if isinstance(name, str) else name
+    geometry = make(name, **settings).geometry
     if isinstance(expected, tuple):
-        assert model.geometry.scoring_window(*asked) == expected
+        assert geometry.scoring_window(*asked) == expected
     else:
         with pytest.raises(SettingError, match=expected):
-            model.geometry.scoring_window(*asked)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "asked", "expected"),
-    [
-        ("LLP", {"look_back": 0}, (16, None, None), (4, 4)),  # a segment knows nothing of those before
-        ("LLP", {"look_back": 2}, (16, None, None), (48, 24)),
-        ("LLP", {"dense_every": 2}, (16, None, None), (16, 8)),  # there is no end to the reach
-        ("LLP", {"dense_every": 2}, (16, 13, None), (13, 6)),
-        ("LLP", {"dense_every": 2}, (16, 13, 5), (13, 5)),
-        ("LLP", {"dense_every": 2}, (3, None, None), "segment_len = 4"),
-        ("SlidingWindow", {"window": 1}, (16, None, None), (1, 1)),
-        ("ShiftedSegments", {"n_layers": 2}, (16, None, None), (12, 6)),
-    ],
-)
-def test_scoring_windows_with_other_settings(name, settings, asked, expected):
-    model = make(name, **settings)
-    if isinstance(expected, tuple):
-        assert model.geometry.scoring_window(*asked) == expected
-    else:
-        with pytest.raises(SettingError, match=expected):
-            model.geometry.scoring_window(*asked)
+            geometry.scoring_window(*asked)
 
 
 def test_the_decoder_is_built_once():

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tokenizers
 import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -31,6 +30,7 @@ from campaigns.forked import import_all
 from campaigns.random_configurations import Configuration, configurations
 from campaigns.trials import Trial, try_llp
 from datamodules.tokenizers import SentencePiece
+from helpers.texts import byte_level
 
 
 @dataclass
@@ -80,19 +80,9 @@ def workplace() -> Iterator[Path]:
             (root / name).write_text(content, encoding="utf-8")
         (tokenizer := SentencePiece(vocab_size=280)).train(lines)
         tokenizer.save(root)
-        _train_fast_tokenizer(lines).save(str(root / "tokenizer.json"))
+        byte_level(lines, 30_000, ["<s>"]).save(str(root / "tokenizer.json"))
         (root / "trial").mkdir()
         yield root
-
-
-def _train_fast_tokenizer(lines: list[str]) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(lines, trainer)
-    return tokenizer
 
 
 def empty_trial(root: Path) -> Path:

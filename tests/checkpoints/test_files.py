@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.damage import flip
 from helpers.runs import curves
 from llp import atomic_files
 from llp.checkpoints import callback, reading
@@ -262,15 +263,6 @@ def test_unfinished_checkpoints_are_removed_where_a_run_goes_on_and_nowhere_else
 
 
 # What it says of itself
-
-
-def flip(path, place):
-    """Change one bit, and neither the size of the file nor its date."""
-    stat = path.stat()
-    content = bytearray(path.read_bytes())
-    content[place] ^= 4
-    path.write_bytes(content)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):

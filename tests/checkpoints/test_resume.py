@@ -8,24 +8,10 @@ import pytest
 import torch
 
 from helpers.in_process import call
-from helpers.runs import EPOCHS, assert_same_run, curves
+from helpers.runs import EPOCHS, assert_same_run, at_call, curves
 from helpers.signal_handlers import handlers_restored
-from llp.language_model import LanguageModel
 from llp.scoring.metric import Score
 from llp.signals import LISTENER, Stopped
-
-
-def at_call(monkeypatch, method: str, number: int, act) -> None:
-    """Do something in one call of a method of the model, counted from 0; afterwards the method is itself again."""
-    original, calls = getattr(LanguageModel, method), []
-
-    def patched(self, *arguments):
-        calls.append(None)
-        if len(calls) == number + 1:
-            act()
-        return original(self, *arguments)
-
-    monkeypatch.setattr(LanguageModel, method, patched)
 
 
 def kill(signum):

@@ -7,15 +7,12 @@ import datasets
 import huggingface_hub.constants
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from helpers.letters import lettered
 from helpers.refusals import assert_one_message
-from llp import load
 from llp.harness import evaluation
 from llp.harness.evaluation import evaluate_tasks
-from llp.harness.harness_model import HarnessModel
 
 LOCAL = """
 task: {name}
@@ -104,18 +101,6 @@ def test_the_likely_choice_is_chosen(choices):
     assert found["results"]["both"]["acc,none"] == 0.5
     assert found["n-samples"]["right"] == {"original": 4, "effective": 3}
     assert list(evaluate_tasks(model, str(choices / "right.yaml"), None, limit=1)["results"]) == ["right"]
-
-
-def test_texts_are_those_of_llp_generate(run, trained):
-    settings = {"until": ["t", "\n"], "max_gen_toks": 20, "do_sample": False}
-    prompts = ["the cat sat on", "", "a mat " * 20]
-    requests = [Instance("generate_until", {}, (prompt, settings), 0) for prompt in prompts]
-    found = HarnessModel(load(trained).as_text_model()).generate_until(requests, True)
-    (trained / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    arguments = ("generate", "--ckpt_path", trained, "--prompts", trained / "prompts.jsonl", "--temperature", 0)
-    status, out, err = run(*arguments, "--max_tokens", 20, "--stop", "t", "\n")
-    assert status == 0, err
-    assert found == [json.loads(line)["completions"][0] for line in out.splitlines()]
 
 
 REFUSED = {

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from datamodules import WikiText103
+from helpers.prepared import files
 from helpers.refusals import assert_one_message
 
 
@@ -132,10 +133,6 @@ def test_a_run_that_is_resumed_under_another_name_says_so(run, trained, caplog):
     message = "lightning_logs/run is resumed at step 6 as a new run, lightning_logs/other; it stays as it is"
     assert message in caplog.messages
     assert files(trained) == before
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_warm_up_that_takes_the_whole_run_is_said(run, work):

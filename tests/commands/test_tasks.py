@@ -9,9 +9,8 @@ import torch
 from torch.nn.functional import one_hot
 
 from helpers.refusals import assert_one_message
-from helpers.runs import assert_same_run, curves
+from helpers.runs import assert_same_run, at_call, curves
 from llp.decoder.geometry import Geometry
-from llp.language_model import LanguageModel
 from llp.scoring.label_metric import LabelScore
 
 TASK = """
@@ -85,16 +84,8 @@ def test_from_training_to_the_list_of_runs(run, task):
 
 def test_a_task_that_was_stopped_goes_on_as_if_nothing_had_been(run, task):
     fit(run, name="whole")
-    step, calls = LanguageModel.training_step, []
-
-    def stopping(self, *arguments):
-        calls.append(None)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *arguments)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LanguageModel, "training_step", stopping)
+        at_call(patch, "training_step", 2, lambda: signal.raise_signal(signal.SIGTERM))
         assert run("fit", "--config", "task.yaml", "--name", "stopped")[0] == 143
     status, _, err = run("fit", "--ckpt_path", "last", "--name", "stopped")
     assert status == 0, err

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
+from helpers.comparison import write_specification
 from helpers.in_process import call, in_this_process
 from helpers.small_llama import NINE_HEADS, save_llama
 from llp.atomic_files import checked_json, json_with_digest
@@ -28,21 +28,6 @@ COMPARISONS = Path(__file__).parent.parent.parent / "configs/compare"
 def specification(path, **changes):
     """Two arms that can be trained, and one for which no machine has the memory."""
     settings = {
-        "name": "tiny",
-        "shared": {
-            "model": {"init_args": {"dim": 16, "n_layers": 2, "n_heads": 2}},
-            "data": {
-                "class_path": "datamodules.TextFiles",
-                "init_args": {
-                    "path": str(path / "text.txt"),
-                    "cache_dir": str(path / "cache"),
-                    "tokenizer": "datamodules.Bytes",
-                    "window_len": 32,
-                    "batch_size": 4,
-                },
-            },
-            "trainer": {"accelerator": "cpu", "devices": 1, "limit_val_batches": 2},
-        },
         "arms": {
             "dense": {"class_path": "llp.Transformer"},
             "huge": {"class_path": "llp.Transformer", "init_args": {"dim": 2**28, "n_heads": 2**24}},
@@ -51,13 +36,10 @@ def specification(path, **changes):
         "steps": 6,
         "validations": 2,
         "learning_rates": [0.01],
-        "extensions": 0,
         "seeds": [3],
-        "scoring_window_len": 32,
-        "scoring_stride": 16,
         "primary": [["huge", "dense", "windows"]],
     }
-    (path / "spec.yaml").write_text(yaml.safe_dump(settings | changes))
+    write_specification(path, "text.txt", 32, **(settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -255,18 +237,6 @@ def test_comparisons_of_the_repository_can_be_planned(run, work, path):
     assert status == 0, err
     assert "runs to do" in out
     assert ("dollars" in out) is (path.stem == "gpu" or "ladder" in path.stem)
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """Programs in place of SLURM's, which write down how they were called."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, does in (("sbatch", "echo Submitted batch job 7"), ("srun", 'shift; exec "$@"'), ("scontrol", "")):
-        (programs / name).write_text(f'#!/usr/bin/env bash\necho {name} "$@" >> "{tmp_path}/calls"\n{does}\n')
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
-    return tmp_path / "calls"
 
 
 def test_an_array_job_has_a_task_for_each_run_that_can_start(finished, run, work, cluster):

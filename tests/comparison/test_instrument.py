@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+
+from helpers.comparison import write_specification
 
 pytestmark = pytest.mark.slow
 
@@ -40,44 +41,24 @@ def report(tmp_path_factory):
     for number in range(200):  # documents
         text = "".join(f"line {n} of text {number} has {n * n} and {n % (number + 2)}\n" for n in range(20))
         (folder / f"texts/{number}.txt").write_text(text)
-    segments = {"segment_len": 16}
-    settings = {
-        "name": "known",
-        "shared": {
-            "model": {"init_args": {"dim": 32, "n_layers": 2, "n_heads": 2}},
-            "data": {
-                "class_path": "datamodules.TextFiles",
-                "init_args": {
-                    "path": str(folder / "texts"),
-                    "cache_dir": str(folder / "cache"),
-                    "tokenizer": "datamodules.Bytes",
-                    "window_len": 64,
-                    "batch_size": 4,
-                },
-            },
-            "trainer": {"accelerator": "cpu", "devices": 1, "limit_val_batches": 4},
-        },
-        "arms": {
-            "llp": {"class_path": "llp.LLP", "init_args": segments},
-            "meta_copy": {"class_path": "llp.LLP", "init_args": segments},
-            "worse": {"class_path": "known_arms.Worse", "init_args": segments},
-        },
-        "reference": "llp",
-        "steps": 40,
-        "learning_rates": [3e-3],
-        "extensions": 0,
-        "seeds": [0, 1, 2],
-        "slices": False,
-        "scoring_window_len": 64,
-        "scoring_stride": 32,
-        "primary": [["meta_copy", "llp", "windows"], ["worse", "llp", "windows"]],
-    }
-    (folder / "spec.yaml").write_text(yaml.safe_dump(settings))
+    llp = {"class_path": "llp.LLP", "init_args": {"segment_len": 16}}
+    write_specification(
+        folder,
+        "texts",
+        64,
+        arms={"llp": llp, "meta_copy": llp, "worse": {**llp, "class_path": "known_arms.Worse"}},
+        reference="llp",
+        steps=40,
+        learning_rates=[3e-3],
+        seeds=[0, 1, 2],
+        slices=False,
+        primary=[["meta_copy", "llp", "windows"], ["worse", "llp", "windows"]],
+    )
     command = [sys.executable, "-m", "llp", "compare", "spec.yaml", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
-    place = folder / "lightning_logs/comparisons/known"
+    place = folder / "lightning_logs/comparisons/tiny"
     records = [json.loads(path.read_text()) for path in sorted(place.glob("records/*.json"))]
     return records, (place / "report.md").read_text()
 

@@ -1,7 +1,6 @@
 """Sweeps: which runs a grid and a random search have, and a whole sweep in this process."""
 
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -98,15 +97,10 @@ def test_what_llp_fit_would_refuse_is_refused_before_anything_starts(run, work):
     assert not (work / "lightning_logs").exists()
 
 
-def test_an_array_job_has_a_task_for_each_run(run, work, monkeypatch):
-    sbatch = work / "bin/sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text('#!/usr/bin/env bash\necho "$@"\n')
-    sbatch.chmod(0o755)
-    monkeypatch.setenv("PATH", str(sbatch.parent), prepend=os.pathsep)
+def test_an_array_job_has_a_task_for_each_run(run, work, cluster):
     specification({DIM: [8, 16]})
-    status, out, _ = run("sweep", "sweep.yaml", "--slurm", "4")
-    assert status == 0
-    assert out.startswith("--array=1-2%4 ")
-    assert out.endswith("compare.sbatch sweep.yaml lightning_logs/sweeps/tiny/runs-1.txt sweep\n")
+    assert run("sweep", "sweep.yaml", "--slurm", "4")[:2] == (0, "Submitted batch job 7\n")
+    called = cluster.read_text()
+    assert called.startswith("sbatch --array=1-2%4 ")
+    assert called.endswith("compare.sbatch sweep.yaml lightning_logs/sweeps/tiny/runs-1.txt sweep\n")
     assert (work / "lightning_logs/sweeps/tiny/runs-1.txt").read_text() == "dim=8\ndim=16\n"

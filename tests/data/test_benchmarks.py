@@ -1,15 +1,12 @@
-"""PG-19: both sources, what is counted, what is refused; and `llp prepare`."""
-
-import shutil
+"""PG-19: both sources, what is counted; bad text of the benchmarks; and `llp prepare`."""
 
 import datasets
 import pytest
 
-from datamodules import PG19, Bytes, SentencePiece
+from datamodules import PG19, Bytes, SentencePiece, WikiText103
 from datamodules.pg19 import _OFFICIAL
-from helpers.prepared import files
+from helpers.prepared import files, prepared
 from llp.errors import SettingError
-from llp.scoring.metric import Score, ScoringBatch
 
 BOOKS = {
     "train": {"11": "Down the rabbit hole\n\n  she went . " * 30, "9": "A second book , with words .\n" * 20},
@@ -31,14 +28,8 @@ def pg19(tmp_path):
     return folder
 
 
-def prepare(data):
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
 def test_books_are_documents_in_the_order_of_their_numbers(pg19, tmp_path):
-    data = prepare(PG19(str(pg19), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16))
+    data = prepared(PG19(str(pg19), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16))
     for split, books in BOOKS.items():
         documents = data.files[split].documents
         numbers = sorted(books, key=int)
@@ -63,7 +54,7 @@ def test_the_hub_gives_the_same_books(pg19, tmp_path):
         }
         datasets.Dataset.from_dict(rows).to_parquet(hub / f"data/{split}-00000-of-00001.parquet")
     settings = {"tokenizer": SentencePiece(300), "window_len": 16, "cache_dir": str(tmp_path / "cache")}
-    local, from_hub = prepare(PG19(str(pg19), **settings)), prepare(PG19(hub_id=str(hub), **settings))
+    local, from_hub = prepared(PG19(str(pg19), **settings)), prepared(PG19(hub_id=str(hub), **settings))
     assert from_hub.about["data_fingerprint"] == local.about["data_fingerprint"]
     assert from_hub.about["tokenizer_fingerprint"] == local.about["tokenizer_fingerprint"]
     for split in BOOKS:
@@ -71,38 +62,36 @@ def test_the_hub_gives_the_same_books(pg19, tmp_path):
 
 
 def test_official_word_counts_are_for_whole_splits(pg19, tmp_path, monkeypatch):
-    data = prepare(PG19(str(pg19), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16))
+    data = prepared(PG19(str(pg19), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=16))
     assert data.official_words("test") is None
     assert "2 books here; the official split has 100" in data.word_note("test")
     monkeypatch.setitem(_OFFICIAL, "test", (2, 1234))  # as if these two were the whole split
     assert data.official_words("test") == 1234
     assert "1,234 (the text has 11)" in data.word_note("test")
-    documents = data.files["test"].documents
-    score = Score(documents, data.official_words("test"))
-    import torch
-
-    for number, document in enumerate(documents):
-        nats = torch.ones(1, document.tokens)
-        score.update(nats, ScoringBatch(nats, nats, torch.tensor([number])))
-    rows = score.rows()
-    assert [row["words"] for row in rows] == [1234, *(document.words for document in documents)]
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("cls", "name", "content", "message"),
     [
-        (lambda folder: (folder / "train/9.txt").write_text(""), "9.txt is empty"),
-        (lambda folder: (folder / "train/9.txt").write_bytes(b"fine\n\xff"), r"9.txt: it is not UTF-8 at byte 5"),
-        (lambda folder: shutil.rmtree(folder / "validation"), "the validation split is missing"),
+        (PG19, "train/9.txt", b"", r"9\.txt is empty; remove it"),
+        (PG19, "train/9.txt", b"fine\n\xff", r"9\.txt: it is not UTF-8 at byte 5"),
+        (PG19, "validation", None, "the validation split is missing"),
+        (WikiText103, "wiki.valid.tokens", b"", r"wiki\.valid\.tokens is empty; remove it"),
+        (WikiText103, "wiki.valid.tokens", b" caf\xe9 \n", r"wiki\.valid\.tokens: it is not UTF-8 at byte 4"),
+        (WikiText103, "wiki.valid.tokens", None, r"wiki\.valid\.tokens is missing; add it"),
     ],
 )
-def test_bad_books_are_one_error_and_the_cache_is_untouched(pg19, tmp_path, damage, message):
-    settings = {"tokenizer": Bytes(), "window_len": 16, "cache_dir": str(tmp_path / "cache")}
-    prepare(PG19(str(pg19), **settings))
+def test_bad_text_is_one_error_and_the_cache_is_untouched(request, tmp_path, cls, name, content, message):
+    folder = request.getfixturevalue({PG19: "pg19", WikiText103: "wikitext"}[cls])
+    data = cls(str(folder), tokenizer=Bytes(), window_len=16, cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
     before = files(tmp_path / "cache")
-    damage(pg19)
-    with pytest.raises(SettingError, match=message):
-        PG19(str(pg19), **settings).prepare_data()
+    if content is None:
+        (folder / name).rename(tmp_path / "away")
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(SettingError, match=rf"data\.init_args\.path = .*{message}"):
+        data.prepare_data()
     assert files(tmp_path / "cache") == before
     assert len(list((tmp_path / "cache").iterdir())) == 1
 

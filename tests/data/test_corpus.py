@@ -11,18 +11,12 @@ from datamodules import SentencePiece
 from datamodules.documents import Text, describe_file
 from datamodules.tokenizers.sentence_piece import _sample
 from helpers.corpus import DOCUMENTS, Given
+from helpers.prepared import prepared
 from llp.errors import SettingError
 
 
-def prepared(documents, cache, **kwargs):
-    data = Given(documents, cache_dir=str(cache), **kwargs)
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
-def fingerprint(documents, cache, **kwargs):
-    return prepared(documents, cache, **kwargs).about["data_fingerprint"]
+def fingerprint(documents, cache):
+    return prepared(Given(documents, cache_dir=str(cache))).about["data_fingerprint"]
 
 
 def renamed(members, old, new):
@@ -55,7 +49,8 @@ def test_the_digest_is_that_of_the_text_alone(tmp_path, monkeypatch):
     """Another tokenizer, other windows or blocks make other token files of the same text."""
     long = {**DOCUMENTS, "train": {"a": " ".join(f"word{i} of {i % 7}\n" for i in range(400))}}
     plain = fingerprint(long, tmp_path / "plain")
-    data = prepared(long, tmp_path / "plain", tokenizer=SentencePiece(300), window_len=9)
+    settings = {"tokenizer": SentencePiece(300), "window_len": 9}
+    data = prepared(Given(long, cache_dir=str(tmp_path / "plain"), **settings))
     assert data.about["data_fingerprint"] == plain
     assert data.about["tokenizer_fingerprint"] != "bytes"
     monkeypatch.setattr("datamodules.documents._BLOCK", 7)
@@ -69,9 +64,8 @@ def test_what_is_written_of_a_document(tmp_path):
         def count_words(self, line):
             return 2 * len(line.split())
 
-    data = Doubled({**DOCUMENTS, "test": {"e": "seven é\neight\n", "f": "", "g": "nine"}}, cache_dir=str(tmp_path))
-    data.prepare_data()
-    data.setup("test")
+    documents = {**DOCUMENTS, "test": {"e": "seven é\neight\n", "f": "", "g": "nine"}}
+    data = prepared(Doubled(documents, cache_dir=str(tmp_path)), "test")
     texts = ["seven é\neight\n".encode(), b"", b"nine"]
     assert data.files["test"].tokens.tolist() == [256, *texts[0], 256, 256, *texts[2]]
     assert data.files["test"].tokens.dtype == np.uint16
@@ -89,7 +83,7 @@ def test_what_is_written_of_a_document(tmp_path):
 
 def test_a_split_without_text_is_refused(tmp_path):
     with pytest.raises(SettingError, match="data = given: its test split contains no text"):
-        prepared({**DOCUMENTS, "test": {"e": "", "f": ""}}, tmp_path)
+        prepared(Given({**DOCUMENTS, "test": {"e": "", "f": ""}}, cache_dir=str(tmp_path)))
     assert [*tmp_path.iterdir()] == []
 
 

@@ -1,33 +1,11 @@
 """A `tokenizer.json`: every string comes back exactly, or the file is refused."""
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from datamodules import HuggingFaceTokenizer
+from helpers.texts import LINES, assert_every_string_comes_back, assert_restored_from_its_bytes, byte_level
 from llp.errors import SettingError
-
-TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
-LINES = [f"{' '.join(TEXT.split()[number % 7 :: 2])} {number}.\n" for number in range(40)]
-STRANGE = [
-    "", "\n", " \n", "  two  spaces \n", "\ttab\r\n", "nul \0 and <0x41> <s> </s> <unk> <|endoftext|> [PAD] literally",
-    "never seen: 日本語 😀 Ω ﬁ e\u0301 \u00e9 \u3000 \ufeff", "\u2581", "a\u2581b \u2581\u2581 c", " \u2581 \n",
-    "CASE\n", "a <|endoftext|> b<|endoftext|>", "  </s>  ",
-]  # fmt: skip
-
-
-def byte_level(add_prefix_space=False, special_tokens=("<|endoftext|>",)):
-    """As GPT-2's."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        LINES,
-        trainers.BpeTrainer(
-            vocab_size=330, special_tokens=[*special_tokens], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    return tokenizer
 
 
 def byte_fallback(metaspace=False):
@@ -51,7 +29,7 @@ def byte_fallback(metaspace=False):
 
 
 def changing_text():
-    tokenizer = byte_level(add_prefix_space=True)
+    tokenizer = byte_level(LINES, add_prefix_space=True)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])
     tokenizer.model.dropout = 0.5
     tokenizer.enable_truncation(5)
@@ -62,7 +40,7 @@ def changing_text():
 
 
 MADE = {
-    "byte level": byte_level,
+    "byte level": lambda: byte_level(LINES),
     "byte level with all that changes text": changing_text,
     "byte fallback": byte_fallback,
     "byte fallback, metaspace": lambda: byte_fallback(metaspace=True),
@@ -81,17 +59,7 @@ def both(request, tmp_path_factory):
 
 
 def test_every_string_comes_back(both):
-    _, tokenizer = both
-    for text in STRANGE:
-        tokens = tokenizer.encode(text.splitlines(keepends=True) or [""])
-        assert tokenizer.decode([tokenizer.start_token, *tokens]) == tokenizer.decode(tokens) == text
-        assert tokenizer.start_token not in tokens
-        assert all(0 <= token < tokenizer.vocab_size for token in tokens)
-    lines = [*LINES[:5], *STRANGE, *LINES[5:]]
-    tokens = tokenizer.encode(lines)
-    assert tokenizer.decode(tokens) == "".join(lines)
-    one_by_one = [tokenizer.encode([line]).tolist() for line in lines]
-    assert tokens.tolist() == [token for row in one_by_one for token in row]  # none crosses a line end
+    assert_every_string_comes_back(both[1])
 
 
 def test_it_is_their_tokenizer(both):
@@ -108,11 +76,7 @@ def test_it_is_their_tokenizer(both):
 def test_it_is_restored_from_its_bytes_alone(both):
     _, tokenizer = both
     restored = HuggingFaceTokenizer.restored(tokenizer.serialized(), tokenizer.settings())
-    lines = [*LINES, *STRANGE]
-    assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
-    assert restored.decode(restored.encode(lines)) == "".join(lines)
-    for name in ("vocab_size", "start_token", "fingerprint"):
-        assert getattr(restored, name) == getattr(tokenizer, name)
+    assert_restored_from_its_bytes(tokenizer, restored)
     assert restored.settings() == tokenizer.settings()
     # It is a tokenizer.json itself, which puts the start token before a text.
     library = Tokenizer.from_str(tokenizer.serialized().decode())
@@ -120,7 +84,7 @@ def test_it_is_restored_from_its_bytes_alone(both):
 
 
 def lowercased():
-    tokenizer = byte_level()
+    tokenizer = byte_level(LINES)
     tokenizer.normalizer = normalizers.Lowercase()
     return tokenizer
 
@@ -138,7 +102,7 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path, make):
 
 
 def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
-    tokenizer = byte_level()
+    tokenizer = byte_level(LINES)
     tokenizer.normalizer = normalizers.Replace("wombat", "koala")  # no hard string tells of this
     tokenizer = given(tokenizer, tmp_path)
     assert tokenizer.decode(tokenizer.encode(LINES)) == "".join(LINES)
@@ -156,7 +120,7 @@ def test_a_text_that_something_is_lost_of_is_refused_when_it_is_met(tmp_path):
     ],
 )
 def test_which_token_begins_a_document(tmp_path, special_tokens, setting, start):
-    theirs = byte_level(special_tokens=special_tokens)
+    theirs = byte_level(LINES, special_tokens=special_tokens)
     if start is None:
         names = ", ".join(special_tokens) or "none"
         with pytest.raises(SettingError, match=rf"start_token = {setting}: .* \(special tokens: {names}\)"):
@@ -166,7 +130,7 @@ def test_which_token_begins_a_document(tmp_path, special_tokens, setting, start)
 
 
 def test_the_token_that_the_file_puts_before_a_text_begins_a_document(tmp_path):
-    theirs = byte_level(special_tokens=("<s>", "<mine>", "<end>"))
+    theirs = byte_level(LINES, special_tokens=("<s>", "<mine>", "<end>"))
     template = {"special_tokens": [("<mine>", 1), ("<end>", 2)]}
     theirs.post_processor = processors.TemplateProcessing(single="<mine> $A <end>", **template)
     tokenizer = given(theirs, tmp_path)

@@ -16,7 +16,7 @@ from datamodules.loaders import (
     share_of_rank,
 )
 from helpers.corpus import Given
-from helpers.prepared import attach
+from helpers.prepared import attach, prepared
 from helpers.small_models import build
 from llp.scoring.windows import scoring_batches
 
@@ -152,9 +152,7 @@ TEXT = {
 @pytest.fixture
 def data(tmp_path):
     def make(max_steps=10, accumulated=1, world_size=1, **settings):
-        data = Given(TEXT, cache_dir=str(tmp_path), **settings)
-        data.prepare_data()
-        data.setup("fit")
+        data = prepared(Given(TEXT, cache_dir=str(tmp_path), **settings))
         trainer = {"max_steps": max_steps, "accumulate_grad_batches": accumulated, "world_size": world_size}
         return attach(data, build("Transformer"), **trainer)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import Bytes, SentencePiece, TextFiles
+from datamodules import SentencePiece
 from datamodules.documents import read_text
 from datamodules.tokenizers.sentence_piece import _of_length
+from helpers.corpus import text_files
+from helpers.prepared import prepared
 from llp.errors import SettingError
 
 SPLITS = ("train", "validation", "test")
@@ -16,15 +18,8 @@ MARK = b"\xef\xbb\xbf"
 LINES = [f"line {number} of the text\n" for number in range(40)]
 
 
-def text_files(path, tmp_path, **settings):
-    return TextFiles(str(path), **{"tokenizer": Bytes(), "window_len": 4, "cache_dir": str(tmp_path / "c"), **settings})
-
-
-def prepared(folder, tmp_path, **settings):
-    data = text_files(folder, tmp_path, **settings)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+def prepare(path, tmp_path):
+    return prepared(text_files(path, tmp_path))
 
 
 def write(folder, contents, suffix=".txt"):
@@ -41,8 +36,8 @@ def jsonl(*texts):
 
 @pytest.mark.parametrize(("suffix", "content"), [(".txt", b"ab\nc"), (".jsonl", jsonl("ab\nc", "\ufeffd"))])
 def test_a_byte_order_mark_is_no_text(tmp_path, suffix, content):
-    plain = prepared(write(tmp_path / "plain", content, suffix), tmp_path)
-    marked = prepared(write(tmp_path / "marked", MARK + content, suffix), tmp_path)
+    plain = prepare(write(tmp_path / "plain", content, suffix), tmp_path)
+    marked = prepare(write(tmp_path / "marked", MARK + content, suffix), tmp_path)
     assert marked.about["data_fingerprint"] == plain.about["data_fingerprint"]
     assert marked.files["test"].tokens.tolist() == plain.files["test"].tokens.tolist()
 
@@ -52,7 +47,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, suffix, content):
 def test_another_encoding_is_named(tmp_path, encoding, suffix):
     content = jsonl("some text").decode().encode(encoding)
     with pytest.raises(SettingError, match=rf"path = .*{suffix}: it is UTF-(16|32); convert it to UTF-8"):
-        prepared(write(tmp_path / "text", content, suffix), tmp_path)
+        prepare(write(tmp_path / "text", content, suffix), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +57,7 @@ def test_another_encoding_is_named(tmp_path, encoding, suffix):
 def test_a_byte_that_is_not_utf_8_is_found_in_the_file(tmp_path, suffix, content):
     folder, position = write(tmp_path / "text", content, suffix), content.index(0xE9)
     with pytest.raises(SettingError, match=f"path = {folder}/.*{suffix}: it is not UTF-8 at byte {position};"):
-        prepared(folder, tmp_path)
+        prepare(folder, tmp_path)
 
 
 def test_names_may_be_any_bytes(tmp_path):
@@ -70,7 +65,7 @@ def test_names_may_be_any_bytes(tmp_path):
     os.makedirs(folder + b"/sub\xff")
     for number in range(40):
         Path(os.fsdecode(folder + b"/sub\xff/caf\xe9%d.txt" % number)).write_text("some text\n")
-    data = prepared(Path(os.fsdecode(folder)), tmp_path)
+    data = prepare(Path(os.fsdecode(folder)), tmp_path)
     names = [document.name for document in data.files["train"].documents]
     assert names[0] == r"sub\xff/caf\xe90.txt"
     assert len({*names}) == len(names) == 36
@@ -80,9 +75,9 @@ def test_names_may_be_any_bytes(tmp_path):
 
 def test_line_ends_and_nuls_are_text(tmp_path):
     content = "a\r\nb\rc\n\0d\0\n"
-    data = prepared(write(tmp_path / "text", content.encode()), tmp_path)
+    data = prepare(write(tmp_path / "text", content.encode()), tmp_path)
     assert data.tokenizer.decode(data.files["test"].text_of(*data.files["test"].documents)) == content
-    data = prepared(write(tmp_path / "lines", jsonl(content, "two").replace(b"\n", b"\r\n"), ".jsonl"), tmp_path)
+    data = prepare(write(tmp_path / "lines", jsonl(content, "two").replace(b"\n", b"\r\n"), ".jsonl"), tmp_path)
     assert [document.bytes for document in data.files["test"].documents] == [len(content), 3]
 
 
@@ -90,8 +85,8 @@ def test_an_empty_file_is_named_and_an_empty_document_is_one(tmp_path):
     folder = write(tmp_path / "text", b"some text\n")
     (folder / "validation.txt").write_bytes(b"")
     with pytest.raises(SettingError, match=r"validation\.txt is empty; remove it"):
-        prepared(folder, tmp_path)
-    data = prepared(write(tmp_path / "lines", jsonl("one", "", "three"), ".jsonl"), tmp_path)
+        prepare(folder, tmp_path)
+    data = prepare(write(tmp_path / "lines", jsonl("one", "", "three"), ".jsonl"), tmp_path)
     assert [document.tokens for document in data.files["train"].documents] == [3, 0, 5]
 
 
@@ -163,10 +158,10 @@ def test_a_missing_part_is_named(tmp_path, removed, first, missing):
     parts = [folder / f"train-{number:05}-of-00004.jsonl" for number in range(first, first + 4)]
     for part in parts:
         part.write_bytes(jsonl("a part"))
-    assert prepared(folder, tmp_path).files["train"].documents[3].name == f"{parts[3].name}:1"
+    assert prepare(folder, tmp_path).files["train"].documents[3].name == f"{parts[3].name}:1"
     parts[removed].unlink()
     with pytest.raises(SettingError, match=f"path = {folder}/{missing}: this part of the text is missing; add it"):
-        prepared(folder, tmp_path)
+        prepare(folder, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train-00001-of-00002.jsonl.gz", "more.txt.zst", "a/b.JSONL.xz"])
@@ -176,4 +171,4 @@ def test_a_compressed_file_is_named(tmp_path, name):
     (folder / name).write_bytes(b"\x1f\x8b")
     for path in (folder, folder / name):
         with pytest.raises(SettingError, match=f"path = {folder / name}: it is compressed, .*; decompress it"):
-            prepared(path, tmp_path)
+            prepare(path, tmp_path)

@@ -1,7 +1,6 @@
 """A prepared folder: damage is noticed before a figure is computed, and a power cut leaves nothing half done."""
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -9,21 +8,11 @@ import pytest
 
 from datamodules import SentencePiece
 from datamodules.token_files import TokenFile
+from helpers.damage import flip
 from helpers.prepared import attach, prepare
 from llp.errors import SettingError
 
 TOKENS = np.dtype(np.uint16)
-
-
-def flip(path, place):
-    """Change one byte, and neither the size of the file nor its date."""
-    stat = path.stat()
-    with path.open("r+b") as stream:
-        stream.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
-        old = stream.read(1)
-        stream.seek(-1, os.SEEK_CUR)
-        stream.write(bytes([old[0] ^ 1]))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 @pytest.mark.parametrize("damage", ["cut", "no index", "broken index", "no tokens"])
@@ -110,6 +99,3 @@ def test_llp_test_and_context_report_nothing_of_changed_tokens(run, trained, wor
         assert f"remove {folder}, and the next run will prepare it again" in err
         assert "loss" not in out
     assert not (trained / "test.json").exists()
-
-
-# A kill, and a power cut

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from datamodules import Bytes, PythonReference, SentencePiece, WikiText103
-from datamodules.loaders import TrainingOrder
-from helpers.prepared import attach, prepare
+from helpers.prepared import attach, prepare, prepared
 from helpers.small_models import build
 from llp.errors import SettingError
 
@@ -70,9 +69,8 @@ def test_the_hub_gives_the_same_bytes(wikitext, tmp_path):
         "---\nconfigs:\n- config_name: wikitext-103-v1\n  data_files:\n  " + "\n  ".join(files) + "\n---\n"
     )
     local = prepare(wikitext, tmp_path / "cache")
-    from_hub = WikiText103(None, hub_id=str(hub), tokenizer=Bytes(), window_len=16, cache_dir=str(tmp_path / "cache2"))
-    from_hub.prepare_data()
-    from_hub.setup("fit")
+    settings = {"tokenizer": Bytes(), "window_len": 16, "cache_dir": str(tmp_path / "cache2")}
+    from_hub = prepared(WikiText103(None, hub_id=str(hub), **settings))
     assert from_hub.about["data_fingerprint"] == local.about["data_fingerprint"]
     for split in local.splits:
         assert from_hub.files[split].documents == local.files[split].documents
@@ -89,8 +87,7 @@ def test_python_reference_keeps_the_splits_apart(tmp_path):
     assert not paragraphs["train"] & paragraphs["test"]
     assert not paragraphs["train"] & paragraphs["validation"]
     assert not paragraphs["validation"] & paragraphs["test"]
-    data.prepare_data()
-    data.setup("test")
+    prepared(data, "test")
     starts = [document.start for document in data.files["test"].documents]
     assert len(starts) > 5
     assert (data.files["test"].tokens[starts] == data.tokenizer.start_token).all()
@@ -133,48 +130,9 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda file: file.unlink(), "wiki.valid.tokens is missing; add it"),
-        (lambda file: file.write_bytes(b""), "wiki.valid.tokens is empty; remove it"),
-        (lambda file: file.write_bytes(b" fine \n caf\xe9 \n"), "wiki.valid.tokens: it is not UTF-8 at byte 11"),
-    ],
-)
-def test_bad_text_is_one_error_and_the_cache_is_untouched(wikitext, tmp_path, damage, message):
-    cache = tmp_path / "cache"
-    prepare(wikitext, cache)
-    before = sorted(cache.rglob("*"))
-    damage(wikitext / "wiki.valid.tokens")
-    with pytest.raises(SettingError, match=f"data.init_args.path = .*{message}"):
-        prepare(wikitext, cache)
-    assert sorted(cache.rglob("*")) == before
-
-
 def test_a_model_that_does_not_fit_the_windows_stops_before_the_text_is_prepared(wikitext, tmp_path):
     data = WikiText103(str(wikitext), cache_dir=str(tmp_path / "cache"), tokenizer=Bytes(), window_len=3)
     attach(data, build("LLP", segment_len=4))
     with pytest.raises(SettingError, match="segment_len = 4: window_len = 3 is shorter"):
         data.prepare_data()
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_resumed_run_takes_the_next_batch(wikitext, tmp_path):
-    """Of the windows that stride, seed and sample number say."""
-    settings = {"batch_size": 4, "train_stride": 5, "seed": 7}
-    data = attach(prepare(wikitext, tmp_path / "cache", **settings))
-    n_tokens = len(data.files["train"].tokens)
-    stream = np.concatenate([data.files["train"].tokens] * 2)
-    order = TrainingOrder(n_tokens, 5, 7)
-    alone = list(data.train_dataloader())
-    assert len(alone) == 10
-    for number, (inputs, targets) in enumerate(alone):
-        for row in range(4):
-            start = order.start(4 * number + row)
-            np.testing.assert_array_equal(inputs[row], stream[start : start + 16])
-            np.testing.assert_array_equal(targets[row], stream[start + 1 : start + 17])
-    stopped, resumed = (attach(prepare(wikitext, tmp_path / "cache", **settings)) for _ in range(2))
-    batches = iter(stopped.train_dataloader())
-    next(batches), next(batches), next(batches)
-    resumed.load_state_dict(stopped.state_dict())
-    np.testing.assert_array_equal(next(iter(resumed.train_dataloader()))[0], alone[3][0])

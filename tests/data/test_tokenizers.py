@@ -1,7 +1,6 @@
 """Every string comes back exactly; training is the same bytes each time."""
 
 import hashlib
-import random
 import re
 
 import pytest
@@ -9,19 +8,9 @@ import sentencepiece as spm
 
 from datamodules.tokenizers import Bytes, SentencePiece
 from helpers.corpus import Given
+from helpers.prepared import prepared
+from helpers.texts import LINES, STRANGE, assert_every_string_comes_back, assert_restored_from_its_bytes
 from llp.errors import SettingError
-
-TEXT = "the cat sat on a mat and looked at another dog which did not move while birds were singing outside"
-LINES = [" ".join(random.Random(i).choices(TEXT.split(), k=9)) + f" {i} .\n" for i in range(300)]
-STRANGE = [
-    "",
-    "\n",
-    " \n",
-    "  two  spaces \n\n\ttab\r\n",
-    "nul \0 and <0x41> <s> </s> <unk> <unknown> literally",
-    "never seen: 日本語 😀 Ω ﬁ e\u0301 \u00e9 \u3000 \ufeff",
-    "\u2581", "a\u2581b \u2581\u2581 c", " \u2581 \n",
-]  # fmt: skip
 
 
 def trained(lines, **settings):
@@ -37,24 +26,14 @@ def tokenizer(request):
     return tokenizer
 
 
-@pytest.mark.parametrize("text", STRANGE)
-def test_every_string_comes_back(tokenizer, text):
-    tokens = tokenizer.encode(text.splitlines(keepends=True) or [""])
-    assert tokenizer.decode(tokens) == text
-    assert tokenizer.decode([tokenizer.start_token, *tokens]) == text
-    assert tokenizer.start_token not in tokens
-    assert all(0 <= token < tokenizer.vocab_size for token in tokens)
+def test_every_string_comes_back(tokenizer):
+    assert_every_string_comes_back(tokenizer)
 
 
 def test_a_tokenizer_is_restored_from_its_bytes_alone(tokenizer):
     for restored in (type(tokenizer).restored(tokenizer.serialized(), tokenizer.settings()), type(tokenizer)()):
         restored.restore(tokenizer.serialized())  # whatever it was made with
-        lines = [*LINES[:20], *STRANGE]
-        assert restored.encode(lines).tolist() == tokenizer.encode(lines).tolist()
-        assert restored.decode(restored.encode(lines)) == "".join(lines)
-        for name in ("vocab_size", "start_token", "fingerprint"):
-            assert getattr(restored, name) == getattr(tokenizer, name)
-        assert restored.serialized() == tokenizer.serialized()
+        assert_restored_from_its_bytes(tokenizer, restored)
 
 
 def test_unk_and_newline_are_one_token_each():
@@ -102,12 +81,7 @@ def test_a_given_model_is_used_without_its_normalization(tmp_path, settings):
     theirs = spm.SentencePieceProcessor(model_file=path)
     assert theirs.decode(theirs.encode("one\n") + theirs.encode("two\n")) != "one\ntwo\n"  # the dummy prefix
     given = SentencePiece(model_file=path)
-    for text in STRANGE:
-        tokens = given.encode([text])
-        assert given.decode([given.start_token, *tokens]) == text
-        assert given.start_token not in tokens
-    lines = [*LINES[:9], *STRANGE, *LINES[9:20]]
-    assert given.decode(given.encode(lines)) == "".join(lines)
+    assert_every_string_comes_back(given)
     # Behind the first word it is their model: the same pieces with the same numbers.
     assert given.encode(["the cat sat on a mat"])[-4:].tolist() == theirs.encode("the cat sat on a mat")[-4:]
     assert given.fingerprint != hashlib.sha256((tmp_path / "given.model").read_bytes()).hexdigest()
@@ -115,8 +89,7 @@ def test_a_given_model_is_used_without_its_normalization(tmp_path, settings):
     given.save(tmp_path)
     loaded = SentencePiece()
     loaded.load(tmp_path, given.fingerprint)
-    assert loaded.fingerprint == given.fingerprint
-    assert loaded.encode(lines).tolist() == given.encode(lines).tolist()
+    assert_restored_from_its_bytes(given, loaded)
 
 
 def test_a_given_model_that_loses_text_is_refused_with_the_flags_that_would_be_right(tmp_path):
@@ -168,9 +141,7 @@ def test_training_reads_the_training_split_alone(tmp_path):
         "validation": {"c": "zyx\n" * 99},
         "test": {"e": "wvu\n" * 99},
     }
-    data = Given(texts, cache_dir=str(tmp_path), tokenizer=SentencePiece(280), window_len=4)
-    data.prepare_data()
-    data.setup("fit")
+    data = prepared(Given(texts, cache_dir=str(tmp_path), tokenizer=SentencePiece(280)))
     assert len(data.tokenizer.encode(["sat"])) < 3
     for unseen in ("zyx", "wvu"):
         assert len(data.tokenizer.encode([unseen])) >= 3

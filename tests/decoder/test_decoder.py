@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import llp
 from helpers import reference
-from helpers.small_models import LATENT, OWN_SETTINGS, SIZES, build
+from helpers.small_models import ARCHITECTURES, LATENT, OWN_SETTINGS, SIZES, build
 from llp.decoder.block import Attention
 from llp.decoder.patterns import CausalAttention, Layer, SegmentAttention
 from llp.errors import SettingError
@@ -86,16 +87,35 @@ def test_activation_checkpointing_computes_each_block_twice_and_the_same(name):
     torch.testing.assert_close(outcomes[True], outcomes[False], rtol=1e-12, atol=1e-12)
 
 
-def test_loss_is_the_cross_entropy_of_the_last_positions():
-    decoder = build("LLP").decoder
-    tokens, targets = torch.randint(19, (2, 2, 10))
-    log_probabilities = decoder(tokens).log_softmax(-1)
-    expected = -log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    losses = decoder.loss(tokens, targets)
-    torch.testing.assert_close(losses.each, expected)
-    torch.testing.assert_close(losses.mean, expected.mean())
-    torch.testing.assert_close(decoder.loss(tokens, targets[:, -3:]).each, expected[:, -3:])
-    assert decoder.loss(tokens, targets[:, :0]).each.shape == (2, 0)
+@pytest.mark.parametrize("name", ["LLP", "PerceiverAR"])
+def test_the_loss_at_chosen_positions_is_that_of_the_window_with_all_others_ignored(name):
+    """In value and gradients; `check_architecture` checks those of the last positions."""
+    model, n = build(name), 18
+    first = n - model.geometry.positions_out(n)
+    tokens, targets = torch.randint(19, (2, 3, n))
+    positions = first + torch.stack([torch.randperm(n - first)[:4] for _ in range(3)])  # (3, 4), in no order
+    labels = targets.gather(1, positions)
+    losses = model.decoder.loss(tokens, labels, positions)
+    elsewhere = torch.full((3, n), -100).scatter(1, positions, labels)[:, first:]  # which torch ignores
+    each = F.cross_entropy(model(tokens).mT, elsewhere, reduction="none")
+    torch.testing.assert_close(losses.each, each.gather(1, positions - first), rtol=1e-12, atol=1e-12)
+    expected = torch.autograd.grad(each.sum() / 12, [*model.parameters()])
+    got = torch.autograd.grad(losses.mean, [*model.parameters()])
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_window_may_have_no_target():
+    """As one that fills up a rank's share of a scored text."""
+    tokens = torch.randint(19, (2, 10))
+    assert build("LLP").decoder.loss(tokens, tokens[:, :0]).each.shape == (2, 0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_head_is_counted_where_it_is(name):
+    decoder, n = build(name).decoder, 18
+    n_out = decoder.geometry.positions_out(n)
+    assert decoder.flops(n) == decoder.flops(n, n_out)
+    assert decoder.flops(n) - decoder.flops(n, 2) == 2 * (n_out - 2) * 16 * 19
 
 
 def test_dropout_acts_in_training_only():

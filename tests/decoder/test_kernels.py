@@ -13,16 +13,13 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from helpers.attention import assert_attends, by_hand, inputs, segment_rule
 from llp.decoder.kernels import fused, local
 from llp.decoder.kernels.fused import CUDNN, FLASH, KERNELS, takes_flash
 from llp.decoder.kernels.local import causal_attention, segment_pair_attention
 from llp.decoder.kernels.merged import can_merge, merged_attention, tail_parts
 
 SEED, OFFSET = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
-
-
-def draw(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
 
 
 def probabilities(query, key, is_causal, lower_right, scale):
@@ -116,63 +113,37 @@ def use(monkeypatch, kernel, device="cpu"):
     monkeypatch.setitem(KERNELS, device, kernel._replace(takes=lambda query: True))
 
 
-def differentiated(attend, *inputs):
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    output = attend(*inputs)
-    upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-    return [output, *torch.autograd.grad(output, inputs, upstream)]
-
-
-def masked_attention(query, key, value, see):
-    """By definition: query i of the last Q positions sees key j where `see(i, j)`."""
-    n_queries, n = query.shape[2], key.shape[2]
-    mask = torch.tensor([[j <= i and see(i, j) for j in range(n)] for i in range(n - n_queries, n)])
-    scores = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ value
-
-
-SEES = {
-    "blocks": (partial(segment_pair_attention, segment_len=4, look_back=0), lambda i, j: i // 4 == j // 4),
-    "pairs": (partial(segment_pair_attention, segment_len=4), lambda i, j: i // 4 - j // 4 <= 1),
-    "triples": (partial(segment_pair_attention, segment_len=3, look_back=2), lambda i, j: i // 3 - j // 3 <= 2),
-}
+TAIL = by_hand(lambda h, i, j: j <= i, 5, 13)
+SEGMENTS = {"blocks": (4, 0), "pairs": (4, 1), "triples": (3, 2)}
+"""Their length, and how many each looks back."""
 
 
 @pytest.mark.parametrize("head_dim", [8, 6], ids=["whole", "padded"])
 @pytest.mark.parametrize(("n_queries", "n"), [(13, 13), (16, 16), (6, 13), (2, 21)])
-@pytest.mark.parametrize("case", SEES)
+@pytest.mark.parametrize("case", SEGMENTS)
 @pytest.mark.parametrize("kernel", [FLASH, CUDNN], ids=["flash", "cudnn"])
 def test_parts_merged_on_the_cuda_operators_are_their_mask(
     monkeypatch, stand_ins, kernel, case, n_queries, n, head_dim
 ):
     use(monkeypatch, kernel)
-    attend, see = SEES[case]
-    inputs = draw(2, 3, n_queries, head_dim), draw(2, 3, n, head_dim) + 1, draw(2, 3, n, head_dim) - 1
-    got, expected = differentiated(attend, *inputs), differentiated(partial(masked_attention, see=see), *inputs)
+    segment_len, look_back = SEGMENTS[case]
+    attend = partial(segment_pair_attention, segment_len=segment_len, look_back=look_back)
+    mask = by_hand(segment_rule(segment_len, look_back), n_queries, n)
+    assert_attends(attend, mask, *inputs(n_queries, n, width=head_dim))
     assert stand_ins
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("kernel", [FLASH, CUDNN], ids=["flash", "cudnn"])
 def test_the_tail_merged_on_the_cuda_operators_is_its_mask(monkeypatch, stand_ins, kernel):
     use(monkeypatch, kernel)
-    inputs = draw(2, 3, 5, 8), draw(2, 3, 13, 8), draw(2, 3, 13, 8)
-    got = differentiated(lambda *inputs: merged_attention(*inputs, tail_parts), *inputs)
-    expected = differentiated(partial(masked_attention, see=lambda i, j: True), *inputs)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    assert_attends(lambda *x: merged_attention(*x, tail_parts), TAIL, *inputs(5, 13, width=8))
 
 
 @pytest.mark.parametrize("head_dim", [8, 5])
 def test_the_flash_operator_alone_is_lower_right(monkeypatch, stand_ins, head_dim):
     monkeypatch.setattr(local, "takes_flash", lambda query: True)
-    inputs = draw(2, 3, 5, head_dim), draw(2, 3, 13, head_dim), draw(2, 3, 13, head_dim)
-    got = differentiated(causal_attention, *inputs)
-    expected = differentiated(partial(masked_attention, see=lambda i, j: True), *inputs)
+    assert_attends(causal_attention, TAIL, *inputs(5, 13, width=head_dim))
     assert stand_ins == ["flash"]  # its gradient, here, is autograd's of the stand-in
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def traced(attend, *inputs):

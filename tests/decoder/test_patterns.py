@@ -1,10 +1,9 @@
 """Every pattern against its definition, and the definitions against masks and rules written out by hand."""
 
-import math
-
 import pytest
 import torch
 
+from helpers.attention import assert_attends, by_hand, inputs, masked_attention
 from helpers.own_patterns import OWN_PATTERNS, Blind, Dilated, WindowWithSinks
 from llp.decoder.kernels import flex, local
 from llp.decoder.patterns import (
@@ -48,43 +47,10 @@ def history_rule(latent_len, segment_len, n):
     return sees
 
 
-def by_hand(rule, n_queries, n):
-    rows = [[[rule(h, i, j) for j in range(n)] for i in range(n - n_queries, n)] for h in range(H)]
-    return torch.tensor(rows)  # (H, Q, N)
-
-
-def draw(*shape):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def inputs(n_queries, n, batch=2, width=4):
-    return draw(batch, H, n_queries, width), draw(batch, H, n, width) + 1, draw(batch, H, n, width) - 1
-
-
-def masked_attention(query, key, value, mask):
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    shares = scores.softmax(-1) * mask
-    return shares @ value
-
-
-def differentiated(attend, *tensors):
-    """Output and gradients, under an upstream gradient that tells positions apart."""
-    tensors = [x.clone().requires_grad_() for x in tensors]
-    output = attend(*tensors)
-    return [output, *torch.autograd.grad(output, tensors, draw(*output.shape))]
-
-
-def assert_attends(attend, mask, *tensors):
-    expected = differentiated(lambda *x: masked_attention(*x, mask), *tensors)
-    for one, other in zip(differentiated(attend, *tensors), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-
-
 @pytest.mark.parametrize("pattern", RULES, ids=repr)
 def test_the_definition_is_the_rule(pattern):
     for n_queries, n in [(1, 1), (13, 13), (5, 13), (1, 9)]:
-        assert torch.equal(pattern.mask(H, n_queries, n).expand(H, -1, -1), by_hand(RULES[pattern], n_queries, n))
+        assert torch.equal(pattern.mask(H, n_queries, n).expand(H, -1, -1), by_hand(RULES[pattern], n_queries, n, H))
 
 
 @pytest.mark.parametrize("merges", [True, False], ids=["fast", "readable"])
@@ -111,7 +77,7 @@ def test_history_attention_is_its_rule(latent_len, segment_len):
     pattern = HistoryAttention(latent_len, segment_len)
     for n in (1, 5, 6, 13):
         whole = pattern.in_window(n)
-        rule = by_hand(history_rule(latent_len, segment_len, n), n, n)
+        rule = by_hand(history_rule(latent_len, segment_len, n), n, n, H)
         assert torch.equal(whole.mask(H, n, n).expand(H, -1, -1), rule)
         assert whole.pair_count(H, n, n) == rule.sum() / H
         for n_queries in {n, min(n, latent_len), 1, max(1, n - 1)}:
@@ -122,7 +88,7 @@ def test_history_attention_is_its_rule(latent_len, segment_len):
 def test_history_attention_in_a_window_that_is_still_filling():
     """Which positions are latents depends on the whole window: 9 of its 12 positions are there."""
     pattern = HistoryAttention(5).in_window(12)
-    rule = by_hand(history_rule(5, None, 12), 12, 12)[:, :9, :9]
+    rule = by_hand(history_rule(5, None, 12), 12, 12, H)[:, :9, :9]
     assert_attends(pattern.attend, rule, *inputs(9, 9))
     with pytest.raises(ValueError, match="in_window"):
         HistoryAttention(5).mask(H, 3, 3)
@@ -131,16 +97,16 @@ def test_history_attention_in_a_window_that_is_still_filling():
 @pytest.mark.parametrize("pattern", RULES, ids=repr)
 def test_pairs_and_first_visible_are_counted_from_the_mask(pattern):
     for n_queries, n in [(1, 1), (40, 40), (17, 40), (1, 40)]:
-        mask = by_hand(RULES[pattern], n_queries, n)
+        mask = by_hand(RULES[pattern], n_queries, n, H)
         assert pattern.pair_count(H, n_queries, n) == mask.sum() / H
-    mask = by_hand(RULES[pattern], 40, 40) | torch.eye(40, dtype=torch.bool)  # the residual stream keeps itself
+    mask = by_hand(RULES[pattern], 40, 40, H) | torch.eye(40, dtype=torch.bool)  # the residual stream keeps itself
     assert torch.equal(pattern.first_visible(H, 40).expand(H, -1), mask.to(torch.uint8).argmax(dim=-1))
 
 
 @pytest.mark.parametrize("pattern", RULES, ids=repr)
 def test_what_a_cache_keeps(pattern):
     """All that queries from a position on can see, from the start of a unit on, and no unit more."""
-    seen = by_hand(RULES[pattern], 60, 60).any(dim=0)
+    seen = by_hand(RULES[pattern], 60, 60, H).any(dim=0)
     for n in range(40):
         first = pattern.first_kept(H, n)
         if pattern.reach is None:

@@ -55,23 +55,6 @@ def test_drawn_halves_are_the_definition():
     assert [row.nonzero().flatten().tolist() for row in drawn] == expected
 
 
-REACHES = {  # where the three layers of a picture begin to read, for position i
-    "llp": lambda i: (i // SEGMENT - 3) * SEGMENT,
-    "llp_look_back_0": lambda i: i // SEGMENT * SEGMENT,
-    "sliding_window": lambda i: i - 3 * (draw_patterns.WINDOW - 1),
-    "shifted_segments": lambda i: (i // (SEGMENT // 2) - 3) * (SEGMENT // 2),
-}
-
-
-def test_drawn_reach_is_the_definition():
-    for name, model in draw_patterns.MODELS.items():
-        drawn = model.geometry.reads(20)
-        first = 20 - len(drawn)
-        reach = [max(0, REACHES[name](i)) if name in REACHES else 0 for i in range(first, 20)]
-        seen = [list(range(start, first + row + 1)) for row, start in enumerate(reach)]
-        assert [row.nonzero().flatten().tolist() for row in drawn] == seen
-
-
 def test_pictures_are_up_to_date():
     for name, content in draw_patterns.pictures().items():
         assert (draw_patterns.IMAGES / name).read_text() == content, "run: python docs/draw_patterns.py"

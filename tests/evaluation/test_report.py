@@ -3,16 +3,18 @@
 import csv
 import hashlib
 import math
+import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 
-import llp
-from datamodules import TextFiles
-from helpers.documents import Document
+from datamodules import PG19
+from helpers import reference
+from helpers.corpus import document, write_books
 from helpers.small_models import build
 from llp.atomic_files import checked_json
 from llp.evaluation.report import format_table, scored_context, with_unigram
@@ -34,7 +36,7 @@ def metrics(nats, tokens, words, n_bytes):
 
 # The metric
 
-DOCUMENTS = [Document("a", 100, 40, 600, plain_words=30), Document("b", 50, 20, 300, plain_words=16)]
+DOCUMENTS = [document("a", 100, 40, 600, plain_words=30), document("b", 50, 20, 300, plain_words=16)]
 
 
 def scored(*batches, documents=DOCUMENTS, official_words=None):
@@ -89,7 +91,7 @@ def test_nats_are_summed_in_float64():
     metric = scored([(0, nats)], [(0, nats)], [(1, ones(4))])
     assert metric.compute() == ([2e8 + 6, 4.0], [8, 4])
     assert metric.rows()[0]["nats"] == 2e8 + 10
-    documents = [Document(name, 1, 1, 1) for name in "abc"]
+    documents = [document(name, 1, 1, 1) for name in "abc"]
     values = [torch.tensor([value], dtype=torch.float64) for value in (1e16, 1, 1)]  # 1e16 + 1 is 1e16 again
     assert scored([*enumerate(values)], documents=documents).rows()[0]["nats"] == 1e16 + 2
 
@@ -143,7 +145,7 @@ def test_the_table():
     assert f"whitespace-separated words (46), the word perplexity is {math.exp(200 / 46):,.4f}" in text
     assert "Probed for causality at every position of a window of 7 tokens, and at 2 positions" in text
     protocol |= {"context_least": None, "context_mean": 3.0, "context_greatest": 5, "certificate": {"causal": None}}
-    rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[Document("a", 100, 7, 600)]).rows()]
+    rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[document("a", 100, 7, 600)]).rows()]
     text = format_table(rows, protocol)
     assert "a token is predicted from 3.0 tokens on average, and from at most 5." in text
     assert "whitespace-separated words" not in text  # they are the same
@@ -153,7 +155,7 @@ def test_the_table():
 @pytest.mark.parametrize(("n_documents", "n_shown", "n_more"), [(1, 1, 0), (10, 10, 0), (11, 10, 1)])
 def test_the_table_shows_ten_documents_and_says_where_the_others_are(n_documents, n_shown, n_more):
     """Documents of which nothing was scored are left out."""
-    documents = [Document(f"document {number}", 1, 1, 1) for number in range(-1, n_documents)]
+    documents = [document(f"document {number}", 1, 1, 1) for number in range(-1, n_documents)]
     metric = scored(*([(number, ones(1))] for number in range(1, n_documents + 1)), documents=documents)
     protocol = {"architecture": "llp.LLP", "complete": False, "window_len": 64, "stride": 32, "word_count": "words"}
     text = format_table([{"split": "test", **row} for row in metric.rows()], protocol)
@@ -198,79 +200,81 @@ def test_files_are_whole_and_older_ones_kept(tmp_path):
 # The command
 
 
-def nats_of(checkpoint, tokens):
-    """The loss of each token of a text in one pass over it: LLP's windows hold its reach."""
-    saved = torch.load(checkpoint, weights_only=True)
-    model = llp.LLP(**saved["hyper_parameters"])
-    model.configure_model()
-    model.load_state_dict(saved["state_dict"])
-    row = torch.tensor(tokens)
-    with torch.no_grad():
-        logits = model.double().eval()(row[None, :-1])[0]
-        return F.cross_entropy(logits, row[1:], reduction="none")
-
-
 @pytest.fixture
-def library(work):
-    """Text of several documents, and a run on it."""
-    words = (work / "wikitext/wiki.train.tokens").read_text(encoding="utf-8").split()
-    texts = {"train": {"long": 1500}, "validation": {"one": 60}, "test": {"a": 40, "b": 3, "c": 200}}
-    for split, members in texts.items():
-        (work / "library" / split).mkdir(parents=True)
-        for name, n_words in members.items():
-            content = " ".join(words[:n_words]) + "\n"
-            (work / f"library/{split}/{name}.txt").write_text(content, encoding="utf-8")
+def books(work):
+    """A folder in PG-19's layout, with books of several and of less than one scoring window."""
+    rng, folder = random.Random(0), work / "books"
+    lengths = {"train": {1: 400, 2: 300}, "validation": {3: 40}, "test": {10: 12, 9: 3, 11: 7}}
+    texts = {
+        split: {
+            number: "".join("".join(rng.choices("abc é", k=5)) + rng.choice(" \n") for _ in range(n_words))
+            for number, n_words in of_split.items()
+        }
+        for split, of_split in lengths.items()
+    }
+    write_books(folder, texts)
     config = yaml.safe_load((work / "tiny.yaml").read_text())
-    config["data"]["class_path"] = "datamodules.TextFiles"
-    config["data"]["init_args"]["path"] = str(work / "library")
-    config["trainer"]["max_steps"] = 2
-    (work / "library.yaml").write_text(yaml.safe_dump(config))
-    return work / "library"
+    config["data"]["class_path"] = "datamodules.PG19"
+    config["data"]["init_args"]["path"] = str(folder)
+    (work / "books.yaml").write_text(yaml.safe_dump(config))
+    return folder
 
 
-def test_a_report_of_several_documents_by_hand(run, work, library, monkeypatch):
-    monkeypatch.setattr(TextFiles, "official_words", lambda self, split: {"validation": 1, "test": 300}[split])
-    assert run("fit", "--config", "library.yaml", "--name", "run")[0] == 0
-    folder = work / "lightning_logs/run"
-    checkpoint = folder / "checkpoints/last.ckpt"
-    status, out, err = run("test", "--ckpt_path", checkpoint)
+def test_a_report_of_books_by_brute_force(run, work, books, monkeypatch):
+    """Losses from the weights alone, in one pass over each book; counts, contexts and unigram model by hand."""
+    monkeypatch.setattr(PG19, "official_words", lambda self, split: {"validation": 1, "test": 300}[split])
+    status, _, err = run("fit", "--config", "books.yaml", "--name", "run")
     assert status == 0, err
+    folder = work / "lightning_logs/run"
+    checkpoint = folder / "checkpoints/best.ckpt"
+    status, out, err = run("test", "--ckpt_path", folder, "--trainer.precision", "64-true")
+    assert status == 0, err
+    assert {path.name for path in folder.parent.iterdir()} == {"run"}  # a test makes no run of its own
     content = checked_json((folder / "test.json").read_text())
     whole, *rows = content["rows"]
-    protocol = content["protocol"]
-    assert protocol["complete"] is True
-    assert protocol["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert (protocol["checkpoint"], protocol["precision"]) == (str(checkpoint), "32-true")
-    assert (protocol["step"], protocol["seed"], protocol["official_words"]) == (2, 0, 300)
-    assert protocol["hyperparameters"]["segment_len"] == 8
 
-    counts = Counter((library / "train/long.txt").read_bytes())
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    weights = {name.removeprefix("decoder."): weight.double() for name, weight in saved.items()}
+    counts = Counter(b"".join((books / f"train/{number}.txt").read_bytes() for number in (1, 2)))
     total = sum(counts.values()) + 257
-    sums = [0.0, 0.0, 0, 0]
-    contexts = []
-    for name, row in zip("abc", rows, strict=True):
-        text = (library / f"test/{name}.txt").read_bytes()
+    sums, contexts = np.zeros(4), []
+    for number, row in zip((9, 10, 11), rows, strict=True):
+        text = (books / f"test/{number}.txt").read_bytes()  # a token is a byte, and a book begins with token 256
         n, n_words = len(text), len(text.split())
-        nats = nats_of(checkpoint, [256, *text]).sum().item()
+        logits = reference.logits(weights, [256, *text[:-1]], 2, 2, reference.llp_sees(8))
+        nats = F.cross_entropy(logits, torch.tensor([*text]), reduction="sum").item()
         unigram = -sum(math.log((counts[byte] + 1) / total) for byte in text)
-        assert row["document"] == f"test/{name}.txt"
-        assert (row["tokens"], row["bytes"], row["words"], row["plain_words"]) == (n, n, n_words, n_words)
-        assert {key: row[key] for key in METRICS} == pytest.approx(metrics(nats, n, n_words, n), rel=1e-5)
-        expected = {f"unigram_{key}": value for key, value in metrics(unigram, n, n_words, n).items()}
-        assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-9)
-        sums = [so_far + more for so_far, more in zip(sums, (nats, unigram, n, n_words), strict=True)]
-        contexts += [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]
+        assert row["document"] == f"Book ({number})"
+        check_row(row, nats, unigram, n, n_words, n_words)
+        sums += nats, unigram, n, n_words
+        contexts += [i + 1 - max(0, (i // 8 - 2) * 8) for i in range(n)]  # two segments of 8, and the own one
     nats, unigram, n, n_words = sums
-    assert (whole["document"], whole["tokens"], whole["words"], whole["plain_words"]) == (None, n, 300, n_words)
-    assert {key: whole[key] for key in METRICS} == pytest.approx(metrics(nats, n, 300, n), rel=1e-5)
-    expected = {f"unigram_{key}": value for key, value in metrics(unigram, n, 300, n).items()}
-    assert {key: whole[key] for key in expected} == pytest.approx(expected, rel=1e-9)
-    assert whole["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_words), rel=1e-5)
-    assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
-    assert protocol["context_greatest"] == max(contexts)
+    assert whole["document"] is None
+    check_row(whole, nats, unigram, n, 300, n_words)
+    assert whole["plain_word_perplexity"] == pytest.approx(math.exp(nats / n_words), rel=1e-12)
+    assert f"{whole['bits_per_byte']:,.4f}" in out
+    assert f"{whole['unigram_loss']:,.4f}" in out
     assert "PARTIAL" not in out
 
-    status, out, err = run("validate", "--ckpt_path", checkpoint)  # which probes nothing, and says nothing of it
-    assert status == 0, err
-    assert "robed" not in out
-    assert "unigram" in out
+    protocol = content["protocol"]
+    assert protocol["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    seconds = protocol["training_seconds"]
+    assert 0 < seconds < 60
+    assert protocol == protocol | {
+        **{"architecture": "llp.LLP", "checkpoint": str(checkpoint), "precision": "64-true", "complete": True},
+        **{"step": 6, "seed": 0, "official_words": 300, "tokenizer_fingerprint": "bytes"},
+        **{"window_len": 32, "stride": 16, "context_least": 17, "context_greatest": max(contexts)},
+        "parameters": sum(weight.numel() for weight in weights.values()),
+        **{"windows_per_step": 4, "training_window_len": 32, "trained_tokens": 6 * 4 * 32},
+    }
+    assert protocol["context_mean"] == pytest.approx(sum(contexts) / n)
+    assert protocol["hyperparameters"]["segment_len"] == 8
+    assert {"data_fingerprint", "versions", "git_commit"} <= protocol.keys()
+
+
+def check_row(row, nats, unigram, n, n_words, n_plain_words):
+    """Of bytes that are tokens."""
+    assert (row["tokens"], row["bytes"], row["words"], row["plain_words"]) == (n, n, n_words, n_plain_words)
+    expected = {"nats": nats, **metrics(nats, n, n_words, n)}
+    expected |= {f"unigram_{key}": value for key, value in metrics(unigram, n, n_words, n).items()}
+    assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-12)

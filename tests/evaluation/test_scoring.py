@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from datamodules import Bytes, PythonReference
-from helpers.documents import Document
-from helpers.prepared import attach, prepare
-from helpers.small_models import FORMS, LATENT, SIZES, build
+from helpers.corpus import document
+from helpers.small_models import SIZES, build
 from llp.scoring.metric import Score, ScoringBatch, metrics
 from llp.scoring.windows import scoring_batches
 
@@ -26,7 +24,7 @@ def test_metrics():
 
 def score(model, texts, window_len, stride, batch_size):
     """Score token rows (each with its start token) as a scoring loader would."""
-    documents = [Document(str(i), len(text) - 1, 5, 20) for i, text in enumerate(texts)]
+    documents = [document(str(i), len(text) - 1, 5, 20) for i, text in enumerate(texts)]
     metric = Score(documents)
     for batch in scoring_batches([d.tokens for d in documents], window_len, stride, batch_size):
         rows = torch.stack([texts[w.document][w.start : w.stop + 1] for w in batch])
@@ -67,75 +65,9 @@ def test_windows_equal_the_single_pass(name, settings, expected):
         assert row["nats"] == pytest.approx(total, rel=1e-12)
 
 
-def test_llp_figures_do_not_depend_on_batches_and_aligned_windows():
-    model = build("LLP")  # reach 12
-    results = {
-        (window_len, stride, batch_size): score(model, TEXTS, window_len, stride, batch_size)[0]["nats"]
-        for window_len, stride in [(24, 12), (16, 4), (20, 4), (20, 8), (64, 48), (140, 128)]
-        for batch_size in (1, 5)
-    }
-    first = results[24, 12, 1]
-    for nats in results.values():
-        assert nats == pytest.approx(first, rel=1e-12)
-    assert score(model, TEXTS, 12, 4, 1)[0]["nats"] != pytest.approx(first, rel=1e-9)  # a window without the reach
-
-
-@pytest.mark.parametrize(("name", "settings"), FORMS)
-@pytest.mark.parametrize(("window_len", "stride"), [(12, 12), (12, 6), (24, 6)])
-def test_one_window_and_one_stride_score_every_architecture(name, settings, window_len, stride):
-    """Aligned to all of them: each token once, from the window that its place has, whatever the reach."""
-    model = build(name, **{**settings, **({"segment_len": 3} if name == "LLP" else {})})
-    if name in LATENT:
-        model = build(name, latent_len=12, **({"history_len": 24} if name == "CompressedAttention" else {}))
-    assert model.geometry.scoring_window(24, window_len, stride) == (window_len, stride)
-    text = TEXTS[2]
-    (row,) = score(model, [text], window_len, stride, batch_size=4)
-    expected = 0.0
-    for place in range(64):
-        start = max(0, (place // stride + 1) * stride - window_len)
-        window = text[start : place // stride * stride + stride + 1][None]
-        with torch.no_grad():
-            losses = model.decoder.loss(window[:, :-1], window[:, 1:]).each[0]
-        expected += losses[place - start - window.shape[1] + 1].item()
-    assert row["nats"] == pytest.approx(expected, rel=1e-12)
-
-
-def test_documents_are_scored_alone_from_their_start_token(tmp_path):
-    """No context crosses a document's start: each document's score is that of its own single pass."""
-    model = build("LLP", vocab_size=257)
-    data = PythonReference(cache_dir=str(tmp_path), tokenizer=Bytes(), window_len=16, batch_size=64)
-    data.prepare_data()
-    data.setup("test")
-    attach(data, model)
-    loader = data.test_dataloader()
-    metric = Score(loader.documents)
-    with torch.no_grad():
-        for batch in loader:
-            metric.update(model.decoder.loss(batch.inputs, batch.targets).each, batch)
-    rows = metric.rows()[1:]
-    assert [row["tokens"] for row in rows] == [document.tokens for document in loader.documents]
-    texts = {text.name: b"".join(text.blocks) for text in data.texts("test")}
-    name = min(texts, key=lambda key: len(texts[key]))
-    tokens = torch.tensor([[256, *texts[name]]])
-    with torch.no_grad():
-        expected = model.decoder.loss(tokens[:, :-1], tokens[:, 1:]).each.sum().item()
-    (row,) = (row for row in rows if row["document"] == name)
-    assert row["nats"] == pytest.approx(expected, rel=1e-12)
-    assert row["bytes"] == len(texts[name]) == row["tokens"]
-    assert row["words"] == len(texts[name].split())
-
-
 def test_a_uniform_model_scores_the_size_of_its_vocabulary():
     model = build("Transformer")
     with torch.no_grad():
         model.decoder.head.weight.zero_()
         model.decoder.head.bias.zero_()
     assert score(model, TEXTS, 16, 8, 4)[0]["perplexity"] == pytest.approx(19, rel=1e-12)
-
-
-def test_unigram_baseline_by_hand(wikitext, tmp_path):
-    data = prepare(wikitext, tmp_path / "cache")
-    train = (wikitext / "wiki.train.tokens").read_bytes()
-    test = (wikitext / "wiki.test.tokens").read_bytes()
-    expected = -sum(math.log((train.count(byte) + 1) / (len(train) + 257)) for byte in test)
-    assert data.unigram_nats("test") == [pytest.approx(expected, rel=1e-12)]

@@ -1,13 +1,18 @@
-"""An exported folder, opened by transformers in a process without llp, is the model that was exported."""
+"""An exported folder, opened by transformers, is the model that was exported."""
 
 import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from datamodules.tokenizers import Bytes, HuggingFaceTokenizer
-from helpers import exported, small_models
+from helpers import exported
+from helpers.texts import byte_level
 from llp import loading
 from llp.export.fast_tokenizer import trial_texts
 from llp.export.model_folder import write_folder
@@ -15,7 +20,8 @@ from llp.generation.continuation import continue_text, generate
 from llp.generation.sampling import Sampling
 from llp.scoring.windows import scoring_windows
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
 N, N_NEW = 42, 45  # each beyond the windows of all models
 FORMS = {
@@ -25,257 +31,299 @@ FORMS = {
     "latents": ("SplitAttention", {"rotary_first_layer_only": True, "dropout": 0.3}),
     "compressed": ("CompressedAttention", {}),
 }
-DRAWS = ("dense", "tied", "compressed")  # with beams, and several samples
-TOKENIZERS = ("bytes", "pieces", "newline", "given")
-TEXT, HARNESS_LEN = "the harness reads windows that don't overlap", 16
-PROMPTS = ["The left", "a", "", "Ü 😀\n x"]
+TOKENS = torch.randint(0, 256, (2, N), generator=torch.Generator().manual_seed(0))
+TOKENS[:, 0] = 256
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Of each form, tokenizer and change: what llp loads, and what transformers made of the folder, in one process."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    jobs, ours = model_jobs(folder)
-    for make in (tokenizer_jobs, harness_jobs, changed_jobs, trainer_jobs):
-        more_jobs, more_ours = make(folder)
-        jobs, ours = [*jobs, *more_jobs], ours | more_ours
-    theirs = exported.elsewhere(folder, jobs)
-    return {name: (own, result) for (name, own), result in zip(ours.items(), theirs, strict=True)}
+@pytest.fixture(scope="module", autouse=True)
+def modules_cache(tmp_path_factory):
+    """Before transformers runs a folder's code, it copies it into a cache; here of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", cache)
+        patch.setattr(sys, "path", [*sys.path])  # which it adds the cache to
+        yield
 
 
-def model_jobs(folder):
-    tokens = torch.randint(0, 256, (2, N), generator=torch.Generator().manual_seed(0))
-    tokens[:, 0] = 256
-    jobs, ours = [], {}
-    for name, (architecture, settings) in FORMS.items():
-        path = exported.save(folder / name / "a.ckpt", exported.small(architecture, **settings))
-        write_folder(path, folder / name / "export")
-        job = {"kind": "model", "folder": str(path.with_name("export")), "tokens": tokens.tolist(), "n_new": N_NEW}
-        jobs += [{**job, "draws": name in DRAWS}]
-        ours[name] = loading.load(path).as_text_model(), tokens
-    return jobs, ours
+def export(folder, model, tokenizer=None, start_token=None):
+    """A checkpoint and its exported folder; returns what llp loads of the one, and the other."""
+    path = exported.save(folder / "a.ckpt", model, tokenizer, start_token=start_token)
+    write_folder(path, folder / "export")
+    return loading.load(path).as_text_model(), folder / "export"
 
 
-def tokenizer_jobs(folder):
-    """Of each tokenizer its tokens, and the continuations by a model that has it."""
-    (folder / "pieces").mkdir()
-    pieces = exported.trained_tokenizer(folder / "pieces")
-    newline = int(pieces.encode(["\n"])[0])
-    made = {
-        "bytes": (Bytes(), None),
-        "pieces": (pieces, None),
-        "newline": (pieces, newline),
-        "given": (given(folder), None),
-    }
-    jobs, ours = [], {}
-    for name, (tokenizer, start) in made.items():
-        model = small_models.build("LLP", vocab_size=tokenizer.vocab_size).float()
-        if tokenizer is pieces:  # bytes that are no characters are shown in other ways there
-            model.decoder.head.bias.data[[pieces._processor.is_byte(token) for token in range(500)]] = -1e4
-        path = exported.save(folder / name / "a.ckpt", model, tokenizer, start_token=start)
-        write_folder(path, folder / name / "export")
-        texts = list(trial_texts(tokenizer.decode, tokenizer.vocab_size, seed=1))[::5]
-        where = {"folder": str(path.with_name("export"))}
-        jobs += [{"kind": "tokens", **where, "texts": texts, "skip": name != "newline"}]
-        loaded = loading.load(path).as_text_model()
-        ours[f"{name} tokens"] = loaded, texts
-        if name == "pieces":
-            jobs += [{"kind": "pipeline", **where, "prompts": PROMPTS, "n_new": N_NEW}]
-            ours["pipeline"] = loaded
-    return jobs, ours
+def opened(folder, **settings):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **settings)
 
 
-def harness_jobs(folder):
-    """A text of more than two windows of the harness, and a pair that fits into one."""
-    where = str(folder / "bytes" / "export")
-    job = {"kind": "harness", "folder": where, "text": TEXT, "pair": [TEXT[:3], TEXT[3:9]], "max_length": HARNESS_LEN}
-    return [job], {"harness": loading.load(folder / "bytes" / "a.ckpt").as_text_model()}
+@pytest.fixture(scope="module", params=FORMS)
+def form(request, tmp_path_factory):
+    """A form of the model: as llp loads it, and as transformers does, with what that says of it."""
+    architecture, settings = FORMS[request.param]
+    ours, folder = export(tmp_path_factory.mktemp(request.param), exported.small(architecture, **settings))
+    theirs, info = opened(folder, output_loading_info=True)
+    assert not theirs.training
+    theirs.generation_config.eos_token_id = None
+    return SimpleNamespace(name=request.param, ours=ours, theirs=theirs, info=info)
 
 
-def trainer_jobs(folder):
+@torch.no_grad()
+def logits_in_windows(model):
+    """Of every position, in the window that scores it."""
+    windows = [*scoring_windows(0, N, *model.window)]
+    assert len(windows) > 1
+    decoder = model.module.decoder
+    return torch.cat([decoder(TOKENS[:, one.start : one.stop])[:, -one.n_scored :] for one in windows], dim=1)
+
+
+@torch.no_grad()
+def test_logits_and_losses_are_equal_bit_for_bit(form):
+    logits, model = logits_in_windows(form.ours), form.theirs
+    nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+    assert torch.equal(model(TOKENS).logits, logits)
+    assert torch.equal(model(TOKENS, logits_to_keep=3).logits, logits[:, -3:])
+    loss, returned = model(TOKENS, labels=TOKENS, return_dict=False)
+    assert torch.equal(loss, nats)
+    assert torch.equal(returned, logits)
+    share = model(TOKENS, labels=TOKENS, num_items_in_batch=1000).loss
+    torch.testing.assert_close(share, nats * 2 * (N - 1) / 1000)
+
+
+@torch.no_grad()
+def test_states_are_the_decoders(form):
+    """Of each position in its scoring window: the embeddings, what leaves each layer, and the input of the head."""
+    decoder, found = form.ours.module.decoder, []
+    modules = [decoder.embed, *decoder.layers[:-1], decoder.final_norm]
+    hooks = [module.register_forward_hook(lambda *out: found.append(out[2])) for module in modules]
+    for window in scoring_windows(0, N, *form.ours.window):
+        decoder(TOKENS[:, window.start : window.stop])
+        found[-len(modules) :] = [state[:, -window.n_scored :] for state in found[-len(modules) :]]
+    for hook in hooks:
+        hook.remove()
+    theirs = form.theirs(TOKENS, output_hidden_states=True).hidden_states
+    assert len(theirs) == len(modules)
+    for number, states in enumerate(theirs):
+        assert torch.equal(states, torch.cat(found[number :: len(modules)], dim=1))
+    assert torch.equal(theirs[0], decoder.embed(TOKENS))
+
+
+def gradient(model, checkpoints):
+    """That of the embeddings, and how often the first layer was computed."""
+    model.gradient_checkpointing_enable() if checkpoints else model.gradient_checkpointing_disable()
+    model.train().zero_grad()
+    calls = []
+    hook = model.decoder.layers[0].register_forward_pre_hook(lambda *_: calls.append(None))
+    torch.manual_seed(0)
+    model(TOKENS, labels=TOKENS).loss.backward()
+    hook.remove()
+    model.eval()
+    return model.decoder.embed.weight.grad.clone(), len(calls)
+
+
+def test_gradient_checkpointing_computes_twice_and_the_same(form):
+    plain, n_plain = gradient(form.theirs, checkpoints=False)
+    checkpointed, n_checkpointed = gradient(form.theirs, checkpoints=True)
+    torch.testing.assert_close(checkpointed, plain)
+    assert n_checkpointed == 2 * n_plain
+
+
+def greedy(model, prompts):
+    """Prompts with their greedy continuations by llp."""
+    drawn = [*prompts]
+    for number, token in generate(model.module, prompts, N_NEW, model.window, [Sampling(0)] * len(prompts)):
+        drawn[number] = [*drawn[number], token]
+    return drawn
+
+
+def test_greedy_continuation_is_llps(form):
+    assert form.ours.window[0] < 3 + N_NEW
+    drawn = form.theirs.generate(TOKENS[:, :3], max_new_tokens=N_NEW, do_sample=False)
+    assert drawn.tolist() == greedy(form.ours, TOKENS[:, :3].tolist())
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+def test_a_cache_changes_no_text(form, settings):
+    texts = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        texts.append(form.theirs.generate(TOKENS[:, :3], max_new_tokens=12, use_cache=use_cache, **settings))
+    assert torch.equal(*texts)
+
+
+@torch.no_grad()
+def test_a_cache_gives_the_same_logits_and_is_bounded(form):
+    model, geometry, (window_len, stride) = form.theirs, form.ours.module.geometry, form.ours.window
+    n_read, cache = [], None
+    for n in range(1, N + 1):
+        hook = model.decoder.embed.register_forward_hook(lambda *args: n_read.append(args[2].shape[1]))
+        out = model(TOKENS[:, :n], next_token_only=True, use_cache=True, kv_cache=cache)
+        hook.remove()
+        cache = out.kv_cache
+        alone = model(TOKENS[:, :n], next_token_only=True).logits
+        torch.testing.assert_close(out.logits, alone, rtol=0, atol=1e-5)
+        kept = [len(buffer[0, 0]) for layer in cache.kv_cache.layers for buffer in layer._buffers]
+        assert max(kept) <= 2 * window_len
+    if geometry.scores_as_one_pass(window_len, stride):
+        assert sum(n_read) == N  # each position once
+    else:  # and a window's context once for each window
+        assert sum(n_read) <= N + window_len * -(-N // stride)
+
+
+def test_loading_leaves_nothing_out(form):
+    model = form.theirs
+    assert not any(form.info.values()), form.info
+    assert next(model.parameters()).dtype == torch.float32
+    assert (model.decoder.head.weight is model.decoder.embed.weight) == (form.name == "tied")
+    mask = torch.ones_like(TOKENS)
+    mask[0, 0] = 0
+    with pytest.raises(ValueError, match="attention_mask hides positions"):
+        model(TOKENS, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"^position_ids: not supported by this model; leave it out$"):
+        model(TOKENS, position_ids=torch.arange(N)[None])
+    with pytest.raises(ValueError, match=r"^the vocabulary has 257 tokens and can't be resized to 300"):
+        model.resize_token_embeddings(300)
+    assert model.resize_token_embeddings(257) is model.decoder.embed
+
+
+ALONE = """
+import sys
+sys.modules |= dict.fromkeys(["llp", "datamodules", "lightning", "lightning_fabric"])  # as if they weren't installed
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+model = AutoModelForCausalLM.from_pretrained("export", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("export", trust_remote_code=True)
+tokens = torch.load("tokens.pt")
+with torch.no_grad():
+    logits = model(tokens).logits
+model.generation_config.eos_token_id = None
+drawn = model.generate(**tokenizer("The left", return_tensors="pt"), max_new_tokens=45, do_sample=False)
+torch.save([logits, drawn.tolist()], "results.pt")
+"""
+
+
+def test_without_llp(tmp_path):
+    """In a process that can't import llp, its data modules or Lightning."""
+    model, _ = export(tmp_path, exported.small("LLP"))
+    torch.save(TOKENS, tmp_path / "tokens.pt")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ""}
+    command = [sys.executable, "-W", "ignore", "-c", ALONE]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    logits, drawn = torch.load(tmp_path / "results.pt")
+    assert torch.equal(logits, logits_in_windows(model))
+    assert drawn == greedy(model, model.tokens("The left").tolist())
+
+
+def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
     """Four texts with 2 to 11 labels each: in one batch, and one at a time with their gradients accumulated."""
+    _, folder = export(tmp_path, exported.small("LLP", tie_embeddings=True))
     tokens = torch.randint(0, 256, (4, 12), generator=torch.Generator().manual_seed(1))
     labels = tokens.where(torch.arange(12) < torch.tensor([[3], [12], [5], [9]]), -100)
     labels[:, 0] = -100
-    where = {
-        "kind": "trainer",
-        "folder": str(folder / "tied/export"),
-        "tokens": tokens.tolist(),
-        "labels": labels.tolist(),
-    }
-    jobs = [{**where, "batch_size": size, "accumulation": 4 // size} for size in (4, 1)]
-    return jobs, {"at once": None, "accumulated": None}
+    rows = [{"input_ids": row, "labels": of_row} for row, of_row in zip(tokens, labels, strict=True)]
+    settings = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    settings |= {"report_to": [], "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
+    losses, weights = [], []
+    for size in (4, 1):
+        settings |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        arguments = transformers.TrainingArguments(output_dir=str(tmp_path / "trainer"), **settings)
+        trainer = transformers.Trainer(opened(folder), arguments, train_dataset=rows)
+        losses.append(trainer.train().training_loss)
+        weights.append(trainer.model.state_dict())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(weights[1], weights[0])
+
+
+# Tokenizers
 
 
 def given(folder):
     """A byte-level tokenizer.json with a token of two line ends."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["a text\n\nof lines\n\nand lines\n\n"] * 9, trainer)
+    tokenizer = byte_level(["a text\n\nof lines\n\nand lines\n\n"] * 9, vocab_size=300)
     assert tokenizer.token_to_id("ĊĊ") is not None
     tokenizer.save(str(folder / "tokenizer.json"))
     return HuggingFaceTokenizer(str(folder))
 
 
-def changed_jobs(folder):
-    """Folders that are no longer what was exported."""
-
-    def rename_tensor(export):
-        weights = load_file(export / "model.safetensors")
-        weights["decoder.final_norm.gain"] = weights.pop("decoder.final_norm.weight")
-        save_file(weights, export / "model.safetensors", {"format": "pt"})
-
-    def change_argument(export):
-        config = json.loads((export / "config.json").read_text())
-        config["patterns"][1]["arguments"]["segment_len"] = 5
-        (export / "config.json").write_text(json.dumps(config))
-
-    jobs, ours = [], {}
-    for change in (rename_tensor, change_argument):
-        path = exported.save(folder / change.__name__ / "a.ckpt", exported.small("LLP"))
-        write_folder(path, path.with_name("export"))
-        change(path.with_name("export"))
-        jobs += [{"kind": "refused", "folder": str(path.with_name("export"))}]
-        ours[change.__name__] = None
-    return jobs, ours
+@pytest.mark.parametrize("name", ["bytes", "pieces", "newline", "given"])
+def test_tokens_are_llps(tmp_path, name):
+    make = {"bytes": lambda folder: Bytes(), "given": given}.get(name, exported.trained_tokenizer)
+    tokenizer = make(tmp_path)
+    start = int(tokenizer.encode(["\n"])[0]) if name == "newline" else None
+    model, folder = export(tmp_path, exported.small("LLP", vocab_size=tokenizer.vocab_size), tokenizer, start)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    for text in list(trial_texts(tokenizer.decode, tokenizer.vocab_size, seed=1))[::5]:
+        tokens = theirs(text)["input_ids"]
+        assert tokens == model.tokens(text)[0].tolist()
+        # A newline as the start token is a token like any other.
+        expected = f"\n{text}" if name == "newline" else text
+        assert theirs.decode(tokens, skip_special_tokens=name != "newline") == expected
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_logits_are_equal_bit_for_bit(results, name):
-    (model, tokens), result = results[name]
-    with torch.no_grad():
-        windows = [
-            model.module.decoder(tokens[:, window.start : window.stop])[:, -window.n_scored :]
-            for window in scoring_windows(0, N, *model.window)
-        ]
-    assert len(windows) > 1
-    logits = torch.cat(windows, dim=1)
-    assert torch.equal(result["logits"], logits)
-    assert torch.equal(result["last"], logits[:, -3:])
-    nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    assert torch.equal(result["loss"], nats)
+def test_pipeline_continues_as_llp_does(tmp_path):
+    tokenizer = exported.trained_tokenizer(tmp_path)
+    model = exported.small("LLP", vocab_size=500)
+    # Bytes that are no characters are shown in other ways there.
+    model.decoder.head.bias.data[[tokenizer._processor.is_byte(token) for token in range(500)]] = -1e4
+    ours, folder = export(tmp_path, model, tokenizer)
+    pipeline = transformers.pipeline("text-generation", model=str(folder), trust_remote_code=True)
+    settings = {"max_new_tokens": N_NEW, "do_sample": False, "return_full_text": False}
+    for prompt in ["The left", "a", "", "Ü 😀\n x"]:
+        text = "".join(continue_text(ours, prompt, N_NEW, temperature=0))
+        assert text
+        assert pipeline(prompt, **settings)[0]["generated_text"].removesuffix("\n") == text.removesuffix("\n")
+    with pytest.raises(ValueError, match="attention_mask hides positions"):
+        pipeline(["a", "a longer one"], batch_size=2, **settings)
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_states_are_the_decoders(results, name):
-    """Of each position in its scoring window: the embeddings, what leaves each layer, and the input of the head."""
-    (model, tokens), result = results[name]
-    decoder, found = model.module.decoder, []
-    modules = [decoder.embed, *decoder.layers[:-1], decoder.final_norm]
-    hooks = [module.register_forward_hook(lambda *out: found.append(out[2])) for module in modules]
-    with torch.no_grad():
-        for window in scoring_windows(0, N, *model.window):
-            decoder(tokens[:, window.start : window.stop])
-            found[-len(modules) :] = [state[:, -window.n_scored :] for state in found[-len(modules) :]]
-    for hook in hooks:
-        hook.remove()
-    assert len(result["states"]) == len(modules)
-    for number, states in enumerate(result["states"]):
-        assert torch.equal(states, torch.cat(found[number :: len(modules)], dim=1))
-    assert torch.equal(result["states"][0], decoder.embed(tokens))
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_losses_and_their_form(results, name):
-    _, result = results[name]
-    torch.testing.assert_close(result["share"], result["loss"] * 2 * (N - 1) / 1000)
-    loss, logits = result["tuple"]
-    assert torch.equal(loss, result["loss"])
-    assert torch.equal(logits, result["logits"])
-    (plain, n_plain), (checkpointed, n_checkpointed) = result["gradients"]
-    torch.testing.assert_close(checkpointed, plain)
-    assert n_checkpointed == 2 * n_plain
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_greedy_continuation_is_llps(results, name):
-    (model, tokens), result = results[name]
-    prompts = [row[:3].tolist() for row in tokens]
-    assert model.window[0] < 3 + N_NEW
-    drawn = [*prompts]
-    for number, token in generate(model.module, prompts, N_NEW, model.window, [Sampling(0)] * 2):
-        drawn[number] = [*drawn[number], token]
-    assert result["drawn"] == drawn
-
-
-@pytest.mark.parametrize("kind", ["beams", "samples"])
-@pytest.mark.parametrize("name", DRAWS)
-def test_a_cache_changes_no_text(results, name, kind):
-    _, result = results[name]
-    assert result[f"{kind} True"] == result[f"{kind} False"]
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_a_cache_gives_the_same_logits_and_is_bounded(results, name):
-    (model, _), result = results[name]
-    cached, geometry = result["cached"], model.module.geometry
-    torch.testing.assert_close(cached["logits"], cached["alone"], rtol=0, atol=1e-5)
-    window_len, stride = model.window
-    if geometry.scores_as_one_pass(window_len, stride):
-        assert cached["n_read"] == N  # each position once
-    else:  # and a window's context once for each window
-        assert cached["n_read"] <= N + window_len * -(-N // stride)
-    assert cached["n_kept"] <= 2 * window_len
-
-
-def test_accumulated_gradients_are_those_of_one_batch(results):
-    _, at_once = results["at once"]
-    _, accumulated = results["accumulated"]
-    assert accumulated["loss"] == pytest.approx(at_once["loss"], rel=1e-5)
-    for name, weight in at_once["weights"].items():
-        torch.testing.assert_close(accumulated["weights"][name], weight)
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_loading_leaves_nothing_out(results, name):
-    _, result = results[name]
-    assert not any(result["info"].values()), result["info"]
-    assert result["mode"] == (False, "torch.float32")
-    assert result["tied"] == (name == "tied")
-    assert "attention_mask hides positions" in result["padded"]
-    assert result["positions"] == "ValueError: position_ids: not supported by this model; leave it out"
-    assert result["resized"].startswith("ValueError: the vocabulary has 257 tokens and can't be resized to 300")
-    assert result["same size"]
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_tokens_are_llps(results, name):
-    (model, texts), result = results[f"{name} tokens"]
-    assert result["tokens"] == [model.tokens(text)[0].tolist() for text in texts]
-    start = "\n" if name == "newline" else ""  # which is a token like any other
-    assert result["texts"] == [start + text for text in texts]
-
-
-def test_pipeline_continues_as_llp_does(results):
-    model, result = results["pipeline"]
-    ours = ["".join(continue_text(model, prompt, N_NEW, temperature=0)) for prompt in PROMPTS]
-    assert [text.removesuffix("\n") for text in result["texts"]] == [text.removesuffix("\n") for text in ours]
-    assert any(map(len, ours))
-    assert result["together"] != ""
-
-
-def test_the_harness_finds_what_the_definition_says(results):
+def test_the_harness_finds_what_the_definition_says(tmp_path):
     """Its windows don't overlap, and begin with one token of context; a pair has its whole context."""
-    model, result = results["harness"]
-    tokens = torch.tensor([[256, *TEXT.encode()]])
-    parts = [tokens[:, start : start + HARNESS_LEN + 1] for start in range(0, len(TEXT), HARNESS_LEN)]
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model, folder = export(tmp_path, exported.small("LLP"))
+    text, max_length = "the harness reads windows that don't overlap", 16
+    settings = {"trust_remote_code": True, "max_length": max_length, "device": "cpu", "batch_size": 1}
+    backend = HFLM(pretrained=str(folder), add_bos_token=False, **settings)
+    rolling = Instance("loglikelihood_rolling", {}, (text,), 0)
+    (found,) = backend.loglikelihood_rolling([rolling], disable_tqdm=True)
+    tokens = torch.tensor([[256, *text.encode()]])
+    parts = [tokens[:, start : start + max_length + 1] for start in range(0, len(text), max_length)]
     # The last one is as long as the others, and scores the rest alone.
-    last = tokens[:, -HARNESS_LEN - 1 :]
+    last = tokens[:, -max_length - 1 :]
     n_rest = parts[-1].shape[1] - 1
+    assert 1 < n_rest < max_length
     with torch.no_grad():
         nats = [model.module.decoder.loss(part[:, :-1], part[:, 1:]).each[0].double() for part in (*parts[:-1], last)]
         pair = model.module.decoder.loss(tokens[:, 1:9], tokens[:, 2:10]).each[0, 2:].double()
-    assert 1 < n_rest < HARNESS_LEN
-    assert result["rolling"] == pytest.approx(-float(nats[0].sum() + nats[1].sum() + nats[2][-n_rest:].sum()), rel=1e-6)
-    assert result["pair"][0] == pytest.approx(-float(pair.sum()), rel=1e-6)
+    assert found == pytest.approx(-float(nats[0].sum() + nats[1].sum() + nats[2][-n_rest:].sum()), rel=1e-6)
+    request = Instance("loglikelihood", {}, (text[:3], text[3:9]), 0)
+    ((found, _),) = backend.loglikelihood([request], disable_tqdm=True)
+    assert found == pytest.approx(-float(pair.sum()), rel=1e-6)
 
 
-def test_a_changed_folder_is_refused(results):
-    assert "decoder.final_norm.weight" in results["rename_tensor"][1]
-    assert "in config.json was changed since the export" in results["change_argument"][1]
+def rename_tensor(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["decoder.final_norm.gain"] = weights.pop("decoder.final_norm.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_argument(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["patterns"][1]["arguments"]["segment_len"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_tensor, r"decoder\.final_norm\.weight"),
+        (change_argument, r"in config\.json was changed since the export"),
+    ],
+)
+def test_a_changed_folder_is_refused(tmp_path, change, message):
+    _, folder = export(tmp_path, exported.small("LLP"))
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        opened(folder)

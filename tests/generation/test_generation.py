@@ -97,21 +97,6 @@ def test_a_text_is_drawn_with_the_probabilities_with_which_it_is_scored(name):
             torch.testing.assert_close(sampling.seen[place - 2], from_scoring, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_text_is_the_same_alone_and_beside_others(name):
-    model = build(name)
-    window, prompts = model.geometry.scoring_window(13), [[1], [1, 2, 3, 4, 5, 6, 7], [1, 5, 3]]
-    alone = [
-        [token for _, token in generate(model, [prompt], 30, window, [Sampling(seed=number)])]
-        for number, prompt in enumerate(prompts)
-    ]
-    together = [[], [], []]
-    for number, token in generate(model, prompts, 30, window, [Sampling(seed=number) for number in range(3)]):
-        together[number].append(token)
-    assert together == alone
-    assert len({*map(tuple, alone)}) == 3
-
-
 @pytest.mark.parametrize("name", ["LLP", "Transformer", "CompressedAttention"])
 def test_texts_with_one_prompt_are_the_same_alone_and_together(name):
     """They end before the same token at different positions: the cache that they share loses one after the other."""

@@ -1,11 +1,13 @@
-"""Records of runs that never ran: their losses are drawn from known means and deviations."""
+"""Records of runs that never ran, with losses drawn from known means and deviations; and a comparison that runs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from llp.comparison.plan import Arm, Plan
 from llp.comparison.records import Failure, Record, Timing
@@ -71,12 +73,6 @@ def text_rows(bits: Sequence[float], sizes: Sequence[int] = DOCUMENT_BYTES) -> l
         }
         for row in [total, *documents]
     ]
-
-
-def label_rows(loss: float, accuracy: float, n_labels: int = 4000) -> list[dict[str, Any]]:
-    """The rows of a task's test: labels, no text."""
-    row = {"document": None, "labels": n_labels, "correct": round(accuracy * n_labels), "nats": loss * n_labels}
-    return [{**row, "loss": loss, "accuracy": accuracy, "chance_loss": math.log(16), "chance_accuracy": 1 / 16}]
 
 
 def protocol(**changes: Any) -> dict[str, Any]:
@@ -227,3 +223,17 @@ def changed(records: Mapping[str, Record], arm: str, seeds: Iterable[int], **cha
         for key, value in changes.items()
     }) for name in own}  # fmt: skip
     return {**records, **new}
+
+
+def write_specification(folder: Path, text: str, window_len: int, **settings: Any) -> None:
+    """Write `spec.yaml` of a comparison that runs: small models on the bytes of a text in the folder."""
+    data = {"path": str(folder / text), "cache_dir": str(folder / "cache"), "tokenizer": "datamodules.Bytes"}
+    data |= {"window_len": window_len, "batch_size": 4}
+    shared = {
+        "model": {"init_args": {"dim": 16, "n_layers": 2, "n_heads": 2}},
+        "data": {"class_path": "datamodules.TextFiles", "init_args": data},
+        "trainer": {"accelerator": "cpu", "devices": 1, "limit_val_batches": 2},
+    }
+    windows = {"scoring_window_len": window_len, "scoring_stride": window_len // 2}
+    spec = {"name": "tiny", "shared": shared, "extensions": 0, **windows, **settings}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))

@@ -1,9 +1,6 @@
-"""Checkpoints without training, and what became of them elsewhere."""
+"""Checkpoints without training."""
 
-import json
-import os
-import subprocess
-import sys
+import ast
 from pathlib import Path
 from pydoc_data import topics
 
@@ -13,8 +10,6 @@ import torch
 from datamodules.tokenizers import Bytes, SentencePiece
 from helpers import small_models
 from llp.checkpoints import reading
-
-SCRIPT = Path(__file__).with_name("elsewhere.py")
 
 
 class Data:
@@ -63,11 +58,14 @@ def trained_tokenizer(folder: Path, **settings) -> SentencePiece:
     return tokenizer
 
 
-def elsewhere(folder: Path, jobs: list[dict]) -> list[dict]:
-    """Do jobs with transformers, in a process that has neither llp nor Lightning; returns what came of each."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONPATH": ""}
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(folder)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "results.pt")
+def imported_by(source: str) -> set[str]:
+    """The packages that an exported file imports; each name at its top must have one meaning."""
+    top = ast.parse(source).body
+    imports = [node for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [one.asname or one.name for node in imports for one in node.names]
+    names += [node.name for node in top if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    targets = [node.targets[0] for node in top if isinstance(node, ast.Assign)]
+    names += [target.id for target in targets if isinstance(target, ast.Name)]
+    assert sorted(names) == sorted(set(names))
+    origins = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    return {origin.split(".")[0] for origin in origins}

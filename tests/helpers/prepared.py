@@ -6,11 +6,17 @@ from datamodules import Bytes, WikiText103
 from helpers.small_models import build
 
 
-def prepare(path, cache, **settings):
-    data = WikiText103(str(path), cache_dir=str(cache), **{"tokenizer": Bytes(), "window_len": 16, **settings})
+def prepared(data, stage="fit"):
     data.prepare_data()
-    data.setup("fit")
+    data.setup(stage)
     return data
+
+
+def prepare(path, cache, **settings):
+    """WikiText-103 as bytes."""
+    return prepared(
+        WikiText103(str(path), cache_dir=str(cache), **{"tokenizer": Bytes(), "window_len": 16, **settings})
+    )
 
 
 def attach(data, model=None, **trainer):

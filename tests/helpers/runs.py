@@ -1,16 +1,33 @@
 """What a run leaves behind, to compare it with another's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from llp.language_model import LanguageModel
 
 # Of `tiny.yaml`: three epochs of four steps.
 EPOCHS = ("--trainer.max_steps", -1, "--trainer.max_epochs", 3, "--data.init_args.window_len", 900)
 
 TIMED = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
+
+
+def at_call(monkeypatch: pytest.MonkeyPatch, method: str, number: int, act: Callable[[], object]) -> None:
+    """Do something in one call of a method of the model, counted from 0; afterwards the method is itself again."""
+    original, calls = getattr(LanguageModel, method), []
+
+    def patched(self, *arguments):
+        calls.append(None)
+        if len(calls) == number + 1:
+            act()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(LanguageModel, method, patched)
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

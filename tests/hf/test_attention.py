@@ -1,13 +1,13 @@
 """Models of transformers with a pattern, against brute force; caches, pieces, padding, packed rows and gradients."""
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from helpers.own_patterns import Blind, Dilated
 from helpers.random_models import FAMILIES, IS_5, LEARNT, explicit_attention, make, tokens
 from llp.decoder.patterns import (
     AttentionPattern,
@@ -21,38 +21,13 @@ from llp.errors import SettingError
 from llp.hf import LocalCache, set_attention
 from llp.hf.layer import layer_attentions
 
-
-@dataclass(frozen=True)
-class Dilated(AttentionPattern):
-    """A pattern of one's own: every second position of the last eight."""
-
-    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query - key < 8) & ((query - key) % 2 == 0)
-
-    @property
-    def unit(self) -> int:
-        return 1
-
-    @property
-    def reach(self) -> int:
-        return 7
-
-
-@dataclass(frozen=True)
-class NotLocal(AttentionPattern):
-    """A pattern of one's own without unit and reach; position 3 sees nothing."""
-
-    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query - key < 5 + head) & (query != 3)
-
-
 PATTERNS = [
     SegmentAttention(5),
     SegmentAttention(4, look_back=2),
     SegmentAttention(6, look_back=0),
     SlidingWindowAttention(7),
     ShiftedSegmentAttention(6, n_heads=4),
-    Dilated(),
+    Dilated(step=2, count=3),
 ]
 CACHE = "cache" if IS_5 else "past_key_values"
 
@@ -117,7 +92,7 @@ def test_first_tokens_can_stay_at_their_own_positions() -> None:
 
 def test_a_position_that_sees_nothing_and_a_pattern_without_bounds() -> None:
     model, ids = make("llama"), tokens(23)
-    set_attention(model, NotLocal(), keep_first=2)
+    set_attention(model, Blind(), keep_first=2)
     whole = logits(model, ids)
     assert whole.isfinite().all()
     torch.testing.assert_close(pieces(model, ids, LocalCache(model), (2, 4, 11)), whole, atol=1e-5, rtol=0)

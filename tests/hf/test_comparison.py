@@ -9,6 +9,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llp
+from helpers.corpus import write_books
 from helpers.in_process import in_this_process
 from helpers.small_llama import NINE_HEADS, save_llama
 from llp.comparison.spec import merged
@@ -23,13 +24,11 @@ LORA = {"rank": 2, "targets": ["q_proj", "v_proj"]}
 
 
 def write_texts(work):
-    """Small documents in PG-19's layout."""
+    def text(split, number):
+        return "".join(f"line {n} of {split} {number} has {n * n} and {n % (number + 2)}\n" for n in range(4))
+
     numbers = {"train": range(3), "validation": range(3, 4), "test": range(4, 7)}
-    for split, own in numbers.items():
-        (work / "texts" / split).mkdir(parents=True)
-        for number in own:
-            lines = [f"line {n} of {split} {number} has {n * n} and {n % (number + 2)}\n" for n in range(4)]
-            (work / f"texts/{split}/{number}.txt").write_text("".join(lines))
+    write_books(work / "texts", {split: {n: text(split, n) for n in own} for split, own in numbers.items()})
 
 
 def executed(run, work, monkeypatch, settings):
@@ -142,8 +141,6 @@ def test_rehearsal_of_a_large_comparison(run, work, monkeypatch, name):
     settings["base"] = [str(COMPARISONS / path) for path in settings["base"]]
     save_llama("smollm2", **NINE_HEADS)
     write_texts(work)
-    numbers = range(7)
-    (work / "texts/metadata.csv").write_text("".join(f"{number},Book,1900,url\n" for number in numbers))
     window_len = 72 if name == "lora" else 64
     tokenizer = {"class_path": "datamodules.SentencePiece", "init_args": {"vocab_size": 280}}
     data = {"path": "texts", "cache_dir": "cache", "window_len": window_len, "batch_size": 1, "tokenizer": tokenizer}

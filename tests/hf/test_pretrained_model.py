@@ -1,6 +1,5 @@
 """A model of transformers as a LightningModule: trained, resumed, scored, continued."""
 
-import ast
 import json
 import shutil
 
@@ -11,6 +10,7 @@ from torch.distributed import checkpoint as distributed_checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llp
+from helpers import exported
 from helpers.refusals import assert_one_message
 from llp.decoder.patterns import SegmentAttention
 from llp.errors import SettingError
@@ -233,7 +233,8 @@ def test_an_exported_folder_is_the_model(run, work, config, plain):
     assert torch.equal(opened(tokens, use_cache=False).logits, module(tokens))
     assert (work / "out/modeling_llp.py").exists() is not plain
     if not plain:
-        assert_names_have_one_meaning((work / "out/modeling_llp.py").read_text())
+        imported = exported.imported_by((work / "out/modeling_llp.py").read_text())
+        assert not {"llp", "datamodules", "peft", "lightning"} & imported
         mask = torch.ones_like(tokens)
         generated = opened.generate(tokens, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0)
         assert torch.equal(generated[:, 40:], opened(generated).logits[:, 39:-1].argmax(-1))
@@ -260,15 +261,3 @@ def test_a_sharded_checkpoint_is_exported_like_a_whole_one(run, work, config):
         assert status == 0, err
     written = [{path.name: path.read_bytes() for path in (work / output).iterdir()} for output in "ab"]
     assert written[0] == written[1]
-
-
-def assert_names_have_one_meaning(source):
-    """The joined file: each name at the top is defined once, and nothing of the package is imported."""
-    tree = ast.parse(source)
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = [one.asname or one.name for node in imports for one in node.names]
-    names += [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    targets = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
-    names += [target.id for target in targets if isinstance(target, ast.Name)]
-    assert sorted(names) == sorted(set(names))
-    assert not any((getattr(node, "module", None) or "").startswith(("llp", "peft")) for node in imports)
