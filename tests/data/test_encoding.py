@@ -66,7 +66,14 @@ def many_texts():
 def test_blocks_are_encoded_elsewhere_in_order_and_not_read_far_ahead():
     read = itertools.count()
     texts = (text for text in many_texts() if next(read) >= 0)
-    with closing(encoded(Encoder(os.getpid), texts, 2)) as results:
+    both, waited = multiprocessing.Barrier(2), []
+
+    def own_pid():
+        if not waited:  # until the other process has work, too
+            waited.append(both.wait(60))
+        return os.getpid()
+
+    with closing(encoded(Encoder(own_pid), texts, 2)) as results:
         first = [*itertools.islice(results, 200)]
     assert [block.document for block, _ in first] == [number for number in range(100) for _ in range(2)]
     pids = {part.words // 50 for block, part in first if block.data}
