@@ -183,10 +183,10 @@ class PretrainedModel(TrainingModule):
 
     def _read_model(self) -> Any:
         dtype = torch.get_default_dtype()
-        if self.has_own_weights or torch.get_default_device().type == "meta":
-            return AutoModelForCausalLM.from_config(self.transformers_config, dtype=dtype)
         if not sys.stderr.isatty():
             disable_progress_bar()
+        if self.has_own_weights or torch.get_default_device().type == "meta":
+            return AutoModelForCausalLM.from_config(self.transformers_config, dtype=dtype)
         return from_path(AutoModelForCausalLM.from_pretrained, str(self.path), self.revision, dtype=dtype)
 
     @cached_property
