@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import attention_cut_report
 import switch
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_report_of_the_cut_attention(tmp_path):
