@@ -48,6 +48,7 @@ def half_once(finished):
     """A run of four steps, which is trained once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(finished)
+        shutil.rmtree("lightning_logs/half", ignore_errors=True)  # mutation testing runs the tests twice in a process
         flags = ("--trainer.max_steps", 4, "--name", "half", "--model.init_args.warmup_steps", 2)
         assert call("fit", "--config", "tiny.yaml", *flags) == 0
     return finished / "lightning_logs/half"
