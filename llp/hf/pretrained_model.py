@@ -231,8 +231,7 @@ def read_config(path: str | None, revision: str | None, from_scratch: bool, conf
     require(config is None, "model.init_args.config", config, "the model at `path` has its own; remove this setting")
     found = from_path(AutoConfig.from_pretrained, path, revision)
     is_whole = from_scratch or not Path(path).is_dir() or any(Path(path).glob("*.safetensors"))
-    remedy = "the folder has no weights (*.safetensors); add them, or set from_scratch: true"
-    require(is_whole, "model.init_args.path", path, remedy)
+    require(is_whole, "model.init_args.path", path, "it has no *.safetensors; add them, or set from_scratch: true")
     return found
 
 
