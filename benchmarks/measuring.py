@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from llp.atomic_files import write_whole
-from llp.decoder.decoder import Decoder
+from llp.decoder.decoder import TextDecoder
 from llp.evaluation.colours import COLOURS, lighter
 
 Run = Callable[[], object]
@@ -154,7 +154,7 @@ def projections(shape: tuple[int, int, int, int], device: torch.device | str, dt
     return torch.randn(batch, n, n_heads, head_dim, device=device, dtype=dtype).transpose(1, 2).requires_grad_()
 
 
-def training_step(decoder: Decoder, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Case:
+def training_step(decoder: TextDecoder, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Case:
     """A whole training step on `tokens` (B, N + 1): forward, loss, backward and AdamW, under autocast to `dtype`."""
     batch, n = tokens.shape[0], tokens.shape[1] - 1
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-4, fused=True)
@@ -283,6 +283,6 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel]) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))  # a plot may span less than a decade
         axes.yaxis.set_major_formatter("{x:,.10g}")
         axes.grid(alpha=0.3)
-        title = f"time of a pass, fitted from n = {FITTED_FROM:,} on" if is_time else None
+        title = f"time, fitted from n = {FITTED_FROM:,} on" if is_time else None
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize="small")
     return figure

@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from llp import LLP, PretrainedModel
-from llp.decoder.loss import linear_cross_entropy
+from llp.commands.configurations import find_configuration
 from llp.decoder.patterns import SegmentAttention
 from llp.hf import LocalCache, set_attention
 from llp.hf.decoder import cache_name
 from llp.hf.pretrained_model import Lora
-from measuring import Panel, Row, in_own_process, in_turn, memory, save, seconds
+from measuring import Panel, Row, in_own_process, in_turn, memory, save, seconds, training_step
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
 LONGEST = {
     "prefill": {"dense": 16384},
     "generation": {"dense": 16384},
     "step": {"dense": 4096, "LLP": 8192},
-    "from_scratch": {"dense": 0, "LLP": 8192},
+    "from_scratch": {"dense": 8192, "LLP": 8192},
 }
 """Longer ones are not measured: their time grows with the square of the length, or memory ends."""
-LLAMA_60M = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
 PIECE_LEN = 4096
 ARMS = ("LLP", "dense")
 PLOTS = {
@@ -85,44 +85,25 @@ def generation(folder: Path, arms: list[str], n: int) -> dict[str, Row]:
 def lora_step(folder: Path, arm: str, n: int, threads: int) -> Row:
     """Seconds and peak memory of a step of LoRA on one window of `n` tokens, as the median of three."""
     torch.set_num_threads(threads)
-    model = model_of(folder, arm)
-    Lora().add_to(model)
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    tokens = torch.randint(1000, (1, n + 1))
+    model = PretrainedModel(path=str(folder), pattern=SegmentAttention(256) if arm == "LLP" else None, lora=Lora())
+    model.configure_model()
+    step = training_step(model.decoder, torch.randint(1000, (1, n + 1))).run
     before = memory()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        states = model.base_model(tokens[:, :-1], use_cache=False).last_hidden_state
-        linear_cross_entropy(states, model.lm_head.weight, None, tokens[:, 1:]).mean.backward()
-        optimizer.step()
-
     (row,) = in_turn({"step": step}, 3).values()
     return row | {"peak_mb": (memory(peak=True) - before) / 1e6}
 
 
 def from_scratch(n: int) -> dict[str, Row]:
     """A training step of 58 million weights on one window of `n` tokens, by the blocks around LLP's attention."""
-    config = {"model_type": "llama", **LLAMA_60M}
+    llama = yaml.safe_load(find_configuration("configs/model/llama_60m.yaml").read_text(encoding="utf-8"))
     models = {
-        "LLP, Llama's blocks": PretrainedModel(
-            32000, pattern=SegmentAttention(256), keep_first=0, from_scratch=True, config=config
-        ),
+        "LLP, Llama's blocks": PretrainedModel(32000, **llama["model"]["init_args"]),
         "LLP": LLP(32000, dim=512, n_layers=8, n_heads=8, segment_len=256),
     }
-    tokens, steps = torch.randint(32000, (1, n + 1)), {}
-    for arm, model in models.items():
+    tokens = torch.randint(32000, (1, n + 1))
+    for model in models.values():
         model.configure_model()
-        decoder, optimizer = model.decoder, torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-        def step(decoder: Any = decoder, optimizer: torch.optim.Optimizer = optimizer) -> None:
-            optimizer.zero_grad()
-            decoder.loss(tokens[:, :-1], tokens[:, 1:]).mean.backward()
-            optimizer.step()
-
-        steps[arm] = step
-    return in_turn(steps, 7)
+    return in_turn({arm: training_step(model.decoder, tokens).run for arm, model in models.items()}, 7)
 
 
 def rows_of(part: str, n: int, options: argparse.Namespace) -> list[Row]:

@@ -45,7 +45,7 @@ def test_every_configuration_builds_its_model(run, work, monkeypatch, files):
     if "tokenizer" in settings:
         model.geometry.scoring_window(settings["window_len"])  # the model fits its windows
         settings = settings["tokenizer"]["init_args"]
-    head = model.decoder.head if "head" in dict(model.decoder.named_children()) else model.decoder.model.lm_head
+    head = model.decoder.model.lm_head if isinstance(model, llp.PretrainedModel) else model.decoder.head
     assert len(head.weight) == settings["vocab_size"]
     if files in LARGE:  # the paper's
         expected = {"LLP": 200_466_244, "CompressedAttention": 200_996_676}.get(type(model).__name__, 200_472_388)
