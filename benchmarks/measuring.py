@@ -283,6 +283,6 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel]) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6)))  # a plot may span less than a decade
         axes.yaxis.set_major_formatter("{x:,.10g}")
         axes.grid(alpha=0.3)
-        title = f"time, fitted from n = {FITTED_FROM:,} on" if is_time else None
+        title = f"seconds of a run, fitted from n = {FITTED_FROM:,} on" if is_time else None
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), title=title, title_fontsize="small")
     return figure
