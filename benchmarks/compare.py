@@ -19,10 +19,12 @@ from torch import nn
 
 import llp
 import measuring
+import tables
 from llp.decoder.decoder import Decoder
 from llp.decoder.loss import linear_cross_entropy
-from measuring import Case, Panel, Row, Run
+from measuring import Case, Row, Run
 from peers import LikeLLP, attentions, equal_window, perceiver_ar_pytorch
+from tables import Panel
 
 VOCAB_SIZE = 32_000
 MATRIX_SIZE = 2048
@@ -174,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for group in options.groups:
         for n in options.lengths:
-            measuring.save(options.out, rows_of(group, n, options), PLOTS)
+            tables.save(options.out, rows_of(group, n, options), PLOTS)
             gc.collect()
 
 

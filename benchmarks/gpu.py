@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llp
 import measuring
+import tables
 from llp.atomic_files import write_whole
 from llp.decoder.kernels.flex import flex_masked_attention
 from llp.decoder.kernels.fused import CUDNN, KERNELS, FusedKernel
@@ -285,19 +286,19 @@ def speed(case: Case, sizes: Sizes) -> Row:
 
 def measure_missing(planned: Iterable[Measurement], folder: Path, deadline: float, retry: bool = False) -> None:
     """Measure what the folder has no row of, or with `retry` only an error, as long as there is time."""
-    done = {measuring.label(row) for row in measuring.read(folder) if not (retry and "error" in row)}
-    missing = [one for one in planned if measuring.label(one.label) not in done]
+    done = {tables.label(row) for row in tables.read(folder) if not (retry and "error" in row)}
+    missing = [one for one in planned if tables.label(one.label) not in done]
     for number, one in enumerate(missing):
         if time.time() > deadline:
             print(f"The time is over: {len(missing) - number} measurements are missing. Run the command again.")
             return
-        measuring.add(folder, [one.label | {"error": "the process ended"}])  # replaced below, unless it is true
+        tables.add(folder, [one.label | {"error": "the process ended"}])  # replaced below, unless it is true
         try:
             found = one.measure()
         except Exception as error:
             message = str(error).strip().partition("\n")[0][:160]
             found = {"error": f"{type(error).__name__}: {message}"}
-        measuring.add(folder, [one.label | found])
+        tables.add(folder, [one.label | found])
         print(*one.label.values(), *(f"{key}={value}" for key, value in found.items()), flush=True)
         release_memory()
 
@@ -327,10 +328,10 @@ def main(arguments: list[str] | None = None) -> int:
     planned = measurements(Sizes() if options.device == "cuda" else TINY)
     chosen = [one for one in planned if options.parts is None or one.label["part"] in options.parts]
     measure_missing(chosen, options.out, deadline, options.retry)
-    rows = measuring.read(options.out)
+    rows = tables.read(options.out)
     device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    write_whole(options.out / "report.txt", f"{device}, {versions}\n\n{measuring.report(rows)}")
+    write_whole(options.out / "report.txt", f"{device}, {versions}\n\n{tables.report(rows)}")
     print(options.out / "report.txt")
     return int(any(row.get("holds") is False for row in rows))
 

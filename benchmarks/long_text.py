@@ -18,7 +18,8 @@ import llp
 from datamodules import Bytes, PythonSource, TextFiles
 from llp.training.guards import gradient_norm
 from llp.training_module import TrainingModule
-from measuring import Panel, Row, in_own_process, memory, save
+from measuring import Row, in_own_process, memory
+from tables import Panel, save
 
 SIZES = {"dim": 128, "n_layers": 4, "n_heads": 2, "schedule": "halving"}
 PIECE_LEN = 8192

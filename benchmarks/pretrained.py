@@ -23,7 +23,8 @@ from llp.decoder.patterns import SegmentAttention
 from llp.hf import LocalCache, set_attention
 from llp.hf.decoder import cache_name
 from llp.hf.pretrained_model import Lora
-from measuring import Panel, Row, in_own_process, in_turn, memory, save, seconds, training_step
+from measuring import Row, in_own_process, in_turn, memory, seconds, training_step
+from tables import Panel, save
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
 LONGEST = {

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import compare
 import measuring
 import peers
+import tables
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
@@ -29,28 +30,28 @@ def test_peers_attend_as_llp(name):
 def test_growth_is_the_exponent():
     seconds = pd.Series({n: 3e-4 * n**1.5 for n in (1024, 2048, 4096, 8192)})
     seconds[1024] = 1.0  # shorter than what is fitted
-    assert measuring.power_law(seconds) == pytest.approx(1.5)
-    assert math.isnan(measuring.power_law(seconds[:2]))
+    assert tables.power_law(seconds) == pytest.approx(1.5)
+    assert math.isnan(tables.power_law(seconds[:2]))
 
 
 def test_times_relative_to_llp():
     times = {"other": {2048: 3.0, 4096: 12.0}, "LLP": {2048: 2.0, 4096: 4.0}, "short": {2048: 1.0}}
     rows = [{"arm": arm, "n": n, "seconds": seconds} for arm in times for n, seconds in times[arm].items()]
-    table = measuring.relative(pd.DataFrame(rows)).set_index("time / LLP")
+    table = tables.relative(pd.DataFrame(rows)).set_index("time / LLP")
     assert table.loc["other"].tolist() == pytest.approx([1.5, 3.0, 2.0])
     assert table.loc["short"].tolist() == pytest.approx([0.5, math.nan, math.nan], nan_ok=True)
 
 
 def test_a_row_replaces_the_one_of_the_same_label(tmp_path):
     first, other = {"arm": "a", "n": 8, "seconds": 1.0}, {"arm": "b", "n": 8, "seconds": 2.0}
-    measuring.add(tmp_path, [first, other])
+    tables.add(tmp_path, [first, other])
     again = first | {"seconds": 3.0}
-    assert measuring.add(tmp_path, [again]) == measuring.read(tmp_path) == [again, other]
+    assert tables.add(tmp_path, [again]) == tables.read(tmp_path) == [again, other]
 
 
 @pytest.mark.parametrize("folder", ["cpu", "cpu_one_thread", "long_text", "pretrained"])
 def test_committed_tables_come_out_of_the_rows(folder):
-    assert measuring.report(measuring.read(RESULTS / folder)) == (RESULTS / folder / "results.txt").read_text()
+    assert tables.report(tables.read(RESULTS / folder)) == (RESULTS / folder / "results.txt").read_text()
 
 
 def test_shares_of_the_matrix_rate():
@@ -83,7 +84,7 @@ def test_it_writes_tables_and_plots(tmp_path, monkeypatch):
 
     run("--groups", "attention", "stack", "perceiver", "--lengths", "32")
     run("--groups", "step", "memory", "--lengths", "32", "--names", "LLP")
-    rows = pd.DataFrame(measuring.read(tmp_path))
+    rows = pd.DataFrame(tables.read(tmp_path))
     found = set(zip(rows["part"], rows["arm"], strict=True))
     assert {("stack", name) for name in ("LLP", "Transformer", "local-attention", "published LLP")} <= found
     assert {("perceiver", "perceiver-ar-pytorch"), ("step", "LLP"), ("memory", "LLP"), ("memory", "head")} <= found

@@ -10,15 +10,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
-import measuring
 import peers
+import tables
 
 CPU = torch.device("cpu")
 
 
 def test_it_measures_every_part_once(tmp_path):
     assert gpu.main(["--device", "cpu", "--out", str(tmp_path)]) == 0
-    rows = measuring.read(tmp_path)
+    rows = tables.read(tmp_path)
     assert {row["part"] for row in rows} == {"correctness", "attention", "step", "length", "generation"}
     assert not [row for row in rows if "error" in row]
     assert all(row["holds"] for row in rows if row["part"] == "correctness")
@@ -39,13 +39,13 @@ def test_an_error_is_a_row_and_the_others_are_measured(tmp_path):
 
     planned = [gpu.Measurement({"arm": "fails"}, fail), gpu.Measurement({"arm": "works"}, dict)]
     gpu.measure_missing(planned, tmp_path, deadline=0)  # no time
-    assert measuring.read(tmp_path) == []
+    assert tables.read(tmp_path) == []
     gpu.measure_missing(planned, tmp_path, time.time() + 60)
-    assert [row.get("error") for row in measuring.read(tmp_path)] == ["OutOfMemoryError: out of memory.", None]
+    assert [row.get("error") for row in tables.read(tmp_path)] == ["OutOfMemoryError: out of memory.", None]
     gpu.measure_missing(planned, tmp_path, time.time() + 60)  # nothing is missing
     with pytest.raises(KeyboardInterrupt):  # the process ends in the middle of a measurement
         gpu.measure_missing(planned, tmp_path, time.time() + 60, retry=True)
-    assert measuring.read(tmp_path)[0]["error"] == "the process ended"
+    assert tables.read(tmp_path)[0]["error"] == "the process ended"
 
 
 def test_a_wrong_attention_does_not_hold():
