@@ -60,6 +60,7 @@ def checked(name, stand_in):
 
 
 def flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
+    assert dropout_p == 0.0
     scores, lse = probabilities(query, key, is_causal, True, scale)
     output = scores.softmax(-1) @ value
     return output, lse, None, None, query.shape[2], key.shape[2], SEED, OFFSET, query.new_empty(0)
@@ -76,6 +77,7 @@ def flash_backward(grad, query, key, value, output, lse, *more, scale=None):
 def cudnn(query, key, value, bias, wants_lse, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
     assert bias is None
     assert wants_lse
+    assert dropout_p == 0.0
     scores, lse = probabilities(query, key, is_causal, False, scale)
     output = scores.softmax(-1) @ value
     return output, lse.unsqueeze(-1), None, None, query.shape[2], key.shape[2], SEED[0], OFFSET, None
