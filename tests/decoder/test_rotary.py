@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llp.decoder.rotary import rotary_table, rotate
+from llp.decoder.rotary import Rotation, rotary_table, rotate
 
 
 def draw(*shape):
@@ -39,3 +39,14 @@ def test_rotary_angles_stay_exact_at_far_positions():
     assert turns.dtype == torch.complex64
     assert turns[position, 1].real.item() == pytest.approx(math.cos(position * 10000**-0.5), abs=1e-6)
     assert turns[position, 0].imag.item() == pytest.approx(math.sin(position), abs=1e-6)
+
+
+@pytest.mark.parametrize(("first", "second"), [([0, 2, 4], [1, 3, 5]), ([0, 1, 2], [3, 4, 5])])
+def test_a_rotation_turns_its_pairs_and_leaves_the_rest(first, second):
+    rotation = Rotation(torch.tensor([1.0, 0.3, 0.01], dtype=torch.float64), interleaved=second[0] == 1)
+    x, positions = draw(2, 5, 8), torch.arange(7, 12)
+    angles = torch.outer(positions.double(), rotation.inv_freq)
+    pairs = torch.complex(x[..., first], x[..., second]) * torch.polar(torch.ones_like(angles), angles)
+    expected = x.clone()
+    expected[..., first], expected[..., second] = pairs.real, pairs.imag
+    torch.testing.assert_close(rotation.turn(x, *rotation.cos_sin(positions)), expected)
