@@ -35,8 +35,10 @@ def test_dropout_takes_the_readable_path():
     query = draw(1, 2, 8, 4)
     assert can_merge(query, 0.0)
     assert not can_merge(query, 0.1)
-    dropped = segment_pair_attention(query, query, torch.ones_like(query), 4, dropout_p=0.5)
-    assert dropped.std() > 0.1  # without dropout all weights add up to 1
+    ones = torch.ones_like(query)
+    shifted = partial(shifted_segment_attention, dropout_p=0.5)
+    for attend, length in ((partial(segment_pair_attention, dropout_p=0.5), 4), (shifted, 4), (shifted, 16)):
+        assert attend(query, query, ones, length).std() > 0.1  # without, all weights add up to 1
 
 
 @pytest.mark.parametrize(

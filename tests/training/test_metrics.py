@@ -1,5 +1,6 @@
 """What a run logs of its steps, on a clock that is set."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import llp
 from datamodules.loaders import TextWindows
 from llp.language_model import LanguageModel
+from llp.training.metrics import total_steps
 
 TOKENS = 4 * 32  # of a batch
 
@@ -56,3 +58,8 @@ def test_rates_of_a_run(run, work, clock):
     for tag, values in expected.items():
         logged = [(event.step, event.value) for event in events.Scalars(f"train/{tag}")]
         assert logged == [*zip(steps, values, strict=True)], tag
+
+
+@pytest.mark.parametrize(("estimated", "total"), [(6.0, 6), (math.inf, None), (0, None)])
+def test_a_run_may_have_no_last_step(estimated, total):
+    assert total_steps(SimpleNamespace(estimated_stepping_batches=estimated)) == total
