@@ -90,7 +90,7 @@ def _lengths(geometry: Geometry, max_len: int) -> tuple[int, int]:
 
 
 def _masks(case: Case) -> None:
-    """`visible` is `sees` made causal; the reach hides nothing that `sees` shows; patterns repeat after their unit."""
+    """`visible` is `sees` made causal; a declared reach hides nothing, and a pattern with a unit repeats after it."""
     for length in {1, case.n // 2 + 1, case.n, case.longest}:
         probes.check_masks(case.model.geometry, length)
 

@@ -67,6 +67,10 @@ class Geometry:
     compression: Compression | None = None
     rotates_values: bool = False
 
+    def __post_init__(self) -> None:
+        for layer in self.layers:
+            layer.pattern.check_definition()
+
     # Positions of a window
 
     @property

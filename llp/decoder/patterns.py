@@ -25,7 +25,7 @@ from llp.decoder.kernels.local import (
     sliding_window_attention,
     unmasked_segment_attention,
 )
-from llp.errors import require
+from llp.errors import SettingError, require
 
 _BLOCK_LEN = 256  # queries whose mask is held at a time
 
@@ -74,6 +74,20 @@ class AttentionPattern:
 
     def check_window(self, n: int) -> None:
         """Raise a `SettingError` if training windows of `n` positions are too short for the pattern."""
+
+    def check_definition(self) -> None:
+        """Raise a `SettingError` if `unit` or `reach` can't be used, or `sees` does not compute with tensors."""
+        name = type(self).__name__
+        require(self.unit is None or self.unit >= 1, f"{name}.unit", self.unit, "it must be 1 or more")
+        remedy = "define `unit`, too: the reach is counted from the start of a unit"
+        require(self.reach is None or self.unit is not None, f"{name}.reach", self.reach, remedy)
+        require(self.reach is None or self.reach >= 0, f"{name}.reach", self.reach, "it must be 0 or more")
+        head, query, key = torch.arange(2).view(2, 1, 1), torch.arange(2).view(2, 1), torch.arange(2)
+        try:
+            self.in_window(2).sees(head, query, key)
+        except RuntimeError as error:
+            remedy = f"{error}; join conditions by & and | instead of `and` and `or`, negate them by ~"
+            raise SettingError(f"{name}.sees", "a condition", remedy) from error
 
     def visible(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """`sees`, made causal and limited to the declared reach. Can serve as FlexAttention's `mask_mod`."""

@@ -52,6 +52,7 @@ def set_attention(
     if pattern is None:
         return
     require(keep_first >= 0, "keep_first", keep_first, "set it to 0 or more")
+    pattern.check_definition()
     is_causal = pattern.in_window(1 << 40).history_len == 0
     require(is_causal, "pattern", pattern, "its first positions see later ones; give a causal pattern")
     chosen = _chosen(probe(model), layers, getattr(model.config.get_text_config(), "layer_types", None))

@@ -314,6 +314,8 @@ def test_settings_that_are_refused() -> None:
     model = make("llama")
     with pytest.raises(SettingError, match="keep_first = -1"):
         set_attention(model, SegmentAttention(5), keep_first=-1)
+    with pytest.raises(SettingError, match="unit = 0"):
+        set_attention(model, SegmentAttention(0))
     with pytest.raises(SettingError, match="pattern = HistoryAttention"):
         set_attention(model, HistoryAttention(5))
     with pytest.raises(SettingError, match=r"layers = \[7\]: .*\[0, 1, 2\]"):
