@@ -55,7 +55,8 @@ def loss_by_context(
     Args:
         model: A `TrainingModule` in evaluation mode.
         data: Its data module, after `setup`.
-        max_context: The longest context in tokens; by default as much as a scoring window has before a block.
+        max_context: The longest context in tokens; by default as much as a scoring window or, if that is less, the
+            longest document has before a block.
         split: The split whose tokens are scored.
         n_blocks: How many blocks of tokens to score, spread evenly over the positions where there is room.
         block_len: Tokens per block, which are scored together: at most the stride of scoring windows. By default 32, or
@@ -69,9 +70,11 @@ def loss_by_context(
     block_len = min(32, stride) if block_len is None else block_len
     remedy = f"set it to 1 .. {stride}, the stride of scoring windows"
     require(1 <= block_len <= stride, "block_len", block_len, remedy)
-    longest = window_len - block_len if max_context is None else max_context
-    require(longest >= 1, "max_context", longest, "set it to 1 or more")
     file = data.checked_file(split)
+    most = max(document.tokens for document in file.documents) - block_len
+    longest = min(window_len - block_len, most) if max_context is None else max_context
+    remedy = f"set it to 1 or more, and to {most} at most, as many tokens as a document has before a block"
+    require(1 <= longest <= most, "max_context", longest, remedy)
     starts = _block_starts(file.documents, longest, block_len, n_blocks)
     blocks = np.stack([file.tokens[s - longest : s + block_len + 1] for s in starts])  # (blocks, longest + block + 1)
     batch_size = max(1, data.batch_size * data.window_len // (longest + block_len))
@@ -97,8 +100,6 @@ def _point(context: int, nats: np.ndarray) -> ContextLoss:
 def _block_starts(documents: Sequence[Document], longest: int, block_len: int, n_blocks: int) -> list[int]:
     """The position of each block's first input in the stream; a block and its longest context are in one document."""
     room = np.array([max(0, document.tokens - longest - block_len + 1) for document in documents])
-    remedy = "no document has that many tokens before a block; set it lower"
-    require(int(room.sum()) > 0, "max_context", longest, remedy)
     first = np.array([document.start for document in documents]) + longest
     possible = np.concatenate([np.arange(start, start + n) for start, n in zip(first, room, strict=True)])
     chosen = np.unique(np.linspace(0, len(possible) - 1, n_blocks).astype(np.int64))

@@ -180,9 +180,9 @@ def format_table(rows: Sequence[Row], protocol: Row) -> str:
     windows = f"Windows of {protocol['window_len']:,} tokens, stride {protocol['stride']:,}"
     if "context_mean" in protocol:
         least = protocol["context_least"]  # None if every document is one window
-        later = "" if least is None else f"at least {least:,} tokens after a document's first window, from "
+        later = "" if least is None else f", and after a document's first window from at least {least:,}"
         mean, greatest = protocol["context_mean"], protocol["context_greatest"]
-        windows += f": a token is predicted from {later}{mean:,.1f} tokens on average, and from at most {greatest:,}"
+        windows += f": a token is predicted from {mean:,.1f} tokens on average, from at most {greatest:,}{later}"
     lines += [f"{windows}.", f"Words: {protocol['word_count']}."]
     if whole["plain_words"] != whole["words"]:
         lines.append(

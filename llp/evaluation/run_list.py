@@ -124,11 +124,13 @@ def _reported(content: Row) -> Row:
 def differing_settings(settings: list[Row]) -> pd.DataFrame:
     """The settings that are not the same in all runs, one row per run, under short names that tell them apart.
 
-    A setting that a run does not have is None. Names of runs, the architecture and paths are left out.
+    A setting that a run does not have is None; a run without any is not compared. Names of runs, the architecture and
+    paths are left out.
     """
     table = pd.DataFrame(settings, dtype=object)
     table = table.where(table.notna(), None)
-    table = table[[name for name in table if name not in _NO_SETTINGS and table[name].map(repr).nunique() > 1]]
+    known = table[[bool(of_run) for of_run in settings]]
+    table = table[[name for name in table if name not in _NO_SETTINGS and known[name].map(repr).nunique() > 1]]
     # A class is named after the setting that holds it.
     paths = [name.replace(".init_args", "").removesuffix(".class_path") for name in table]
     ends = [path.rpartition(".")[2] for path in paths]

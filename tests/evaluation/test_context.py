@@ -71,6 +71,13 @@ def test_by_default_a_block_is_a_stride_and_the_context_what_its_window_has(mode
         assert point == pytest.approx(expected, rel=1e-9)
 
 
+def test_by_default_the_context_is_at_most_what_the_longest_document_has(model, tmp_path):
+    data = prepared(Given(TEXTS, cache_dir=str(tmp_path), window_len=16, batch_size=1))
+    curve = loss_by_context(model, data, block_len=2)
+    assert curve[-1][0] == 8  # of 10 tokens in the longest
+    assert curve[-1].blocks == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -78,7 +85,7 @@ def test_by_default_a_block_is_a_stride_and_the_context_what_its_window_has(mode
         ({"block_len": 0}, "block_len = 0: set it to 1 .. 4"),
         ({"block_len": 5}, "block_len = 5: set it to 1 .. 4"),
         ({"max_context": 0}, "max_context = 0"),
-        ({"max_context": 9, "block_len": 2}, "max_context = 9: no document has that many tokens"),
+        ({"max_context": 9, "block_len": 2}, "max_context = 9: set it to 1 or more, and to 8 at most"),
     ],
 )
 def test_settings_that_can_not_be_used(model, data, settings, message):

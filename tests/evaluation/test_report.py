@@ -139,15 +139,15 @@ def test_the_table():
     assert cells[2] == ["test", "(all)", "Model", "150", "60", "900", *own]
     assert cells[3] == ["unigram", *(f"{value:,.4f}" for value in metrics(500, 150, 60, 900).values())]
     text = "\n".join(lines[8:])
-    assert "Windows of 2,048 tokens, stride 1,024: a token is predicted from at least 1,025 tokens after" in text
-    assert "first window, from 1,234.6 tokens on average, and from at most 2,048." in text
+    assert "Windows of 2,048 tokens, stride 1,024: a token is predicted from 1,234.6 tokens on average" in text
+    assert "average, from at most 2,048, and after a document's first window from at least 1,025." in text
     assert "Words: as they come." in text
     assert f"whitespace-separated words (46), the word perplexity is {math.exp(200 / 46):,.4f}" in text
     assert "Probed for causality at every position of a window of 7 tokens, and at 2 positions" in text
     protocol |= {"context_least": None, "context_mean": 3.0, "context_greatest": 5, "certificate": {"causal": None}}
     rows = [{"split": "test", **row} for row in scored([(0, ones(100))], documents=[document("a", 100, 7, 600)]).rows()]
     text = format_table(rows, protocol)
-    assert "a token is predicted from 3.0 tokens on average, and from at most 5." in text
+    assert "a token is predicted from 3.0 tokens on average, from at most 5." in text
     assert "whitespace-separated words" not in text  # they are the same
     assert "NOT probed" in text
 

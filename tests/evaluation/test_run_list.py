@@ -90,6 +90,13 @@ def test_only_settings_that_differ_are_shown_under_short_names(tmp_path):
     }
 
 
+def test_a_run_without_a_configuration_does_not_make_all_settings_differ(tmp_path):
+    make_run(tmp_path, "a", learning_rate=0.02)
+    make_run(tmp_path, "b")
+    (tmp_path / "lightning_logs/by_hand/checkpoints").mkdir(parents=True)
+    assert settings(tmp_path) == {"learning_rate": [0.02, 0.01, None]}
+
+
 def test_the_table(tmp_path):
     make_run(tmp_path, "long-name", validation=1.75, test=1.5, dim=32)
     make_run(tmp_path, "other", validation=2.5, state="running")
