@@ -140,8 +140,8 @@ def import_class(path: str, base: type = object) -> Any:
     """
     module, _, name = path.rpartition(".")
     try:
-        cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        cls = getattr(import_module(module), name, None)
+    except ImportError as error:
         remedy = f"it can't be imported ({error}); add its folder to PYTHONPATH"
         raise SettingError("class_path", path, remedy) from error
     is_one = isinstance(cls, type) and issubclass(cls, base)

@@ -184,11 +184,13 @@ class Comparison:
             require(not others, f"fingerprint of the {name}", digest, remedy)
 
     def report(self) -> None:
-        """Write the report of what is there, and print its files."""
+        """Write the report of what is there, and print what was found and the files."""
         root = self.folder.root
         where = "" if root == Path("lightning_logs") else f" --root {shlex.quote(str(root))}"
         command = f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}"
-        for path in Report(self.plan(), command).write(self.folder.path):
+        report = Report(self.plan(), command)
+        print("\n".join(report.found))
+        for path in report.write(self.folder.path):
             print(f"Written to {path}")
 
 

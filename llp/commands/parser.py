@@ -46,7 +46,8 @@ class Parser(LightningArgumentParser):
             options = (option for action in self._actions for option in action.option_strings)
             known = known_settings() | {option.lstrip("-").rpartition(".")[2] for option in options}
             lines += [f"Did you mean {match}?" for match in get_close_matches(name, known, n=1)]
-        print(f"llp: error: {chr(10).join(lines)}\nAll settings: llp COMMAND --help", file=sys.stderr)
+        lines.append("All settings: llp COMMAND --help; of a class: llp fit --model.help CLASS, --data.help CLASS")
+        print("llp: error: " + "\n".join(lines), file=sys.stderr)
         sys.exit(2)
 
 

@@ -31,6 +31,7 @@ class Report:
         self.named = contrasts.named(plan, self.checks)
         self.exploratory = contrasts.exploratory(plan, self.checks)
         unit = next(iter(plan.recorded["unit"].dropna()), "bits per byte")
+        self.found = _found(plan, self.named, unit)
         self.summary, self.runs = tables.summary(plan, unit), tables.listed_runs(plan)
         self.plots = plots.draw_all(plan, [*self.named, *self.exploratory], unit)
         reach = [
@@ -42,7 +43,7 @@ class Report:
         bands = "Bands reach from the lowest to the highest seed; hollow: where runs at equal FLOPs or seconds ended."
         lines = [
             *[f"# {plan.spec.name}", "", plan.spec.description, "", "How to read this report: docs/comparison.md."],
-            *["", "## What was found", "", *_found(plan, self.named, unit), ""],
+            *["", "## What was found", "", *self.found, ""],
             *image(self.plots, "contrasts.png", "Differences with their 95 % intervals; grey: the noise floor"),
             *_progress(plan, command),
             *["", "## Checks", "", *_checks(self.checks), ""],

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -154,6 +155,14 @@ class PretrainedModel(TrainingModule):
             for number in self.local_layers:
                 layers[number] = Layer(local)
         return Geometry(tuple(layers), config.num_attention_heads)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        trained, data = getattr(self.transformers_config, "max_position_embeddings", None), self.data
+        has_dense = len(self.local_layers) < self.transformers_config.num_hidden_layers
+        if has_dense and not self.has_own_weights and trained and data is not None and data.window_len > trained:
+            text = f"data.init_args.window_len = {data.window_len}: the dense layers were trained on {trained} tokens"
+            rank_zero_warn(f"{text}; beyond that, their loss rises")
 
     def configure_model(self) -> None:
         if hasattr(self, "decoder"):

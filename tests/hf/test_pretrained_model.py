@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,8 +193,18 @@ def test_an_untrained_model_is_tested_without_a_checkpoint(run, work, config):
     status, _, err = run("test", "--config", "pretrained.yaml", "--data.init_args.window_len", 64)
     assert status == 0, err
     assert "Loading weights" not in err  # a bar is for a terminal
+    assert "were trained on" not in err
     text = (work / "wikitext/wiki.test.tokens").read_bytes()
     assert json.loads((work / "test.json").read_text())["rows"][0]["tokens"] == len(text)
+
+
+@pytest.mark.parametrize(("pattern", "warned"), [(None, True), (SEGMENTS, False)])
+def test_dense_layers_beyond_the_trained_length_are_warned_of(folder, pattern, warned, recwarn, monkeypatch):
+    model = llp.PretrainedModel(path=str(folder), pattern=pattern)
+    monkeypatch.setattr(llp.PretrainedModel, "data", SimpleNamespace(window_len=65))
+    model.setup("fit")
+    text = "data.init_args.window_len = 65: the dense layers were trained on 64 tokens"
+    assert any(text in str(one.message) for one in recwarn) == warned
 
 
 def test_the_shipped_configuration_trains_any_folder(run, work, config, folder):
