@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+import llp
 from datamodules.base import LanguageDataModule
 from datamodules.text import TextDataModule
 from datamodules.token_files import read_about
@@ -187,7 +188,9 @@ class Comparison:
         """Write the report of what is there, and print what was found and the files."""
         root = self.folder.root
         where = "" if root == Path("lightning_logs") else f" --root {shlex.quote(str(root))}"
-        command = f"llp compare {shlex.quote(os.path.relpath(self.source))}{where}"
+        shipped = Path(llp.__file__).parent  # a file of the package is named as the user did
+        source = self.source.relative_to(shipped) if self.source.is_relative_to(shipped) else self.source
+        command = f"llp compare {shlex.quote(os.path.relpath(source))}{where}"
         report = Report(self.plan(), command)
         print("\n".join(report.found))
         for path in report.write(self.folder.path):
