@@ -31,7 +31,7 @@ _LEFT_OUT = ("NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Nmt", "Prepend", "Str
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A given `tokenizer.json`. Requires the package `tokenizers`: `pip install "long-lora-perceiver[tokenizers]"`.
+    """A given `tokenizer.json`. Requires the package `tokenizers`: `pip install -e ".[tokenizers]"` in a clone.
 
     Steps that change the text are disabled, so that decoding returns it exactly: Unicode normalization, the space
     before a text, dropout, truncation, padding, and the removal of spaces next to special tokens. The fingerprint is

@@ -79,7 +79,7 @@ class WithFirstTokens(AttentionPattern):
 class PretrainedModel(TrainingModule):
     """A causal language model of transformers whose layers use an attention pattern of this package.
 
-    It needs the packages of the extra `pretrained`: `pip install "long-lora-perceiver[pretrained]"`.
+    It needs the packages of the extra `pretrained`: `pip install -e ".[pretrained]"` in a clone of the repository.
 
     Args:
         vocab_size: Number of tokens in the vocabulary of the data's tokenizer. On the command line it comes from the
