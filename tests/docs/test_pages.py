@@ -26,6 +26,7 @@ ELSEWHERE = {
     "pip": "README's by .ci/run, extras by test_docs.py",
     "pytest": "this is one",
     "cp": "the shell's",
+    "mkdir": "the shell's",
     "tail": "the shell's",
     "source": "the shell's",
     "conda": "the shell's",
@@ -36,6 +37,7 @@ ELSEWHERE = {
     "sbatch": "tests/campaigns/two_nodes.py",
     "scancel": "tests/campaigns/two_nodes.py",
     "srun": "tests/campaigns/two_nodes.py",
+    "torchrun": "by hand, with two processes on a CPU",
     "llp consolidate": "tests/training/test_distributed.py",
     "llp runs lightning_logs/sweeps/width": "tests/comparison/test_sweep.py",
 }
