@@ -44,6 +44,8 @@ def write_pretrained(checkpoint: dict[str, Any], folder: Path, output: Path, dty
         model.config.llp_attention = {**pattern, "keep_first": module.keep_first, "layers": module.local_layers}
         (folder / "modeling_llp.py").write_text(modeling_source("llp.export.pretrained_template"), encoding="utf-8")
     model.to(getattr(torch, dtype)).save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # written readable by the owner only
+        weights.chmod(0o644)
     if module.path is not None:
         _copy_tokenizer(model_folder(module.path, module.revision), folder)
     return f"Written to {output}: a model of transformers with {attention}, in {dtype}"

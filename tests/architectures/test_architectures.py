@@ -171,6 +171,12 @@ def test_perceiver_ar_leaves_history_out_in_layer_0_only():
     assert [layer.history_dropout for layer in model.layers()] == [0.25, 0.0, 0.0]
 
 
+def test_layers_compute_only_what_the_last_positions_depend_on():
+    """Segments of 4: position 19 sees those from 12 on, which see those from 8 on, which see those from 4 on."""
+    lengths = build("LLP", n_layers=3, segment_len=4).geometry.lengths(20, 1)
+    assert [(one.first, one.n_in, one.n_out) for one in lengths] == [(0, 20, 12), (8, 12, 8), (12, 8, 1)]
+
+
 def test_default_lengths_are_the_documented_ones():
     with torch.device("meta"):
         models = {name: getattr(llp, name)(**SIZES) for name in ARCHITECTURES}

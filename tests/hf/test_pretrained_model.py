@@ -243,6 +243,7 @@ def test_an_exported_folder_is_the_model(run, work, config, plain):
     opened = AutoModelForCausalLM.from_pretrained("out", trust_remote_code=not plain)
     assert torch.equal(opened(tokens, use_cache=False).logits, module(tokens))
     assert (work / "out/modeling_llp.py").exists() is not plain
+    assert (work / "out/model.safetensors").stat().st_mode & 0o777 == 0o644  # for colleagues, too
     if not plain:
         imported = exported.imported_by((work / "out/modeling_llp.py").read_text())
         assert not {"llp", "datamodules", "peft", "lightning"} & imported
