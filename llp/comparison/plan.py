@@ -264,8 +264,8 @@ class Plan:
         table = pd.DataFrame(rows)
         left = table[table["state"] != "done"][["FLOPs", "seconds"]].sum()
         formats = {"steps": "{:,}".format, "FLOPs": "{:.2e}".format, "seconds": "{:,.0f}".format}
-        chosen = len(self.spec.learning_rates) == 1
-        note = "" if chosen else "\nThe middle learning rate stands for one that is still to be chosen."
+        has_choice = len(self.spec.learning_rates) > 1
+        note = "\nThe middle learning rate stands for one that is still to be chosen." if has_choice else ""
         source = "as timed" if self._is_timed else f"assuming {rate:.2e} FLOP/s"
         price, hours = self.spec.assumed_price, left["seconds"] / 3600
         cost = "" if price is None else f", {hours * price:,.0f} dollars at {price:,.2f} an hour"

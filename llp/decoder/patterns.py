@@ -82,9 +82,9 @@ class AttentionPattern:
         remedy = "define `unit`, too: the reach is counted from the start of a unit"
         require(self.reach is None or self.unit is not None, f"{name}.reach", self.reach, remedy)
         require(self.reach is None or self.reach >= 0, f"{name}.reach", self.reach, "it must be 0 or more")
-        head, query, key = torch.arange(2).view(2, 1, 1), torch.arange(2).view(2, 1), torch.arange(2)
+        positions = torch.arange(2, device="cpu")  # as for masks, even where the weights are on the meta device
         try:
-            self.in_window(2).sees(head, query, key)
+            self.in_window(2).sees(positions.view(2, 1, 1), positions.view(2, 1), positions)
         except RuntimeError as error:
             remedy = f"{error}; join conditions by & and | instead of `and` and `or`, negate them by ~"
             raise SettingError(f"{name}.sees", "a condition", remedy) from error

@@ -72,6 +72,7 @@ def loss_by_context(
     require(1 <= block_len <= stride, "block_len", block_len, remedy)
     file = data.checked_file(split)
     most = max(document.tokens for document in file.documents) - block_len
+    require(most >= 1, "block_len", block_len, "no document is longer; set it lower")
     longest = min(window_len - block_len, most) if max_context is None else max_context
     remedy = f"set it to 1 or more, and to {most} at most, as many tokens as a document has before a block"
     require(1 <= longest <= most, "max_context", longest, remedy)

@@ -1,6 +1,7 @@
 """The shipped architectures, and some of one's own, have all the properties that `check_architecture` checks."""
 
 import pytest
+import torch
 
 import llp
 from helpers.own_patterns import OwnModel
@@ -46,3 +47,16 @@ def test_a_pattern_that_can_not_be_used_is_refused_before_its_model_is_built(pat
     cls = type("Own", (LanguageModel,), {"layers": lambda self: [Layer(pattern)]})
     with pytest.raises(SettingError, match=message):
         check_architecture(cls, max_len=20)
+
+
+class AtDistances(AttentionPattern):
+    distances = torch.tensor([0, 1, 3])
+
+    def sees(self, head, query, key):
+        return ((query - key).unsqueeze(-1) == self.distances).any(dim=-1)
+
+
+def test_a_pattern_may_hold_tensors_also_where_only_sizes_are_computed():
+    cls = type("Own", (LanguageModel,), {"layers": lambda self: [Layer(AtDistances())]})
+    with torch.device("meta"):
+        assert cls(19, dim=16, n_heads=2).geometry.pair_count(4) == 4 + 3 + 1  # all but distance 2

@@ -78,6 +78,13 @@ def test_by_default_the_context_is_at_most_what_the_longest_document_has(model, 
     assert curve[-1].blocks == 1
 
 
+def test_a_block_that_no_document_holds_is_named(model, tmp_path):
+    texts = {**TEXTS, "validation": {"a": "abc", "b": "de"}}
+    data = prepared(Given(texts, cache_dir=str(tmp_path), window_len=8, batch_size=1))
+    with pytest.raises(SettingError, match="block_len = 4: no document is longer"):
+        loss_by_context(model, data)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
