@@ -28,8 +28,9 @@ def test_a_committed_report_comes_out_of_its_records_to_the_byte(run, work, monk
     if (committed / "timing.json").exists():
         shutil.copy(committed / "timing.json", written)
     monkeypatch.setattr(plots, "save", lambda figure, path: path.touch())  # drawn, but not rendered
-    status, _, err = run("compare", SPECIFICATIONS[name], "--report")
+    status, out, err = run("compare", SPECIFICATIONS[name], "--report")
     assert status == 0, err
+    assert "Noise floor: " in out.partition("Written to")[0]  # what was found is printed, too
     for path in [*committed.glob("report.*"), *committed.glob("*.csv")]:
         assert (written / path.name).read_bytes() == path.read_bytes(), path.name
     assert {path.name for path in committed.glob("*.png")} == {path.name for path in written.glob("*.png")}
