@@ -33,8 +33,8 @@ def write(spec: Row, folder: Path) -> None:
         "# What a pretrained model loses when its attention is cut",
         spec["question"].strip(),
         f"{spec['model']}, untrained for any pattern; the first {spec['tokens']:,} tokens of up to "
-        f"{len(spec['documents'])} documents, each token once. Losses are in nats a token; intervals are 95 %, paired "
-        "over documents. A difference is over the documents that both arms have read.",
+        f"{len(spec['documents'])} documents, each token once. Losses are in nats per token; intervals are 95 %, "
+        "paired over documents. A difference is over the documents that both arms have read.",
         "## Arms\n\n" + arms_table(losses),
         "## Contrasts that were named before the runs\n\n" + contrasts_table(contrasts(spec, losses, long)),
         offsets(main, complete, folder),
@@ -52,7 +52,7 @@ def table_of(records: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
 
 def arms_table(losses: pd.DataFrame) -> str:
     """Each arm's mean loss, and its difference to dense attention."""
-    rows = ["| arm | documents | nats a token | minus dense | interval |", "| --- | ---: | ---: | ---: | --- |"]
+    rows = ["| arm | documents | nats per token | minus dense | interval |", "| --- | ---: | ---: | ---: | --- |"]
     for arm in losses:
         mean, low, high, _ = difference(losses[arm], losses["dense"])
         cells = [str(arm), str(losses[arm].count()), f"{losses[arm].mean():.4f}"]
@@ -111,7 +111,7 @@ def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
         length = next((part for part in arm.split("_")[1:2] if part.isdigit()), "")
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "blocks_384", "blocks_768"):
             curves[arm] = gap_to_dense(main, arm, "by_offset", length)
-    figure, axes = plot("offset in the segment, sixteenths", "nats a token minus dense")
+    figure, axes = plot("offset in the segment, sixteenths", "nats per token minus dense")
     for arm, curve in curves.items():
         axes.plot(range(1, 17), curve, marker="o", label=arm)
     axes.legend(fontsize="small")
@@ -136,7 +136,7 @@ def gap_to_dense(records: pd.DataFrame, arm: str, column: str, key: str) -> np.n
 def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     """The loss of words by the distance to their last occurrence, minus dense attention's on the same words."""
     bounds = ["new", *(f"< {bound:,}" for bound in DISTANCES), f"≥ {DISTANCES[-1]:,}"]
-    figure, axes = plot("distance to the word's last occurrence, tokens", "nats a word minus dense")
+    figure, axes = plot("distance to the word's last occurrence, tokens", "nats per word minus dense")
     rows = [f"| arm | {' | '.join(bounds)} |", "| --- |" + " --- |" * len(bounds)]
     dense = by_word(main, "dense")
     for arm in arms:
@@ -148,12 +148,12 @@ def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     axes.legend(fontsize="small")
     save(figure, folder / "distances.png")
     title = "## Loss of a word by the distance to its last occurrence, minus dense"
-    text = "Words of four letters or more; nats a word."
+    text = "Words of four letters or more; nats per word."
     return f"{title}\n\n{text}\n\n" + "\n".join(rows) + "\n\n![Loss by distance](distances.png)"
 
 
 def by_word(main: pd.DataFrame, arm: str) -> np.ndarray:
-    """Nats a word in each bin of distance, over all documents."""
+    """Nats per word in each bin of distance, over all documents."""
     cells = main.loc[main["arm"] == arm, "by_distance"]
     nats, words = (np.sum([cell[name] for cell in cells], axis=0) for name in ("nats", "words"))
     return np.where(words > 0, nats / np.maximum(words, 1), np.nan)
@@ -163,7 +163,7 @@ def positions(main: pd.DataFrame, long: pd.DataFrame, folder: Path) -> str:
     """The loss by position, up to four times the trained length, on the documents that all arms have read."""
     readers = long.groupby("document")["arm"].nunique()
     long = long[long["document"].map(readers) == long["arm"].nunique()]
-    figure, axes = plot("position, tokens", "nats a token, mean over documents")
+    figure, axes = plot("position, tokens", "nats per token, mean over documents")
     rows = ["| arm, on " + str(long["document"].nunique()) + " documents | 0-8k | 8-16k | 16-24k | 24-32k |"]
     rows.append("| --- |" + " --- |" * 4)
     if not len(long):

@@ -100,7 +100,7 @@ def noise_floor(runs: pd.DataFrame) -> NoiseFloor | None:
 
     A model that was not trained has none: two runs of it would be equal.
     """
-    if not runs["steps"].any():
+    if (runs["steps"] == 0).any():
         return NoiseFloor(0.0, 2)
     return NoiseFloor(float(np.std(scores(runs).metrics, ddof=1)), len(runs)) if len(runs) > 1 else None
 

@@ -119,6 +119,7 @@ def test_the_noise_floor_by_hand():
     flat = runs(*(record("a", seed, [level] * 5) for seed, level in enumerate((2.0, 2.1, 2.2))))
     assert noise_floor(flat) == pytest.approx((0.1, 3))
     assert noise_floor(flat[:1]) is None
+    assert noise_floor(flat[:0]) is None
 
 
 @pytest.mark.parametrize(
