@@ -37,6 +37,7 @@ def write(spec: Row, folder: Path) -> None:
         "paired over documents. A difference is over the documents that both arms have read.",
         "## Arms\n\n" + arms_table(losses),
         "## Contrasts that were named before the runs\n\n" + contrasts_table(contrasts(spec, losses, long)),
+        "## Exploratory contrasts\n\n" + exploratory_table(spec["exploratory"], losses),
         offsets(main, complete, folder),
         distances(main, complete, folder),
         positions(main, long, folder),
@@ -101,6 +102,15 @@ def contrasts_table(found: dict[tuple[str, str, str], tuple[float, ...]]) -> str
     ]
     for key, (mean, low, high, _) in found.items():
         rows.append(f"| {' | '.join(key)} | {mean:+.4f} | {interval(low, high)} | {corrected[key]:.2g} |")
+    return "\n".join(rows)
+
+
+def exploratory_table(pairs: list[tuple[str, str]], losses: pd.DataFrame) -> str:
+    """Difference and interval of pairs that were named after the runs."""
+    rows = ["| first | second | first - second | interval |", "| --- | --- | --- | --- |"]
+    for first, second in pairs:
+        mean, low, high, _ = difference(losses[first], losses[second])
+        rows.append(f"| {first} | {second} | {mean:+.4f} | {interval(low, high)} |")
     return "\n".join(rows)
 
 
