@@ -52,12 +52,18 @@ def table_of(records: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
 
 
 def arms_table(losses: pd.DataFrame) -> str:
-    """Each arm's mean loss, and its difference to dense attention."""
-    rows = ["| arm | documents | nats per token | minus dense | interval |", "| --- | ---: | ---: | ---: | --- |"]
+    """Each arm's mean loss, and its difference to dense attention: on all documents, on books, and on articles."""
+    rows = [
+        "| arm | documents | nats per token | minus dense | interval | books | articles |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    is_book = losses.index.str.startswith("pg19/")
     for arm in losses:
         mean, low, high, _ = difference(losses[arm], losses["dense"])
+        gaps = losses[arm] - losses["dense"]
+        kinds = [f"{gaps[is_kind].mean():+.4f}" for is_kind in (is_book, ~is_book)]
         cells = [str(arm), str(losses[arm].count()), f"{losses[arm].mean():.4f}"]
-        cells += ["", ""] if arm == "dense" else [f"{mean:+.4f}", interval(low, high)]
+        cells += [""] * 4 if arm == "dense" else [f"{mean:+.4f}", interval(low, high), *kinds]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -116,31 +122,37 @@ def exploratory_table(pairs: list[tuple[str, str]], losses: pd.DataFrame) -> str
 
 def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     """The loss by the offset in a segment, minus dense attention's at the same tokens."""
-    curves = {}
+    gaps = {}
     for arm in arms:
         length = next((part for part in arm.split("_")[1:2] if part.isdigit()), "")
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "blocks_384", "blocks_768"):
-            curves[arm] = gap_to_dense(main, arm, "by_offset", length)
+            gaps[arm] = gap_to_dense(main, arm, length)  # (documents, 16)
     figure, axes = plot("offset in the segment, sixteenths", "nats per token minus dense")
-    for arm, curve in curves.items():
-        axes.plot(range(1, 17), curve, marker="o", label=arm)
+    for arm, gap in gaps.items():
+        axes.plot(range(1, 17), gap.mean(axis=0), marker="o", label=arm)
     axes.legend(fontsize="small")
     save(figure, folder / "offsets.png")
     rows = ["| arm | first quarter | second | third | last |", "| --- | --- | --- | --- | --- |"]
-    rows += [
-        f"| {arm} | {' | '.join(f'{x:+.3f}' for x in c.reshape(4, 4).mean(axis=1))} |" for arm, c in curves.items()
-    ]
+    for arm, gap in gaps.items():
+        quarters = gap.reshape(len(gap), 4, 4).mean(axis=2).T
+        rows.append(f"| {arm} | {' | '.join(map(mean_and_interval, quarters))} |")
     text = "The first token of a segment of m sees m earlier ones, its last 2 m - 1; in blocks they see 0 and m - 1."
     title = f"## Loss by the offset in a segment, minus dense (from position {SETTLED:,} on)"
     return f"{title}\n\n{text}\n\n" + "\n".join(rows) + "\n\n![Loss by the offset in a segment](offsets.png)"
 
 
-def gap_to_dense(records: pd.DataFrame, arm: str, column: str, key: str) -> np.ndarray:
-    """The mean over documents of a curve, minus dense attention's."""
+def gap_to_dense(records: pd.DataFrame, arm: str, length: str) -> np.ndarray:
+    """The loss by offset in segments of a length, minus dense attention's: a row for each document."""
     own, dense = (
-        np.mean([row[key] for row in records.loc[records["arm"] == one, column]], axis=0) for one in (arm, "dense")
+        np.array([row[length] for row in records.loc[records["arm"] == one, "by_offset"]]) for one in (arm, "dense")
     )
     return own - dense
+
+
+def mean_and_interval(gaps: np.ndarray) -> str:
+    """The mean over documents and its 95 % interval."""
+    mean, low, high, _ = difference(pd.Series(gaps), pd.Series(np.zeros(len(gaps))))
+    return f"{mean:+.3f} ({low:+.2f} .. {high:+.2f})"
 
 
 def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
@@ -148,25 +160,31 @@ def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     bounds = ["new", *(f"< {bound:,}" for bound in DISTANCES), f"≥ {DISTANCES[-1]:,}"]
     figure, axes = plot("distance to the word's last occurrence, tokens", "nats per word minus dense")
     rows = [f"| arm | {' | '.join(bounds)} |", "| --- |" + " --- |" * len(bounds)]
-    dense = by_word(main, "dense")
+    pooled = ["| arm | new | < 256 | < 2,048 | < 8,192 |", "| --- | --- | --- | --- | --- |"]
+    dense, words = by_word(main, "dense")
     for arm in arms:
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "window_384", "blocks_768", "shifted_768"):
-            gap = by_word(main, arm) - dense
+            extra = by_word(main, arm)[0] - dense  # (documents, bins)
+            gap = extra.sum(axis=0) / np.where(words.any(axis=0), words.sum(axis=0), np.nan)
             axes.plot(bounds, gap, marker="o", label=arm)
             rows.append(f"| {arm} | {' | '.join('' if np.isnan(one) else f'{one:+.2f}' for one in gap)} |")
+            parts = [slice(0, 1), slice(1, 5), slice(5, 8), slice(8, 10)]
+            means = [extra[:, part].sum(axis=1) / words[:, part].sum(axis=1) for part in parts]
+            pooled.append(f"| {arm} | {' | '.join(map(mean_and_interval, means))} |")
     axes.tick_params(axis="x", rotation=45)
     axes.legend(fontsize="small")
     save(figure, folder / "distances.png")
     title = "## Loss of a word by the distance to its last occurrence, minus dense"
-    text = "Words of four letters or more; nats per word."
-    return f"{title}\n\n{text}\n\n" + "\n".join(rows) + "\n\n![Loss by distance](distances.png)"
+    text = f"Words of four letters or more, from position {SETTLED:,} on; nats per word, over all words."
+    means = "The mean over the documents, with its interval:"
+    tables = "\n".join(rows) + f"\n\n{means}\n\n" + "\n".join(pooled)
+    return f"{title}\n\n{text}\n\n{tables}\n\n![Loss by distance](distances.png)"
 
 
-def by_word(main: pd.DataFrame, arm: str) -> np.ndarray:
-    """Nats per word in each bin of distance, over all documents."""
-    cells = main.loc[main["arm"] == arm, "by_distance"]
-    nats, words = (np.sum([cell[name] for cell in cells], axis=0) for name in ("nats", "words"))
-    return np.where(words > 0, nats / np.maximum(words, 1), np.nan)
+def by_word(main: pd.DataFrame, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and words in each bin of distance: a row for each document."""
+    cells = list(main.loc[main["arm"] == arm, "by_distance"])
+    return np.array([cell["nats"] for cell in cells]), np.array([cell["words"] for cell in cells])
 
 
 def positions(main: pd.DataFrame, long: pd.DataFrame, folder: Path) -> str:

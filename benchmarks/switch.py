@@ -84,13 +84,16 @@ def report(spec: Settings, records: pd.DataFrame) -> str:
         "| --- | --- | --- |",
     ]
     lines += [f"| {chain} | {scores[chain].mean():.4f} | {scores[chain].std():.4f} |" for chain in spec["chains"]]
-    lines += ["", "| first | second | first - second | 95 % interval | p, Holm |", "| --- | --- | --- | --- | --- |"]
+    head = "| first | second | first - second | 95 % interval, paired | not paired (Welch) | p, Holm |"
+    lines += ["", head, "| --- | --- | --- | --- | --- | --- |"]
     tests = [stats.ttest_rel(scores[first], scores[second]) for first, second in spec["contrasts"]]
     corrected = holm([float(test.pvalue) for test in tests])
     for (first, second), test, p in zip(spec["contrasts"], tests, corrected, strict=True):
-        interval = test.confidence_interval(0.95)
+        welch = stats.ttest_ind(scores[first], scores[second], equal_var=False)
+        bounds = [one.confidence_interval(0.95) for one in (test, welch)]
         mean = (scores[first] - scores[second]).mean()
-        lines.append(f"| {first} | {second} | {mean:+.4f} | {interval.low:+.4f} .. {interval.high:+.4f} | {p:.2g} |")
+        cells = [first, second, f"{mean:+.4f}", *(f"{one.low:+.4f} .. {one.high:+.4f}" for one in bounds), f"{p:.2g}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

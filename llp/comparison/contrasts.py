@@ -51,7 +51,7 @@ def named(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
 
 
 def exploratory(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
-    """Every arm against the reference under every budget, without verdicts.
+    """Every arm against the reference under every budget, and those that the specification asks for; no verdicts.
 
     Skips preregistered pairs (in either order) and pairs whose runs an earlier budget already reported: arms that train
     as many positions as the reference have the same runs at equal windows and positions.
@@ -59,8 +59,9 @@ def exploratory(plan: Plan, checks: Sequence[Check]) -> list[Judged]:
     floor, spec = usable_floor(plan), plan.spec
     beforehand = {frozenset(contrast) for contrast in spec.primary}
     pairs = [Contrast(arm, spec.reference, budget) for budget in spec.budgets for arm in spec.arms]
-    others = [one for one in pairs if one.first != one.second and frozenset(one) not in beforehand]
-    return [_judge(plan, checks, one, floor) for one in others if not _is_repeated(plan, one)]
+    pairs += (Contrast(*contrast) for contrast in spec.exploratory)
+    others = {frozenset(one): one for one in pairs if one.first != one.second and frozenset(one) not in beforehand}
+    return [_judge(plan, checks, one, floor) for one in others.values() if not _is_repeated(plan, one)]
 
 
 def _judge(plan: Plan, checks: Sequence[Check], contrast: Contrast, floor: NoiseFloor | None) -> Judged:

@@ -38,6 +38,7 @@ class Specification:
         validations: Number of validations per run, including the one at its end.
         slices: Whether to compute the loss by position and on recall tokens for tested runs.
         primary: Preregistered contrasts, as `[first arm, second arm, budget]`.
+        exploratory: Contrasts to report without a verdict, besides those with the reference. They may be added later.
         assumed_rate: FLOP/s that `--plan` assumes as long as nothing has been timed.
         assumed_price: Price of a device hour in dollars, from which `--plan` computes the cost of the runs.
 
@@ -63,6 +64,7 @@ class Specification:
     validations: int = 4
     slices: bool = True
     primary: list[tuple[str, str, Budget]] = field(default_factory=list)
+    exploratory: list[tuple[str, str, Budget]] = field(default_factory=list)
     assumed_rate: float | None = None
     assumed_price: float | None = None
 
@@ -91,13 +93,17 @@ class Specification:
         for setting, least in (("steps", 2 if self.steps else 0), ("validations", 1), ("extensions", 0)):
             require(getattr(self, setting) >= least, setting, getattr(self, setting), f"set it to {least} or more")
         require(0 <= self.warmup < 1, "warmup", self.warmup, "it is a fraction of the steps: at least 0 and below 1")
-        for first, second, budget in self.primary:
-            self._require_arm("primary", first)
-            self._require_arm("primary", second)
-            require(budget in self.budgets, "primary", budget, f"it is not one of the budgets {self.budgets}")
-        pairs = {(*sorted(pair), budget) for *pair, budget in self.primary if len(set(pair)) == 2}
+        self._require_contrasts("primary", self.primary)
+        self._require_contrasts("exploratory", self.exploratory)
+
+    def _require_contrasts(self, setting: str, contrasts: list[tuple[str, str, Budget]]) -> None:
+        for first, second, budget in contrasts:
+            self._require_arm(setting, first)
+            self._require_arm(setting, second)
+            require(budget in self.budgets, setting, budget, f"it is not one of the budgets {self.budgets}")
+        pairs = {(*sorted(pair), budget) for *pair, budget in contrasts if len(set(pair)) == 2}
         remedy = "a contrast is between two different arms; give each pair once per budget"
-        require(len(pairs) == len(self.primary), "primary", self.primary, remedy)
+        require(len(pairs) == len(contrasts), setting, contrasts, remedy)
 
     def _require_arm(self, setting: str, arm: str) -> None:
         require(arm in self.arms, setting, arm, f"there is no such arm; the arms are {', '.join(self.arms)}")
@@ -109,7 +115,8 @@ class Specification:
 
     def as_settings(self) -> Settings:
         """The specification as it would be written in YAML."""
-        return {**asdict(self), "primary": [list(contrast) for contrast in self.primary]}
+        contrasts = {"primary": self.primary, "exploratory": self.exploratory}
+        return asdict(self) | {setting: [list(contrast) for contrast in those] for setting, those in contrasts.items()}
 
 
 def require_file_name(name: str) -> None:

@@ -196,6 +196,7 @@ def test_what_a_run_is_set_to():
         ({"reference": "lpp"}, "reference = lpp: there is no such arm"),
         ({"learning_rates": [0.003, 0.001]}, "increasing"),
         ({"primary": [("dense", "latent", "flops")]}, "primary = flops"),
+        ({"exploratory": [("dense", "lpp", "windows")]}, "exploratory = lpp"),
         ({"primary": [("dense", "latent", "windows"), ("latent", "dense", "windows")]}, "each pair once"),
         ({"arms": {"dense": {"init_args": {}}}}, "class_path"),
         ({"arms": {"dense": DENSE | {"n_layers": 3}}}, "n_layers"),

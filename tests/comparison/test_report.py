@@ -131,15 +131,20 @@ def test_nothing_is_done_yet():
 
 
 def test_every_pair_is_judged_once():
-    """LLP and the window train all positions: equal positions are equal windows. FLOPs has other runs of LLP."""
+    """LLP and the window train all positions: equal positions are equal windows. FLOPs has other runs of LLP.
+
+    A contrast that is asked for is added, or turns one with the reference round.
+    """
     budgets, primary = ["windows", "positions", "flops"], [("dense", "llp", "windows"), ("llp", "window", "flops")]
-    found = report(records(), budgets=budgets, primary=primary, flops={"llp": FLOPS // 2})
+    asked = [("dense", "window", "windows"), ("llp", "window", "windows"), ("window", "llp", "flops")]
+    found = report(records(), budgets=budgets, primary=primary, exploratory=asked, flops={"llp": FLOPS // 2})
     assert [one.contrast for one in found.named] == primary
     assert [one.contrast for one in found.exploratory] == [
-        Contrast("window", "dense", "windows"),
+        Contrast("dense", "window", "windows"),
         Contrast("llp", "dense", "flops"),
+        Contrast("llp", "window", "windows"),
     ]
-    assert [one.verdict for one in found.exploratory] == [None] * 2
+    assert [one.verdict for one in found.exploratory] == [None] * 3
 
 
 def test_holm_counts_contrasts_that_are_missing():
