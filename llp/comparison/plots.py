@@ -109,7 +109,7 @@ def loss_over_cost(plan: Plan) -> Any | None:
     The lines are the runs of the first budget; hollow markers are the ends of runs with equal FLOPs or seconds.
     """
     finals, look, first = plan.first_finals(), styles(plan), plan.spec.budgets[0]
-    if not finals:
+    if not finals or plan.spec.steps == 0:
         return None
     costs = {"flops": "training FLOPs"}
     if any(arm in plan.timing.seconds_per_step for arm in finals):
