@@ -19,6 +19,8 @@ SETTLED = 1024
 """From this position on the loss by offset and by distance is taken."""
 DISTANCES = [2**k for k in range(5, 14)]
 """Bounds of the bins of distance, in tokens, between a word and its last occurrence before."""
+POOLED = {"new": slice(0, 1), "< 256": slice(1, 5), "256 to 2,047": slice(5, 8), "2,048 to 8,191": slice(8, 10)}
+"""The bins of distance for which there are intervals. The first bin is for new words."""
 
 
 def write(spec: Row, folder: Path) -> None:
@@ -59,8 +61,8 @@ def arms_table(losses: pd.DataFrame) -> str:
     ]
     is_book = losses.index.str.startswith("pg19/")
     for arm in losses:
-        mean, low, high, _ = difference(losses[arm], losses["dense"])
         gaps = losses[arm] - losses["dense"]
+        mean, low, high, _ = difference(gaps)
         kinds = [f"{gaps[is_kind].mean():+.4f}" for is_kind in (is_book, ~is_book)]
         cells = [str(arm), str(losses[arm].count()), f"{losses[arm].mean():.4f}"]
         cells += [""] * 4 if arm == "dense" else [f"{mean:+.4f}", interval(low, high), *kinds]
@@ -68,9 +70,9 @@ def arms_table(losses: pd.DataFrame) -> str:
     return "\n".join(rows)
 
 
-def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, float, float]:
-    """Mean of the difference over the documents that both have, its 95 % interval by Student's t, and the p value."""
-    gaps = (first - second).dropna()
+def difference(gaps: pd.Series) -> tuple[float, float, float, float]:
+    """Mean of a difference over the documents that have one, its 95 % interval by Student's t, and the p value."""
+    gaps = gaps.dropna()
     if len(gaps) < 2 or not gaps.any():
         return float(gaps.mean()), -np.inf, np.inf, 1.0
     test = stats.ttest_1samp(gaps, 0)
@@ -88,14 +90,14 @@ def contrasts(spec: Row, losses: pd.DataFrame, long: pd.DataFrame) -> dict[tuple
     found = {}
     for first, second in spec["contrasts"]:
         if {first, second} <= set(losses):
-            found[f"the first {spec['tokens']:,}", first, second] = difference(losses[first], losses[second])
+            found[f"the first {spec['tokens']:,}", first, second] = difference(losses[first] - losses[second])
     beyond = long.assign(
         nats=[sum(row[spec["tokens"] // BIN :]) for row in long["by_position"]], tokens=long["tokens"] - spec["tokens"]
     )
     for first, second in spec["long"]["contrasts"]:
         if {first, second} <= set(beyond["arm"]):
             both = table_of(beyond, [first, second])
-            found[f"beyond {spec['tokens']:,}", first, second] = difference(both[first], both[second])
+            found[f"beyond {spec['tokens']:,}", first, second] = difference(both[first] - both[second])
     return found
 
 
@@ -115,7 +117,7 @@ def exploratory_table(pairs: list[tuple[str, str]], losses: pd.DataFrame) -> str
     """Difference and interval of pairs that were named after the runs."""
     rows = ["| first | second | first - second | interval |", "| --- | --- | --- | --- |"]
     for first, second in pairs:
-        mean, low, high, _ = difference(losses[first], losses[second])
+        mean, low, high, _ = difference(losses[first] - losses[second])
         rows.append(f"| {first} | {second} | {mean:+.4f} | {interval(low, high)} |")
     return "\n".join(rows)
 
@@ -124,9 +126,8 @@ def offsets(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     """The loss by the offset in a segment, minus dense attention's at the same tokens."""
     gaps = {}
     for arm in arms:
-        length = next((part for part in arm.split("_")[1:2] if part.isdigit()), "")
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "blocks_384", "blocks_768"):
-            gaps[arm] = gap_to_dense(main, arm, length)  # (documents, 16)
+            gaps[arm] = gap_to_dense(main, arm, arm.split("_")[1])  # (documents, 16)
     figure, axes = plot("offset in the segment, sixteenths", "nats per token minus dense")
     for arm, gap in gaps.items():
         axes.plot(range(1, 17), gap.mean(axis=0), marker="o", label=arm)
@@ -151,7 +152,7 @@ def gap_to_dense(records: pd.DataFrame, arm: str, length: str) -> np.ndarray:
 
 def mean_and_interval(gaps: np.ndarray) -> str:
     """The mean over documents and its 95 % interval."""
-    mean, low, high, _ = difference(pd.Series(gaps), pd.Series(np.zeros(len(gaps))))
+    mean, low, high, _ = difference(pd.Series(gaps))
     return f"{mean:+.3f} ({low:+.2f} .. {high:+.2f})"
 
 
@@ -160,7 +161,7 @@ def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
     bounds = ["new", *(f"< {bound:,}" for bound in DISTANCES), f"≥ {DISTANCES[-1]:,}"]
     figure, axes = plot("distance to the word's last occurrence, tokens", "nats per word minus dense")
     rows = [f"| arm | {' | '.join(bounds)} |", "| --- |" + " --- |" * len(bounds)]
-    pooled = ["| arm | new | < 256 | < 2,048 | < 8,192 |", "| --- | --- | --- | --- | --- |"]
+    pooled = [f"| arm | {' | '.join(POOLED)} |", "| --- |" + " --- |" * len(POOLED)]
     dense, words = by_word(main, "dense")
     for arm in arms:
         if arm in ("llp_64", "llp_128", "llp_256", "llp_512", "window_384", "blocks_768", "shifted_768"):
@@ -168,8 +169,7 @@ def distances(main: pd.DataFrame, arms: list[str], folder: Path) -> str:
             gap = extra.sum(axis=0) / np.where(words.any(axis=0), words.sum(axis=0), np.nan)
             axes.plot(bounds, gap, marker="o", label=arm)
             rows.append(f"| {arm} | {' | '.join('' if np.isnan(one) else f'{one:+.2f}' for one in gap)} |")
-            parts = [slice(0, 1), slice(1, 5), slice(5, 8), slice(8, 10)]
-            means = [extra[:, part].sum(axis=1) / words[:, part].sum(axis=1) for part in parts]
+            means = [extra[:, part].sum(axis=1) / words[:, part].sum(axis=1) for part in POOLED.values()]
             pooled.append(f"| {arm} | {' | '.join(map(mean_and_interval, means))} |")
     axes.tick_params(axis="x", rotation=45)
     axes.legend(fontsize="small")

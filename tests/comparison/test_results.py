@@ -1,10 +1,13 @@
 """The reports in `results/` come out of their records to the byte."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from llp.comparison import plots
 
@@ -51,3 +54,23 @@ def test_a_committed_report_comes_out_of_its_records_to_the_byte(run, work, monk
     for path in [*committed.glob("report.*"), *committed.glob("*.csv")]:
         assert (written / path.name).read_bytes() == path.read_bytes(), path.name
     assert {path.name for path in committed.glob("*.png")} == {path.name for path in written.glob("*.png")}
+
+
+@pytest.mark.parametrize(("arm", "quoted"), [("llp", "0.007 more (0.003 to 0.011;"), ("blocks", "0.030 more than")])
+def test_the_gain_by_training_that_the_results_quote(arm, quoted):
+    """How much more than dense attention: bits per byte, with an interval by Student's t over the books."""
+
+    def documents(study, name):
+        tests = [json.loads(path.read_text())["test"] for path in (ROOT / "results" / study).glob(f"records/{name}-*")]
+        rows = [test["rows"][1:] for test in tests if test]  # without the sum over the books
+        return np.mean([[(row["nats"], row["bytes"]) for row in own] for own in rows], axis=0).T  # (2, books)
+
+    def gap(study):
+        return documents(study, arm)[0] - documents(study, "dense")[0]
+
+    gains, n_bytes = gap("lora_untrained") - gap("lora"), documents("lora", "dense")[1]
+    interval = stats.ttest_1samp(gains / n_bytes / math.log(2), 0).confidence_interval(0.95)
+    mean, page = gains.sum() / n_bytes.sum() / math.log(2), (ROOT / "docs/results.md").read_text()
+    assert quoted in page
+    assert quoted.startswith(f"{mean:.3f} more")
+    assert f"({interval.low:.3f} to {interval.high:.3f}" in page
